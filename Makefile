@@ -1,0 +1,76 @@
+# Two commands from a bare clone: `make quickstart` and `make test`. Needed: make, and Python 3.11+ with pip and venv.
+#
+#   make quickstart TORCH=torch            the newest torch of your index (CUDA on Linux) instead of the pinned one
+#   make quickstart PIP_ARGS="--extra-index-url URL"   another index, e.g. PyTorch's own for a CPU-only build
+#   make test PYTHON=python3.13            another interpreter
+#   make test TESTS="-m slow"              other tests
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3.14 python3 python 2>/dev/null))
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+TESTS ?= -n 2
+VENV := .venv
+FULL := .venv-full
+BIN := $(VENV)/bin
+
+# The environment is rebuilt when what defines it changes, not when a file is merely newer.
+KEY := $(shell (cat pyproject.toml constraints/cpu.txt; echo "$(PYTHON) $(TORCH)") | cksum | cut -d' ' -f1)
+READY := $(VENV)/.ready-$(KEY)
+
+.PHONY: help environment quickstart test lint bench checksums full-environment clean
+
+help:
+	@echo 'make quickstart        environment, then distil the bundled teacher, sample, evaluate, write the report'
+	@echo 'make test              environment, then the tests'
+	@echo 'make lint              ruff and mypy'
+	@echo 'make bench             speed and memory on this machine'
+	@echo 'make full-environment  .venv-full: every extra, newest versions, torchvision (several GB)'
+	@echo 'make checksums         assets/SHA256SUMS, after a change of a bundled file'
+	@echo 'make clean             remove environments, caches and builds; runs/ stays'
+
+environment: $(READY)
+
+$(READY): | supported
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@grep -v '^torch==' constraints/cpu.txt > $(VENV)/constraints.txt
+	@echo 'Setting up $(VENV) (once; a minute or two) ...'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c $(VENV)/constraints.txt '$(TORCH)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c $(VENV)/constraints.txt '$(TORCH)' \
+		-e '.[dev,data,plot]'
+	@rm -f $(VENV)/.ready-*
+	@touch $@
+
+.PHONY: supported
+supported:
+	@test -n "$(PYTHON)" || { echo 'no python3 found: install Python 3.11 or newer, or say PYTHON=/path/to/python' >&2; exit 2; }
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo '$(PYTHON) is older than 3.11 or lacks venv/pip: install them, or say PYTHON=/path/to/python' >&2; exit 2; }
+
+quickstart: $(READY)
+	$(BIN)/python scripts/quickstart.py
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TESTS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m pytest -q -m bench
+
+full-environment: supported
+	$(PYTHON) -m venv $(FULL)
+	$(FULL)/bin/python -m pip install --quiet $(PIP_ARGS) -e '.[text,eval,data,track,plot,dev]'
+	$(FULL)/bin/diffdistill doctor
+
+checksums:
+	cd assets && find . -type f ! -name SHA256SUMS ! -name '.*' | LC_ALL=C sort | sed 's|^\./||' | \
+		xargs -d '\n' sha256sum > SHA256SUMS
+
+clean:
+	rm -rf $(VENV) $(FULL) .pytest_cache .mypy_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
