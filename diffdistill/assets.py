@@ -1,0 +1,33 @@
+"""Where the bundled data and models lie, in a clone and in an installed wheel."""
+
+from pathlib import Path, PurePosixPath
+
+from diffdistill.errors import DataError
+
+BUILTIN = "builtin:"
+# A clone keeps assets/ beside the package; the wheel carries it inside.
+ROOTS = (Path(__file__).resolve().parents[1] / "assets", Path(__file__).resolve().parent / "assets")
+
+
+def asset(name: str) -> Path:
+    """Path of the bundled file or folder `name`, such as `fashion_mnist` or `fashion_mnist/manifest.json`.
+
+    Raises DataError when there is none of that name, with the names there are.
+    """
+    parts = PurePosixPath(name).parts
+    if parts and not name.startswith("/") and ".." not in parts:
+        for root in ROOTS:
+            if (root / name).exists():
+                return root / name
+    known = sorted({path.name for root in ROOTS if root.is_dir() for path in root.iterdir() if path.is_dir()})
+    raise DataError(f"nothing named {name!r} is bundled: choose one of {', '.join(known) or '(no assets installed)'}")
+
+
+def is_builtin(reference: str) -> bool:
+    """Whether a DATA or MODEL argument has the form `builtin:NAME`."""
+    return reference.startswith(BUILTIN)
+
+
+def resolve_builtin(reference: str) -> Path:
+    """Folder that `builtin:NAME` stands for, be it a data set or a model; raises DataError as `asset` does."""
+    return asset(reference.removeprefix(BUILTIN))

@@ -1,0 +1,94 @@
+"""`load_images`: from a DATA argument to one uint8 tensor."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffdistill.data.open import open_source
+from diffdistill.data.pixels import stack
+from diffdistill.errors import DataError
+
+COLOURS = {1: "grayscale (1 channel)", 3: "RGB (3 channels)"}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A set of images, decoded once.
+
+    images: uint8 (N, C, H, W), C is 1 (gray) or 3 (RGB). labels: int64 (N,), or None. texts: N captions, or None.
+    class_names: names of the classes where the data has them. name: DATA as it was given.
+    fingerprint: see `fingerprint`.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    texts: tuple[str, ...] | None
+    class_names: tuple[str, ...] | None
+    name: str
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes: of the names where there are some, else the highest label and one."""
+        if self.labels is None:
+            return None
+        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
+
+
+def load_images(
+    data: str,
+    *,
+    split: str = "train",
+    image_size: int | None = None,
+    limit: int | None = None,
+    channels: int | None = None,
+) -> ImageSet:
+    """Reads DATA: a folder, parquet, zip, npz or IDX path, `builtin:NAME`, or a Hub data set id.
+
+    data: the path or name. split: of a set that has several (a set without is all `train`).
+    image_size: resize the shorter side to so many pixels and cut out the middle; None: images must be of one size.
+    limit: use the first so many images. channels: what the model takes, 1 or 3; None: any.
+    Raises DataError, one sentence, for anything missing, unreadable or unfit.
+    """
+    for key, value in (("image_size", image_size), ("limit", limit)):
+        if value is not None and value < 1:
+            raise DataError(f"{key} is {value}: it must be at least 1")
+    source = open_source(data, split)
+    if source.count == 0:
+        raise DataError(f"{data} holds no images")
+    if limit is not None and limit > source.count:
+        raise DataError(f"{data} has {source.count} images, but {limit} were asked for: lower the limit")
+    count = limit or source.count
+    pixels = stack(source.images, count, image_size, data)
+    if channels is not None and channels != pixels.shape[1]:
+        raise DataError(
+            f"{data} is {COLOURS[pixels.shape[1]]}, but the model takes {COLOURS.get(channels, f'{channels} channels')}: "
+            "convert the images or choose another model"
+        )
+    labels = None if source.labels is None else source.labels[:count]
+    texts = None if source.texts is None else source.texts[:count]
+    return ImageSet(
+        images=torch.from_numpy(pixels),
+        labels=None if labels is None else torch.from_numpy(labels),
+        texts=texts,
+        class_names=source.class_names,
+        name=data,
+        fingerprint=fingerprint(pixels, labels, texts),
+    )
+
+
+def fingerprint(images: np.ndarray, labels: np.ndarray | None, texts: tuple[str, ...] | None = None) -> str:
+    """SHA-256 of the shape (int64, little-endian), the pixels (N, C, H, W), the labels (int64) and the texts (UTF-8)."""
+    digest = hashlib.sha256(np.asarray(images.shape, dtype="<i8").tobytes())
+    digest.update(np.ascontiguousarray(images).data)
+    if labels is not None:
+        digest.update(b"labels" + labels.astype("<i8").tobytes())
+    for text in texts or ():
+        digest.update(b"text" + text.encode() + b"\0")
+    return digest.hexdigest()

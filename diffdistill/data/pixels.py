@@ -1,0 +1,147 @@
+"""Pixels: decoding what a file holds into uint8, fitting it to one size, and the range of the networks."""
+
+import io
+import warnings
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from diffdistill.data.source import Encoded
+from diffdistill.errors import DataError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"}
+# Only formats that decode pixels: Pillow hands EPS, for one, to an interpreter.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+WHITE = 255
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """x = u8 / 127.5 - 1: uint8 (B, C, H, W) to float32 in [-1, 1]."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """u8 = round((x + 1) * 127.5), clamped to 0 .. 255: the inverse of `to_model_range`, exactly."""
+    return ((images.to(torch.float32) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> np.ndarray:
+    """One image as uint8 (H, W, 1 or 3).
+
+    The EXIF rotation is applied, transparency is laid on white, palettes, CMYK and other colours become RGB,
+    16 bits become 8, and of an animation the first frame is taken. With `image_size`, see `fit`.
+    Raises DataError, naming the image, if it is truncated, too large, of an unknown format or missing.
+    """
+    try:
+        file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=_formats()) as opened:
+                image = ImageOps.exif_transpose(_eight_bit(opened, name))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise DataError(f"{name} has more than {limit:.0f} million pixels: make it smaller or leave it out") from error
+    except FileNotFoundError as error:
+        raise DataError(f"there is no image {name}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, MemoryError) as error:
+        raise DataError(f"{name} is damaged, or no image that can be read: mend it or take it out") from error
+    if image_size is not None:
+        image = fit(image, image_size)
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """Resizes the shorter side to `size` (bicubic, antialiased) and cuts out the central square."""
+    width, height = image.size
+    short = min(width, height)
+    if short != size:
+        width, height = max(size, round(width * size / short)), max(size, round(height * size / short))
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def stack(images: np.ndarray | Iterable[Encoded], count: int, image_size: int | None, name: str) -> np.ndarray:
+    """The first `count` images as one uint8 array (N, C, H, W); gray images among RGB ones become RGB.
+
+    Raises DataError for images of several sizes when no `image_size` is given, and for a set larger than the memory.
+    """
+    if isinstance(images, np.ndarray):
+        if image_size is None or images.shape[1:3] == (image_size, image_size):
+            return images[:count].transpose(0, 3, 1, 2).copy()
+        decoded = ((f"image {i}", _fit_array(image, image_size)) for i, image in enumerate(images[:count]))
+    else:
+        decoded = ((label, decode(data, label, image_size)) for label, data in islice(images, count))
+    label, image = first = next(decoded)
+    whole = _allocate(count, image.shape, name)
+    for index, (label, image) in enumerate(_again(first, decoded)):
+        if image.shape[:2] != whole.shape[2:]:
+            height, width = whole.shape[2:]
+            raise DataError(
+                f"{name} has images of several sizes: {first[0]} is {width}x{height}, {label} is "
+                f"{image.shape[1]}x{image.shape[0]}; set data.image_size to resize them all"
+            )
+        if image.shape[2] > whole.shape[1]:
+            gray, whole = whole, _allocate(count, image.shape, name)
+            whole[:index] = gray[:index]
+        whole[index] = image.transpose(2, 0, 1)  # a gray image spreads over three channels
+    return whole
+
+
+def _again(first: tuple[str, np.ndarray], rest: Iterable[tuple[str, np.ndarray]]) -> Iterable[tuple[str, np.ndarray]]:
+    yield first
+    yield from rest
+
+
+def _allocate(count: int, shape: tuple[int, ...], name: str) -> np.ndarray:
+    height, width, channels = shape
+    need, have = count * height * width * channels, _memory()
+    if need > have:
+        raise DataError(
+            f"{name} needs {need / 1e9:.1f} GB decoded ({count} images of {width}x{height}), this machine has "
+            f"{have / 1e9:.1f} GB: set data.image_size lower or data.limit"
+        )
+    return np.empty((count, channels, height, width), dtype=np.uint8)
+
+
+def _memory() -> int:
+    import os
+
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [known for known in FORMATS if known in Image.OPEN]
+
+
+def _fit_array(image: np.ndarray, size: int) -> np.ndarray:
+    fitted = np.asarray(fit(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image), size))
+    return fitted[..., None] if fitted.ndim == 2 else fitted
+
+
+def _eight_bit(image: Image.Image, name: str) -> Image.Image:
+    """The first frame in mode L or RGB, its EXIF kept."""
+    exif = image.getexif()
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        image.load()
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise DataError(f"{name} has pixels of more than 16 bits: save it with 8 or 16 bits a channel")
+        flat = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    elif "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        flat = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
+        flat.alpha_composite(image.convert("RGBA"))
+        flat = flat.convert("L" if image.mode in ("L", "LA", "La") else "RGB")
+    else:
+        flat = image.convert("L" if image.mode == "1" else "RGB")
+    flat.getexif().update(exif)
+    return flat
