@@ -1,0 +1,78 @@
+"""The one interface of every feature extractor: uint8 images in, float64 features out, an id and a SHA-256."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffdistill.errors import DataError
+from diffdistill.evaluation.resize import check_images, resize, with_channels
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def module_sha256(module: nn.Module) -> str:
+    """A digest of a module's parameters and buffers: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class FeatureExtractor:
+    """Images `(N, C, H, W)` uint8 -> features `(N, dim)` float64 on the CPU.
+
+    A subclass sets the attributes and implements `embed`. Images go through the network in chunks of `batch_size`, whatever
+    the size of the call, so that the caller's batch size hardly matters.
+
+    Attributes:
+        id, sha256: what measured; printed with every number and part of every cache key.
+        dim: number of features.
+        size: height and width that the network expects; None: any.
+        channels: 1 or 3; None: any.
+        mode: `tf` or `clean`, used where the image size differs from `size` (see resize.py).
+    """
+
+    id: str
+    sha256: str
+    dim: int
+    size: tuple[int, int] | None = None
+    channels: int | None = 3
+    mode: str = "clean"
+    batch_size: int = 250
+    device: torch.device = torch.device("cpu")
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Float32 images `(N, channels, *size)` in [0, 255] on the device -> `(N, dim)`."""
+        raise NotImplementedError
+
+    def probabilities(self, features: Tensor) -> Tensor | None:
+        """Class probabilities `(N, K)` of features, for the Inception Score; None without a classifier."""
+        return None
+
+    def resize_used(self, images: Tensor) -> str:
+        """The resize that images of this size get: `none`, `tf` or `clean`."""
+        return "none" if self.size is None or tuple(images.shape[2:]) == tuple(self.size) else self.mode
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 `(N, C, H, W)` -> what `embed` expects."""
+        x = images.cpu().float()
+        x = with_channels(x, self.channels) if self.channels else x
+        return (resize(x, self.size, self.mode) if self.size else x).to(self.device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        check_images(images)
+        chunks = [self.embed(self.prepare(x)).double().cpu() for x in images.split(self.batch_size)]
+        features = torch.cat(chunks) if chunks else torch.empty(0, self.dim, dtype=torch.float64)
+        if features.ndim != 2 or features.shape[1] != self.dim:
+            raise DataError(f"features '{self.id}' have shape {tuple(features.shape)}, expected (N, {self.dim})")
+        if not features.isfinite().all():
+            raise DataError(f"features '{self.id}' are NaN or infinite for {int((~features.isfinite()).any(1).sum())} images: "
+                            "the extractor's weights are damaged or the images are not what it was trained on")  # fmt: skip
+        return features
