@@ -21,6 +21,7 @@ class Data(Section):
     split: str = Field("train", description="split of a set that has several")
     image_size: Count | None = Field(None, description="resize to this many pixels; null: images must all have one size")
     limit: Count | None = Field(None, description="use the first N images only")
+    horizontal_flip: bool = Field(False, description="mirror half of the training images")
 
 
 class Level(Section):
@@ -70,7 +71,6 @@ class Run(Section):
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     resume_from_checkpoint: str | None = Field(None, description="latest, or a step number")
     num_threads: Count | None = Field(None, description="CPU threads; null: all cores")
-    time_limit_minutes: Positive | None = Field(None, description="stop, as if finished, after so long; schedules follow the clock")
     log_every: Count = 10
     sample_every: Annotated[int, Field(ge=0)] = Field(100, description="steps between fixed-seed grids; 0: none")
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between checkpoints; 0: only at the end")
@@ -98,3 +98,113 @@ class Train(Run):
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup_steps=100)
     class_dropout: Fraction = Field(0.1, description="part of the labels replaced by the null class, for guidance")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9995
+
+
+# ---- distill ---------------------------------------------------------------------------------------------------------
+
+
+class Method(Section):
+    """What all distribution-matching methods share; a method's defaults are its paper's."""
+
+    level_weight: Literal["none", "dmd", "dmd_level", "pseudo_huber"] = Field(
+        "dmd", description="none: 1; dmd: 1 / mean|x0 - D_T| per sample; dmd_level: its expectation per level; pseudo_huber"
+    )
+    guidance_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance of the teacher")
+
+
+class DiffInstruct(Method):
+    """2305.18455: reverse KL at every level, weight 1."""
+
+    name: Literal["diff_instruct"]
+    level_weight: Literal["none", "dmd", "dmd_level", "pseudo_huber"] = "none"
+
+
+class Adversarial(Section):
+    """The discriminator: heads on features of a network, at the level of the score gap."""
+
+    weight: Annotated[float, Field(ge=0)] = Field(1e-3, description="lambda_G, in the papers' convention (mean over C, H, W of the score gap)")
+    features: Literal["teacher", "critic"] = Field("teacher", description="whose features; critic is DMD2's paper, and trains the critic too")
+    taps: tuple[str, ...] = Field(("mid_block",), description="layers of the network whose outputs the heads read")
+    critic_weight: Annotated[float, Field(ge=0)] = Field(1e-2, description="lambda_D beside the denoising loss, with features: critic")
+    r1: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the approximate R1 penalty on the noised real image")
+    optimizer: Optimizer = Optimizer(learning_rate=1e-3)
+
+
+class DMD2(Method):
+    """2405.14867: reverse KL with DMD's normaliser, an adversarial term, two time scales."""
+
+    name: Literal["dmd2"]
+    adversarial: Adversarial = Adversarial()
+
+
+class Ratio(Section):
+    """How logits become density ratios."""
+
+    clip: tuple[Positive, Positive] = Field((1e-2, 1e2), description="bounds of r")
+    bins: Count = Field(10, description="bins of the level law's uniform variable in which E_q[r] is made 1")
+    decay: Fraction = Field(0.98, description="memory of that mean")
+
+
+class FDistill(Method):
+    """2502.15681: the score gap weighted by h(r) of an f-divergence."""
+
+    name: Literal["f_distill"]
+    divergence: str = "jensen_shannon"
+    adversarial: Adversarial = Adversarial()
+    ratio: Ratio = Ratio()
+
+
+class SiD(Method):
+    """2404.04057: Fisher form with DMD's normaliser; alpha 0.5 is the Fisher divergence, 1 is SIM."""
+
+    name: Literal["sid"]
+    alpha: float = 1.0
+
+
+class SIM(Method):
+    """2410.16794: Fisher form, alpha 1, pseudo-Huber distance."""
+
+    name: Literal["sim"]
+    level_weight: Literal["pseudo_huber"] = "pseudo_huber"
+
+
+class UniInstruct(Method):
+    """2505.20755: the expanded f-divergence: Fisher form, alpha 1/2, weighted by h(r) with r attached."""
+
+    name: Literal["uni_instruct"]
+    divergence: str = "forward_kl"
+    adversarial: Adversarial = Adversarial()
+    ratio: Ratio = Ratio()
+    critic_warmup: Fraction = Field(0.1, description="part of the run that trains the critic and the discriminator only")
+    fisher_warmup: Fraction = Field(0.2, description="part of the run, after that, with the SIM loss and no discriminator")
+    detach_ratio: bool = Field(False, description="ablation: the released code's form, wrong in the scale direction")
+
+
+Methods = Annotated[DiffInstruct | DMD2 | FDistill | SiD | SIM | UniInstruct, Field(discriminator="name")]
+
+
+class Student(Section):
+    steps: Count = Field(1, description="sampling steps K")
+    levels: tuple[Positive, ...] | None = Field(None, description="K input levels, descending; null: sigma_init and the stock spacing below it")
+    sigma_init: Positive = Field(2.5, description="input level of the first step, x = sigma_init * z")
+    training_input: Literal["backward_simulation", "noised_data"] = Field(
+        "backward_simulation", description="what steps after the first are trained on: the student's own samples, or noised images"
+    )
+    optimizer: Optimizer = Optimizer()
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+
+
+class Critic(Section):
+    updates_per_step: Count = Field(2, description="critic (and discriminator) updates per student update")
+    level: Level = Field(Level(law="lognormal"), description="law of the levels of its denoising loss")
+    optimizer: Optimizer = Optimizer()
+
+
+class Distill(Run):
+    """`diffdistill distill`: one step for every distribution-matching method."""
+
+    teacher: str = "builtin:fashion_mnist_teacher"
+    method: Methods
+    level: Level = Field(Level(law="karras", u_max=0.8), description="law of the levels of the student's loss and of the discriminator")
+    student: Student = Student()
+    critic: Critic = Critic()

@@ -1,0 +1,145 @@
+"""One contract for every network: `D(x_t, sigma, cond) -> x0`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffdistill.errors import ConfigError
+from diffdistill.process import Process
+
+Condition = Tensor | dict[str, Tensor] | None
+
+
+class _Reached(Exception):
+    """Raised by the last tap of an early exit: the rest of the forward pass is not needed."""
+
+
+class Denoiser(nn.Module):
+    """A diffusers network seen as `D(x_t, sigma, cond) -> x0`.
+
+    x_t: `(B, C, H, W)` = x0 + sigma * eps, images in [-1, 1]; sigma: `(B,)`, noise level in the same units; cond: class labels
+    `(B,)` int64, a dict of keyword arguments of the network, or None. Returns float32 `(B, C, H, W)`.
+
+    The network may be any UNet or transformer of diffusers; `process` says what it predicts (`EDM`, `VP` with epsilon, v or
+    sample, `Flow`).
+    """
+
+    def __init__(
+        self, network: nn.Module, process: Process, *, null_class: int | None = None, metadata: dict | None = None
+    ):
+        super().__init__()
+        self.network = network
+        self.process = process
+        self.null_class = null_class
+        self.metadata: dict[str, Any] = metadata or {}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        config = self.network.config
+        size = config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return config.in_channels, height, width
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes a user may ask for; the null class of guidance is not one."""
+        config = self.network.config
+        count = getattr(config, "num_class_embeds", None) or getattr(config, "num_embeds_ada_norm", None)
+        return count if count is None or self.null_class is None else count - 1
+
+    @property
+    def sigma_min(self) -> float:
+        return self.process.sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        return self.process.sigma_max
+
+    @property
+    def role(self) -> str:
+        return self.metadata.get("role", "teacher")
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return tuple(self.metadata.get("levels", ()))
+
+    def forward(self, x_t: Tensor, sigma: Tensor, cond: Condition = None) -> Tensor:
+        x_in, time = self.process.to_network(x_t.float(), sigma.float())
+        output = self._call(x_in, time, cond)
+        return self.process.to_x0(output.float(), x_t.float(), sigma.float())
+
+    def _call(self, x_in: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        extra = cond if isinstance(cond, dict) else {} if cond is None else {"class_labels": cond}
+        dtype = next(self.network.parameters()).dtype
+        output = self.network(x_in.to(dtype), time, **extra, return_dict=False)[0]
+        # Networks with learned variance append it as further channels.
+        return output[:, : x_in.shape[1]]
+
+    def guided(self, x_t: Tensor, sigma: Tensor, cond: Tensor | None, guidance_scale: float = 1.0) -> Tensor:
+        """Classifier-free guidance (2207.12598): D_null + w (D_cond - D_null), both halves in one 2B batch; w = 1 costs nothing."""
+        if guidance_scale == 1.0:
+            return self(x_t, sigma, cond)
+        null = self.null_condition(cond)
+        both = self(torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), torch.cat([null, cond]))
+        without, with_cond = both.chunk(2)
+        return without + guidance_scale * (with_cond - without)
+
+    def null_condition(self, cond: Tensor | None) -> Tensor:
+        if self.null_class is None or cond is None:
+            raise ConfigError(
+                "guidance_scale other than 1 needs a model with a null class (trained with class_dropout > 0); leave it at 1"
+            )
+        return torch.full_like(cond, self.null_class)
+
+    def tapped(
+        self, x_t: Tensor, sigma: Tensor, cond: Condition, taps: Sequence[str], stop: bool = False
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """`(x0, features)`: the outputs of the named submodules beside x0, in the order of `taps`.
+
+        With `stop`, the pass ends at the last tap that fires and x0 is None: a third of the cost for the middle of a UNet.
+        """
+        found: dict[str, Tensor] = {}
+        modules = self.check_taps(taps)
+
+        def hook(name: str):
+            def record(_module, _inputs, output):
+                found[name] = (output[0] if isinstance(output, tuple) else output).float()
+                if stop and len(found) == len(taps):
+                    raise _Reached
+
+            return record
+
+        handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+        try:
+            x0 = self(x_t, sigma, cond)
+        except _Reached:
+            x0 = None
+        finally:
+            for handle in handles:
+                handle.remove()
+        return x0, [found[name] for name in taps]
+
+    def check_taps(self, taps: Sequence[str]) -> dict[str, nn.Module]:
+        """The submodules of the network by name; ConfigError, with the names there are, if one is missing."""
+        modules = dict(self.network.named_modules())
+        for name in taps:
+            if name not in modules or name == "":
+                blocks = [n for n in modules if n.count(".") <= 1 and ("block" in n)]
+                raise ConfigError(f"discriminator tap '{name}' matches no layer of the network; layers are {', '.join(blocks)}")
+        return {name: modules[name] for name in taps}
+
+    @classmethod
+    def from_pretrained(cls, model: str, device: str | torch.device = "cpu") -> "Denoiser":
+        """Load a diffusers folder, `builtin:NAME` or a Hub id. CheckpointError if it is none, or damaged."""
+        from diffdistill.models.folder import load_denoiser
+
+        return load_denoiser(model).to(device)
+
+    def save_pretrained(self, folder: str | Path, *, role: str, levels: Sequence[float] = (), **provenance: Any) -> None:
+        """Write a folder that stock diffusers loads as a pipeline. The folder appears whole or not at all."""
+        from diffdistill.models.folder import save_denoiser
+
+        save_denoiser(self, Path(folder), role=role, levels=levels, **provenance)

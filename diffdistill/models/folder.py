@@ -1,0 +1,214 @@
+"""Model folders in diffusers format: read any, write the ones stock diffusers samples from.
+
+Every weights file is named with its SHA-256 in `diffdistill.json`: safetensors carries no checksum, so without it one flipped
+bit would load in silence.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from diffdistill.errors import CheckpointError, ConfigError, DiskError
+from diffdistill.process import EDM, VP, Flow, Process
+
+if TYPE_CHECKING:
+    from diffdistill.denoiser import Denoiser
+
+METADATA = "diffdistill.json"
+PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
+# A one-step student is asked at sigma_max only; stock diffusers wants sigma_min < sigma_max and subtracts it in the
+# boundary condition, so "zero" is the honest value. Exactly 0 gives 0^(1/rho) = 0, which its schedule accepts.
+STUDENT_SIGMA_MIN = 0.0
+# The stock schedule of a student has GRID steps evenly spaced in sigma^(1/rho) between its input level and 0; 2,520 is
+# divisible by 1 to 10, and rho = 2 spreads few steps over the levels where images form (2.5, 0.63 for two).
+GRID, STUDENT_RHO = 2520, 2.0
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def weights_digest(folder: Path) -> str:
+    """One SHA-256 over all weights of a model folder: its identity in caches and protocols."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder that must not exist yet: written beside it under another name, then renamed. Nothing is overwritten."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"output folder '{folder}' already holds files; name a new one, nothing is overwritten")
+    staged = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    try:
+        staged.mkdir(parents=True)
+        yield staged
+        if folder.exists():
+            folder.rmdir()
+        staged.rename(folder)
+    except OSError as error:
+        raise DiskError(f"could not write '{folder}' ({error.strerror or error}); free space or choose another folder") from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def locate(model: str) -> Path:
+    """The local folder of MODEL: a path, `builtin:NAME`, or a Hub id (downloaded to the Hub's own cache)."""
+    if model.startswith("builtin:"):
+        from diffdistill.assets import asset
+
+        return asset(model.removeprefix("builtin:"))
+    path = Path(model)
+    if path.suffix in PICKLES:
+        raise CheckpointError(
+            f"'{model}' is a pickle, which can run code when opened; give a diffusers folder with safetensors weights"
+        )
+    if path.is_dir():
+        return path
+    if path.exists() or path.is_absolute() or model.count("/") != 1 or model.startswith("."):
+        raise CheckpointError(f"model '{model}' is not a diffusers folder; give a folder with model_index.json, builtin:NAME or a Hub id")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    except Exception as error:
+        raise CheckpointError(
+            f"model '{model}' is no local folder and could not be fetched from the Hub ({type(error).__name__}); check the name and the network"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"model folder '{path.parent}' has no {path.name}; it is incomplete, make or fetch it again") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"'{path}' is not readable JSON ({error}); make or fetch the model folder again") from error
+
+
+def load_denoiser(model: str) -> "Denoiser":
+    """Read a model folder; see `Denoiser.from_pretrained`."""
+    from diffdistill.denoiser import Denoiser
+
+    folder = locate(model)
+    index = read_json(folder / "model_index.json")
+    component = next((name for name in ("unet", "transformer") if name in index), None)
+    if component is None:
+        raise CheckpointError(f"'{folder}/model_index.json' names no unet and no transformer; this kind of pipeline is not supported")
+    metadata = read_json(folder / METADATA) if (folder / METADATA).exists() else {}
+    for name, expected in metadata.get("sha256", {}).items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f"model folder '{folder}' lacks {name}; make or fetch it again")
+        if sha256(folder / name) != expected:
+            raise CheckpointError(f"'{folder / name}' is damaged: its SHA-256 is not the one in {METADATA}; make or fetch it again")
+    network = _load_network(folder, component, index[component][1])
+    process = process_of(read_json(folder / "scheduler" / "scheduler_config.json"))
+    metadata.setdefault("path", str(model))
+    return Denoiser(network, process, null_class=metadata.get("null_class"), metadata=metadata).eval()
+
+
+def _load_network(folder: Path, component: str, class_name: str) -> nn.Module:
+    import diffusers
+
+    cls = getattr(diffusers, class_name, None)
+    if cls is None:
+        raise CheckpointError(f"'{folder}' wants the network class {class_name}, which this diffusers lacks; upgrade diffusers")
+    if not list((folder / component).glob("*.safetensors")):
+        raise CheckpointError(f"'{folder / component}' holds no safetensors weights; pickled weights are never loaded")
+    try:
+        return cls.from_pretrained(folder / component, use_safetensors=True, low_cpu_mem_usage=False)
+    except Exception as error:
+        raise CheckpointError(f"'{folder / component}' could not be loaded ({error}); make or fetch the model folder again") from error
+
+
+def process_of(scheduler: dict[str, Any]) -> Process:
+    """The noise process that a diffusers scheduler config describes."""
+    name = scheduler.get("_class_name", "")
+    kind = scheduler.get("prediction_type", "epsilon")
+    if name == "CMStochasticIterativeScheduler":
+        return EDM(scheduler["sigma_data"], 1000.0, scheduler["sigma_min"], scheduler["sigma_max"])
+    if name.startswith("EDM"):
+        if kind != "epsilon":
+            raise CheckpointError(f"EDM scheduler with prediction type '{kind}' is not supported; use epsilon")
+        return EDM(scheduler["sigma_data"], 1.0, scheduler["sigma_min"], scheduler["sigma_max"])
+    if name.startswith("FlowMatch"):
+        return Flow(float(scheduler.get("num_train_timesteps", 1000)))
+    import diffusers
+
+    cls = getattr(diffusers, name, None)
+    made = cls.from_config(scheduler) if cls is not None else None
+    if not hasattr(made, "alphas_cumprod"):
+        raise CheckpointError(f"scheduler '{name}' is unknown; EDM, CMStochasticIterative, FlowMatch and DDPM-like schedulers are read")
+    return VP(made.alphas_cumprod, kind)
+
+
+def scheduler_of(process: Process, levels: Sequence[float]) -> Any:
+    """The stock scheduler that samples the model in `ConsistencyModelPipeline`; only EDM networks have one."""
+    from diffusers import CMStochasticIterativeScheduler
+
+    if not isinstance(process, EDM) or process.time_scale != 1000.0:
+        raise ConfigError("only EDM networks with time input 250 ln(sigma) can be saved; convert the teacher first")
+    low, high = (STUDENT_SIGMA_MIN, levels[0]) if levels else (process.sigma_min, process.sigma_max)
+    return CMStochasticIterativeScheduler(
+        num_train_timesteps=GRID, sigma_min=low, sigma_max=high, sigma_data=process.sigma_data, rho=STUDENT_RHO if levels else 7.0
+    )
+
+
+def stock_level(index: float, sigma_max: float, rho: float = STUDENT_RHO) -> float:
+    """The level at a grid index of the stock schedule: sigma_max ((index) / (GRID - 1))^rho, with sigma_min = 0."""
+    return sigma_max * (index / (GRID - 1)) ** rho
+
+
+def stock_levels(steps: int, sigma_max: float) -> tuple[float, ...]:
+    """Levels that stock diffusers visits for `num_inference_steps=steps`, from sigma_max down, evenly spaced in sigma^(1/rho)."""
+    return tuple(stock_level(GRID - 1 - k * (GRID // steps), sigma_max) for k in range(steps))
+
+
+def snap_levels(levels: Sequence[float]) -> tuple[tuple[float, ...], list[int]]:
+    """The nearest levels on the stock grid and their `timesteps=[...]`, so that training and stock sampling agree exactly."""
+    top = levels[0]
+    indices = [round((level / top) ** (1 / STUDENT_RHO) * (GRID - 1)) for level in levels]
+    # The stock scheduler reverses `timesteps` and counts its ramp from sigma_max.
+    return tuple(stock_level(i, top) for i in indices), [GRID - 1 - i for i in reversed(indices)]
+
+
+def save_denoiser(denoiser: "Denoiser", folder: Path, *, role: str, levels: Sequence[float], **provenance: Any) -> None:
+    """Write `folder` as a stock `ConsistencyModelPipeline`; see `Denoiser.save_pretrained`."""
+    from diffusers import ConsistencyModelPipeline
+
+    scheduler = scheduler_of(denoiser.process, levels)
+    with new_folder(folder) as staged:
+        pipeline = ConsistencyModelPipeline(unet=denoiser.network, scheduler=scheduler)
+        pipeline.save_pretrained(staged, safe_serialization=True)
+        # The folder's own name must not depend on where it was trained.
+        config = staged / "unet" / "config.json"
+        settings = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+        config.write_text(json.dumps(settings, indent=2) + "\n")
+        weights = {str(f.relative_to(staged)): sha256(f) for f in sorted(staged.rglob("*.safetensors"))}
+        metadata = {"role": role, "levels": list(levels), "null_class": denoiser.null_class, "sha256": weights, **provenance}
+        (staged / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
+
+
+def clone_network(network: nn.Module, num_classes: int | None) -> nn.Module:
+    """A trainable copy of a network, without the embedding of the null class (a student and a critic are never asked it)."""
+    config = dict(network.config)
+    if num_classes is not None and config.get("num_class_embeds"):
+        config["num_class_embeds"] = num_classes
+    copy = type(network).from_config(config)
+    state = dict(network.state_dict())
+    if "class_embedding.weight" in state and num_classes is not None:
+        state["class_embedding.weight"] = state["class_embedding.weight"][:num_classes]
+    copy.load_state_dict(state)
+    return copy.to(next(network.parameters()).device, torch.float32)

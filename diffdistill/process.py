@@ -1,0 +1,181 @@
+"""The noise process: levels, their laws, and the affine maps between what networks predict.
+
+A level is `sigma`, the noise-to-signal ratio sigma / alpha of the process, in units of the data (2206.00364, section 2): in
+these "VE" coordinates x_t = x0 + sigma * eps for every network, whatever process it was trained with.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffdistill.config.schema import Level
+from diffdistill.errors import ConfigError
+
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """`(B,)` -> `(B, 1, 1, 1)`, so that one number a sample multiplies `(B, C, H, W)`."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True)
+class LevelLaw:
+    """The law of sigma as the inverse distribution function of u ~ U(0, 1).
+
+    Keeping u beside sigma matters: bins that are uniform in u hold equally many samples, bins in sigma do not.
+
+    - lognormal: ln sigma ~ N(mean, std^2) (2206.00364, Table 1)
+    - karras: sigma^(1/rho) uniform between its values at u_min and u_max of [sigma_min, sigma_max] (ibid., eq. 5)
+    - loguniform: ln sigma uniform in [sigma_min, sigma_max]
+    - shifted: t uniform, t' = s t / (1 + (s - 1) t), sigma = t' / (1 - t') (flow time with a resolution shift, 2403.03206, eq. 23)
+    """
+
+    settings: Level
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """Level at `u` in [0, 1], same shape; increasing in u, computed in float64, returned in float32."""
+        s = self.settings
+        u = u.double()
+        if s.law == "lognormal":
+            inside = u.clamp(1e-6, 1 - 1e-6)
+            return (s.mean + s.std * math.sqrt(2) * torch.erfinv(2 * inside - 1)).exp().float()
+        if s.law == "karras":
+            low, high = s.sigma_min ** (1 / s.rho), s.sigma_max ** (1 / s.rho)
+            return (low + (s.u_min + u * (s.u_max - s.u_min)) * (high - low)).pow(s.rho).float()
+        if s.law == "loguniform":
+            return (math.log(s.sigma_min) + u * math.log(s.sigma_max / s.sigma_min)).exp().float()
+        t = u.clamp(1e-3, 1 - 1e-3)
+        t = s.shift * t / (1 + (s.shift - 1) * t)
+        return (t / (1 - t)).float()
+
+    def draw(self, count: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """`(u, sigma)`, each `(count,)`, stratified: one draw in each of `count` equal cells of u, in random order."""
+        cells = torch.randperm(count) + torch.rand(count)
+        u = (cells / count).to(device)
+        return u, self.sigma(u)
+
+
+def karras_levels(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """`steps` levels from sigma_max down to sigma_min (2206.00364, eq. 5), float64 `(steps,)`."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (high + ramp * (low - high)).pow(rho)
+
+
+def x0_from_prediction(prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
+    """x0 from a network's output, for x = alpha x0 + sigma eps; all broadcastable to `(B, C, H, W)`.
+
+    epsilon: (x - sigma p) / alpha; v = alpha eps - sigma x0: (alpha x - sigma p) / (alpha^2 + sigma^2); flow u = eps - x0:
+    (x - sigma p) / (alpha + sigma); sample: p.
+    """
+    if kind == "epsilon":
+        return (x - sigma * prediction) / alpha
+    if kind == "v_prediction":
+        return (alpha * x - sigma * prediction) / (alpha**2 + sigma**2)
+    if kind == "flow":
+        return (x - sigma * prediction) / (alpha + sigma)
+    if kind == "sample":
+        return prediction
+    raise ConfigError(f"prediction type '{kind}' is unknown; use epsilon, v_prediction, sample or flow")
+
+
+def prediction_from_x0(x0: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
+    """Inverse of `x0_from_prediction`, for sigma > 0."""
+    if kind == "sample":
+        return x0
+    eps = (x - alpha * x0) / sigma
+    if kind == "epsilon":
+        return eps
+    if kind == "v_prediction":
+        return alpha * eps - sigma * x0
+    if kind == "flow":
+        return eps - x0
+    raise ConfigError(f"prediction type '{kind}' is unknown; use epsilon, v_prediction, sample or flow")
+
+
+@dataclass(frozen=True)
+class EDM:
+    """Preconditioning of 2206.00364, Table 1: D = c_skip x + c_out F(c_in x, time_scale * ln(sigma) / 4).
+
+    `time_scale` is 1 in EDM and 1000 in consistency models (2303.01469) and diffusers' CMStochasticIterativeScheduler.
+    """
+
+    sigma_data: float = 0.5
+    time_scale: float = 1000.0
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def to_network(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Network input `(B, C, H, W)` and time `(B,)` of x in VE coordinates."""
+        return x / per_sample((sigma**2 + self.sigma_data**2).sqrt(), x), self.time_scale * 0.25 * sigma.log()
+
+    def to_x0(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """x0 from the network's raw output F."""
+        total = sigma**2 + self.sigma_data**2
+        return per_sample(self.sigma_data**2 / total, x) * x + per_sample(sigma * self.sigma_data / total.sqrt(), x) * output
+
+    def from_x0(self, x0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """The output F that means this x0."""
+        total = sigma**2 + self.sigma_data**2
+        skip, out = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt()
+        return (x0 - per_sample(skip, x) * x) / per_sample(out, x)
+
+
+class VP:
+    """Discrete variance-preserving schedule: alpha = sqrt(abar_t), s = sqrt(1 - abar_t), level sigma = s / alpha.
+
+    Between two time steps, t is interpolated linearly in ln sigma (networks take fractional time steps).
+    """
+
+    def __init__(self, alphas_cumprod: Tensor, kind: str):
+        # With zero terminal SNR the last level is infinite; it cannot be written in VE coordinates, so it is left out.
+        abar = alphas_cumprod.double()
+        self.log_sigmas = (0.5 * ((1 - abar) / abar).log())[abar > 1e-10]
+        self.kind = kind
+        self.sigma_min, self.sigma_max = (float(v.exp()) for v in (self.log_sigmas[0], self.log_sigmas[-1]))
+
+    def time(self, sigma: Tensor) -> Tensor:
+        table = self.log_sigmas.to(sigma.device)
+        wanted = sigma.double().log().clamp(table[0], table[-1]).contiguous()
+        upper = torch.searchsorted(table, wanted).clamp(1, len(table) - 1)
+        below, above = table[upper - 1], table[upper]
+        return (upper - 1 + (wanted - below) / (above - below)).float()
+
+    def to_network(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return x / per_sample((1 + sigma**2).sqrt(), x), self.time(sigma)
+
+    def _coefficients(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        alpha = per_sample((1 + sigma**2).rsqrt(), x)
+        return alpha * x, alpha, per_sample(sigma, x) * alpha
+
+    def to_x0(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        return x0_from_prediction(output, *self._coefficients(x, sigma), self.kind)
+
+    def from_x0(self, x0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        return prediction_from_x0(x0, *self._coefficients(x, sigma), self.kind)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Rectified flow: x_t = (1 - t) x0 + t eps, sigma = t / (1 - t), output eps - x0 (2209.03003)."""
+
+    time_scale: float = 1000.0
+    sigma_min: float = 1e-3
+    sigma_max: float = 999.0
+
+    def to_network(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return x / per_sample(1 + sigma, x), self.time_scale * sigma / (1 + sigma)
+
+    def to_x0(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        # alpha + s = 1, so the map is x_t - t u, with no division by alpha.
+        return (x - per_sample(sigma, x) * output) / per_sample(1 + sigma, x)
+
+    def from_x0(self, x0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        return (x - x0) / per_sample(sigma, x) - x0
+
+
+Process = EDM | VP | Flow

@@ -1,0 +1,162 @@
+"""The loop: one for every method. It knows steps, folders and signals; it knows no loss."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from diffdistill.config.schema import Run
+from diffdistill.denoiser import Denoiser
+from diffdistill.errors import Interrupted, NonFiniteError, Preempted
+from diffdistill.training.randomness import seed_step
+from diffdistill.training.store import CheckpointStore, load_checkpoint
+
+Metrics = dict[str, Tensor | float]
+
+
+class Task(Protocol):
+    """What is trained: a teacher, a student."""
+
+    parts: dict[str, nn.Module | torch.optim.Optimizer]
+
+    def update(self, step: int) -> Metrics:
+        """One update of everything; all randomness from torch's generators, seeded by the loop."""
+
+    def averaged(self) -> Denoiser:
+        """The model to look at, to measure and to keep."""
+
+
+class Observer(Protocol):
+    """What a run looks at between updates."""
+
+    def grid(self, model: Denoiser, file: Path) -> None: ...
+
+    def evaluate(self, model: Denoiser) -> dict[str, Any]: ...
+
+
+def run_loop(task: Task, config: Run, folder: Path, observer: Observer) -> dict[str, Any]:
+    """Train to `max_train_steps`, from a checkpoint if there is one to resume; returns the last evaluation.
+
+    A resumed run is bit-equal to one never stopped, for the same number of threads: step k seeds itself with (seed, k), the
+    data order is a function of (seed, epoch), and all tensors are in the checkpoint.
+    """
+    store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)
+    start, seconds = resume(task, config, store)
+    log = Log(folder / "metrics.jsonl", start)
+    evaluation: dict[str, Any] = {}
+    with stop_requests() as stop, tqdm(total=config.max_train_steps, initial=start, unit="step", mininterval=1.0) as bar:
+        if start == 0 and config.sample_every:
+            observer.grid(task.averaged(), folder / "samples" / "step-000000.png")
+        for step in range(start, config.max_train_steps):
+            began = time.perf_counter()
+            seed_step(config.seed, step)
+            metrics = task.update(step)
+            seconds += time.perf_counter() - began
+            done, last = step + 1, step + 1 == config.max_train_steps
+            bar.update()
+
+            if due(done, config.log_every) or last or done == 1:
+                values = finite(metrics, step)
+                log.write({"step": done, "time": round(seconds, 3), **values})
+                bar.set_postfix({k.split("/")[-1]: f"{v:.3g}" for k, v in values.items() if k in SHOWN})
+            if config.sample_every and (due(done, config.sample_every) or last):
+                observer.grid(task.averaged(), folder / "samples" / f"step-{done:06d}.png")
+            if due(done, config.evaluation.every) or (last and config.evaluation.at_end):
+                evaluation = observer.evaluate(task.averaged())
+                figures = {k: v["value"] for k, v in evaluation["metrics"].items()}
+                log.write({"step": done, "time": round(seconds, 3), **{f"evaluation/{k}": v for k, v in figures.items()}})
+                bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+            if due(done, config.checkpoint_every) or last or stop.requested:
+                store.save(done, task.parts, {"seconds": seconds, "threads": torch.get_num_threads(), "torch": torch.__version__})
+            if stop.requested and not last:
+                raise stop.error(f"stopped at step {done}, state saved; continue with resume_from_checkpoint=latest")
+    return evaluation
+
+
+SHOWN = {"loss", "critic/loss", "score_gap/relative", "x0/std"}
+
+
+def due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def finite(metrics: Metrics, step: int) -> dict[str, float]:
+    """Metrics as numbers; a NaN here means that something was lost before the guards saw it."""
+    values = {name: float(value) for name, value in metrics.items()}
+    bad = [name for name, value in values.items() if value - value != 0]
+    if bad:
+        raise NonFiniteError(f"{', '.join(bad)} not finite at step {step}; lower the learning rates or use mixed_precision=no")
+    return values
+
+
+def resume(task: Task, config: Run, store: CheckpointStore) -> tuple[int, float]:
+    if config.resume_from_checkpoint is None:
+        return 0, 0.0
+    folder, skipped = store.find(config.resume_from_checkpoint)
+    for line in skipped:
+        tqdm.write(f"skipped {line}")
+    if folder is None:
+        return 0, 0.0
+    state = load_checkpoint(folder, task.parts)
+    if state["threads"] != torch.get_num_threads():
+        tqdm.write(f"resuming with {torch.get_num_threads()} threads what ran with {state['threads']}: results will differ in the last digits")
+    tqdm.write(f"resumed {folder.name}")
+    return state["step"], state["seconds"]
+
+
+class Log:
+    """`metrics.jsonl`: one line a logged step; on resume, the lines after the checkpoint are dropped first."""
+
+    def __init__(self, file: Path, start: int):
+        self.file = file
+        if file.exists():
+            kept = [line for line in file.read_text().splitlines() if _step_of(line) <= start]
+            partial = file.with_suffix(".partial")
+            partial.write_text("".join(f"{line}\n" for line in kept if start))
+            os.replace(partial, file)
+
+    def write(self, values: dict[str, Any]) -> None:
+        with self.file.open("a") as stream:
+            stream.write(json.dumps(values) + "\n")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # the line that a kill cut short
+        return float("inf")
+
+
+class StopRequest:
+    requested = False
+    error: type[Exception] = Preempted
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """SIGTERM, SIGUSR1 and Ctrl-C stop the run at the next step boundary, saved; a second signal stops it at once."""
+    stop = StopRequest()
+
+    def handle(number: int, _frame: Any) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+        stop.error = Interrupted if number == signal.SIGINT else Preempted
+
+    try:
+        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    except ValueError:  # not the main thread: signals are the caller's
+        before = {}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

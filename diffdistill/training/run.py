@@ -1,0 +1,146 @@
+"""The verbs that train: set up the folder, build the task, run the loop, publish the model."""
+
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffdistill import __version__
+from diffdistill.config.loader import Resolved, dump_config
+from diffdistill.config.schema import Distill, Run, Train
+from diffdistill.data import ImageSet, load_images
+from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError, DiskError
+from diffdistill.reporting.model_card import model_card
+from diffdistill.reporting.report import write_report
+from diffdistill.training.device import Device
+from diffdistill.training.loop import Task, run_loop
+from diffdistill.training.observer import RunObserver
+
+
+def train(resolved: Resolved) -> int:
+    """`diffdistill train`: a teacher by denoising score matching, into `model/`."""
+    from diffdistill.training.teacher import TeacherTask
+
+    config: Train = resolved.config
+    device = Device(config.mixed_precision, config.num_threads)
+    data = training_data(config)
+    return execute(TeacherTask(config, data, device), resolved, data, "model", role="teacher")
+
+
+def distill(resolved: Resolved) -> int:
+    """`diffdistill distill`: a one- or few-step student of a teacher, into `student/`."""
+    from diffdistill.training.distiller import DistillTask
+
+    config: Distill = resolved.config
+    device = Device(config.mixed_precision, config.num_threads)
+    teacher = Denoiser.from_pretrained(config.teacher, device.name)
+    data = training_data(config, teacher)
+    task = DistillTask(config, teacher, data, device)
+    return execute(task, resolved, data, "student", role="student", levels=task.levels, teacher=config.teacher)
+
+
+def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
+    """The images of the run, checked against the teacher: channels, size, labels."""
+    channels = None if teacher is None else teacher.image_shape[0]
+    size = config.data.image_size
+    if teacher is not None and size is None:
+        size = None
+    data = load_images(config.data.path, split=config.data.split, image_size=size, limit=config.data.limit, channels=channels)
+    if teacher is None:
+        return data
+    if tuple(data.images.shape[1:]) != teacher.image_shape:
+        have, want = "x".join(map(str, data.images.shape[1:])), "x".join(map(str, teacher.image_shape))
+        raise ConfigError(f"images are {have} and the teacher makes {want}; set data.image_size={teacher.image_shape[1]}")
+    if teacher.num_classes is not None:
+        if data.labels is None:
+            raise ConfigError(f"the teacher has {teacher.num_classes} classes and '{config.data.path}' has no labels; give labelled data")
+        if int(data.labels.max()) >= teacher.num_classes:
+            raise ConfigError(
+                f"'{config.data.path}' has label {int(data.labels.max())} and the teacher knows 0 to {teacher.num_classes - 1}; use its classes"
+            )
+    return data
+
+
+def execute(task: Task, resolved: Resolved, data: ImageSet, name: str, **card: Any) -> int:
+    """Run a task in its folder and publish the averaged model with its card and the report."""
+    config: Run = resolved.config
+    folder = open_folder(config, resolved)
+    observer = RunObserver(config, data)
+    evaluation = run_loop(task, config, folder, observer)
+    model = task.averaged()
+    if not (folder / name).exists():
+        provenance = {
+            "diffdistill": __version__,
+            "config_sha256": resolved.sha256,
+            "data": {"path": data.name, "fingerprint": data.fingerprint},
+            **{key: value for key, value in card.items() if key not in ("role", "levels")},
+        }
+        model.save_pretrained(folder / name, role=card["role"], levels=card.get("levels", ()), **provenance)
+        (folder / name / "README.md").write_text(
+            model_card(metadata=json.loads((folder / name / "diffdistill.json").read_text()), evaluation=evaluation, config=resolved.text)
+        )
+    if evaluation:
+        write_json(folder / "evaluation.json", {card["role"]: evaluation})
+    write_report(folder)
+    print(f"{folder / name}: the model; {folder / 'report.html'}: curves, grids and figures")
+    return 0
+
+
+def open_folder(config: Run, resolved: Resolved) -> Path:
+    """The run folder: new, or the one to resume (with the same settings but for length and logging)."""
+    folder = Path(config.output_dir)
+    settings = folder / "config.yaml"
+    if folder.exists() and any(folder.iterdir()):
+        if config.resume_from_checkpoint is None:
+            raise ConfigError(f"'{folder}' already holds a run; set output_dir to a new folder, or resume_from_checkpoint=latest to continue it")
+        if settings.exists():
+            check_same(config, settings)
+    try:
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        settings.write_text(dump_config(resolved))
+        write_json(folder / "environment.json", environment())
+    except OSError as error:
+        raise DiskError(f"cannot write to '{folder}' ({error.strerror}); choose another output_dir") from error
+    return folder
+
+
+# What may change between a run and its continuation without making it another run.
+FREE = {"output_dir", "resume_from_checkpoint", "max_train_steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "evaluation"}
+
+
+def check_same(config: Run, settings: Path) -> None:
+    from diffdistill.config.yaml import load_yaml
+
+    before, now = load_yaml(settings), json.loads(config.model_dump_json())
+    changed = sorted(key for key in now.keys() - FREE if before.get(key) != now[key])
+    if changed:
+        raise ConfigError(f"'{settings.parent}' was run with other {', '.join(changed)}; resume with its own config.yaml, or set another output_dir")
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to judge the speed and repeat the run; no paths, no user names."""
+    from importlib.metadata import version
+
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **{package: version(package) for package in ("torch", "diffusers", "accelerate", "safetensors", "numpy")},
+        "diffdistill": __version__,
+        "command": " ".join(["diffdistill", *sys.argv[1:]]),
+    }
+
+
+def write_json(file: Path, value: Any) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, file)
