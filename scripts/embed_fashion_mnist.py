@@ -47,6 +47,8 @@ def main() -> None:
     manifest |= {"class_names": CLASSES, "splits": {}, "files": {}}
     for split, path in (("train", args.train), ("t10k", args.test)):
         data = load_images(str(path))
+        if data.labels is None:
+            raise SystemExit(f"{path} has no column 'label'")
         images, labels = data.images.numpy(), data.labels.numpy()
         manifest["splits"][split] = {
             "count": len(data),

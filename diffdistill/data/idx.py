@@ -3,7 +3,9 @@
 import gzip
 import lzma
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from zlib import error as ZlibError
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from diffdistill.data.source import Source, as_labels, canonical_split, only_split, pick_split
 from diffdistill.errors import DataError
 
-OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 ENDINGS = ("", ".gz", ".xz")
 PREFIXES = {"train": "train", "test": "t10k", "validation": "validation"}
 
@@ -35,7 +37,7 @@ def read_array(path: Path) -> np.ndarray:
                 raise DataError(f"{path} is not an IDX file of uint8 values: its first bytes are {head.hex(' ')}")
             shape = struct.unpack(f">{head[3]}I", file.read(4 * head[3]))
             values = file.read(int(np.prod(shape, dtype=object)) + 1)
-    except (OSError, EOFError, lzma.LZMAError, ZlibError, struct.error, OverflowError) as error:
+    except (OSError, EOFError, lzma.LZMAError, ZlibError, struct.error, OverflowError, MemoryError) as error:
         raise DataError(f"{path} is damaged or cannot be read ({error}): fetch it again") from error
     array = np.frombuffer(values, np.uint8)
     if array.size != np.prod(shape, dtype=object):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffdistill.data.open import open_source
+from diffdistill.data.formats import open_source
 from diffdistill.data.pixels import stack
 from diffdistill.errors import DataError
 
@@ -59,17 +59,20 @@ def load_images(
     for key, value in (("image_size", image_size), ("limit", limit)):
         if value is not None and value < 1:
             raise DataError(f"{key} is {value}: it must be at least 1")
-    source = open_source(data, split)
-    if source.count == 0:
-        raise DataError(f"{data} holds no images")
-    if limit is not None and limit > source.count:
-        raise DataError(f"{data} has {source.count} images, but {limit} were asked for: lower the limit")
-    count = limit or source.count
-    pixels = stack(source.images, count, image_size, data)
+    try:
+        source = open_source(data, split)
+        if source.count == 0:
+            raise DataError(f"{data} holds no images")
+        if limit is not None and limit > source.count:
+            raise DataError(f"{data} has {source.count} images, but {limit} were asked for: lower the limit")
+        count = limit or source.count
+        pixels = stack(source.images, count, image_size, data)
+    except OSError as error:
+        raise DataError(f"{data} cannot be read ({error.strerror or error}): check the path and its rights") from error
     if channels is not None and channels != pixels.shape[1]:
         raise DataError(
-            f"{data} is {COLOURS[pixels.shape[1]]}, but the model takes {COLOURS.get(channels, f'{channels} channels')}: "
-            "convert the images or choose another model"
+            f"{data} is {COLOURS[pixels.shape[1]]}, but the model takes "
+            f"{COLOURS.get(channels, f'{channels} channels')}: convert the images or choose another model"
         )
     labels = None if source.labels is None else source.labels[:count]
     texts = None if source.texts is None else source.texts[:count]
@@ -84,7 +87,7 @@ def load_images(
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray | None, texts: tuple[str, ...] | None = None) -> str:
-    """SHA-256 of the shape (int64, little-endian), the pixels (N, C, H, W), the labels (int64) and the texts (UTF-8)."""
+    """SHA-256 of the shape (int64, little-endian), the pixels (N, C, H, W), labels (int64) and texts (UTF-8)."""
     digest = hashlib.sha256(np.asarray(images.shape, dtype="<i8").tobytes())
     digest.update(np.ascontiguousarray(images).data)
     if labels is not None:

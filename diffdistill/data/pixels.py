@@ -1,23 +1,36 @@
 """Pixels: decoding what a file holds into uint8, fitting it to one size, and the range of the networks."""
 
 import io
+import os
+import struct
+import sys
 import warnings
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from diffdistill.data.source import Encoded
 from diffdistill.errors import DataError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"}
 # Only formats that decode pixels: Pillow hands EPS, for one, to an interpreter.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-WHITE = 255
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, struct.error)
+
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def to_model_range(images: Tensor) -> Tensor:
@@ -42,14 +55,14 @@ def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> n
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=_formats()) as opened:
-                image = ImageOps.exif_transpose(_eight_bit(opened, name))
+                image = _upright(_eight_bit(opened, name), opened)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        raise DataError(f"{name} has more than {limit:.0f} million pixels: make it smaller or leave it out") from error
+        raise DataError(f"{name} has more than {limit:.0f} million pixels: make it smaller or take it out") from error
     except FileNotFoundError as error:
-        raise DataError(f"there is no image {name}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, MemoryError) as error:
-        raise DataError(f"{name} is damaged, or no image that can be read: mend it or take it out") from error
+        raise DataError(f"there is no image {name}: add it or take it off the list") from error
+    except UNREADABLE as error:
+        raise DataError(f"{name} is damaged or not an image: mend it or take it out") from error
     if image_size is not None:
         image = fit(image, image_size)
     pixels = np.asarray(image)
@@ -57,14 +70,14 @@ def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> n
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
-    """Resizes the shorter side to `size` (bicubic, antialiased) and cuts out the central square."""
+    """Resizes the shorter side to `size` (bicubic, antialiased) and cuts out the central square, in one go."""
     width, height = image.size
     short = min(width, height)
-    if short != size:
-        width, height = max(size, round(width * size / short)), max(size, round(height * size / short))
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    if short == size:
+        left, top = (width - size) // 2, (height - size) // 2
+        return image.crop((left, top, left + size, top + size))
+    left, top = (width - short) / 2, (height - short) / 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
 
 
 def stack(images: np.ndarray | Iterable[Encoded], count: int, image_size: int | None, name: str) -> np.ndarray:
@@ -78,14 +91,13 @@ def stack(images: np.ndarray | Iterable[Encoded], count: int, image_size: int | 
         decoded = ((f"image {i}", _fit_array(image, image_size)) for i, image in enumerate(images[:count]))
     else:
         decoded = ((label, decode(data, label, image_size)) for label, data in islice(images, count))
-    label, image = first = next(decoded)
-    whole = _allocate(count, image.shape, name)
-    for index, (label, image) in enumerate(_again(first, decoded)):
+    first, example = next(decoded)
+    whole = _allocate(count, example.shape, name)
+    for index, (label, image) in enumerate(chain([(first, example)], decoded)):
         if image.shape[:2] != whole.shape[2:]:
-            height, width = whole.shape[2:]
             raise DataError(
-                f"{name} has images of several sizes: {first[0]} is {width}x{height}, {label} is "
-                f"{image.shape[1]}x{image.shape[0]}; set data.image_size to resize them all"
+                f"{name} has images of several sizes: {first} is {whole.shape[3]}x{whole.shape[2]}, {label} is "
+                f"{image.shape[1]}x{image.shape[0]}; set the image size (data.image_size) to bring them to one"
             )
         if image.shape[2] > whole.shape[1]:
             gray, whole = whole, _allocate(count, image.shape, name)
@@ -94,26 +106,20 @@ def stack(images: np.ndarray | Iterable[Encoded], count: int, image_size: int | 
     return whole
 
 
-def _again(first: tuple[str, np.ndarray], rest: Iterable[tuple[str, np.ndarray]]) -> Iterable[tuple[str, np.ndarray]]:
-    yield first
-    yield from rest
-
-
 def _allocate(count: int, shape: tuple[int, ...], name: str) -> np.ndarray:
     height, width, channels = shape
     need, have = count * height * width * channels, _memory()
     if need > have:
         raise DataError(
-            f"{name} needs {need / 1e9:.1f} GB decoded ({count} images of {width}x{height}), this machine has "
-            f"{have / 1e9:.1f} GB: set data.image_size lower or data.limit"
+            f"{name} takes {need / 1e9:.1f} GB of memory ({count} images of {width}x{height}), this machine has "
+            f"{have / 1e9:.1f} GB: lower data.image_size or data.limit"
         )
     return np.empty((count, channels, height, width), dtype=np.uint8)
 
 
 def _memory() -> int:
-    import os
-
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of memory of this machine, where the system says."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
 
 
 def _formats() -> list[str]:
@@ -127,21 +133,23 @@ def _fit_array(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:
-    """The first frame in mode L or RGB, its EXIF kept."""
-    exif = image.getexif()
-    if image.mode in ("L", "RGB") and "transparency" not in image.info:
-        image.load()
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
+    """The first frame in mode L or RGB, on white."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{name} has pixels of more than 16 bits: save it with 8 or 16 bits a channel")
-        flat = Image.fromarray(np.rint(values / 257).astype(np.uint8))
-    elif "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        flat = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
+            raise DataError(f"{name} has more than 16 bits a channel: save it with 8 or 16")
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8))  # 65535 is 255
+    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        flat = Image.new("RGBA", image.size, "white")
         flat.alpha_composite(image.convert("RGBA"))
-        flat = flat.convert("L" if image.mode in ("L", "LA", "La") else "RGB")
-    else:
-        flat = image.convert("L" if image.mode == "1" else "RGB")
-    flat.getexif().update(exif)
-    return flat
+        return flat.convert("L" if image.mode in ("L", "LA", "La") else "RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
+    """`image`, turned as the EXIF orientation of its source says."""
+    try:
+        orientation = source.getexif().get(ORIENTATION)
+    except (SyntaxError, struct.error, ValueError):  # a broken EXIF block does not spoil the pixels
+        return image
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from diffdistill.errors import DataError
 
 # One image at rest: its name for error messages, and its encoded bytes or its file.
 Encoded = tuple[str, bytes | Path]
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"}
 
 # The spellings of a split, in files and folders, by the name users give.
 SPLITS = {
@@ -55,31 +57,46 @@ def pick_split(split: str, there: Iterable[str], name: str) -> str:
 def as_labels(
     values: Sequence[Any] | np.ndarray, name: str, class_names: tuple[str, ...] | None = None
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Labels as int64 (N,) with the names of the classes.
+    """Labels as int64 (N,), and the names of the classes.
 
     Strings become their place among the sorted names, unless all of them are whole numbers.
     Raises DataError for a missing label, one that is no whole number, and one outside 0 .. classes - 1.
     """
-    listed = values.tolist() if isinstance(values, np.ndarray) else list(values)
-    if any(label is None or label == "" for label in listed):
-        raise DataError(f"{name} has no label for image {[not (v is None or v == '') for v in listed].index(False)}")
-    if listed and all(isinstance(label, str) for label in listed):
-        if not all(label.strip().isdecimal() for label in listed):
-            class_names = class_names or tuple(sorted(set(listed)))
+    labels = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    if labels and all(isinstance(label, str) for label in labels):
+        if all(label.strip().isdecimal() for label in labels):
+            labels = [int(label) for label in labels]
+        elif "" not in labels:
+            class_names = class_names or tuple(sorted(set(labels)))
             place = {label: i for i, label in enumerate(class_names)}
-            unknown = next((label for label in listed if label not in place), None)
-            if unknown is not None:
-                raise DataError(f"{name} has the label {unknown!r}, which is none of its {len(place)} classes")
-            return np.array([place[label] for label in listed], dtype=np.int64), class_names
-        listed = [int(label) for label in listed]
-    for index, label in enumerate(listed):
-        if isinstance(label, bool) or not isinstance(label, int):
-            raise DataError(f"{name} has the label {label!r} for image {index}: labels are whole numbers from 0")
-        if not 0 <= label < (len(class_names) if class_names else 2**31):
-            top = f"{len(class_names) - 1}, one of {len(class_names)} classes" if class_names else "up"
-            raise DataError(f"{name} has the label {label} for image {index}: labels go from 0 {_to(top)}")
-    return np.array(listed, dtype=np.int64), class_names
+            labels = [place.get(label, label) for label in labels]
+    top = f"to {len(class_names) - 1}, one of {len(class_names)} classes" if class_names else "up"
+    end = len(class_names) if class_names else 2**31
+    for index, label in enumerate(labels):
+        if label is None or label == "":
+            raise DataError(f"{name} has no label for image {index}: give every image one, or none")
+        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < end:
+            raise DataError(f"{name} has the label {label!r} for image {index}: labels are whole numbers from 0 {top}")
+    return np.array(labels, dtype=np.int64), class_names
 
 
-def _to(top: str) -> str:
-    return top if top == "up" else f"to {top}"
+def as_texts(values: Sequence[Any], name: str) -> tuple[str, ...]:
+    """Texts as they are; DataError if one is missing or no string."""
+    for index, text in enumerate(values):
+        if not isinstance(text, str):
+            raise DataError(f"{name} has no text for image {index}: give every image one, or none")
+    return tuple(values)
+
+
+def inside(member: str, name: str) -> str:
+    """`member`, a relative path; DataError if it could lead out of the set it belongs to."""
+    path = PurePosixPath(member.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or PureWindowsPath(member).drive:
+        raise DataError(f"{name} names the file {member!r}, which lies outside of it: use paths inside the set")
+    return str(path)
+
+
+def is_picture(path: PurePath) -> bool:
+    """Whether a file name is that of an image to read: a known suffix, and nothing hidden in its path."""
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and not hidden
