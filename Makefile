@@ -7,15 +7,20 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3.14 python3 python 2>/dev/null))
+NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
+endif
 TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 TESTS ?= -n 2
 VENV := .venv
 FULL := .venv-full
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade $(PIP_ARGS) -c $(VENV)/constraints.txt
 
-# The environment is rebuilt when what defines it changes, not when a file is merely newer.
+# The environment is set up again when what defines it changes, not when a file is merely newer.
 KEY := $(shell (cat pyproject.toml constraints/cpu.txt; echo "$(PYTHON) $(TORCH)") | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(KEY)
 
@@ -32,21 +37,17 @@ help:
 
 environment: $(READY)
 
-$(READY): | supported
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@grep -v '^torch==' constraints/cpu.txt > $(VENV)/constraints.txt
+$(READY):
+	@test -n '$(PYTHON)' && $(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || \
+		{ echo 'no Python 3.11+ with venv and pip found: install one, or say PYTHON=/path/to/python' >&2; exit 2; }
+	@version='import sys; print(sys.version)'; \
+		test "$$($(BIN)/python -c "$$version; import pip" 2>/dev/null)" = "$$($(PYTHON) -c "$$version")" || \
+		$(PYTHON) -m venv --clear $(VENV)
 	@echo 'Setting up $(VENV) (once; a minute or two) ...'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c $(VENV)/constraints.txt '$(TORCH)'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c $(VENV)/constraints.txt '$(TORCH)' \
-		-e '.[dev,data,plot]'
+	@grep -v '^torch==' constraints/cpu.txt > $(VENV)/constraints.txt
+	@$(PIP) '$(TORCH)' -e '.[dev,data,plot]'
 	@rm -f $(VENV)/.ready-*
 	@touch $@
-
-.PHONY: supported
-supported:
-	@test -n "$(PYTHON)" || { echo 'no python3 found: install Python 3.11 or newer, or say PYTHON=/path/to/python' >&2; exit 2; }
-	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-		{ echo '$(PYTHON) is older than 3.11 or lacks venv/pip: install them, or say PYTHON=/path/to/python' >&2; exit 2; }
 
 quickstart: $(READY)
 	$(BIN)/python scripts/quickstart.py
@@ -62,14 +63,13 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pytest -q -m bench
 
-full-environment: supported
+full-environment:
 	$(PYTHON) -m venv $(FULL)
 	$(FULL)/bin/python -m pip install --quiet $(PIP_ARGS) -e '.[text,eval,data,track,plot,dev]'
 	$(FULL)/bin/diffdistill doctor
 
 checksums:
-	cd assets && find . -type f ! -name SHA256SUMS ! -name '.*' | LC_ALL=C sort | sed 's|^\./||' | \
-		xargs -d '\n' sha256sum > SHA256SUMS
+	cd assets && find * -type f ! -name SHA256SUMS -print0 | LC_ALL=C sort -z | xargs -0 sha256sum > SHA256SUMS
 
 clean:
 	rm -rf $(VENV) $(FULL) .pytest_cache .mypy_cache .ruff_cache build dist
