@@ -29,25 +29,29 @@ class LevelLaw:
     Keeping u beside sigma matters: bins that are uniform in u hold equally many samples, bins in sigma do not.
 
     - lognormal: ln sigma ~ N(mean, std^2) (2206.00364, Table 1)
-    - karras: sigma^(1/rho) uniform between its values at u_min and u_max of [sigma_min, sigma_max] (ibid., eq. 5)
+    - karras: sigma^(1/rho) uniform between its values at u_min and u_max of [sigma_min, sigma_max] (ibid., eq. 5);
+      bounds that the settings leave open are the network's own
     - loguniform: ln sigma uniform in [sigma_min, sigma_max]
     - shifted: t uniform, t' = s t / (1 + (s - 1) t), sigma = t' / (1 - t') (flow time with a resolution shift, 2403.03206, eq. 23)
     """
 
     settings: Level
+    network_min: float = 0.002
+    network_max: float = 80.0
 
     def sigma(self, u: Tensor) -> Tensor:
         """Level at `u` in [0, 1], same shape; increasing in u, computed in float64, returned in float32."""
         s = self.settings
         u = u.double()
+        lowest, highest = s.sigma_min or self.network_min, s.sigma_max or self.network_max
         if s.law == "lognormal":
             inside = u.clamp(1e-6, 1 - 1e-6)
             return (s.mean + s.std * math.sqrt(2) * torch.erfinv(2 * inside - 1)).exp().float()
         if s.law == "karras":
-            low, high = s.sigma_min ** (1 / s.rho), s.sigma_max ** (1 / s.rho)
+            low, high = lowest ** (1 / s.rho), highest ** (1 / s.rho)
             return (low + (s.u_min + u * (s.u_max - s.u_min)) * (high - low)).pow(s.rho).float()
         if s.law == "loguniform":
-            return (math.log(s.sigma_min) + u * math.log(s.sigma_max / s.sigma_min)).exp().float()
+            return (math.log(lowest) + u * math.log(highest / lowest)).exp().float()
         t = u.clamp(1e-3, 1 - 1e-3)
         t = s.shift * t / (1 + (s.shift - 1) * t)
         return (t / (1 - t)).float()

@@ -30,8 +30,8 @@ class Level(Section):
     law: Literal["lognormal", "karras", "loguniform", "shifted"] = "karras"
     mean: float = Field(-1.2, description="lognormal: mean of ln sigma")
     std: Positive = Field(1.2, description="lognormal: standard deviation of ln sigma")
-    sigma_min: Positive = Field(0.002, description="karras and loguniform: lowest level")
-    sigma_max: Positive = Field(80.0, description="karras and loguniform: highest level")
+    sigma_min: Positive | None = Field(None, description="karras and loguniform: lowest level; null: the network's own")
+    sigma_max: Positive | None = Field(None, description="karras and loguniform: highest level; null: the network's own")
     rho: Positive = Field(7.0, description="karras: curvature")
     u_min: Fraction = Field(0.0, description="karras: part of the range, 0 is sigma_min")
     u_max: Fraction = Field(1.0, description="karras: part of the range, 1 is sigma_max")
@@ -103,46 +103,49 @@ class Train(Run):
 # ---- distill ---------------------------------------------------------------------------------------------------------
 
 
-class Method(Section):
-    """What all distribution-matching methods share; a method's defaults are its paper's."""
+class Adversarial(Section):
+    """The discriminator: heads on features of a network, at the levels of the score gap."""
 
-    level_weight: Literal["none", "dmd", "dmd_level", "pseudo_huber"] = Field(
-        "dmd", description="none: 1; dmd: 1 / mean|x0 - D_T| per sample; dmd_level: its expectation per level; pseudo_huber"
-    )
+    weight: Annotated[float, Field(ge=0)] = Field(1e-3, description="lambda_G, in the papers' convention (score gap: mean over C, H, W)")
+    features: Literal["teacher", "critic"] = Field("teacher", description="whose features; critic, as in DMD2's paper, trains the critic too")
+    taps: tuple[str, ...] = Field(("mid_block",), min_length=1, description="layers of the network whose outputs the heads read")
+    critic_weight: Annotated[float, Field(ge=0)] = Field(1e-2, description="lambda_D beside the denoising loss, with features: critic")
+    r1: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the approximate R1 penalty on the noised real image")
+    optimizer: Optimizer = Optimizer(learning_rate=1e-3)
+
+
+class Ratio(Section):
+    """How the discriminator's logits become density ratios r = p_teacher / p_student."""
+
+    clip: tuple[Positive, Positive] = Field((1e-2, 1e2), description="bounds of r")
+    bins: Count = Field(10, description="bins of the level law's uniform variable in which E[r] is made 1")
+    decay: Fraction = Field(0.98, description="memory of that mean")
+
+
+LevelWeight = Literal["none", "dmd", "dmd_level", "pseudo_huber"]
+WEIGHT_HELP = "none: 1; dmd: 1 / mean|x0 - D_T| per sample; dmd_level: its expectation per level; pseudo_huber: 1 / sqrt(||g||^2 + c^2)"
+
+
+class Method(Section):
+    """What all distribution-matching methods share."""
+
+    level_weight: LevelWeight = Field("dmd", description=WEIGHT_HELP)
     guidance_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance of the teacher")
+    adversarial: Adversarial | None = Field(None, description="a discriminator on real data; null: none (data-free)")
 
 
 class DiffInstruct(Method):
     """2305.18455: reverse KL at every level, weight 1."""
 
     name: Literal["diff_instruct"]
-    level_weight: Literal["none", "dmd", "dmd_level", "pseudo_huber"] = "none"
-
-
-class Adversarial(Section):
-    """The discriminator: heads on features of a network, at the level of the score gap."""
-
-    weight: Annotated[float, Field(ge=0)] = Field(1e-3, description="lambda_G, in the papers' convention (mean over C, H, W of the score gap)")
-    features: Literal["teacher", "critic"] = Field("teacher", description="whose features; critic is DMD2's paper, and trains the critic too")
-    taps: tuple[str, ...] = Field(("mid_block",), description="layers of the network whose outputs the heads read")
-    critic_weight: Annotated[float, Field(ge=0)] = Field(1e-2, description="lambda_D beside the denoising loss, with features: critic")
-    r1: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the approximate R1 penalty on the noised real image")
-    optimizer: Optimizer = Optimizer(learning_rate=1e-3)
+    level_weight: LevelWeight = Field("none", description=WEIGHT_HELP)
 
 
 class DMD2(Method):
     """2405.14867: reverse KL with DMD's normaliser, an adversarial term, two time scales."""
 
     name: Literal["dmd2"]
-    adversarial: Adversarial = Adversarial()
-
-
-class Ratio(Section):
-    """How logits become density ratios."""
-
-    clip: tuple[Positive, Positive] = Field((1e-2, 1e2), description="bounds of r")
-    bins: Count = Field(10, description="bins of the level law's uniform variable in which E_q[r] is made 1")
-    decay: Fraction = Field(0.98, description="memory of that mean")
+    adversarial: Adversarial | None = Adversarial()
 
 
 class FDistill(Method):
@@ -150,22 +153,22 @@ class FDistill(Method):
 
     name: Literal["f_distill"]
     divergence: str = "jensen_shannon"
-    adversarial: Adversarial = Adversarial()
+    adversarial: Adversarial | None = Adversarial()
     ratio: Ratio = Ratio()
 
 
 class SiD(Method):
-    """2404.04057: Fisher form with DMD's normaliser; alpha 0.5 is the Fisher divergence, 1 is SIM."""
+    """2404.04057: Fisher form with DMD's normaliser; alpha 0.5 is the Fisher divergence, 1 is SIM; adversarial makes it SiDA."""
 
     name: Literal["sid"]
-    alpha: float = 1.0
+    alpha: float = Field(1.0, description="0.5 to 1; above, a student broader than the teacher runs away")
 
 
 class SIM(Method):
     """2410.16794: Fisher form, alpha 1, pseudo-Huber distance."""
 
     name: Literal["sim"]
-    level_weight: Literal["pseudo_huber"] = "pseudo_huber"
+    level_weight: LevelWeight = Field("pseudo_huber", description=WEIGHT_HELP)
 
 
 class UniInstruct(Method):
@@ -173,10 +176,10 @@ class UniInstruct(Method):
 
     name: Literal["uni_instruct"]
     divergence: str = "forward_kl"
-    adversarial: Adversarial = Adversarial()
+    adversarial: Adversarial | None = Adversarial()
     ratio: Ratio = Ratio()
-    critic_warmup: Fraction = Field(0.1, description="part of the run that trains the critic and the discriminator only")
-    fisher_warmup: Fraction = Field(0.2, description="part of the run, after that, with the SIM loss and no discriminator")
+    critic_warmup: Fraction = Field(0.05, description="part of the run that trains the critic and the discriminator only")
+    fisher_warmup: Fraction = Field(0.2, description="part of the run, from the start, without divergence and adversarial term (SIM)")
     detach_ratio: bool = Field(False, description="ablation: the released code's form, wrong in the scale direction")
 
 

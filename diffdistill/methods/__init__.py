@@ -1,0 +1,19 @@
+"""The distribution-matching methods, a page each: which choices, and where they depart from their paper."""
+
+from diffdistill.config.schema import Method
+from diffdistill.methods import diff_instruct, dmd2, f_distill, sid, sim, uni_instruct
+from diffdistill.methods.matching import Choices
+
+METHODS = {
+    "diff_instruct": diff_instruct,
+    "dmd2": dmd2,
+    "f_distill": f_distill,
+    "sid": sid,
+    "sim": sim,
+    "uni_instruct": uni_instruct,
+}
+
+
+def choices_of(settings: Method) -> Choices:
+    """The row of the table that a method's settings mean."""
+    return METHODS[settings.name].choices(settings)

@@ -1,0 +1,21 @@
+"""SiD (2404.04057): the Fisher form with DMD's normaliser held constant.
+
+    L = [ (D_T - D_F) . (D_F - x0) + (1 - alpha) ||D_T - D_F||^2 ] / mean|x0 - D_T|
+
+alpha = 1/2 is the Fisher divergence, 1 is SIM's gradient, the paper's 1.2 over-disperses and can run away (see `losses.alpha_bounds`),
+so the default is 1. With `adversarial` it is SiDA (2410.14919) with a discriminator per sample, where the paper averages over
+the batch. Departures: no augmentation, no dropout.
+"""
+
+from diffdistill.config.schema import SiD
+from diffdistill.methods.matching import Choices
+
+
+def choices(settings: SiD) -> Choices:
+    return Choices(
+        form="fisher",
+        alpha=settings.alpha,
+        level_weight=settings.level_weight,
+        adversarial=settings.adversarial,
+        guidance_scale=settings.guidance_scale,
+    )

@@ -1,0 +1,110 @@
+"""Distilling a teacher: student, critic and discriminator, each with its updater, around one `DistributionMatching`."""
+
+import torch
+from torch import Tensor
+
+from diffdistill.config.schema import Distill
+from diffdistill.data import ImageSet
+from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
+from diffdistill.methods import choices_of
+from diffdistill.methods.matching import DistributionMatching
+from diffdistill.models.folder import clone_network, snap_levels, stock_levels
+from diffdistill.process import LevelLaw
+from diffdistill.training.device import Device
+from diffdistill.training.loop import Metrics
+from diffdistill.training.optim import Ema, Updater
+from diffdistill.training.teacher import draw_batch
+
+
+def student_levels(config: Distill) -> tuple[float, ...]:
+    """The student's input levels, on the grid of the stock scheduler that will sample it."""
+    student = config.student
+    if student.levels is None:
+        return stock_levels(student.steps, student.sigma_init)
+    if len(student.levels) != student.steps:
+        raise ConfigError(f"student.steps is {student.steps} and student.levels has {len(student.levels)} values; give one level a step")
+    if any(low >= high for high, low in zip(student.levels, student.levels[1:], strict=False)):
+        raise ConfigError(f"student.levels {list(student.levels)} must descend, from the noisiest input to the cleanest")
+    return snap_levels(student.levels)[0]
+
+
+class DistillTask:
+    """Student and critic start as copies of the teacher (without its null class); the student's average is what is kept."""
+
+    def __init__(self, config: Distill, teacher: Denoiser, data: ImageSet, device: Device):
+        self.config, self.data, self.device = config, data, device
+        self.levels = student_levels(config)
+        if self.levels[0] > teacher.sigma_max:
+            raise ConfigError(f"student level {self.levels[0]:g} is above the teacher's highest, {teacher.sigma_max:g}; lower student.sigma_init")
+        torch.manual_seed(config.seed)
+        classes = teacher.num_classes
+        self.student = Denoiser(
+            clone_network(teacher.network, classes), teacher.process, metadata={"role": "student", "levels": list(self.levels)}
+        )
+        critic = Denoiser(clone_network(teacher.network, classes), teacher.process)
+        bounds = teacher.sigma_min, teacher.sigma_max
+        self.method = DistributionMatching(
+            choices_of(config.method), teacher, critic, LevelLaw(config.level, *bounds), LevelLaw(config.critic.level, *bounds), device.autocast
+        )
+        self._build_updaters(config, critic)
+
+    def _build_updaters(self, config: Distill, critic: Denoiser) -> None:
+        total = config.max_train_steps
+        self.student_updater = Updater("student", self.student.parameters(), config.student.optimizer, total)
+        self.critic_updaters = [Updater("critic", critic.parameters(), config.critic.optimizer, total)]
+        self.ema = Ema(self.student, config.student.ema_decay)
+        self.parts = {"student": self.student, "student_ema": self.ema, "critic": critic}
+        for name in ("discriminator", "ratio", "normaliser"):
+            part = getattr(self.method, name)
+            if part is not None:
+                self.parts[name] = part
+        if self.method.discriminator is not None:
+            settings = config.method.adversarial.optimizer
+            self.critic_updaters.append(Updater("discriminator", self.method.discriminator.parameters(), settings, total))
+        for updater in (self.student_updater, *self.critic_updaters):
+            self.parts[f"{updater.name}_optimizer"] = updater.optimizer
+
+    def update(self, step: int) -> Metrics:
+        config, method = self.config, self.method
+        progress = step / config.max_train_steps
+        real, cond = draw_batch(self.data, config.train_batch_size, config.seed, step, config.data.horizontal_flip)
+        real, cond = self.device.put(real), self.device.put(cond)
+        with self.device.autocast():
+            x0 = self.student(*self.student_input(real, cond), cond)
+
+        metrics: Metrics = {}
+        for _ in range(config.critic.updates_per_step):
+            loss, critic_metrics = method.critic_loss(x0, cond, real, cond)
+            loss.backward()
+            for updater in self.critic_updaters:
+                metrics |= updater.step(step)
+            metrics |= critic_metrics
+
+        if progress >= method.choices.critic_warmup:
+            gradient, student_metrics = method.student_gradient(x0, cond, progress)
+            x0.backward(gradient / len(x0))
+            metrics |= student_metrics | self.student_updater.step(step)
+            self.ema.update(self.student)
+        return metrics
+
+    @torch.no_grad()
+    def student_input(self, real: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`(x, sigma)` for one of the student's K steps, drawn for the whole batch.
+
+        Step 1 sees pure noise. A later step sees what it will see when sampling, the student's own previous image noised again
+        (backward simulation, 2405.14867, section 4.5), or, cheaper and mismatched, a noised real image.
+        """
+        k = int(torch.randint(len(self.levels), ()))
+        x = self.levels[0] * torch.randn_like(real)
+        if k and self.config.student.training_input == "noised_data":
+            x = real + self.levels[k] * torch.randn_like(real)
+        elif k:
+            for level, below in zip(self.levels[:k], self.levels[1:], strict=False):
+                with self.device.autocast():
+                    x0 = self.student(x, x.new_full((len(x),), level), cond).clamp(-1, 1)
+                x = x0 + below * torch.randn_like(x)
+        return x, x.new_full((len(x),), self.levels[k])
+
+    def averaged(self) -> Denoiser:
+        return self.ema.module
