@@ -76,8 +76,8 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     if short == size:
         left, top = (width - size) // 2, (height - size) // 2
         return image.crop((left, top, left + size, top + size))
-    left, top = (width - short) / 2, (height - short) / 2
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
+    middle = ((width - short) / 2, (height - short) / 2, (width + short) / 2, (height + short) / 2)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=middle)
 
 
 def stack(images: np.ndarray | Iterable[Encoded], count: int, image_size: int | None, name: str) -> np.ndarray:
