@@ -19,8 +19,13 @@ def asset(name: str) -> Path:
         for root in ROOTS:
             if (root / name).exists():
                 return root / name
-    known = sorted({path.name for root in ROOTS if root.is_dir() for path in root.iterdir() if path.is_dir()})
-    raise DataError(f"nothing named {name!r} is bundled: choose one of {', '.join(known) or '(no assets installed)'}")
+    known = ", ".join(path.name for path in bundled()) or "(no assets installed)"
+    raise DataError(f"nothing named {name!r} is bundled: choose one of {known}")
+
+
+def bundled() -> list[Path]:
+    """The folders of all bundled data sets and models, sorted."""
+    return sorted(path for root in ROOTS if root.is_dir() for path in root.iterdir() if path.is_dir())
 
 
 def is_builtin(reference: str) -> bool:

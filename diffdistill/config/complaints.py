@@ -74,7 +74,9 @@ def _either(words: list[str]) -> str:
 def _near(name: str, words: Iterable[str], cutoff: float = 0.7) -> list[str]:
     """Words like a mistyped one; an abbreviation such as `lr` means `learning_rate`."""
     words = list(words)
-    return get_close_matches(name, words, 2, cutoff) or [word for word in words if _initials(word) == name]
+    return get_close_matches(name, words, 2, cutoff) or [
+        word for word in words if len(name) > 1 and _initials(word) == name
+    ]
 
 
 def _did_you_mean(path: Path, model: type[BaseModel], data: Any) -> str:

@@ -80,7 +80,7 @@ def _files(
     texts: list[Any] | None = None,
 ) -> Source:
     if not files:
-        raise DataError(f"{name} is a folder without images: give one with images, a parquet or IDX files")
+        raise DataError(f"{name} is a folder without images: give one with images, parquet or IDX files")
     values = None
     if labels is not None:
         values, class_names = as_labels(labels, name, class_names)

@@ -53,6 +53,7 @@ def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> n
     try:
         file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata of images whose pixels are sound
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=_formats()) as opened:
                 image = _upright(_eight_bit(opened, name), opened)

@@ -4,14 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffdistill.evaluation.clip_score import clip_score
-    from diffdistill.evaluation.cmmd import cmmd
+    from diffdistill.evaluation.clip_mmd import cmmd
+    from diffdistill.evaluation.clip_similarity import clip_score
+    from diffdistill.evaluation.entropy import inception_score
     from diffdistill.evaluation.evaluator import Evaluator, evaluate_images
     from diffdistill.evaluation.features import load_features
     from diffdistill.evaluation.frechet import frechet_distance, frechet_from_stats
-    from diffdistill.evaluation.inception_score import inception_score
     from diffdistill.evaluation.kernel import kernel_distance
-    from diffdistill.evaluation.prdc import prdc
+    from diffdistill.evaluation.precision_recall import prdc
 
 __all__ = [
     "Evaluator",
@@ -26,16 +26,25 @@ __all__ = [
     "prdc",
 ]
 
-_HOME = {"Evaluator": "evaluator", "evaluate_images": "evaluator", "frechet_distance": "frechet",
-         "frechet_from_stats": "frechet", "kernel_distance": "kernel", "load_features": "features"}  # fmt: skip
+# Files are named otherwise than what they export: importing a submodule would hide a function of its name.
+_HOME = {
+    "Evaluator": "evaluator",
+    "clip_score": "clip_similarity",
+    "cmmd": "clip_mmd",
+    "evaluate_images": "evaluator",
+    "frechet_distance": "frechet",
+    "frechet_from_stats": "frechet",
+    "inception_score": "entropy",
+    "kernel_distance": "kernel",
+    "load_features": "features",
+    "prdc": "precision_recall",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module 'diffdistill.evaluation' has no attribute '{name}'")
-    value = getattr(import_module(f"diffdistill.evaluation.{_HOME.get(name, name)}"), name)
-    globals()[name] = value  # a function and its file share a name: the function must win over the submodule
-    return value
+    return getattr(import_module(f"diffdistill.evaluation.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -20,7 +20,7 @@ def _from_folder(folder: Path, device: torch.device) -> FeatureExtractor:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{folder} has no readable config.json: a folder of features holds config.json and model.safetensors ({error})"
+            f"{folder} has no readable config.json: features lie in config.json and model.safetensors ({error})"
         ) from error
     if config.get("architecture") == "FashionNet":
         return FashionFeatures(folder, device)
@@ -33,9 +33,9 @@ def load_features(name: str, *, mode: str | None = None, device: str | torch.dev
     """The extractor that `name` means.
 
     Args:
-        name: `fashion_mnist` (bundled, 128 features), `pixels`, `inception[:FILE]` (the 2015 graph as TorchScript, 2048
-            features, from FILE, the cache or the network), `dinov2[:MODEL]`, `clip[:MODEL]` (transformers, folder or Hub
-            id), a TorchScript file, a folder with config.json and safetensors, or a Hub id `owner/name`.
+        name: `fashion_mnist` (bundled, 128 features), `pixels`, `inception[:FILE]` (the 2015 graph as TorchScript,
+            2048 features, from FILE, the cache or the network), `dinov2[:MODEL]`, `clip[:MODEL]` (transformers, folder
+            or Hub id), a TorchScript file, a folder with config.json and safetensors, or a Hub id `owner/name`.
         mode: resize where image sizes differ, `tf` or `clean`; None: the extractor's own (see resize.py).
         device: where the network runs; features come back as float64 on the CPU.
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from diffdistill.errors import CheckpointError, ConfigError, DiskError
@@ -211,4 +210,4 @@ def clone_network(network: nn.Module, num_classes: int | None) -> nn.Module:
     if "class_embedding.weight" in state and num_classes is not None:
         state["class_embedding.weight"] = state["class_embedding.weight"][:num_classes]
     copy.load_state_dict(state)
-    return copy.to(next(network.parameters()).device, torch.float32)
+    return copy.to(next(network.parameters()).device)  # float32: built from the config

@@ -83,7 +83,8 @@ class DistillTask:
 
         if progress >= method.choices.critic_warmup:
             gradient, student_metrics = method.student_gradient(x0, cond, progress)
-            x0.backward(gradient / len(x0))
+            # The mean over C, H, W too, so that clipping thresholds mean what they mean in the papers.
+            x0.backward(gradient / x0.numel())
             metrics |= student_metrics | self.student_updater.step(step)
             self.ema.update(self.student)
         return metrics

@@ -27,15 +27,15 @@ def module_sha256(module: nn.Module) -> str:
 class FeatureExtractor:
     """Images `(N, C, H, W)` uint8 -> features `(N, dim)` float64 on the CPU.
 
-    A subclass sets the attributes and implements `embed`. Images go through the network in chunks of `batch_size`, whatever
-    the size of the call, so that the caller's batch size hardly matters.
+    A subclass sets the attributes and implements `embed`. Images go through the network in chunks of `batch_size`,
+    whatever the size of the call, so that the caller's batch size hardly matters.
 
     Attributes:
         id, sha256: what measured; printed with every number and part of every cache key.
         dim: number of features.
         size: height and width that the network expects; None: any.
         channels: 1 or 3; None: any.
-        mode: `tf` or `clean`, used where the image size differs from `size` (see resize.py).
+        mode: `tf`, `clean`, or None for `default_mode`; used where the image size differs from `size` (see resize.py).
     """
 
     id: str
@@ -43,7 +43,7 @@ class FeatureExtractor:
     dim: int
     size: tuple[int, int] | None = None
     channels: int | None = 3
-    mode: str = "clean"
+    mode: str | None = None
     batch_size: int = 250
     device: torch.device = torch.device("cpu")
 
@@ -55,15 +55,21 @@ class FeatureExtractor:
         """Class probabilities `(N, K)` of features, for the Inception Score; None without a classifier."""
         return None
 
-    def resize_used(self, images: Tensor) -> str:
+    def default_mode(self, height: int, width: int) -> str:
+        """The resize of images of this size where the user chose none."""
+        return "clean"
+
+    def resize_used(self, height: int, width: int) -> str:
         """The resize that images of this size get: `none`, `tf` or `clean`."""
-        return "none" if self.size is None or tuple(images.shape[2:]) == tuple(self.size) else self.mode
+        if self.size is None or (height, width) == self.size:
+            return "none"
+        return self.mode or self.default_mode(height, width)
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 `(N, C, H, W)` -> what `embed` expects."""
         x = images.cpu().float()
         x = with_channels(x, self.channels) if self.channels else x
-        return (resize(x, self.size, self.mode) if self.size else x).to(self.device)
+        return (resize(x, self.size, self.resize_used(*images.shape[2:])) if self.size else x).to(self.device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -73,6 +79,8 @@ class FeatureExtractor:
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise DataError(f"features '{self.id}' have shape {tuple(features.shape)}, expected (N, {self.dim})")
         if not features.isfinite().all():
-            raise DataError(f"features '{self.id}' are NaN or infinite for {int((~features.isfinite()).any(1).sum())} images: "
-                            "the extractor's weights are damaged or the images are not what it was trained on")  # fmt: skip
+            raise DataError(
+                f"features '{self.id}' are NaN or infinite for {int((~features.isfinite()).any(1).sum())} images: "
+                "the extractor's weights are damaged; load them again"
+            )
         return features

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class FashionNet(nn.Module):
     """Three convolution blocks and a linear layer: `features(x)` is `(N, dim)`, `forward(x)` the class logits.
 
-    The features are taken *before* the last ReLU, so that their law is closer to a Gaussian (which the Fréchet distance
-    assumes) and no coordinate is constant.
+    The features are taken *before* the last ReLU, so that their law is closer to a Gaussian (which the Fréchet
+    distance assumes) and no coordinate is constant.
     """
 
     def __init__(self, channels: Sequence[int] = (24, 48, 96), dim: int = 128, num_classes: int = 10) -> None:
