@@ -1,0 +1,1 @@
+"""Sampling: a model, a seed and a number in, uint8 images out."""

@@ -1,0 +1,36 @@
+"""Random numbers that belong to an image, not to a batch."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def image_seed(seed: int, index: int) -> int:
+    """Seed of the generator of image `index` in a call with `seed`: (seed * 2654435761 + index) mod 2^32.
+
+    The factor (Knuth's multiplicative hash, odd, so a bijection mod 2^32) keeps neighbouring seeds apart.
+    """
+    return (seed * 2654435761 + index) % 2**32
+
+
+class ImageNoise:
+    """Standard normal noise for a batch, each image from its own CPU generator, in the order it is asked for.
+
+    The numbers are those stock diffusers draws for `generator=[torch.Generator().manual_seed(s) for s in
+    noise.seeds]`: it, too, draws one `(1, C, H, W)` tensor an image (diffusers' `randn_tensor`), on the CPU whatever
+    the device of the model.
+    """
+
+    def __init__(
+        self, seed: int, indices: Sequence[int], shape: tuple[int, int, int], device: torch.device | str = "cpu"
+    ) -> None:
+        self.shape = tuple(shape)
+        self.device = device
+        self.seeds = [image_seed(seed, index) for index in indices]
+        self._generators = [torch.Generator().manual_seed(s) for s in self.seeds]
+
+    def draw(self) -> Tensor:
+        """The next noise of every image: float32 `(B, C, H, W)`."""
+        rows = [torch.randn((1, *self.shape), generator=generator) for generator in self._generators]
+        return torch.cat(rows).to(self.device)
