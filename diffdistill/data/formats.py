@@ -24,7 +24,7 @@ def open_source(data: str, split: str) -> Source:
         return read_builtin(data, split)
     path = Path(data).expanduser()
     if not data.strip() or not path.exists():
-        # A path into a folder that is here is a path mistyped: the Hub need not be asked, which takes long without a network.
+        # Where the folder is here, the rest is mistyped; asking the Hub would take half a minute without a network.
         if HUB_ID.fullmatch(data) and not path.parent.exists():
             from diffdistill.data.hub import read_hub
 
