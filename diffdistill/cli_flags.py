@@ -1,0 +1,220 @@
+"""The flags of every verb. No torch, no pydantic: `--help` must come at once."""
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from diffdistill.errors import ConfigError
+
+METRICS = ("fid", "kid", "prdc", "is", "clip")
+BACKENDS = ("native", "torchmetrics", "clean-fid", "torch-fidelity")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ConfigErrors of one sentence."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument ")
+        if message.startswith("the following arguments are required: "):
+            message = f"{message.partition(': ')[2]} is missing"
+        raise ConfigError(f"{self.prog.removeprefix('diffdistill ')}: {message} (see '{self.prog} --help')")
+
+    def parse(self, argv: list[str]) -> argparse.Namespace:
+        """Parse all of `argv`; overrides may stand between flags."""
+        args, rest = self.parse_known_args(argv)
+        for word in rest:
+            if word.startswith("-") or not hasattr(args, "overrides"):
+                self._unknown(word, args)
+        if rest:
+            args.overrides = [*args.overrides, *rest]
+        return args
+
+    def _unknown(self, word: str, args: argparse.Namespace) -> NoReturn:
+        name = word.partition("=")[0]
+        if not word.startswith("-"):
+            self.error(f"unexpected '{word}'")
+        near = get_close_matches(name, [flag for action in self._actions for flag in action.option_strings], 1)
+        if near:
+            self.error(f"unknown flag '{name}', did you mean '{near[0]}'?")
+        if hasattr(args, "overrides"):
+            key = name.lstrip("-").replace("-", "_")
+            self.error(f"unknown flag '{name}'; a setting is written without dashes: {key}=VALUE")
+        self.error(f"unknown flag '{name}'")
+
+
+def whole(minimum: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"'{text}' is no whole number >= {minimum}")
+        return int(text)
+
+    return read
+
+
+def number(minimum: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= minimum):
+            raise argparse.ArgumentTypeError(f"'{text}' is no number >= {minimum:g}")
+        return value
+
+    return read
+
+
+def labels(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of class labels such as 0,1,2")
+    return tuple(int(word) for word in text.split(","))
+
+
+def auto_or_numbers(form: str, least: int, most: int) -> Callable[[str], str]:
+    """Text that is `auto` or so many finite numbers; handed on as it was written."""
+
+    def read(text: str) -> str:
+        words = text.split(",")
+        try:
+            good = least <= len(words) <= most and all(math.isfinite(float(word)) for word in words)
+        except ValueError:
+            good = False
+        if text != "auto" and not good:
+            raise argparse.ArgumentTypeError(f"'{text}' is not of the form auto or {form}")
+        return text
+
+    return read
+
+
+def metrics(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    wrong = [name for name in names if name not in METRICS]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"'{wrong[0]}' is no metric; choose of {','.join(METRICS)}")
+    return names
+
+
+def device(text: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"'{text}' is no device; give cpu, cuda, cuda:N or mps")
+    return text
+
+
+def add_config(parser: Parser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a shipped config such as fashion_mnist/dmd2")
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="settings laid over the file, e.g. student.steps=2",
+    )
+
+
+def add_sampling(parser: Parser) -> None:
+    """What `sample` and `evaluate` share."""
+    parser.add_argument("--steps", metavar="K", type=whole(1), help="sampling steps (default: the model's own)")
+    parser.add_argument(
+        "--seed", metavar="S", type=whole(0), default=0, help="image i depends on (S, i) only (default 0)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        metavar="B",
+        type=whole(1),
+        default=100,
+        help="images at a time; changes no image (default 100)",
+    )
+    wish = parser.add_mutually_exclusive_group()
+    wish.add_argument("--class-labels", metavar="0,1,2", type=labels, help="classes, in turn (default: all, balanced)")
+    wish.add_argument("--prompt", metavar="TEXT", help="one text for all images")
+    wish.add_argument("--prompts", metavar="FILE", help="a text file, one prompt a line, in turn")
+    parser.add_argument(
+        "--guidance-scale", metavar="W", type=number(0), help="classifier-free guidance (default: none)"
+    )
+    parser.add_argument(
+        "--sampler", metavar="NAME", help="heun, euler, ddim, dpm_solver, ... (default: the model's own)"
+    )
+    parser.add_argument(
+        "--epsilon-scaling",
+        metavar="auto|B|K,B",
+        type=auto_or_numbers("B or K,B", 1, 2),
+        help="exposure-bias correction",
+    )
+    parser.add_argument(
+        "--time-shift-sampler",
+        metavar="auto|WINDOW,CUTOFF",
+        type=auto_or_numbers("WINDOW,CUTOFF", 2, 2),
+        help="exposure-bias correction by shifted steps",
+    )
+    parser.add_argument("--device", type=device, help="cpu, cuda, cuda:N or mps (default: cuda if there is one)")
+
+
+def add_sample(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id in diffusers format, or builtin:NAME")
+    parser.add_argument("--num-images", metavar="N", type=whole(1), required=True)
+    parser.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder; nothing is overwritten")
+    add_sampling(parser)
+
+
+def add_evaluate(parser: Parser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", metavar="DIR", help="images to judge, in any form of DATA")
+    source.add_argument("--model", metavar="MODEL", action="append", help="model to sample from; may be repeated")
+    parser.add_argument(
+        "--reference", metavar="DATA", required=True, help="folder, parquet, zip, npz, IDX, builtin:NAME"
+    )
+    parser.add_argument(
+        "--split", help="split of the reference, where it has several (default: train)", default="train"
+    )
+    parser.add_argument(
+        "--metrics", metavar="fid,kid", type=metrics, default=("fid",), help=f"of {','.join(METRICS)} (default: fid)"
+    )
+    parser.add_argument(
+        "--num-images", metavar="N", type=whole(2), help="images to judge (default: all of --images, 5000 of a model)"
+    )
+    parser.add_argument(
+        "--features", metavar="ID|PATH", help="feature extractor (default: one that fits the reference)"
+    )
+    parser.add_argument("--backend", choices=BACKENDS, default="native", help="whose code computes the metrics")
+    parser.add_argument(
+        "--fid-mode", choices=("tf", "clean"), help="resize before Inception (default: tf below 299 pixels)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures with their protocol")
+    add_sampling(parser)
+
+
+def add_verify(parser: Parser) -> None:
+    parser.add_argument("--json", metavar="FILE", help="write the table")
+    parser.add_argument("--thorough", action="store_true", help="more samples and more cases; minutes")
+
+
+def add_report(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser.add_argument("--out", metavar="FILE", help="where to write (default: RUN/report.html)")
+
+
+def add_checkpoint(parser: Parser) -> None:
+    parser.add_argument("action", choices=("ls", "verify", "prune"))
+    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "--keep", metavar="N", type=whole(1), default=1, help="prune: newest good ones to keep (default 1)"
+    )
+
+
+def add_config_tool(parser: Parser) -> None:
+    parser.add_argument("action", choices=("show", "keys", "schema", "diff"))
+    parser.add_argument("verb", metavar="VERB", help="whose settings: train or distill")
+    parser.add_argument("configs", metavar="CONFIG", nargs="*", help="show: one; diff: two; keys, schema: none")
+    parser.add_argument(
+        "--set", metavar="key=value", dest="settings", action="append", default=[], help="overrides of show"
+    )
+
+
+def add_doctor(parser: Parser) -> None:
+    parser.add_argument("--json", metavar="FILE", help="write the findings; - is standard output")
