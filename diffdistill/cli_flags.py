@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from diffdistill.errors import ConfigError
 
 METRICS = ("fid", "kid", "prdc", "is", "clip")
+SAMPLERS = ("heun", "euler", "ddim", "dpm_solver", "ddpm", "consistency")  # a test compares it with SOLVERS
 BACKENDS = ("native", "torchmetrics", "clean-fid", "torch-fidelity")
 
 
@@ -100,6 +101,13 @@ def metrics(text: str) -> tuple[str, ...]:
     return names
 
 
+def sampler(text: str) -> str:
+    name = text.replace("-", "_")
+    if name not in SAMPLERS:
+        raise argparse.ArgumentTypeError(f"'{text}' is no sampler; choose of {', '.join(SAMPLERS)}")
+    return name
+
+
 def device(text: str) -> str:
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"'{text}' is no device; give cpu, cuda, cuda:N or mps")
@@ -127,8 +135,8 @@ def add_sampling(parser: Parser) -> None:
         "--batch-size",
         metavar="B",
         type=whole(1),
-        default=100,
-        help="images at a time; changes no image (default 100)",
+        default=64,
+        help="images at a time; changes no image (default 64)",
     )
     wish = parser.add_mutually_exclusive_group()
     wish.add_argument("--class-labels", metavar="0,1,2", type=labels, help="classes, in turn (default: all, balanced)")
@@ -138,7 +146,10 @@ def add_sampling(parser: Parser) -> None:
         "--guidance-scale", metavar="W", type=number(0), help="classifier-free guidance (default: none)"
     )
     parser.add_argument(
-        "--sampler", metavar="NAME", help="heun, euler, ddim, dpm_solver, ... (default: the model's own)"
+        "--sampler",
+        metavar="NAME",
+        type=sampler,
+        help=f"of {', '.join(SAMPLERS)} (default: heun; of a student consistency)",
     )
     parser.add_argument(
         "--epsilon-scaling",

@@ -55,7 +55,11 @@ def keys_of(model: type[BaseModel], value: Any, prefix: Path = ()) -> Iterator[P
         path = (*prefix, name)
         yield path
         inner = value.get(name) if isinstance(value, dict) else None
-        for section in variants(info, inner) or models_in(info.annotation):
+        if not isinstance(inner, dict) and isinstance(info.default, BaseModel):
+            sections = [type(info.default)]
+        else:
+            sections = variants(info, inner) or models_in(info.annotation)
+        for section in sections:
             yield from keys_of(section, inner, path)
 
 
@@ -84,7 +88,8 @@ def _did_you_mean(path: Path, model: type[BaseModel], data: Any) -> str:
     *section, name = path
     known = list(dict.fromkeys(keys_of(model, data)))
     siblings = [str(key[-1]) for key in known if list(key[:-1]) == section]
-    guesses = [(*section, word) for word in _near(str(name), siblings)[:1]] + [key for key in known if key[-1] == name]
+    guesses = [(*section, word) for word in _near(str(name), siblings)[:1]]
+    guesses += [key for key in known if key[-1] == name and key not in (path, *guesses)]
     owners = _owners(path, model, data)
     if owners and not guesses:
         return f"only with {_either(owners)}"
@@ -178,7 +183,8 @@ def _wrong(path: Path, items: list[Mapping[str, Any]], model: type[BaseModel], d
         allowed = f"one of {items[0]['ctx']['expected_tags']}"
     else:
         allowed = _either(list(dict.fromkeys(_allowed(item, info) for item in items)))
-    near = _near(value, re.findall(r"'([^']+)'", allowed), 0.6) if isinstance(value, str) else []
+    words = [] if allowed.startswith("a section") else re.findall(r"'([^']+)'", allowed)
+    near = _near(value, words, 0.6) if isinstance(value, str) else []
     return f"'{name}' is {_given(value)}; it must be {allowed}" + (f" (did you mean '{near[0]}'?)" if near else "")
 
 
@@ -187,7 +193,7 @@ def sentences(
 ) -> list[str]:
     """One sentence for each setting that is wrong, in the order of the files.
 
-    data: as the user gave it; places: `file:line` or override of each path in it; label: the name of the config.
+    data: as given, completed from defaults; places: `file:line` or override of each path in it; label: the name of the config.
     """
     found: dict[Path, list[Mapping[str, Any]]] = {}
     for item in error.errors(include_url=False):

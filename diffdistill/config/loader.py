@@ -14,12 +14,11 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from diffdistill.config.complaints import dotted, sentences, variants
-from diffdistill.config.yaml import Path, flow, parse
+from diffdistill.config.yaml import Path, flow, parse, read
 from diffdistill.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
 
-MAX_BYTES = 1 << 20
 PACKAGE = File(__file__).resolve().parents[1]
 
 
@@ -105,17 +104,7 @@ def _read(name: str, beside: File | None = None, chain: tuple[File, ...] = ()) -
     path, label = find_config(name, beside)
     if path.resolve() in chain:
         raise ConfigError(f"{label}: 'base' leads back to this file; remove one link of the circle")
-    try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-8")
-    except OSError as error:
-        raise ConfigError(f"{label}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{label}:{line}: not UTF-8 text; save the config as UTF-8") from None
-    if len(raw) > MAX_BYTES:
-        raise ConfigError(f"{label}: {len(raw)} bytes; a config has at most {MAX_BYTES}, is this the right file?")
-    document = parse(text, label)
+    document = read(path, label)
     data = {} if document.data is None else document.data
     if not isinstance(data, dict):
         raise ConfigError(f"{label}: holds {flow(data)[:60]}; a config is a list of 'key: value' lines")
@@ -157,20 +146,22 @@ def with_defaults(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any
         value = data.get(name)
         if not isinstance(value, dict):
             continue
-        if isinstance(info.default, BaseModel):
-            result[name] = merged(info.default.model_dump(mode="json"), value)
+        default = info.default.model_dump(mode="json") if isinstance(info.default, BaseModel) else {}
+        if default and type(info.default) in variants(info, merged(default, value)):
+            result[name] = merged(default, value)
         elif chosen := variants(info, value):
             result[name] = with_defaults(chosen[0], value)
     return result
 
 
-def resolve(model: type[Model], layer_data: dict[str, Any], places: Mapping[Path, str], label: str) -> Model:
+def resolve(model: type[Model], given: dict[str, Any], places: Mapping[Path, str], label: str) -> Model:
     """Check plain data against a model; ConfigError has one line for every problem."""
+    data = with_defaults(model, given)
     try:
         # JSON mode: lists may fill tuples, yet nothing else is converted: true is no number and 1.0 no whole number.
-        return model.model_validate_json(json.dumps(with_defaults(model, layer_data)), strict=True)
+        return model.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(sentences(error, model, layer_data, places, label))) from None
+        raise ConfigError("\n".join(sentences(error, model, data, places, label))) from None
 
 
 def load_config(model: type[Model], path: str | File, overrides: Sequence[str] = ()) -> Resolved[Model]:

@@ -7,6 +7,7 @@ error.
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path as File
 from typing import Any
 
 import yaml
@@ -17,6 +18,7 @@ from diffdistill.errors import ConfigError
 
 Path = tuple[str | int, ...]
 
+MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 TAG = "tag:yaml.org,2002:"
 RULES = [  # type, what it looks like (YAML 1.2, core schema), the characters it may start with
@@ -146,6 +148,28 @@ def parse(text: str, source: str) -> Document:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{source}:{line}: character {chr(error.character)!r} is not allowed in YAML") from None
     return document
+
+
+def read(path: File, label: str) -> Document:
+    """Read a file; `label` is what errors call it. Raises ConfigError if it cannot be read or is no UTF-8 text."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(
+                f"{label}: larger than {MAX_BYTES >> 20} MiB; settings are a small text file, is this the one?"
+            )
+        raw = path.read_bytes()
+        text = raw.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{label}: cannot be read ({error.strerror}); check its name and rights") from None
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{label}:{line}: not UTF-8 text; save the file as UTF-8") from None
+    return parse(text, label)
+
+
+def load_yaml(path: str | File) -> Any:
+    """Plain data of a YAML file, read as strictly as settings are."""
+    return read(File(path), str(path)).data
 
 
 def flow(value: Any) -> str:
