@@ -71,7 +71,7 @@ def run_loop(task: Task, config: Run, folder: Path, observer: Observer) -> dict[
                 observer.grid(task.averaged(), folder / "samples" / f"step-{done:06d}.png")
             if due(done, config.evaluation.every) or (last and config.evaluation.at_end):
                 evaluation = observer.evaluate(task.averaged())
-                figures = {k: v["value"] for k, v in evaluation["metrics"].items()}
+                figures = flat(evaluation)
                 log.write({"step": done, "time": round(seconds, 3), **{f"evaluation/{k}": v for k, v in figures.items()}})
                 bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
             if due(done, config.checkpoint_every) or last or stop.requested:
@@ -82,6 +82,15 @@ def run_loop(task: Task, config: Run, folder: Path, observer: Observer) -> dict[
 
 
 SHOWN = {"loss", "critic/loss", "score_gap/relative", "x0/std"}
+
+
+def flat(evaluation: dict[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation by name: `fid`, `kid`, `precision`, `recall`, ..."""
+    figures = {}
+    for name, entry in evaluation["metrics"].items():
+        names = {name: "value"} if "value" in entry else {key: key for key in ("precision", "recall", "density", "coverage")}
+        figures |= {shown: entry[key] for shown, key in names.items()}
+    return figures
 
 
 def due(done: int, every: int) -> bool:

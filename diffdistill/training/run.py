@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from diffdistill import __version__
-from diffdistill.config.loader import Resolved, dump_config
+from diffdistill.config import Resolved, load_config
 from diffdistill.config.schema import Distill, Run, Train
 from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DiskError
+from diffdistill.models.folder import locate
 from diffdistill.reporting.model_card import model_card
 from diffdistill.reporting.report import write_report
 from diffdistill.training.device import Device
@@ -42,16 +43,14 @@ def distill(resolved: Resolved) -> int:
     teacher = Denoiser.from_pretrained(config.teacher, device.name)
     data = training_data(config, teacher)
     task = DistillTask(config, teacher, data, device)
-    return execute(task, resolved, data, "student", role="student", levels=task.levels, teacher=config.teacher)
+    return execute(task, resolved, data, "student", teacher, role="student", levels=task.levels, teacher=config.teacher)
 
 
 def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
     """The images of the run, checked against the teacher: channels, size, labels."""
     channels = None if teacher is None else teacher.image_shape[0]
-    size = config.data.image_size
-    if teacher is not None and size is None:
-        size = None
-    data = load_images(config.data.path, split=config.data.split, image_size=size, limit=config.data.limit, channels=channels)
+    settings = config.data
+    data = load_images(settings.path, split=settings.split, image_size=settings.image_size, limit=settings.limit, channels=channels)
     if teacher is None:
         return data
     if tuple(data.images.shape[1:]) != teacher.image_shape:
@@ -67,11 +66,13 @@ def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
     return data
 
 
-def execute(task: Task, resolved: Resolved, data: ImageSet, name: str, **card: Any) -> int:
+def execute(task: Task, resolved: Resolved, data: ImageSet, name: str, example: Denoiser | None = None, **card: Any) -> int:
     """Run a task in its folder and publish the averaged model with its card and the report."""
     config: Run = resolved.config
     folder = open_folder(config, resolved)
     observer = RunObserver(config, data)
+    if example is not None and config.sample_every:
+        observer.grid(example, folder / "samples" / "teacher.png")
     evaluation = run_loop(task, config, folder, observer)
     model = task.averaged()
     if not (folder / name).exists():
@@ -83,13 +84,32 @@ def execute(task: Task, resolved: Resolved, data: ImageSet, name: str, **card: A
         }
         model.save_pretrained(folder / name, role=card["role"], levels=card.get("levels", ()), **provenance)
         (folder / name / "README.md").write_text(
-            model_card(metadata=json.loads((folder / name / "diffdistill.json").read_text()), evaluation=evaluation, config=resolved.text)
+            model_card(metadata=json.loads((folder / name / "diffdistill.json").read_text()), evaluation=evaluation, config=resolved.text_yaml)
         )
     if evaluation:
-        write_json(folder / "evaluation.json", {card["role"]: evaluation})
+        known = recorded(card.get("teacher"), evaluation)
+        write_json(folder / "evaluation.json", {card["role"]: evaluation} | ({"teacher": known} if known else {}))
     write_report(folder)
     print(f"{folder / name}: the model; {folder / 'report.html'}: curves, grids and figures")
     return 0
+
+
+def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any] | None:
+    """The teacher's own best evaluation, if its folder holds one by the protocol of `evaluation`.
+
+    Measuring a many-step teacher takes longer than distilling it, so its figures are kept beside its weights
+    (`evaluations.json`, written by `scripts/evaluate_teacher.py`) and used only where number of images, features and
+    reference are the same to the last bit.
+    """
+    file = locate(teacher) / "evaluations.json" if teacher else None
+    if file is None or not file.is_file():
+        return None
+    same = [
+        entry["evaluation"]
+        for entry in json.loads(file.read_text())
+        if all(entry["evaluation"]["protocol"][key] == evaluation["protocol"][key] for key in ("num_images", "features", "reference"))
+    ]
+    return min(same, key=lambda found: found["metrics"].get("fid", {}).get("value", 0.0), default=None)
 
 
 def open_folder(config: Run, resolved: Resolved) -> Path:
@@ -103,7 +123,7 @@ def open_folder(config: Run, resolved: Resolved) -> Path:
             check_same(config, settings)
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        settings.write_text(dump_config(resolved))
+        settings.write_text(resolved.text_yaml)
         write_json(folder / "environment.json", environment())
     except OSError as error:
         raise DiskError(f"cannot write to '{folder}' ({error.strerror}); choose another output_dir") from error
@@ -115,10 +135,8 @@ FREE = {"output_dir", "resume_from_checkpoint", "max_train_steps", "log_every", 
 
 
 def check_same(config: Run, settings: Path) -> None:
-    from diffdistill.config.yaml import load_yaml
-
-    before, now = load_yaml(settings), json.loads(config.model_dump_json())
-    changed = sorted(key for key in now.keys() - FREE if before.get(key) != now[key])
+    before = load_config(type(config), settings).config
+    changed = [key for key in type(config).model_fields if key not in FREE and getattr(before, key) != getattr(config, key)]
     if changed:
         raise ConfigError(f"'{settings.parent}' was run with other {', '.join(changed)}; resume with its own config.yaml, or set another output_dir")
 

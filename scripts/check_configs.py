@@ -1,0 +1,90 @@
+"""Run every file in configs/ for two steps.
+
+A config whose teacher or data are not on this machine gets a tiny stand-in: an untrained network of the same shape and classes,
+and random images. Everything else, the method, the levels, the optimisers, is the file's own.
+
+    python scripts/check_configs.py [FILE ...]
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+
+from diffdistill.cli import main
+from diffdistill.config import load_config
+from diffdistill.config.schema import Distill, Train
+from diffdistill.denoiser import Denoiser
+from diffdistill.errors import DiffDistillError
+from diffdistill.models.folder import locate
+from diffdistill.process import EDM
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+TWO_STEPS = ["max_train_steps=2", "train_batch_size=4", "log_every=1", "sample_every=0", "evaluation.at_end=false", "evaluation.every=0"]
+
+
+def verb_of(file: Path) -> str:
+    """Configs with a method distil, with a network train."""
+    for verb, model in (("distill", Distill), ("train", Train)):
+        try:
+            load_config(model, file)
+            return verb
+        except DiffDistillError as error:
+            problem = error
+    raise SystemExit(f"{file} is a config of no verb: {problem}")
+
+
+def is_here(model: str) -> bool:
+    """Whether a teacher is on this machine; never asks the network."""
+    return (model.startswith("builtin:") or Path(model).is_dir()) and bool(locate(model))
+
+
+def stand_in(folder: Path, shape: tuple[int, int, int], classes: int) -> list[str]:
+    """A tiny teacher and eight images a class; the overrides that put them in place."""
+    channels, size, _ = shape
+    network = UNet2DModel(
+        sample_size=size, in_channels=channels, out_channels=channels, layers_per_block=1, block_out_channels=(8, 16),
+        norm_num_groups=4, attention_head_dim=8, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), num_class_embeds=classes + 1,
+    )  # fmt: skip
+    Denoiser(network, EDM(), null_class=classes).save_pretrained(folder / "teacher", role="teacher")
+    images = np.random.default_rng(0).integers(0, 256, (8 * classes, size, size, channels), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=images, labels=np.arange(8 * classes) % classes)
+    return [f"teacher={folder / 'teacher'}", f"data.path={folder / 'images.npz'}"]
+
+
+# Sets that the recipes are written for and that are not shipped: image shape and number of classes.
+ABSENT: dict[str, tuple[tuple[int, int, int], int]] = {"cifar10": ((3, 32, 32), 10), "imagenet64": ((3, 64, 64), 20)}
+
+
+def overrides_of(file: Path, verb: str, folder: Path) -> list[str]:
+    config: Any = load_config(Distill if verb == "distill" else Train, file).config
+    absent = next((shape for name, shape in ABSENT.items() if name in str(file)), None)
+    if absent is None or (verb == "distill" and is_here(config.teacher) and Path(config.data.path).exists()):
+        return []
+    made = stand_in(folder, *absent)
+    return made if verb == "distill" else made[1:]
+
+
+def check(file: Path) -> None:
+    verb = verb_of(file)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        words = [verb, str(file), f"output_dir={folder / 'run'}", *TWO_STEPS, *overrides_of(file, verb, folder), "--quiet"]
+        code = main(words)
+        if code:
+            raise SystemExit(f"{file}: diffdistill {verb} exited with {code}")
+        if not (folder / "run" / ("student" if verb == "distill" else "model") / "model_index.json").is_file():
+            raise SystemExit(f"{file}: no model was written")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    files = [Path(name) for name in sys.argv[1:]] or sorted(CONFIGS.rglob("*.yaml"))
+    for config_file in files:
+        check(config_file)
+        print(f"ok {config_file}", flush=True)
