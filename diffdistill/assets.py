@@ -5,8 +5,8 @@ from pathlib import Path, PurePosixPath
 from diffdistill.errors import DataError
 
 BUILTIN = "builtin:"
-# A clone keeps assets/ beside the package; the wheel carries it inside.
-ROOTS = (Path(__file__).resolve().parents[1] / "assets", Path(__file__).resolve().parent / "assets")
+# A wheel carries assets/ inside the package, a clone keeps it beside. Inside first: beside may lie anyone's folder.
+ROOTS = (Path(__file__).resolve().parent / "assets", Path(__file__).resolve().parents[1] / "assets")
 
 
 def asset(name: str) -> Path:

@@ -1,6 +1,7 @@
 """Everything a user can get wrong about DATA is one sentence: what was given, what is allowed, what to do."""
 
 import contextlib
+import errno
 import json
 import os
 import pickle  # noqa: TID251 - to show that one is never opened
@@ -232,9 +233,14 @@ def test_metadata_that_does_not_fit(here):
     says("line 2 of set/metadata.csv has no 'file_name': name the image, relative to the folder", "set")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_no_permission(here):
+def test_no_permission(here, monkeypatch):
     pictures("set")
-    Path("set").chmod(0)
-    says("set cannot be read (Permission denied): check the path and its rights", "set")
-    Path("set").chmod(0o700)
+
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    for refused in ((Image, "open"), (Path, "iterdir")):
+        with monkeypatch.context() as patch:
+            patch.setattr(*refused, refuse)
+            name = "set/0.png" if refused[1] == "open" else "set"
+            says(f"{name} cannot be read (Permission denied): check the path and its rights", "set")

@@ -68,7 +68,8 @@ def load_images(
         count = limit or source.count
         pixels = stack(source.images, count, image_size, data)
     except OSError as error:
-        raise DataError(f"{data} cannot be read ({error.strerror or error}): check the path and its rights") from error
+        path, reason = error.filename or data, error.strerror or error
+        raise DataError(f"{path} cannot be read ({reason}): check the path and its rights") from error
     if channels is not None and channels != pixels.shape[1]:
         raise DataError(
             f"{data} is {COLOURS[pixels.shape[1]]}, but the model takes "

@@ -19,7 +19,8 @@ from diffdistill.errors import DataError
 
 # Only formats that decode pixels: Pillow hands EPS, for one, to an interpreter.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, struct.error)
+# What Pillow's decoders raise on damaged files: found by damaging files of every format at random.
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error)
 
 ORIENTATION = 0x0112
 TURNS = {
@@ -62,6 +63,8 @@ def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> n
         raise DataError(f"{name} has more than {limit:.0f} million pixels: make it smaller or take it out") from error
     except FileNotFoundError as error:
         raise DataError(f"there is no image {name}: add it or take it off the list") from error
+    except PermissionError:
+        raise
     except UNREADABLE as error:
         raise DataError(f"{name} is damaged or not an image: mend it or take it out") from error
     if image_size is not None:
