@@ -207,6 +207,7 @@ class Distill(Run):
     """`diffdistill distill`: one step for every distribution-matching method."""
 
     teacher: str = "builtin:fashion_mnist_teacher"
+    initialize_from: str | None = Field(None, description="run folder of a first stage: its averaged student, critic and discriminator")
     method: Methods
     level: Level = Field(Level(law="karras", u_max=0.8), description="law of the levels of the student's loss and of the discriminator")
     student: Student = Student()

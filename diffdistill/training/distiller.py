@@ -1,12 +1,14 @@
 """Distilling a teacher: student, critic and discriminator, each with its updater, around one `DistributionMatching`."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from diffdistill.config.schema import Distill
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
-from diffdistill.errors import ConfigError
+from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.methods import choices_of
 from diffdistill.methods.matching import DistributionMatching
 from diffdistill.models.folder import clone_network, snap_levels, stock_levels
@@ -14,6 +16,7 @@ from diffdistill.process import LevelLaw
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim import Ema, Updater
+from diffdistill.training.store import CheckpointStore, load_checkpoint
 from diffdistill.training.teacher import draw_batch
 
 
@@ -62,8 +65,22 @@ class DistillTask:
         if self.method.discriminator is not None:
             settings = config.method.adversarial.optimizer
             self.critic_updaters.append(Updater("discriminator", self.method.discriminator.parameters(), settings, total))
+        if config.initialize_from is not None:
+            self.start_from(Path(config.initialize_from))
         for updater in (self.student_updater, *self.critic_updaters):
             self.parts[f"{updater.name}_optimizer"] = updater.optimizer
+
+    def start_from(self, run: Path) -> None:
+        """Take the averaged student, the critic and the discriminator of another run's last checkpoint; moments start anew."""
+        folder, _ = CheckpointStore(run / "checkpoints", keep=1).find("latest")
+        if folder is None:
+            raise CheckpointError(f"initialize_from '{run}' has no checkpoints; give the run folder of a first stage")
+        # A first stage without a discriminator may be followed by one with it: that part then starts as built.
+        here = {name: part for name, part in self.parts.items() if (folder / f"{name}.safetensors").is_file()}
+        if not {"student", "student_ema", "critic"} <= here.keys():
+            raise CheckpointError(f"initialize_from '{run}' is not the run of a distillation; give the run folder of a first stage")
+        load_checkpoint(folder, here)
+        self.student.load_state_dict(self.ema.module.state_dict())
 
     def update(self, step: int) -> Metrics:
         config, method = self.config, self.method
