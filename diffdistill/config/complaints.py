@@ -193,7 +193,7 @@ def sentences(
 ) -> list[str]:
     """One sentence for each setting that is wrong, in the order of the files.
 
-    data: as given, completed from defaults; places: `file:line` or override of each path in it; label: the name of the config.
+    data: as given, completed from defaults; places: `file:line` or override of each path in it; label: the config.
     """
     found: dict[Path, list[Mapping[str, Any]]] = {}
     for item in error.errors(include_url=False):

@@ -1,0 +1,120 @@
+"""What is installed, what it costs to import, and that the bundled files are what they say."""
+
+import hashlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+
+import diffdistill
+
+EXTRAS = {"text", "eval", "data", "track", "plot", "xformers", "demo", "dev"}
+
+
+@pytest.fixture
+def project(root):
+    return tomllib.loads((root / "pyproject.toml").read_text())["project"]
+
+
+def test_the_package_is_lazy(python):
+    script = (
+        "import sys, diffdistill; print([n for n in ('torch', 'numpy', 'pydantic', 'diffusers') if n in sys.modules])"
+    )
+    assert python("-c", script).out == "[]\n"
+
+
+def test_the_denoiser_comes_at_first_use():
+    from diffdistill.denoiser import Denoiser
+
+    assert diffdistill.Denoiser is Denoiser
+    assert {"Denoiser", "__version__"} <= set(dir(diffdistill))
+    with pytest.raises(AttributeError, match="no attribute 'Denoizer'"):
+        _ = diffdistill.Denoizer
+
+
+def test_importing_changes_nothing(python):
+    script = (
+        "import logging, os, random, sys; before = (dict(os.environ), random.getstate(), logging.root.handlers[:]);"
+        "import diffdistill; print(before == (dict(os.environ), random.getstate(), logging.root.handlers[:]))"
+    )
+    assert python("-c", script).out == "True\n"
+
+
+def test_pyproject_says_what_it_must(project, root):
+    assert project["requires-python"] == ">=3.11"
+    assert project["license"] == "Apache-2.0"
+    assert project["scripts"] == {"diffdistill": "diffdistill.cli:main"}
+    assert set(project["optional-dependencies"]) == EXTRAS
+    core = {Requirement(line).name for line in project["dependencies"]}
+    assert core.isdisjoint({"torchvision", "transformers", "scipy", "lightning", "xformers"})
+    assert re.fullmatch(r"\d+\.\d+\.\d+", diffdistill.__version__)
+    assert (root / "diffdistill" / "py.typed").exists()
+
+
+def test_the_constraints_fit_the_ranges_and_bring_no_torchvision(project, root):
+    lines = (root / "constraints" / "cpu.txt").read_text().splitlines()
+    pins = {
+        line.split("==")[0].lower().replace("_", "-"): line.split("==")[1]
+        for line in lines
+        if not line.startswith("#")
+    }
+    assert pins["torch"] == "2.13.0"
+    assert not {"torchvision", "torchaudio", "triton"} & set(pins)
+    extras = [line for extra in ("dev", "data", "plot") for line in project["optional-dependencies"][extra]]
+    for requirement in map(Requirement, project["dependencies"] + extras):
+        assert pins[requirement.name] in requirement.specifier, requirement
+
+
+def test_the_licence_is_apache_2(root):
+    digest = hashlib.sha256((root / "LICENSE").read_bytes()).hexdigest()
+    assert digest == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+
+
+def test_every_bundled_file_has_its_checksum(root):
+    assets = root / "assets"
+    known = dict(reversed(line.split("  ", 1)) for line in (assets / "SHA256SUMS").read_text().splitlines())
+    files = {path.relative_to(assets).as_posix() for path in assets.rglob("*") if path.is_file()}
+    assert files - {"SHA256SUMS", "README.md"} == set(known), "run `make checksums`"
+    for name, digest in known.items():
+        assert hashlib.sha256((assets / name).read_bytes()).hexdigest() == digest, "run `make checksums`"
+
+
+def test_files_fit_a_reader(root):
+    lengths = {path: len(path.read_text().splitlines()) for path in (root / "diffdistill").rglob("*.py")}
+    assert {path.name: length for path, length in lengths.items() if length > 300} == {}
+
+
+@pytest.mark.bench
+def test_importing_the_denoiser_costs_little_over_torch_and_diffusers(python):
+    def cost(script):
+        return min(python("-c", script).cpu_seconds for _ in range(3))
+
+    base = cost("import torch; from diffusers import UNet2DModel")
+    full = cost("import torch; from diffusers import UNet2DModel; from diffdistill import Denoiser")
+    print(f"import: torch and diffusers {base:.2f} s, with diffdistill {full:.2f} s")
+    assert full - base < 0.3
+    assert cost("import torch, diffdistill") - cost("import torch") < 0.3
+
+
+@pytest.mark.slow
+def test_the_wheel_works_without_the_clone(root, tmp_path, python):
+    """Built, unpacked elsewhere, run from an empty folder: configs and assets are inside."""
+    pip = [sys.executable, "-m", "pip"]
+    subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(root)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    script = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); import diffdistill; print(diffdistill.__file__);"
+        "from diffdistill.cli import main; main(['config', 'show', 'train', 'fashion_mnist/teacher']);"
+        "from diffdistill.assets import asset; print(asset('fashion_mnist'))"
+    )
+    done = python("-I", "-c", script)
+    first, *_, last = done.out.splitlines()
+    assert done.err == ""
+    assert first == str(site / "diffdistill" / "__init__.py")
+    assert last == str(site / "diffdistill" / "assets" / "fashion_mnist")
+    assert "configs/fashion_mnist/teacher.yaml:" in done.out
