@@ -2,7 +2,7 @@
 
     python scripts/train_fashion_features.py --out assets/fashion_mnist_features
 
-Writes `model.safetensors`, `config.json` (id, SHA-256, test accuracy, settings) and `training.jsonl` (a line an epoch).
+Writes `model.safetensors`, `config.json` (id, SHA-256, test accuracy, settings), `training.jsonl` (a line an epoch).
 """
 
 import argparse
@@ -20,6 +20,12 @@ from diffdistill.data import load_images
 from diffdistill.evaluation.extractors.fashion_net import FashionNet
 
 CHANNELS, DIM, BATCH, PEAK_RATE, WEIGHT_DECAY, SHIFT = (24, 48, 96), 128, 128, 4e-3, 1e-2, 2
+
+
+def read(split: str) -> tuple[Tensor, Tensor]:
+    data = load_images("builtin:fashion_mnist", split=split)
+    assert data.labels is not None
+    return data.images, data.labels
 
 
 def scaled(images: Tensor) -> Tensor:
@@ -61,34 +67,30 @@ def fix_unit(net: FashionNet, images: Tensor) -> None:
 
 def train(epochs: int, seed: int) -> tuple[FashionNet, list[dict], float]:
     torch.manual_seed(seed)
-    data, test = (
-        load_images("builtin:fashion_mnist", split="train"),
-        load_images("builtin:fashion_mnist", split="test"),
-    )
-    net = FashionNet(CHANNELS, DIM).to(memory_format=torch.channels_last)
+    images, labels = read("train")
+    test_images, test_labels = read("test")
+    net = FashionNet(CHANNELS, DIM)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(net.parameters(), lr=PEAK_RATE, weight_decay=WEIGHT_DECAY)
-    steps = epochs * (len(data.images) // BATCH)
+    steps = epochs * (len(images) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps)
     log, start = [], time.time()
     for epoch in range(epochs):
         total = 0.0
-        batches = torch.randperm(len(data.images))[: steps // epochs * BATCH].split(BATCH)
+        batches = torch.randperm(len(images))[: steps // epochs * BATCH].split(BATCH)
         for index in batches:
-            loss = F.cross_entropy(net(augmented(scaled(data.images[index]))), data.labels[index])
+            loss = F.cross_entropy(net(augmented(scaled(images[index]))), labels[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             total += loss.item()
-        line = {
-            "epoch": epoch + 1,
-            "loss": total / len(batches),
-            "test_accuracy": accuracy(net, test.images, test.labels),
-        }
-        log.append(line | {"seconds": round(time.time() - start, 1)})
+        right = accuracy(net, test_images, test_labels)
+        seconds = round(time.time() - start, 1)
+        log.append({"epoch": epoch + 1, "loss": total / len(batches), "test_accuracy": right, "seconds": seconds})
         print(json.dumps(log[-1]), flush=True)
-    fix_unit(net, data.images)
-    return net, log, accuracy(net, test.images, test.labels)
+    fix_unit(net, images)
+    return net, log, accuracy(net, test_images, test_labels)
 
 
 def main() -> None:
@@ -110,9 +112,16 @@ def main() -> None:
         "image_size": 28,
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "test_accuracy": test_accuracy,
-        "training": {"data": "builtin:fashion_mnist", "epochs": args.epochs, "batch_size": BATCH, "learning_rate": PEAK_RATE,
-                     "weight_decay": WEIGHT_DECAY, "seed": args.seed, "torch": torch.__version__},
-    }  # fmt: skip
+        "training": {
+            "data": "builtin:fashion_mnist",
+            "epochs": args.epochs,
+            "batch_size": BATCH,
+            "learning_rate": PEAK_RATE,
+            "weight_decay": WEIGHT_DECAY,
+            "seed": args.seed,
+            "torch": torch.__version__,
+        },
+    }
     (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (args.out / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
 

@@ -36,7 +36,7 @@ class FashionFeatures(FeatureExtractor):
             ) from error
         self.id, self.dim, self.device = config["id"], config["dim"], device
         self.size = (config["image_size"], config["image_size"])
-        self.net = net.eval().requires_grad_(False).to(device)
+        self.net = net.fused().requires_grad_(False).to(device)
 
     def embed(self, images: Tensor) -> Tensor:
         return self.net.features(images / 127.5 - 1)

@@ -1,0 +1,50 @@
+"""What every metric asks of its features, and the number that carries its standard error."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffdistill.errors import DataError
+
+
+class Estimate(float):
+    """A float that knows its standard error (NaN: unknown); `value, error = estimate` unpacks both."""
+
+    standard_error: float
+
+    def __new__(cls, value: float, standard_error: float = math.nan) -> "Estimate":
+        self = super().__new__(cls, value)
+        self.standard_error = float(standard_error)
+        return self
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((float(self), self.standard_error))
+
+    def __repr__(self) -> str:
+        return f"{float(self):.6g} ± {self.standard_error:.2g}"
+
+
+def as_features(features: Tensor | np.ndarray, name: str = "features", minimum: int = 2) -> Tensor:
+    """Features `(N, d)` as a float64 tensor on the CPU; DataError unless finite, two-dimensional and N >= minimum."""
+    x = torch.as_tensor(features).detach().to("cpu", torch.float64)
+    if x.ndim != 2 or x.shape[1] == 0:
+        raise DataError(f"{name} have shape {tuple(x.shape)}: they must be (N, d), one row an image")
+    if len(x) < minimum:
+        raise DataError(f"{name} hold {len(x)} images: at least {minimum} are needed")
+    if not x.isfinite().all():
+        raise DataError(f"{name} are NaN or infinite for {int((~x.isfinite()).any(1).sum())} of {len(x)} images")
+    return x
+
+
+def as_pair(real: Tensor | np.ndarray, fake: Tensor | np.ndarray, minimum: int = 2) -> tuple[Tensor, Tensor]:
+    """Both sets as `as_features`; DataError if their numbers of features differ."""
+    x, y = (
+        as_features(real, "features of the first set", minimum),
+        as_features(fake, "features of the second set", minimum),
+    )
+    if x.shape[1] != y.shape[1]:
+        raise DataError(f"the sets have {x.shape[1]} and {y.shape[1]} features: use one extractor for both")
+    return x, y

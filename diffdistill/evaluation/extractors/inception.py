@@ -1,0 +1,80 @@
+"""Inception v3 of 2015, the network of published FIDs: TensorFlow's weights as TorchScript (clean-fid, StyleGAN)."""
+
+import os
+import shutil
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffdistill.errors import CheckpointError
+from diffdistill.evaluation.cache import cache_dir
+from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256
+from diffdistill.evaluation.extractors.torchscript import load_torchscript
+
+FILE = "inception-2015-12-05.pt"
+URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{FILE}"
+SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+SIZE = 299
+
+
+def find_weights(given: str | None) -> Path:
+    """The file given, the one in the cache, or a download into the cache; CheckpointError says where to put it."""
+    if given:
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise CheckpointError(f"there is no file {path}: download {URL} and give its path as inception:FILE")
+        return path
+    path = cache_dir() / "features" / FILE
+    if not path.is_file():
+        _download(path)
+    return path
+
+
+def _download(path: Path) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(URL, timeout=20) as response, open(partial, "wb") as file:
+            shutil.copyfileobj(response, file)
+        _check(partial)
+        partial.replace(path)
+    except (OSError, urllib.error.URLError) as error:
+        raise CheckpointError(
+            f"no Inception weights: {URL} cannot be fetched ({error}); download it elsewhere and put it at {path}, "
+            "or give its path as inception:FILE"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check(path: Path) -> str:
+    digest = file_sha256(path)
+    if digest != SHA256:
+        raise CheckpointError(f"{path} is not Inception of 2015: its SHA-256 is {digest}, expected {SHA256}")
+    return digest
+
+
+class InceptionFeatures(FeatureExtractor):
+    """2,048 pool features; resize `tf` below 299 pixels, as for CIFAR and ImageNet figures, `clean` above."""
+
+    id, dim, size, batch_size = "inception-2015-12-05", 2048, (SIZE, SIZE), 64
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.sha256 = _check(path)
+        self.net, self.device = load_torchscript(path, device), device
+
+    def default_mode(self, height: int, width: int) -> str:
+        return "tf" if max(height, width) < SIZE else "clean"
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.net.get_submodule("layers")((images - 128) / 128).flatten(1)
+
+    @torch.no_grad()
+    def probabilities(self, features: Tensor) -> Tensor:
+        """The 1,008 classes without the output bias, as in the original Inception Score (1606.03498)."""
+        weight = self.net.get_parameter("output.weight")
+        return F.linear(features.to(weight), weight).double().softmax(1).cpu()

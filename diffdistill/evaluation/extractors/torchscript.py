@@ -1,0 +1,58 @@
+"""A network of the user's as TorchScript, and how TorchScript is opened."""
+
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffdistill.errors import CheckpointError, DataError
+from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256
+
+
+def load_torchscript(path: Path, device: torch.device) -> nn.Module:
+    """Open a TorchScript file; CheckpointError for anything else.
+
+    `torch.jit.load` reads the archive with its own typed reader: the names in it resolve to TorchScript types only, so
+    opening runs no Python of the author's. Calling the module runs its TorchScript, which computes on tensors. Where a
+    digest is known the caller checks it first.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = [name.partition("/")[2] for name in archive.namelist()]
+        if "constants.pkl" not in inside and not any(name.startswith("code/") for name in inside):
+            raise CheckpointError(
+                f"{path} is a pickle of torch.save, which would run code when opened: give TorchScript "
+                "(torch.jit.save) or a folder with config.json and model.safetensors"
+            )
+        return torch.jit.load(str(path), map_location=device).eval()
+    except (zipfile.BadZipFile, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not TorchScript: give a file written by torch.jit.save") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+class TorchScriptFeatures(FeatureExtractor):
+    """A TorchScript network that maps uint8 RGB `(N, 3, H, W)` to features `(N, d)` and resizes by itself."""
+
+    batch_size = 64
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.net = load_torchscript(path, device)
+        self.id, self.sha256, self.device = path.stem, file_sha256(path), device
+        probe = self._call(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device))
+        if probe.ndim != 2 or len(probe) != 2:
+            raise DataError(f"{path} maps (2, 3, 64, 64) uint8 images to {tuple(probe.shape)}: it must give (2, d)")
+        self.dim = probe.shape[1]
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self._call(images.round().to(torch.uint8))
+
+    @torch.no_grad()
+    def _call(self, images: Tensor) -> Tensor:
+        try:
+            return self.net(images)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            given = f"uint8 images {tuple(images.shape)}"
+            raise DataError(f"the network '{self.id}' does not take {given}: {reason}") from error

@@ -1,0 +1,140 @@
+"""The reference of a distance: statistics of all its images, features of a sample, kept on disk between runs."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from diffdistill.data import ImageSet
+from diffdistill.evaluation.cache import cache_dir
+from diffdistill.evaluation.extractors.base import FeatureExtractor
+from diffdistill.evaluation.frechet import Gaussian, Moments
+from diffdistill.evaluation.statistics import Statistics
+
+FORMAT = "diffdistill-reference-1"
+SAMPLE_ENTRIES = 2**26  # features kept of one set: 256 MB, 32,768 rows of Inception
+
+
+def sample_rows(dim: int) -> int:
+    """How many rows of features are kept of a set, so that memory does not grow with it."""
+    return SAMPLE_ENTRIES // dim
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What measures compare with.
+
+    gaussian: of all `n` images. features `(M, d)`, index `(M,)`: a sample, and which images it holds (all where they
+    fit); None for a statistics file. resize: what the extractor did to the images.
+    """
+
+    name: str
+    fingerprint: str | None
+    n: int | None
+    gaussian: Gaussian
+    resize: str | None
+    features: Tensor | None = None
+    index: Tensor | None = None
+    images: ImageSet | None = None
+
+    @staticmethod
+    def of_statistics(statistics: Statistics) -> "Reference":
+        """A reference that knows no more than a statistics file."""
+        g = statistics.gaussian
+        return Reference(statistics.source, None, g.n, g, statistics.resize)
+
+
+def compact(features: Tensor) -> Tensor:
+    """float32 where that loses nothing, which halves the cache."""
+    small = features.float()
+    return small if torch.equal(small.double(), features) else features
+
+
+def _batches(images: Tensor, size: int, progress: bool) -> Iterator[Tensor]:
+    bar = tqdm(total=len(images), desc="reference features", unit="image", disable=not progress, leave=False)
+    with bar:
+        for part in images.split(size):
+            yield part
+            bar.update(len(part))
+
+
+def _compute(images: Tensor, extractor: FeatureExtractor, progress: bool) -> dict[str, Tensor]:
+    rows = min(len(images), sample_rows(extractor.dim))
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randperm(len(images), generator=generator)[:rows].sort().values
+    wanted = torch.zeros(len(images), dtype=torch.bool)
+    wanted[index] = True
+    moments, kept, start = Moments(extractor.dim), [], 0
+    for batch in _batches(images, extractor.batch_size, progress):
+        features = extractor(batch)
+        moments.update(features)
+        kept.append(features[wanted[start : start + len(batch)]])
+        start += len(batch)
+    g = moments.gaussian()
+    return {"mean": g.mean, "covariance": g.covariance, "features": compact(torch.cat(kept)), "index": index}
+
+
+def cache_file(images: ImageSet, extractor: FeatureExtractor, resize: str) -> Path:
+    """Where the features of these images by this extractor are kept."""
+    key = [FORMAT, images.fingerprint, extractor.id, extractor.sha256, resize, extractor.device.type]
+    digest = hashlib.sha256(json.dumps([*key, sample_rows(extractor.dim)]).encode()).hexdigest()
+    return cache_dir() / "references" / f"{digest[:32]}.safetensors"
+
+
+def _read(file: Path, n: int) -> dict[str, Tensor] | None:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in ("mean", "covariance", "features", "index")}
+            metadata = opened.metadata() or {}
+    except (OSError, SafetensorError):
+        return None  # absent or damaged: computed again
+    return tensors if metadata.get("n") == str(n) else None
+
+
+def _write(file: Path, tensors: dict[str, Tensor], n: int) -> str | None:
+    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, {"n": str(n)})
+        partial.replace(file)
+    except (OSError, SafetensorError) as error:
+        return f"the reference features could not be kept in {file.parent} ({error}): set DIFFDISTILL_CACHE"
+    finally:
+        partial.unlink(missing_ok=True)
+    return None
+
+
+def load_reference(
+    images: ImageSet, extractor: FeatureExtractor, *, progress: bool = False
+) -> tuple[Reference, str | None]:
+    """Statistics and features of a reference set, from the cache or computed and kept there; and a warning or None."""
+    resize = extractor.resize_used(*images.images.shape[2:])
+    n, file, warning = len(images), cache_file(images, extractor, resize), None
+    tensors = _read(file, n)
+    if tensors is None:
+        tensors = _compute(images.images, extractor, progress)
+        warning = _write(file, tensors, n)
+    few = n <= extractor.dim and len(tensors["features"]) == n
+    rows = tensors["features"].double() - tensors["mean"] if few else None
+    gaussian = Gaussian(tensors["mean"], tensors["covariance"], n, rows)
+    return (
+        Reference(
+            images.name,
+            images.fingerprint,
+            n,
+            gaussian,
+            resize,
+            tensors["features"],
+            tensors["index"],
+            images,
+        ),
+        warning,
+    )

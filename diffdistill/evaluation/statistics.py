@@ -1,0 +1,90 @@
+"""Statistics files: `.npz` with `mu` and `sigma`, which EDM's and clean-fid's tools read and write too.
+
+Ours say more: `n`, and which extractor and resize made them, so that a comparison of different features is refused.
+"""
+
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffdistill.errors import DataError
+from diffdistill.evaluation.extractors.base import FeatureExtractor
+from diffdistill.evaluation.frechet import Gaussian, as_gaussian
+
+FORMAT = "diffdistill-statistics-1"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A Gaussian and where it came from; None where a foreign file does not say."""
+
+    gaussian: Gaussian
+    extractor_id: str | None = None
+    extractor_sha256: str | None = None
+    resize: str | None = None
+    source: str = ""
+
+
+def save_statistics(path: str | Path, statistics: Statistics) -> None:
+    """Write the file at once or not at all; `numpy.load(path)["mu"]` and `["sigma"]` are float64."""
+    path = Path(path)
+    g = statistics.gaussian
+    words = {
+        "extractor_id": statistics.extractor_id,
+        "extractor_sha256": statistics.extractor_sha256,
+        "resize": statistics.resize,
+        "format": FORMAT,
+    }
+    arrays: dict[str, Any] = {
+        "mu": g.mean.numpy(),
+        "sigma": g.covariance.numpy(),
+        "n": np.int64(-1 if g.n is None else g.n),
+    }
+    arrays |= {key: np.asarray(value) for key, value in words.items() if value is not None}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    try:
+        np.savez(partial, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_statistics(path: str | Path) -> Statistics:
+    """Read a statistics file of ours, of EDM or of clean-fid; DataError for anything else, a pickle included."""
+    try:
+        # Never a pickle: object arrays are refused, and so are files that are not npz.
+        with np.load(path, allow_pickle=False) as file:  # noqa: TID251
+            arrays = {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} is no statistics file: give an .npz with 'mu' and 'sigma' and without pickles"
+        ) from error
+    if not {"mu", "sigma"} <= arrays.keys():
+        raise DataError(f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}: statistics need 'mu' and 'sigma'")
+    n = int(arrays["n"]) if "n" in arrays else -1
+    try:
+        gaussian = as_gaussian(arrays["mu"], arrays["sigma"], n if n > 0 else None)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path} holds statistics that are not numbers") from error
+    words = {key: str(arrays[key]) for key in ("extractor_id", "extractor_sha256", "resize") if key in arrays}
+    return Statistics(gaussian, **words, source=str(path))
+
+
+def check_same_features(statistics: Statistics, extractor: FeatureExtractor, resize: str | None = None) -> None:
+    """Raise DataError where a file says, or shows, that another extractor or resize made it."""
+    dim = len(statistics.gaussian.mean)
+    if dim != extractor.dim:
+        raise DataError(
+            f"{statistics.source} has {dim} features, '{extractor.id}' has {extractor.dim}: use its extractor"
+        )
+    if statistics.extractor_sha256 not in (None, extractor.sha256):
+        raise DataError(
+            f"{statistics.source} was made by '{statistics.extractor_id}' ({str(statistics.extractor_sha256)[:12]}), "
+            f"not by '{extractor.id}' ({extractor.sha256[:12]}): the numbers would not compare"
+        )
+    if resize is not None and statistics.resize not in (None, resize):
+        raise DataError(f"{statistics.source} was made with resize '{statistics.resize}', the images use '{resize}'")
