@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import resource
 import sys
 import time
 from pathlib import Path
@@ -75,6 +76,8 @@ def execute(task: Task, resolved: Resolved, data: ImageSet, name: str, example: 
         observer.grid(example, folder / "samples" / "teacher.png")
     evaluation = run_loop(task, config, folder, observer)
     model = task.averaged()
+    machine = json.loads((folder / "environment.json").read_text())
+    write_json(folder / "environment.json", machine | {"peak_memory_mb": round(peak_memory() / 1e6)})
     if not (folder / name).exists():
         provenance = {
             "diffdistill": __version__,
@@ -156,6 +159,14 @@ def environment() -> dict[str, Any]:
         "diffdistill": __version__,
         "command": " ".join(["diffdistill", *sys.argv[1:]]),
     }
+
+
+def peak_memory() -> int:
+    """Most bytes this process ever held: of the GPU where there is one, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def write_json(file: Path, value: Any) -> None:
