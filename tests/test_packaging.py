@@ -52,6 +52,7 @@ def test_pyproject_says_what_it_must(project, root):
     assert core.isdisjoint({"torchvision", "transformers", "scipy", "lightning", "xformers"})
     assert re.fullmatch(r"\d+\.\d+\.\d+", diffdistill.__version__)
     assert (root / "diffdistill" / "py.typed").exists()
+    assert f"\nversion: {diffdistill.__version__}\n" in (root / "CITATION.cff").read_text()
 
 
 def test_the_constraints_fit_the_ranges_and_bring_no_torchvision(project, root):
