@@ -161,7 +161,9 @@ def stock(scheduler, noise, steps, generator=None):
 
 
 @pytest.mark.parametrize("steps", [4, 10, 20])
-@pytest.mark.parametrize(("name", "scheduler"), [("euler", EDMEulerScheduler), ("dpm_solver", EDMDPMSolverMultistepScheduler)])
+@pytest.mark.parametrize(
+    ("name", "scheduler"), [("euler", EDMEulerScheduler), ("dpm_solver", EDMDPMSolverMultistepScheduler)]
+)
 def test_solvers_agree_with_diffusers(name, scheduler, steps):
     noise = normal(*SHAPE, dtype=torch.float32)
     ours = SOLVERS[name].solve(Network().denoise, Given(noise), karras(steps, LOW, HIGH))

@@ -129,11 +129,22 @@ def generate(
     if num_images < 1 or batch_size < 1:
         raise ConfigError(f"{num_images} images in batches of {batch_size} were asked for; both must be 1 or more")
     if isinstance(model, str):
-        model = Denoiser.from_pretrained(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = Denoiser.from_pretrained(model, pick_device(device))
     elif device is not None:
         model = model.to(device)
     plan = plan_sampling(model, steps=steps, sampler=sampler, class_labels=class_labels, guidance_scale=guidance_scale)
     return run_plan(model, plan, num_images=num_images, seed=seed, batch_size=batch_size, first=first)
+
+
+def pick_device(name: str | torch.device | None) -> torch.device:
+    """The device asked for, or the GPU where there is one, else the CPU; ConfigError if this machine lacks it."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
+    if (device.index or 0) >= here:
+        raise ConfigError(f"device '{name}' is not on this machine; use cpu, or leave it out")
+    return device
 
 
 def run_plan(
