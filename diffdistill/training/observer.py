@@ -41,5 +41,6 @@ class RunObserver:
         reference = self.data
         if settings.reference is not None:
             split = settings.reference_split or self.config.data.split
-            reference = load_images(settings.reference, split=split, image_size=self.data.images.shape[-1])
+            channels, _, size = self.data.images.shape[1:]
+            reference = load_images(settings.reference, split=split, image_size=size, channels=channels)
         return Evaluator(reference, settings.features, settings.metrics)
