@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffdistill import __version__
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.arrays import Estimate
 from diffdistill.evaluation.frechet import Gaussian, frechet_terms
 from diffdistill.evaluation.kernel import kernel_distance
 
-BACKENDS = ("native", "torchmetrics", "clean-fid", "torch-fidelity")
+MODULES = {"torchmetrics": "torchmetrics", "clean-fid": "cleanfid.fid", "torch-fidelity": "torch_fidelity"}
+BACKENDS = ("native", *MODULES)
 
 
 def _module(backend: str, name: str) -> Any:
@@ -34,9 +36,10 @@ def _module(backend: str, name: str) -> Any:
 
 
 def backend_version(backend: str) -> str:
-    """Name and version of what computes, for the protocol."""
+    """Name and version of what computes, for the protocol; ConfigError if it is not installed."""
     if backend == "native":
-        return f"diffdistill {import_module('diffdistill').__version__}"
+        return f"diffdistill {__version__}"
+    _module(backend, MODULES[backend])
     return f"{backend} {metadata.version(backend)}"
 
 

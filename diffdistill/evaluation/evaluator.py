@@ -16,7 +16,7 @@ from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.extractors.hub import DEFAULTS, HubFeatures
 from diffdistill.evaluation.features import load_features
 from diffdistill.evaluation.frechet import Moments
-from diffdistill.evaluation.measures import MEASURES, Context, Generated
+from diffdistill.evaluation.measures import MEASURES, NO_TEXTS, Context, Generated
 from diffdistill.evaluation.memorisation import thumbnails
 from diffdistill.evaluation.reference import Reference, load_reference, sample_rows
 from diffdistill.evaluation.resize import check_images
@@ -48,7 +48,7 @@ def rebatched(
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The same images in batches of exactly `size`, whatever came in, so that features do not depend on the caller's.
 
-    A batch ends early where the image size changes, which only an extractor that `resizes` by a chosen mode may see.
+    A batch ends early where the shape changes; an extractor that `resizes` by a chosen mode may see several sizes.
     """
     images: list[Tensor] = []
     labels: list[Tensor | None] = []
@@ -60,9 +60,9 @@ def rebatched(
 
     for batch, own in pairs:
         if shape is not None and batch.shape[1:] != shape:
-            if not resizes:
-                sizes = " and ".join("x".join(map(str, s)) for s in (shape, batch.shape[1:]))
-                raise DataError(f"the images have sizes {sizes} (C x H x W): choose --fid-mode tf or clean")
+            if batch.shape[2:] != shape[1:] and not resizes:
+                sizes = " and ".join("x".join(map(str, s[-2:])) for s in (shape, batch.shape))
+                raise DataError(f"the images have sizes {sizes} (H x W): choose --fid-mode tf or clean")
             if images:
                 yield joined()
             images, labels = [], []
@@ -80,8 +80,8 @@ def rebatched(
 class Evaluator:
     """Metrics of generated images against one reference; cheap to call again, as a training loop does.
 
-    The reference's features are computed once, kept in memory, and on disk under a key of the data's fingerprint and the
-    extractor's SHA-256 (`DIFFDISTILL_CACHE`, else the user's cache folder).
+    The reference's features are computed once, kept in memory, and on disk under a key of the data's fingerprint and
+    the extractor's SHA-256 (`DIFFDISTILL_CACHE`, else the user's cache folder).
 
     Args:
         reference: images, or a statistics file's content (enough for `fid`).
@@ -92,7 +92,8 @@ class Evaluator:
         seed: of subsets and resamples.
         floor: also measure the reference against itself, at the same N.
         resamples: of the bootstrap that gives fid its standard error; 0: none.
-        clip_model: folder or Hub id of the CLIP that scores texts.
+        clip_model: folder or Hub id of the CLIP that scores texts; None: the extractor if it is one, else the largest
+            of OpenAI's.
         progress: show a bar while the reference is computed.
 
     Raises:
@@ -112,7 +113,7 @@ class Evaluator:
         device: str | torch.device = "cpu",
         floor: bool = True,
         resamples: int = 50,
-        clip_model: str = DEFAULTS["clip"],
+        clip_model: str | None = None,
         progress: bool = False,
     ) -> None:
         unknown = [metric for metric in metrics if metric not in MEASURES]
@@ -125,7 +126,7 @@ class Evaluator:
         self.extractor = load_features(extractor, device=device) if isinstance(extractor, str) else extractor
         if mode is not None:
             self.extractor.mode = mode
-        self.clip = HubFeatures(clip_model, torch.device(device)) if "clip" in metrics else None
+        self.clip = self._clip_model(clip_model, torch.device(device)) if "clip" in metrics else None
         self.warning: str | None = None
         if isinstance(reference, Statistics):
             check_same_features(reference, self.extractor)
@@ -133,6 +134,11 @@ class Evaluator:
         else:
             self.reference, self.warning = load_reference(reference, self.extractor, progress=progress)
         self._floors: dict[Any, Any] = {}
+
+    def _clip_model(self, name: str | None, device: torch.device) -> HubFeatures:
+        if name is None and isinstance(self.extractor, HubFeatures) and self.extractor.kind == "clip":
+            return self.extractor
+        return HubFeatures(name or DEFAULTS["clip"], device)
 
     def __call__(
         self,
@@ -156,6 +162,8 @@ class Evaluator:
             DataError: too few images, images of several sizes without a mode, features that are not finite.
         """
         start = time.perf_counter()
+        if self.clip is not None and not texts:
+            raise ConfigError(NO_TEXTS)
         generated, resizes, shape = self._pass(_pairs(batches, labels, num_images), texts, picture is not None)
         context = Context(
             self.reference, generated, self.extractor, self.backend, self.seed, self.floor, self.resamples,
@@ -179,7 +187,8 @@ class Evaluator:
         shape = torch.Size()
         for images, own in rebatched(pairs, self.extractor.batch_size, self.extractor.mode is not None):
             new = self.extractor(images)
-            if self.clip is not None and texts:
+            if self.clip is not None:
+                assert texts
                 chosen = [texts[(moments.n + i) % len(texts)] for i in range(len(images))]
                 scores.append(cosines(self.clip(images), self.clip.embed_texts(chosen)))
             moments.update(new)

@@ -26,6 +26,7 @@ from diffdistill.evaluation.reference import Reference
 KID_SUBSETS, KID_SIZE = 100, 1000
 PRDC_K, PRDC_LIMIT = 5, 10_000
 SPLITS = 10
+NO_TEXTS = "metric 'clip' needs a text for each image: give images with captions, --prompt or --prompts"
 
 
 @dataclass
@@ -163,8 +164,7 @@ def inception(context: Context) -> dict[str, Any]:
 
 
 def clip(context: Context) -> dict[str, Any]:
-    if context.generated.cosines is None:
-        raise ConfigError("metric 'clip' needs a text for each image: images with captions, --prompt or --prompts")
+    assert context.generated.cosines is not None
     return _entry(context, score_of(context.generated.cosines))
 
 

@@ -88,3 +88,12 @@ def check_same_features(statistics: Statistics, extractor: FeatureExtractor, res
         )
     if resize is not None and statistics.resize not in (None, resize):
         raise DataError(f"{statistics.source} was made with resize '{statistics.resize}', the images use '{resize}'")
+
+
+def is_statistics(path: str | Path) -> bool:
+    """Whether a file is an .npz with `mu` and `sigma`, and not one of images."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False

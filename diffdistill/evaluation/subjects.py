@@ -1,0 +1,122 @@
+"""What the command line evaluates: a set of images on disk, or a model that is sampled while it is measured."""
+
+import re
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffdistill.data.formats import open_source
+from diffdistill.data.pixels import decode
+from diffdistill.data.source import Source
+from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError, DataError
+from diffdistill.models.folder import locate, weights_digest
+from diffdistill.sampling.generate import pick_device, plan_sampling, run_plan
+
+MODEL_IMAGES = 5000
+SAMPLING = ("steps", "class_labels", "guidance_scale", "sampler", "epsilon_scaling", "time_shift_sampler")
+UNBUILT = ("prompt", "prompts", "epsilon_scaling", "time_shift_sampler")
+Pair = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Images to come, `count` of them, and what the result says about them."""
+
+    name: str
+    count: int
+    batches: Iterator[Pair]
+    texts: Sequence[str] | None
+    about: dict[str, Any]
+
+
+def subjects(args: Namespace) -> list[Callable[[], Subject]]:
+    """One subject for `--images`, one for each `--model`; models are checked now and opened when their turn comes."""
+    if args.images is not None:
+        given = [f"--{name.replace('_', '-')}" for name in SAMPLING if getattr(args, name) is not None]
+        if given:
+            raise ConfigError(f"{given[0]} goes with --model: the images of --images are there already")
+        images = image_subject(args.images, args.num_images, prompts_of(args))
+        return [lambda: images]
+    for flag in UNBUILT:
+        if getattr(args, flag) is not None:
+            raise ConfigError(f"--{flag.replace('_', '-')} is not supported by evaluate yet; leave it out")
+    named = [name_and_steps(given, args.steps) for given in args.model]
+    for name, _ in named:
+        locate(name)
+    return [partial(model_subject, name, steps, args) for name, steps in named]
+
+
+def name_and_steps(given: str, steps: int | None) -> tuple[str, int | None]:
+    """`MODEL@K` means K steps, so that one call compares several numbers of steps."""
+    found = re.fullmatch(r"(.+)@(\d+)", given)
+    return (found[1], int(found[2])) if found and not Path(given).exists() else (given, steps)
+
+
+def prompts_of(args: Namespace) -> Sequence[str] | None:
+    """The texts of `--prompt` or of the lines of `--prompts`."""
+    if args.prompt is not None:
+        return [args.prompt]
+    if args.prompts is None:
+        return None
+    try:
+        lines = Path(args.prompts).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--prompts {args.prompts} cannot be read as UTF-8 text: {error}") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise DataError(f"--prompts {args.prompts} holds no text: write one prompt a line")
+    return texts
+
+
+def image_subject(data: str, limit: int | None, texts: Sequence[str] | None) -> Subject:
+    """Images on disk, decoded one at a time: a set of any length, and of mixed sizes, can be measured."""
+    source = open_source(data, "train")
+    if source.count == 0:
+        raise DataError(f"{data} holds no images")
+    if limit is not None and limit > source.count:
+        raise DataError(f"{data} has {source.count} images, but {limit} were asked for: lower --num-images")
+    own = None if source.texts is None else list(source.texts)
+    return Subject(data, limit or source.count, _decoded(source), texts or own, {"images": data})
+
+
+def _decoded(source: Source) -> Iterator[Pair]:
+    for i, image in enumerate(_arrays(source)):
+        label = None if source.labels is None else torch.from_numpy(np.asarray(source.labels[i : i + 1]))
+        yield torch.from_numpy(image.transpose(2, 0, 1).copy())[None], label
+
+
+def _arrays(source: Source) -> Iterator[np.ndarray]:
+    if isinstance(source.images, np.ndarray):
+        yield from source.images
+    else:
+        yield from (decode(data, name) for name, data in islice(source.images, source.count))
+
+
+def model_subject(name: str, steps: int | None, args: Namespace) -> Subject:
+    """Samples of a model, class-balanced unless labels are given."""
+    model = Denoiser.from_pretrained(name, pick_device(args.device))
+    plan = plan_sampling(
+        model, steps=steps, sampler=args.sampler, class_labels=args.class_labels, guidance_scale=args.guidance_scale
+    )
+    count = args.num_images or MODEL_IMAGES
+    about = {
+        "model": name,
+        "model_sha256": weights_digest(locate(name)),
+        "sampler": plan.sampler,
+        "steps": plan.steps,
+        "evaluations": plan.evaluations,
+        "guidance_scale": plan.guidance_scale,
+        "class_labels": None if plan.class_labels is None else list(plan.class_labels),
+        "seed": args.seed,
+    }
+    batches = run_plan(model, plan, num_images=count, seed=args.seed, batch_size=args.batch_size)
+    return Subject(name, count, batches, None, about)

@@ -1,0 +1,103 @@
+"""Results as text: the protocol first, then the numbers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+NAMES = {"fid": "FID", "kid": "KID", "prdc": "PRDC", "is": "IS", "clip": "CLIP score", "cmmd": "CMMD",
+         "per_class_fid": "FID per class, mean", "neighbours": "authentic"}  # fmt: skip
+PARTS = ("precision", "recall", "density", "coverage")
+
+
+def metric_name(metric: str, features: str) -> str:
+    """FID is what Inception measures; with other features it is a Fréchet distance, and says so."""
+    if metric in ("fid", "kid", "per_class_fid") and not features.startswith("inception"):
+        return f"{NAMES[metric]} ({features})"
+    return NAMES[metric]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"
+
+
+def _with_error(entry: dict[str, Any]) -> str:
+    error = entry.get("standard_error")
+    return _number(entry["value"]) + (f" ± {error:.2g}" if error is not None else "")
+
+
+def rows_of(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(metric, value ± standard error, N, the same between real images) of one result."""
+    features = result["protocol"]["features"]["id"]
+    rows = []
+    for metric, entry in result["metrics"].items():
+        floor = entry.get("floor")
+        if metric == "prdc":
+            for part in PARTS:
+                real = _number(floor["value"][part]) if floor else ""
+                rows.append((part, _number(entry[part]), f"{entry['n']:,}", real))
+            continue
+        real = _number(floor["value"]) if floor else ""
+        if entry.get("of_the_reference") is not None:
+            real = _number(entry["of_the_reference"])
+        if floor and floor["n"] != entry["n"]:
+            real += f" (N = {floor['n']:,})"
+        rows.append((metric_name(metric, features), _with_error(entry), f"{entry['n']:,}", real))
+    return rows
+
+
+def protocol_lines(result: dict[str, Any]) -> list[str]:
+    """Everything that a reader needs to compare the numbers with others."""
+    protocol = result["protocol"]
+    reference, features = protocol["reference"], protocol["features"]
+    n = f", {reference['num_images']:,} images" if reference["num_images"] else ""
+    mark = f", fingerprint {reference['fingerprint'][:12]}" if reference["fingerprint"] else " (statistics only)"
+    return [
+        f"reference  {reference['name']}{n}{mark}",
+        f"features   {features['id']}, {features['dim']} a picture, SHA-256 {features['sha256'][:12]}",
+        f"resize     {protocol['resize']} (reference {reference['resize'] or 'unknown'})",
+        f"backend    {protocol['backend']}, seed {protocol['seed']}",
+    ]
+
+
+def subject_line(result: dict[str, Any]) -> str:
+    about = result["subject"]
+    if "images" in about:
+        return f"images     {about['images']}, {result['protocol']['num_images']:,} images"
+    calls = f"{about['evaluations']} evaluation" + ("s" if about["evaluations"] != 1 else "")
+    return (
+        f"model      {about['model']}, {result['protocol']['num_images']:,} images, {about['sampler']}, "
+        f"{calls}, seed {about['seed']}"
+    )
+
+
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their contents, the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = []
+    for row in [header, *rows]:
+        cells = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def one(result: dict[str, Any]) -> str:
+    """The report of one subject."""
+    table = grid(("metric", "value", "N", "real vs real"), rows_of(result))
+    return "\n".join([subject_line(result), *protocol_lines(result), "", table])
+
+
+def comparison(results: Sequence[dict[str, Any]]) -> str:
+    """A line a model, under one protocol; the last line is real images against real images."""
+    columns = [name for name, *_ in rows_of(results[0])]
+    header = ["model", "sampler", "evaluations", *columns]
+    lines = []
+    for result in results:
+        about = result["subject"]
+        values = [value for _, value, *_ in rows_of(result)]
+        lines.append([about["model"], about["sampler"], str(about["evaluations"]), *values])
+    real = [floor for *_, floor in rows_of(results[0])]
+    if any(real):
+        lines.append(["real images", "", "", *real])
+    return "\n".join([*protocol_lines(results[0]), "", grid(header, lines)])
