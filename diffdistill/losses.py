@@ -160,7 +160,7 @@ def alpha_bounds(alpha: float) -> tuple[float, float]:
 
 
 def warn_if_unstable(alpha: float) -> None:
-    """Warn, with the bound, outside [0.5, 1.2]; up to 1.2 a student that starts as a denoiser is narrow enough."""
+    """Warn, with the bound, outside [0.5, 1.2]; a student that starts as a denoiser is narrow enough for 1.2."""
     if 0.5 <= alpha <= 1.2:
         return
     low, high = alpha_bounds(alpha)

@@ -81,16 +81,15 @@ class RatioTracker(nn.Module):
         warn_every: int = 100,
     ):
         super().__init__()
-        self.max_logit, self.warn_every = max_logit, warn_every
+        self.max_logit = max_logit
         self.log_clip = (math.log(clip[0]), math.log(clip[1]))
         # Eight virtual samples with r = 1 keep the first steps, a handful of samples a bin, from dividing by noise.
         self.ratio = LevelMean(bins, decay, prior_count=8.0)
         self.clipped = LevelMean(1, decay, initial=0.0)
-        self._calls = 0
+        self._calls, self._next_look = 0, warn_every
 
     def forward(self, logit: Tensor, u: Tensor) -> Tensor:
-        """logit: (B,) on student samples noised to the levels of u (B,) in [0, 1]. Returns log r (B,), float32 or
-        wider.
+        """logit: (B,) on student samples noised to the levels of u (B,) in [0, 1]. Returns log r (B,), float32 or wider.
 
         Differentiable in `logit` (the averages are constants). In training mode the batch is counted first.
         """
@@ -115,15 +114,19 @@ class RatioTracker(nn.Module):
     def _watch(self, active: Tensor) -> None:
         self.clipped.update(active.float(), torch.zeros_like(active, dtype=torch.float32))
         self._calls += 1
-        if self._calls % self.warn_every:
+        if self._calls < self._next_look:
             return
+        # At 1, 2, 4, ... times `warn_every` calls: a run that stays out of bounds should not fill the log.
+        self._next_look *= 2
         metrics = self.metrics()
         clipped = metrics.pop("ratio_clipped")
         if clipped > 1e-3:
             logger.warning(
-                "The density ratio of %.1f %% of the samples is clipped (allowed: 0.1 %%): the discriminator "
-                "saturates; lower its learning rate, raise its R1 weight, or take jensen_shannon, which is bounded.",
+                "The density ratio of %.1f %% of the samples is clipped to [%g, %g] (allowed: 0.1 %%), which narrows "
+                "the student: widen method.ratio.clip; if discriminator/accuracy is near 1 it saturates: lower its "
+                "learning rate or set method.adversarial.r1.",
                 100 * clipped,
+                *(math.exp(bound) for bound in self.log_clip),
             )
         off = {key.removeprefix("ratio_mean_"): mean for key, mean in metrics.items() if not 0.5 <= mean <= 2}
         if off:

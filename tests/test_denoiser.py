@@ -106,20 +106,22 @@ def test_folder_round_trip(tmp_path, batch):
     assert not list(tmp_path.rglob("*.bin"))
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize(
+    "levels", [stock_levels(1, 2.5), stock_levels(2, 80.0), stock_levels(4, 2.5), snap_levels([2.5, 1.0, 0.3])[0]], ids=len
+)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_stock_pipeline_draws_the_students_image(tmp_path, steps, channels):
-    levels = stock_levels(steps, 2.5)
+def test_stock_pipeline_draws_the_students_image(tmp_path, levels, channels):
     student = Denoiser(tiny_unet(3, channels), EDM()).eval()
     student.save_pretrained(tmp_path / "s", role="student", levels=levels)
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "s")
     assert type(pipe) is ConsistencyModelPipeline
     pipe.set_progress_bar_config(disable=True)
+    call = json.loads((tmp_path / "s" / "diffdistill.json").read_text())["call"]
 
     def noise():
         return [torch.Generator().manual_seed(seed) for seed in (5, 6)]
 
-    got = pipe(batch_size=2, class_labels=[0, 2], generator=noise(), num_inference_steps=steps, output_type="np").images
+    got = pipe(batch_size=2, class_labels=[0, 2], generator=noise(), **call, output_type="np").images
     generators = noise()
     x = 0
     for level in levels:

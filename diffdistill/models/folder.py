@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +183,12 @@ def snap_levels(levels: Sequence[float]) -> tuple[tuple[float, ...], list[int]]:
     return tuple(stock_level(i, top) for i in indices), [GRID - 1 - i for i in reversed(indices)]
 
 
-def save_denoiser(denoiser: "Denoiser", folder: Path, *, role: str, levels: Sequence[float], **provenance: Any) -> None:
+Card = Callable[[dict[str, Any]], str]
+
+
+def save_denoiser(
+    denoiser: "Denoiser", folder: Path, *, role: str, levels: Sequence[float], card: Card | None = None, **provenance: Any
+) -> None:
     """Write `folder` as a stock `ConsistencyModelPipeline`; see `Denoiser.save_pretrained`."""
     from diffusers import ConsistencyModelPipeline
 
@@ -197,6 +202,12 @@ def save_denoiser(denoiser: "Denoiser", folder: Path, *, role: str, levels: Sequ
         config.write_text(json.dumps(settings, indent=2) + "\n")
         weights = {str(f.relative_to(staged)): sha256(f) for f in sorted(staged.rglob("*.safetensors"))}
         metadata = {"role": role, "levels": list(levels), "null_class": denoiser.null_class, "sha256": weights, **provenance}
+        if levels:
+            # How stock diffusers is asked for these levels.
+            stock = tuple(levels) == stock_levels(len(levels), levels[0])
+            metadata["call"] = {"num_inference_steps": len(levels)} if stock else {"timesteps": snap_levels(levels)[1]}
+        if card is not None:
+            (staged / "README.md").write_text(card(metadata))
         (staged / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
 
 

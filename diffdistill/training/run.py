@@ -85,10 +85,10 @@ def execute(task: Task, resolved: Resolved, data: ImageSet, name: str, example: 
             "data": {"path": data.name, "fingerprint": data.fingerprint},
             **{key: value for key, value in card.items() if key not in ("role", "levels")},
         }
-        model.save_pretrained(folder / name, role=card["role"], levels=card.get("levels", ()), **provenance)
-        (folder / name / "README.md").write_text(
-            model_card(metadata=json.loads((folder / name / "diffdistill.json").read_text()), evaluation=evaluation, config=resolved.text_yaml)
-        )
+        model.save_pretrained(
+            folder / name, role=card["role"], levels=card.get("levels", ()), **provenance,
+            card=lambda metadata: model_card(metadata=metadata, evaluation=evaluation, config=resolved.text_yaml),
+        )  # fmt: skip
     if evaluation:
         known = recorded(card.get("teacher"), evaluation)
         write_json(folder / "evaluation.json", {card["role"]: evaluation} | ({"teacher": known} if known else {}))
