@@ -151,8 +151,8 @@ def alpha_bounds(alpha: float) -> tuple[float, float]:
         (2 alpha - 1) / rho - 2 (alpha - 1)    and    alpha / rho + 1 - alpha.
 
     Both are positive for every rho if 1/2 <= alpha <= 1. For alpha > 1 a student runs away that has
-    rho > (2 alpha - 1) / (2 alpha - 2), for alpha < 1/2 one that has rho < (1 - 2 alpha) / (2 - 2 alpha): the mean flips
-    before the scale.
+    rho > (2 alpha - 1) / (2 alpha - 2), for alpha < 1/2 one that has rho < (1 - 2 alpha) / (2 - 2 alpha); the mean
+    flips before the scale.
     """
     low = max(0.0, (1 - 2 * alpha) / (2 - 2 * alpha)) if alpha < 1 else 0.0
     high = (2 * alpha - 1) / (2 * alpha - 2) if alpha > 1 else float("inf")

@@ -89,9 +89,9 @@ class RatioTracker(nn.Module):
         self._calls, self._next_look = 0, warn_every
 
     def forward(self, logit: Tensor, u: Tensor) -> Tensor:
-        """logit: (B,) on student samples noised to the levels of u (B,) in [0, 1]. Returns log r (B,), float32 or wider.
+        """logit: (B,) on student samples noised to the levels of u (B,) in [0, 1]. Returns log r (B,).
 
-        Differentiable in `logit` (the averages are constants). In training mode the batch is counted first.
+        Differentiable in `logit` (the averages are constants), in float32 or wider. Training mode counts the batch first.
         """
         if logit.shape != u.shape or logit.ndim != 1:
             raise ValueError(f"logit and u must both have shape (B,), got {tuple(logit.shape)} and {tuple(u.shape)}.")

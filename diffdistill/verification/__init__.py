@@ -1,0 +1,6 @@
+"""`diffdistill verify`: the production losses against closed forms, on problems small enough to solve exactly.
+
+The teacher is a Gaussian mixture, the student x0 = m + s z. Both have exact denoisers and densities at every noise
+level, so every expectation is a quadrature and every gradient in (m, s) has a closed form. Checks call the functions
+that training calls; what they are compared with (`reference.py`, printed numbers) shares no code with them.
+"""
