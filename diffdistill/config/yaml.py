@@ -167,11 +167,6 @@ def read(path: File, label: str) -> Document:
     return parse(text, label)
 
 
-def load_yaml(path: str | File) -> Any:
-    """Plain data of a YAML file, read as strictly as settings are."""
-    return read(File(path), str(path)).data
-
-
 def flow(value: Any) -> str:
     """A value on one line, in the form that `parse` reads back as the same value."""
     text = yaml.dump(
