@@ -101,7 +101,7 @@ def _front() -> Parser:
 
 def _add_global(parser: Parser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars (as when stderr is a file)")
 
 
 def _verb_parser(name: str) -> Parser:
@@ -129,8 +129,8 @@ def _dispatch(argv: list[str]) -> int:
     name = argv[position]
     _check_verb(name)
     args = _verb_parser(name).parse(argv[:position] + argv[position + 1 :])
-    if args.quiet:
-        os.environ["TQDM_DISABLE"] = "1"  # read by tqdm itself, so the bars of every library obey
+    if args.quiet or not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read by tqdm itself, so the bars of every library obey
     verb = VERBS[name]
     what: Any = args
     if verb.settings:

@@ -283,11 +283,15 @@ def test_several_problems_are_several_lines(ask, tmp_path):
     assert [line.split(": ", 2)[:2] for line in err.splitlines()] == [["diffdistill", "error"]] * 3
 
 
-def test_quiet_silences_progress_bars(stub, ask, monkeypatch):
-    monkeypatch.setenv("TQDM_DISABLE", "0")
+@pytest.mark.parametrize(
+    ("words", "terminal", "value"), [([], True, None), ([], False, "1"), (["--quiet"], True, "1")]
+)
+def test_progress_bars_are_for_terminals(stub, ask, monkeypatch, words, terminal, value):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     stub("report")
-    ask("report", "run", "--quiet")
-    assert os.environ["TQDM_DISABLE"] == "1"
+    ask("report", "run", *words)
+    assert os.environ.get("TQDM_DISABLE") == value
 
 
 def test_a_reader_that_leaves_early_is_no_error():
