@@ -91,7 +91,7 @@ class RatioTracker(nn.Module):
     def forward(self, logit: Tensor, u: Tensor) -> Tensor:
         """logit: (B,) on student samples noised to the levels of u (B,) in [0, 1]. Returns log r (B,).
 
-        Differentiable in `logit` (the averages are constants), in float32 or wider. Training mode counts the batch first.
+        Differentiable in `logit` (the averages are constants). Training mode counts the batch first.
         """
         if logit.shape != u.shape or logit.ndim != 1:
             raise ValueError(f"logit and u must both have shape (B,), got {tuple(logit.shape)} and {tuple(u.shape)}.")

