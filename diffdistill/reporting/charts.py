@@ -1,0 +1,157 @@
+"""Which metrics share a chart, and how each is shown. Whatever has no entry here is grouped by its prefix."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from html import escape
+
+from diffdistill.reporting.rundata import RunData, Series
+from diffdistill.reporting.svg import Line, line_chart, short
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart of the catalogue: the metrics it takes (shell patterns), their labels, and how to read it."""
+
+    title: str
+    patterns: tuple[str, ...]
+    hint: str
+    log: bool = False
+    percent: bool = False
+    reference: tuple[float, str] | None = None
+    ordered: bool = False  # lines are levels of one thing, coloured in order
+    smooth: bool = True
+
+
+CATALOGUE = (
+    Chart("FID", ("evaluation/fid", "fid"), "Distance to real images, lower is better; below, the time.", log=True),
+    Chart("KID", ("evaluation/kid", "kid"), "Distance to real images, lower is better."),
+    Chart("Precision and recall",
+          ("evaluation/precision", "evaluation/recall", "evaluation/density", "evaluation/coverage"),
+          "Fidelity and variety, higher is better."),
+    Chart("Denoising loss", ("loss",), "Weighted squared error of x0; falls quickly, then slowly.", log=True),
+    Chart("Score gap", ("score_gap/relative",), "Critic against teacher, relative to the noise left; 0: equal.",
+          log=True),
+    Chart("Score gap by noise level", ("score_gap/level_*",), "The same in bins of the level; bin 0 is the cleanest.",
+          log=True, ordered=True),
+    Chart("Critic loss", ("critic/loss",), "Denoising loss on the student's images; rising: the critic lags behind."),
+    Chart("Discriminator loss", ("discriminator/loss",), "2 ln 2 = 1.39 is a coin.", reference=(1.386, "coin")),
+    Chart("Discriminator accuracy", ("discriminator/accuracy",), "50% is a coin; near 100% its gradient is of no use.",
+          percent=True, reference=(0.5, "coin")),
+    Chart("Mean density ratio E[r]", ("ratio/mean*",), "Per bin of the noise level; 1 is calibrated.",
+          log=True, reference=(1.0, "calibrated"), ordered=True),
+    Chart("Clipped density ratios", ("ratio/clipped*",), "Part of the samples at the bounds of r; 0.1% is too much.",
+          percent=True),
+    Chart("Standard deviation of samples", ("x0/std",), "Spread of the student's pixels; shrinking: lost variety."),
+    Chart("Saturated pixels", ("x0/saturation",), "Part of the pixels outside the range of images.", percent=True),
+    Chart("Terms of the gradient", ("gradient/*",), "Mean norm per image, at x0.", log=True),
+    Chart("Gradient norms", ("*/grad_norm", "grad_norm"), "Of all parameters, before clipping.", log=True),
+    Chart("Learning rates", ("*/learning_rate", "learning_rate"), "With warm-up and decay.", smooth=False),
+)  # fmt: skip
+
+
+def charts(run: RunData) -> list[str]:
+    """All charts of a run as HTML figures, in the order of the catalogue."""
+    left = {name: series for name, series in run.metrics.items() if len(series) >= 2}
+    figures = []
+    for chart in CATALOGUE:
+        names = [
+            name for pattern in chart.patterns for name in sorted(left, key=_natural) if fnmatchcase(name, pattern)
+        ]
+        if names:
+            figures.append(_figure(run, chart, {name: left.pop(name) for name in dict.fromkeys(names)}))
+    for prefix in dict.fromkeys(name.partition("/")[0] for name in left):
+        group = {name: series for name, series in left.items() if name.partition("/")[0] == prefix}
+        figures.append(_figure(run, Chart(prefix.replace("_", " ").capitalize(), (), ""), group))
+    return figures
+
+
+def _figure(run: RunData, chart: Chart, group: dict[str, Series]) -> str:
+    labels = _labels(group)
+    kind, count = ("s", 5) if chart.ordered else ("c", 6)
+    lines = [
+        Line(labels[name], series.steps, series.values, f"{kind}{_shade(i, len(group), count)}")
+        for i, (name, series) in enumerate(group.items())
+    ]
+    is_fid = chart.title == "FID"
+    drawing = line_chart(
+        lines,
+        name=f"{chart.title} against the training step",
+        log=chart.log and _wide(group.values()),
+        percent=chart.percent,
+        smooth=chart.smooth,
+        reference=_teacher(run) if is_fid else chart.reference,
+        x_note=_clock(run) if is_fid else None,
+    )
+    legend = "".join(
+        f'<span class="key"><i class="{line.colour}"></i>{escape(line.label)} '
+        f"<b>{_value(line.ys[-1], chart.percent)}</b></span>"
+        for line in lines
+    )
+    hint = f'<p class="hint">{escape(chart.hint)}</p>' if chart.hint else ""
+    caption = f"<figcaption><h3>{escape(chart.title)}</h3>{hint}</figcaption>"
+    many = " many" if len(lines) > 4 else ""
+    return f'<figure class="card">{caption}{drawing}<p class="legend{many}">{legend}</p></figure>'
+
+
+def _labels(group: Iterable[str]) -> dict[str, str]:
+    """Short names: the part of each that tells it from the others."""
+    names = list(group)
+    heads, tails = {n.partition("/")[0] for n in names}, {n.rpartition("/")[2] for n in names}
+    if len(names) > 1 and len(tails) == 1:
+        return {n: n.partition("/")[0].replace("_", " ") for n in names}
+    if all(re.fullmatch(r"ratio/mean_\d+|score_gap/level_\d+", n) for n in names):
+        return {n: f"bin {n.rpartition('_')[2]}" for n in names}
+    if len(names) == 1:
+        return dict.fromkeys(names, "at the end")
+    return {n: (n.rpartition("/")[2] if len(heads) == 1 else n).replace("_", " ") for n in names}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Order in which mean_2 comes before mean_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _shade(index: int, total: int, count: int) -> int:
+    """Colour number 1 ... count; an order of more lines than colours shares neighbouring shades."""
+    return 1 + (index if total <= count else index * count // total)
+
+
+def _wide(group: Iterable[Series]) -> bool:
+    """Whether the values span enough for a logarithmic axis."""
+    values = [value for series in group for value in series.values]
+    return min(values) > 0 and max(values) / min(values) > 8
+
+
+def _value(value: float, percent: bool) -> str:
+    return f"{100 * value:.3g}%" if percent else short(float(f"{value:.3g}"))
+
+
+def _teacher(run: RunData) -> tuple[float, str] | None:
+    entry = run.evaluation.get("teacher", {}).get("metrics", {}).get("fid", {})
+    return (entry["value"], f"teacher {entry['value']:.2f}") if "value" in entry else None
+
+
+def _clock(run: RunData) -> Callable[[float], str] | None:
+    """Time of training at a step, between logged ones in proportion."""
+    longest = max(run.metrics.values(), key=len)
+    if not longest.seconds[-1]:
+        return None
+
+    def note(step: float) -> str:
+        known = [(0.0, 0.0), *zip(longest.steps, longest.seconds, strict=True)]
+        after = next((k for k, (at, _) in enumerate(known) if at >= step), len(known) - 1)
+        (a, s), (b, t) = known[max(after - 1, 0)], known[after]
+        return duration(t if b == a else s + (step - a) / (b - a) * (t - s))
+
+    return note
+
+
+def duration(seconds: float) -> str:
+    """1.5 h, 12 min, 40 s."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    if seconds >= 570:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"

@@ -1,0 +1,169 @@
+"""The README.md of a published model: its use, its figures with their protocol, its origin, its limits."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from diffdistill.models.folder import snap_levels, stock_levels
+from diffdistill.reporting.tables import NAMES, figures, number, protocol_words
+
+
+def model_card(
+    *,
+    metadata: dict[str, Any],
+    evaluation: dict[str, Any] | None = None,
+    config: str = "",
+    license: str = "apache-2.0",
+) -> str:
+    """Markdown with the front matter of the Hub.
+
+    metadata: content of `diffdistill.json` (`role`, `levels`; optional `num_classes`, `image_shape`, `teacher`,
+    `data`, `config_sha256`, `diffdistill`); evaluation: what `Evaluator` returned; config: the resolved settings.
+    """
+    student = metadata.get("role") == "student"
+    levels = tuple(metadata.get("levels") or ())
+    parts = [
+        _front_matter(student, metadata, license),
+        f"# {_title(student, levels, metadata)}\n\n{_summary(student, levels, metadata)}",
+        f"## Use\n\n{_student_use(levels, metadata) if student else _teacher_use(metadata)}",
+        _metrics(evaluation or {}),
+        f"## Made from\n\n{_origin(student, metadata)}",
+        f"## Limits\n\n{_limits(student)}",
+        f"## Settings\n\n```yaml\n{_public(config)}\n```" if config else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(student: bool, metadata: dict[str, Any], license: str) -> str:
+    kind = "class-conditional" if metadata.get("num_classes") else "unconditional"
+    tags = ["diffdistill", "diffusers", "safetensors", "image-generation", kind]
+    tags += ["one-step", "distillation"] if student and len(metadata.get("levels") or ()) == 1 else []
+    lines = [f"license: {license}", "library_name: diffusers", "pipeline_tag: unconditional-image-generation", "tags:"]
+    return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---"])
+
+
+def _title(student: bool, levels: Sequence[float], metadata: dict[str, Any]) -> str:
+    name = (metadata.get("data") or {}).get("path")
+    subject = f" of {_plain(name)}" if name else ""
+    if not student:
+        return f"Diffusion model{subject}"
+    return f"{'One' if len(levels) == 1 else len(levels)}-step generator{subject}"
+
+
+def _plain(name: str) -> str:
+    """`builtin:fashion_mnist` -> `fashion mnist`; of a path the last part, for the rest is of one machine only."""
+    return name.rstrip("/").rpartition("/")[2].removeprefix("builtin:").replace("_", " ")
+
+
+def _summary(student: bool, levels: Sequence[float], metadata: dict[str, Any]) -> str:
+    shape = metadata.get("image_shape")
+    size = f" of {shape[2]} x {shape[1]} pixels, {'gray' if shape[0] == 1 else 'RGB'}" if shape else ""
+    classes = metadata.get("num_classes")
+    kind = f", of {classes} classes" if classes else ""
+    if not student:
+        return f"A teacher: it makes images{size}{kind}, by removing noise in many steps."
+    calls = "one evaluation" if len(levels) == 1 else f"{len(levels)} evaluations"
+    return f"It makes images{size}{kind}, with {calls} of its network, and loads in stock diffusers."
+
+
+def _student_use(levels: Sequence[float], metadata: dict[str, Any]) -> str:
+    classes = metadata.get("num_classes")
+    arguments = [
+        "batch_size=8",
+        *([f"class_labels=[i % {classes} for i in range(8)]"] if classes else []),
+        _steps(levels),
+        "generator=[torch.Generator().manual_seed(i) for i in range(8)]",
+    ]
+    inside = "".join(f"    {argument},\n" for argument in arguments)
+    return f"""```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("student")  # this folder, or its Hub id
+images = pipe(
+{inside}).images
+images[0].save("image.png")
+```
+
+The noise levels are in the scheduler, there is nothing to set. An image depends on its generator only, not on the
+batch; with these seeds they are the images of
+
+```
+diffdistill sample student --num-images 8 --seed 0 --out samples
+```"""
+
+
+def _steps(levels: Sequence[float]) -> str:
+    """How stock diffusers is asked for these levels: by their number, or by name where they are not evenly spaced."""
+    standard = stock_levels(len(levels), levels[0])
+    if all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(levels, standard, strict=True)):
+        return f"num_inference_steps={len(levels)}"
+    return f"num_inference_steps=None, timesteps={snap_levels(levels)[1]}"
+
+
+def _teacher_use(metadata: dict[str, Any]) -> str:
+    labels = " --class-labels 0" if metadata.get("num_classes") else ""
+    return f"""```
+diffdistill sample model --num-images 8{labels} --out samples
+```
+
+```python
+from diffdistill import Denoiser
+
+denoise = Denoiser.from_pretrained("model")  # this folder, or its Hub id
+x0 = denoise(x_t, sigma, cond)  # x_t = x0 + sigma * eps, images in [-1, 1]
+```
+
+The network is a stock diffusers network with the preconditioning of EDM (2206.00364, Table 1) and the time input
+250 ln(sigma). `DiffusionPipeline.from_pretrained` opens the folder too, but samples it like a consistency model, which
+a teacher is not: use the command above."""
+
+
+def _metrics(evaluation: dict[str, Any]) -> str:
+    found = figures(evaluation)
+    if not found:
+        return ""
+    lines = ["| metric | value | real against real |", "|---|---|---|"]
+    for name, figure in found.items():
+        error = "" if figure.error is None else f" ± {number(figure.error)}"
+        floor = "" if figure.floor is None else number(figure.floor)
+        lines.append(f"| {NAMES.get(name, name)} | {number(figure.value)}{error} | {floor} |")
+    words = [f"- {key}: {value}" for key, value in protocol_words(evaluation.get("protocol") or {}).items()]
+    words += [f"- Warning: {warning}" for warning in evaluation.get("warnings") or ()]
+    protocol = "\n\nProtocol; figures compare only under the same one:\n\n" + "\n".join(words) if words else ""
+    return "## Metrics\n\n" + "\n".join(lines) + protocol
+
+
+def _origin(student: bool, metadata: dict[str, Any]) -> str:
+    data = metadata.get("data") or {}
+    method = "distribution matching against its teacher" if student else "denoising score matching, averaged weights"
+    rows = {
+        "Training": method,
+        "Teacher": metadata.get("teacher") and f"`{metadata['teacher']}`",
+        "Data": data.get("path") and f"`{data['path']}`",
+        "Fingerprint of the data": data.get("fingerprint") and f"`{data['fingerprint']}`",
+        "Noise levels": ", ".join(f"{level:.4g}" for level in metadata.get("levels") or ()),
+        "Settings, SHA-256": metadata.get("config_sha256") and f"`{metadata['config_sha256']}`",
+        "diffdistill": metadata.get("diffdistill"),
+    }
+    return "\n".join(f"- {key}: {value}" for key, value in rows.items() if value)
+
+
+def _public(config: str) -> str:
+    """The settings without where on someone's machine they were run."""
+    lines = config.strip().splitlines()
+    return "\n".join(line for line in lines if not line.startswith(("output_dir:", "resume_from_checkpoint:")))
+
+
+def _limits(student: bool) -> str:
+    lines = ["It knows its training images and nothing else: other subjects, sizes and classes are out of its reach."]
+    if student:
+        lines += [
+            "It works at the noise levels above only: to fine-tune or to guide, take its teacher.",
+            "A student can miss rare modes of its teacher; recall, where it is given above, measures that.",
+        ]
+    lines += [
+        "What is biased or missing in the data is so in the images.",
+        "The licences of the data and of the teacher hold beside that of these weights.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,154 @@
+"""The report's HTML: sections in the order a reader asks."""
+
+import base64
+import io
+from html import escape
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from diffdistill import __version__
+from diffdistill.reporting.charts import charts
+from diffdistill.reporting.health import verdicts
+from diffdistill.reporting.rundata import RunData
+from diffdistill.reporting.tables import headline, metrics_table, protocol
+
+SHOWN_GRIDS = 12
+STYLE = Path(__file__).with_name("report.css")
+MARKS = {"good": "✓", "watch": "!", "bad": "✕"}
+
+
+def page(run: RunData) -> str:
+    """The whole report; needs no other file and no network."""
+    title = _title(run)
+    sections = [
+        _header(run, title),
+        _tiles(run),
+        _samples(run),
+        _section("health", "Health", _health(run)),
+        _section("figures", "Metrics", _figures(run)),
+        _section("curves", "Curves", f'<div class="grid">{"".join(found)}</div>' if (found := charts(run)) else ""),
+        _section("history", "Samples over time", _history(run)),
+        _section("settings", "Settings", _settings(run)),
+        _footer(run),
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{escape(title)}</title><style>{STYLE.read_text('utf-8')}</style></head>"
+        f"<body><main>{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _title(run: RunData) -> str:
+    return run.folder.resolve().name.replace("_", " ")
+
+
+def _header(run: RunData, title: str) -> str:
+    teacher, data = run.config.get("teacher"), (run.config.get("data") or {}).get("path")
+    method = (run.config.get("method") or {}).get("name")
+    if teacher:
+        levels = len(run.model.get("levels", ())) or (run.config.get("student") or {}).get("steps", 1)
+        steps = "one-step" if levels == 1 else f"{levels}-step"
+        words = f"A {steps} student of <code>{escape(str(teacher))}</code>"
+        words += f", distilled with <code>{escape(str(method))}</code>" if method else ""
+    else:
+        words = "A diffusion model trained by denoising score matching"
+    words += f" on <code>{escape(str(data))}</code>" if data else ""
+    started = str(run.environment.get("started", "")).replace("T", " ").replace("Z", " UTC")
+    kicker = " · ".join(part for part in ("diffdistill report", started) if part)
+    return (
+        f'<header><p class="kicker">{escape(kicker)}</p><h1>{escape(title)}</h1><p class="lead">{words}.</p></header>'
+    )
+
+
+def _tiles(run: RunData) -> str:
+    tiles = headline(run)
+    if not tiles:
+        return ""
+    inside = "".join(
+        f'<div class="tile"><dt>{escape(label)}</dt><dd>{escape(value)}<small>{escape(rest)}</small></dd></div>'
+        for label, value, rest in tiles
+    )
+    return f'<dl class="tiles">{inside}</dl>'
+
+
+def _section(name: str, title: str, inside: str) -> str:
+    return f'<section id="{name}"><h2>{title}</h2>{inside}</section>' if inside else ""
+
+
+def _samples(run: RunData) -> str:
+    """The last grid beside other pictures of the run, such as the teacher's."""
+    shown = []
+    if run.grids:
+        step, file = run.grids[-1]
+        label = "Student" if run.config.get("teacher") else "Model"
+        shown.append(_picture(file, f"{label}, step {step:,}", "large"))
+    shown += [_picture(file, name.replace("_", " ").capitalize(), "large") for name, file in run.pictures.items()]
+    return _section("samples", "Samples", f'<div class="pair">{"".join(shown)}</div>' if any(shown) else "")
+
+
+def _history(run: RunData) -> str:
+    """Grids of the same seeds through the run, a strip to scroll."""
+    count = min(SHOWN_GRIDS, len(run.grids))
+    if count < 2:
+        return ""
+    chosen = [run.grids[round(i * (len(run.grids) - 1) / (count - 1))] for i in range(count)]
+    strip = "".join(_picture(file, f"Step {step:,}", "small") for step, file in chosen)
+    hint = "The same seeds and labels in every grid: only the weights change."
+    return f'<p class="hint">{hint}</p><div class="strip">{strip}</div>'
+
+
+def _picture(file: Path, label: str, size: str) -> str:
+    try:
+        with Image.open(file) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, UnidentifiedImageError, ValueError):
+        return ""
+    gray = picture.convert("L")
+    if gray.convert("RGB").tobytes() == picture.tobytes():
+        picture = gray  # a third of the bytes
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f'<figure class="{size}"><img alt="{escape(label)}" width="{picture.width}" height="{picture.height}" '
+        f'src="data:image/png;base64,{data}"><figcaption>{escape(label)}</figcaption></figure>'
+    )
+
+
+def _health(run: RunData) -> str:
+    found = "".join(
+        f'<li class="{v.kind}"><i aria-hidden="true">{MARKS[v.kind]}</i>'
+        f"<div><b>{escape(v.title)}</b><p>{escape(v.text)}</p></div></li>"
+        for v in verdicts(run)
+    )
+    return f'<ul class="health">{found}</ul>' if found else ""
+
+
+def _figures(run: RunData) -> str:
+    table = metrics_table(run)
+    return f"{table}{_pairs(protocol(run))}" if table else ""
+
+
+def _pairs(values: dict[str, str]) -> str:
+    rows = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in values.items())
+    return f'<dl class="pairs">{rows}</dl>' if rows else ""
+
+
+def _settings(run: RunData) -> str:
+    environment = {key.replace("_", " "): str(value) for key, value in run.environment.items() if value is not None}
+    config = (
+        f'<div class="card"><h3>Config</h3><pre>{escape(run.config_text.strip())}</pre></div>'
+        if run.config_text
+        else ""
+    )
+    rest = f'<div class="card"><h3>Environment</h3>{_pairs(environment)}</div>' if environment else ""
+    return f'<div class="pair">{config}{rest}</div>' if config or rest else ""
+
+
+def _footer(run: RunData) -> str:
+    digest = run.model.get("config_sha256")
+    known = f" · config SHA-256 {escape(str(digest)[:12])}" if digest else ""
+    return f"<footer>Made by diffdistill {__version__}{known}. FID compares only under one protocol.</footer>"

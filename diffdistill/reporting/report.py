@@ -1,0 +1,30 @@
+"""`report.html` of a run folder."""
+
+import os
+from pathlib import Path
+
+from diffdistill.errors import ConfigError, DiskError
+from diffdistill.reporting.page import page
+from diffdistill.reporting.rundata import read_run
+
+
+def write_report(run: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of a run folder to `out` (`RUN/report.html`), replacing an earlier one; returns where it is.
+
+    One file that needs no network. Parts the run does not have are left out. Raises CheckpointError if `run` is no run
+    folder, ConfigError if `out` is a folder, DiskError if it cannot be written.
+    """
+    folder = Path(run)
+    data = read_run(folder)
+    file = folder / "report.html" if out is None else Path(out)
+    if file.is_dir():
+        raise ConfigError(f"'{file}' is a folder; name a file such as {file / 'report.html'}")
+    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(page(data), "utf-8")
+        os.replace(partial, file)
+    except OSError as error:
+        raise DiskError(f"cannot write '{file}' ({error.strerror}); free space or choose another place") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return file

@@ -1,0 +1,163 @@
+"""The figures of a run: headline numbers, and the metrics of every model with their protocol."""
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from diffdistill.reporting.charts import duration
+from diffdistill.reporting.rundata import RunData
+from diffdistill.reporting.svg import short
+
+NAMES = {
+    "fid": "FID", "kid": "KID", "is": "Inception score", "clip": "CLIP score", "cmmd": "CMMD",
+    "per_class_fid": "FID per class, mean", "neighbours": "Nearest neighbour",
+    "precision": "Precision", "recall": "Recall", "density": "Density", "coverage": "Coverage",
+}  # fmt: skip
+HIGHER_IS_BETTER = {"is", "clip", "precision", "recall", "density", "coverage"}
+PRDC = ("precision", "recall", "density", "coverage")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One metric of one model."""
+
+    value: float
+    error: float | None = None
+    floor: float | None = None  # the same between real images
+
+
+def figures(result: dict[str, Any]) -> dict[str, Figure]:
+    """The metrics of an evaluation by name; `prdc` is four of them."""
+    found: dict[str, Figure] = {}
+    for name, entry in result.get("metrics", {}).items():
+        floor = (entry.get("floor") or {}).get("value")
+        if "value" in entry:
+            found[name] = Figure(entry["value"], entry.get("standard_error"), floor)
+        for part in PRDC:
+            if part in entry:
+                found[part] = Figure(entry[part], None, floor.get(part) if isinstance(floor, dict) else None)
+    return found
+
+
+def evaluations(run: RunData, name: str) -> int | None:
+    """Calls of the network an image of this model takes, where it is known."""
+    known = run.evaluation.get(name, {}).get("sampling", {}).get("evaluations")
+    if known is None and name == "student":
+        return len(run.model.get("levels", ())) or None
+    return known
+
+
+def headline(run: RunData) -> list[tuple[str, str, str]]:
+    """The numbers a reader wants first: (label, value, what it rests on)."""
+    tiles = []
+    found = {name: figures(result) for name, result in run.evaluation.items()}
+    for name in ("student", "teacher", "model"):
+        if "fid" in found.get(name, {}):
+            calls = evaluations(run, name)
+            rest = "" if calls is None else f"{calls} evaluation{'' if calls == 1 else 's'} an image"
+            tiles.append((f"{name.capitalize()} FID", f"{found[name]['fid'].value:.2f}", rest))
+    student, teacher = (found.get(name, {}).get("fid") for name in ("student", "teacher"))
+    if student and teacher and teacher.value > 0:
+        tiles.append(("Student / teacher", f"{student.value / teacher.value:.2f}×", "of their FID, lower is better"))
+    floor = next((f["fid"].floor for f in found.values() if "fid" in f and f["fid"].floor is not None), None)
+    if floor is not None:
+        tiles.append(("Real images", f"{floor:.2f}", "FID of real against real, the floor"))
+    if run.steps:
+        batch = run.config.get("train_batch_size")
+        tiles.append(
+            ("Training", duration(run.seconds), f"{run.steps:,} steps" + (f" of {batch} images" if batch else ""))
+        )
+    return tiles
+
+
+def metrics_table(run: RunData) -> str:
+    """One row a metric, one column a model, with standard errors and the floor between real images; "" without any."""
+    columns = {name: figures(result) for name, result in run.evaluation.items() if figures(result)}
+    if not columns:
+        return ""
+    rows = dict.fromkeys(metric for found in columns.values() for metric in found)
+    head = "".join(f"<th>{escape(name.replace('_', ' ').capitalize())}{_calls(run, name)}</th>" for name in columns)
+    body = []
+    for metric in rows:
+        cells = "".join(f"<td>{_cell(found.get(metric))}</td>" for found in columns.values())
+        floors = [found[metric].floor for found in columns.values() if metric in found]
+        floor = next((f"{number(f)}" for f in floors if f is not None), "–")
+        arrow = "higher is better" if metric in HIGHER_IS_BETTER else "lower is better"
+        name = NAMES.get(metric, metric.replace("_", " "))
+        body.append(
+            f'<tr><th scope="row">{escape(name)}<small>{arrow}</small></th>{cells}<td class="quiet">{floor}</td></tr>'
+        )
+    head = f"<tr><th></th>{head}<th>Real vs real<small>the floor</small></th></tr>"
+    return (
+        f'<div class="wide"><table class="figures"><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div>'
+    )
+
+
+def _calls(run: RunData, name: str) -> str:
+    calls = evaluations(run, name)
+    return "" if calls is None else f"<small>{calls} evaluation{'' if calls == 1 else 's'}</small>"
+
+
+def _cell(figure: Figure | None) -> str:
+    if figure is None:
+        return "–"
+    error = "" if figure.error is None else f'<span class="quiet"> ± {number(figure.error)}</span>'
+    return f"{number(figure.value)}{error}"
+
+
+def number(value: float) -> str:
+    """Two decimals, or three digits of what is smaller than 0.1."""
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else short(float(f"{value:.2g}"))
+
+
+def protocol(run: RunData) -> dict[str, str]:
+    """How the figures were measured, in words; of the first evaluation, with a note if another differs."""
+    results = [(name, result["protocol"]) for name, result in run.evaluation.items() if result.get("protocol")]
+    if not results:
+        return {}
+    name, first = results[0]
+    found = protocol_words(first)
+    others = [other for other, protocol in results[1:] if protocol_words(protocol) != found]
+    if others:
+        found["Note"] = (
+            f"{', '.join(others)} was measured otherwise: the figures do not compare; this is that of {name}"
+        )
+    warnings = [warning for result in run.evaluation.values() for warning in result.get("warnings", ())]
+    if warnings:
+        found["Warnings"] = "; ".join(dict.fromkeys(warnings))
+    return found
+
+
+def protocol_words(protocol: dict[str, Any]) -> dict[str, str]:
+    features, reference = protocol.get("features") or {}, protocol.get("reference") or {}
+    words = {
+        "Generated images": _count(protocol.get("num_images")),
+        "Features": _joined(features.get("id"), _width(features.get("dim")), _hash(features.get("sha256"))),
+        "Reference": _joined(
+            reference.get("name"), _images(reference.get("num_images")), _hash(reference.get("fingerprint"))
+        ),
+        "Resize": protocol.get("resize"),
+        "Backend": protocol.get("backend"),
+        "Seed of subsets": None if protocol.get("seed") is None else str(protocol["seed"]),
+    }
+    return {key: value for key, value in words.items() if value}
+
+
+def _joined(*parts: str | None) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def _count(number: int | None) -> str | None:
+    return None if number is None else f"{number:,}"
+
+
+def _images(number: int | None) -> str | None:
+    return None if number is None else f"{number:,} images"
+
+
+def _width(number: int | None) -> str | None:
+    return None if number is None else f"{number} dimensions"
+
+
+def _hash(digest: str | None) -> str | None:
+    return None if digest is None else f"SHA-256 {digest[:12]}"
