@@ -37,9 +37,14 @@ def kernel_distance(
     size = min(subset_size, smaller // 2)
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(features: Tensor) -> Tensor:
-        return features[torch.randperm(len(features), generator=generator)[:size]]
+    def order(features: Tensor) -> Tensor:
+        return torch.randperm(len(features), generator=generator)
 
-    values = torch.tensor([polynomial_mmd(draw(x), draw(y), degree) for _ in range(subsets)], dtype=torch.float64)
+    values = torch.empty(subsets, dtype=torch.float64)
+    for i in range(subsets):
+        mine = order(x)
+        # Sets of one length draw from different positions: a set compared with itself must not meet its own images.
+        theirs = mine[size:] if len(x) == len(y) else order(y)
+        values[i] = polynomial_mmd(x[mine[:size]], y[theirs[:size]], degree)
     part = size / smaller
     return Estimate(float(values.mean()), float(values.std()) * math.sqrt(part / (1 - part) + 1 / subsets))

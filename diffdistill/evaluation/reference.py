@@ -1,5 +1,6 @@
 """The reference of a distance: statistics of all its images, features of a sample, kept on disk between runs."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -106,9 +107,9 @@ def _write(file: Path, tensors: dict[str, Tensor], n: int) -> str | None:
         save_file(tensors, partial, {"n": str(n)})
         partial.replace(file)
     except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
         return f"the reference features could not be kept in {file.parent} ({error}): set DIFFDISTILL_CACHE"
-    finally:
-        partial.unlink(missing_ok=True)
     return None
 
 

@@ -5,6 +5,7 @@ import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,16 +66,17 @@ class InceptionFeatures(FeatureExtractor):
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.sha256 = _check(path)
-        self.net, self.device = load_torchscript(path, device), device
+        self.net: Any = load_torchscript(path, device)
+        self.device = device
 
     def default_mode(self, height: int, width: int) -> str:
         return "tf" if max(height, width) < SIZE else "clean"
 
     def embed(self, images: Tensor) -> Tensor:
-        return self.net.get_submodule("layers")((images - 128) / 128).flatten(1)
+        return self.net.layers((images - 128) / 128).flatten(1)
 
     @torch.no_grad()
     def probabilities(self, features: Tensor) -> Tensor:
         """The 1,008 classes without the output bias, as in the original Inception Score (1606.03498)."""
-        weight = self.net.get_parameter("output.weight")
+        weight = self.net.output.weight
         return F.linear(features.to(weight), weight).double().softmax(1).cpu()

@@ -1,0 +1,309 @@
+"""Feature extractors: what they compute, what they refuse, and where they say weights belong."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffdistill.assets import asset
+from diffdistill.data import load_images
+from diffdistill.errors import CheckpointError, ConfigError, DataError
+from diffdistill.evaluation import clip_score, load_features
+from diffdistill.evaluation.extractors import inception
+from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256, module_sha256
+from diffdistill.evaluation.resize import resize
+
+
+def pictures(n: int, channels: int = 3, height: int = 28, width: int = 28, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, channels, height, width), generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path / "cache"))
+
+
+def test_bundled_features_classify_as_well_as_their_log_says():
+    extractor = load_features("fashion_mnist")
+    test = load_images("builtin:fashion_mnist", split="test", limit=2000)
+    assert test.labels is not None
+    probabilities = extractor.probabilities(extractor(test.images))
+    assert probabilities is not None
+    config = json.loads((asset("fashion_mnist_features") / "config.json").read_text())
+    assert config["test_accuracy"] >= 0.91
+    assert float((probabilities.argmax(1) == test.labels).double().mean()) == pytest.approx(
+        config["test_accuracy"], abs=0.02
+    )
+
+
+def test_features_are_float64_of_the_promised_width_and_carry_a_digest():
+    extractor = load_features("fashion_mnist")
+    features = extractor(pictures(5, 1))
+    assert (features.dtype, tuple(features.shape)) == (torch.float64, (5, extractor.dim))
+    assert extractor.sha256 == file_sha256(asset("fashion_mnist_features") / "model.safetensors")
+    assert extractor(pictures(0, 1)).shape == (0, extractor.dim)
+
+
+def test_batch_size_hardly_matters():
+    extractor, images = load_features("fashion_mnist"), pictures(60, 1)
+    alone = torch.cat([extractor(image[None]) for image in images])
+    assert torch.allclose(extractor(images), alone, atol=1e-5)
+
+
+def test_gray_and_the_same_picture_as_rgb_have_the_same_features():
+    extractor, images = load_features("fashion_mnist"), pictures(4, 1)
+    assert torch.allclose(extractor(images), extractor(images.expand(-1, 3, -1, -1)), atol=1e-4)
+
+
+def test_damaged_weights_are_refused(tmp_path: Path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((asset("fashion_mnist_features") / name).read_bytes())
+    load_features(str(tmp_path))
+    raw = bytearray((tmp_path / "model.safetensors").read_bytes())
+    raw[-5] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(raw)
+    with pytest.raises(CheckpointError, match="is damaged: its SHA-256"):
+        load_features(str(tmp_path))
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="is not a folder of features"):
+        load_features(str(tmp_path))
+
+
+def test_tf_resize_is_the_one_inside_the_inception_graph():
+    # The graph samples with an affine grid that undoes half-pixel centres; Stein's and EDM's figures come from it.
+    images = pictures(3, 3, 20, 32).float()
+    height, width = 35, 50
+    theta = torch.tensor([[1.0, 0.0, 1 / 32 - 1 / width], [0.0, 1.0, 1 / 20 - 1 / height]])
+    grid = F.affine_grid(theta[None].expand(3, -1, -1), [3, 3, height, width], align_corners=False)
+    expected = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    assert (resize(images, (height, width), "tf") - expected).abs().max() < 1e-2
+
+
+def test_clean_resize_is_pillows_on_floats():
+    images = pictures(2, 3, 40, 30).float()
+    expected = [
+        [np.asarray(Image.fromarray(plane.numpy()).resize((9, 12), Image.Resampling.BICUBIC)) for plane in image]
+        for image in images
+    ]
+    assert torch.equal(resize(images, (12, 9), "clean"), torch.from_numpy(np.array(expected)).clamp(0, 255))
+
+
+def test_the_resize_in_use_is_named():
+    extractor = load_features("fashion_mnist", mode="tf")
+    assert (extractor.resize_used(28, 28), extractor.resize_used(32, 32)) == ("none", "tf")
+    assert load_features("fashion_mnist").resize_used(32, 32) == "clean"
+    with pytest.raises(ConfigError, match="unknown resize mode 'bicubic'"):
+        load_features("fashion_mnist", mode="bicubic")
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(2, 3, 8, 8), pictures(2)[0], pictures(2, 4), "pictures"],
+    ids=["float", "3-d", "4-channel", "text"],
+)
+def test_what_are_no_images_is_refused(images: Tensor):
+    with pytest.raises(DataError, match="images to evaluate must be uint8"):
+        load_features("pixels")(images)
+
+
+def test_features_that_are_not_finite_are_refused():
+    class Broken(FeatureExtractor):
+        id, sha256, dim, channels = "broken", "0", 2, None
+
+        def embed(self, images: Tensor) -> Tensor:
+            return torch.full((len(images), 2), float("inf"))
+
+    with pytest.raises(DataError, match="features 'broken' are NaN or infinite for 3 images"):
+        Broken()(pictures(3))
+
+
+def test_unknown_names_get_a_hint():
+    with pytest.raises(ConfigError, match="did you mean 'inception'"):
+        load_features("incepton")
+
+
+class Halves(nn.Module):
+    """Means of the left and right half of an uint8 picture."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.float().mean((1, 2))
+        half = x.shape[1] // 2
+        return torch.stack([x[:, :half].mean(1), x[:, half:].mean(1)], 1)
+
+
+def test_a_torchscript_network_of_the_users(tmp_path: Path):
+    file = tmp_path / "halves.pt"
+    torch.jit.save(torch.jit.script(Halves()), str(file))
+    extractor = load_features(str(file))
+    images = pictures(4)
+    assert (extractor.dim, extractor.sha256) == (2, file_sha256(file))
+    assert torch.allclose(extractor(images)[:, 0], images[..., :14].double().mean((1, 2, 3)), atol=1e-3)
+
+
+def test_pickles_are_refused_and_not_run(tmp_path: Path):
+    marker = tmp_path / "run"
+
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (marker,))
+
+    torch.save({"model": Bomb()}, tmp_path / "zip.pt")  # noqa: TID251
+    torch.save({"model": Bomb()}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)  # noqa: TID251
+    (tmp_path / "noise.pt").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(CheckpointError, match=r"is a pickle of torch\.save"):
+        load_features(str(tmp_path / "zip.pt"))
+    for name in ("old.pt", "noise.pt"):
+        with pytest.raises(CheckpointError, match="is not TorchScript"):
+            load_features(str(tmp_path / name))
+    assert not marker.exists()
+
+
+def test_missing_inception_says_where_to_put_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    with pytest.raises(CheckpointError) as error:
+        load_features("inception")
+    assert str(tmp_path / "cache" / "features" / inception.FILE) in str(error.value)
+    assert inception.URL in str(error.value)
+    with pytest.raises(CheckpointError, match="there is no file"):
+        load_features("inception:/absent/inception.pt")
+
+
+class Stand(nn.Module):
+    """The parts of the 2015 graph that are used: `layers`, which ends in 2,048 features, and `output`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pool = nn.AdaptiveAvgPool2d(1)
+        self.layers = nn.Sequential(nn.Conv2d(3, 2048, 13, stride=13), pool)
+        self.output = nn.Linear(2048, 1008)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.layers(x).flatten(1))
+
+
+def test_inception_checks_its_digest_and_chooses_its_resize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "inception.pt"
+    net = Stand().eval()
+    torch.jit.save(torch.jit.script(net), str(file))
+    with pytest.raises(CheckpointError, match="is not Inception of 2015"):
+        load_features(f"inception:{file}")
+    monkeypatch.setattr(inception, "SHA256", file_sha256(file))
+    extractor = load_features(f"inception:{file}")
+    assert [extractor.resize_used(size, size) for size in (32, 298, 299, 512)] == ["tf", "tf", "none", "clean"]
+    images = pictures(2, 3, 299, 299)
+    with torch.no_grad():
+        expected = net.layers((images.float() - 128) / 128).flatten(1)
+        logits = F.linear(expected, net.output.weight)
+    features = extractor(images)
+    assert torch.allclose(features.float(), expected, atol=1e-5)
+    assert torch.allclose(extractor.probabilities(features), logits.double().softmax(1), atol=1e-6)
+
+
+def test_a_digest_of_weights_changes_with_any_weight():
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    other.load_state_dict(one.state_dict())
+    assert module_sha256(one) == module_sha256(other)
+    with torch.no_grad():
+        other.bias[0] += 1e-6
+    assert module_sha256(one) != module_sha256(other)
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real transformers CLIP with random weights and a tokenizer of single letters."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers (extra `text`)")
+    folder = tmp_path_factory.mktemp("clip")
+    letters = "abcdefghijklmnopqrstuvwxyz "
+    vocabulary = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 16})
+    )
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    end = len(vocabulary) - 1
+    text = small | {"vocab_size": len(vocabulary), "max_position_embeddings": 16}
+    text |= {"eos_token_id": end, "bos_token_id": end - 1, "pad_token_id": end}
+    vision = small | {"image_size": 24, "patch_size": 8}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    return folder
+
+
+TEXTS = ["a red hat", "shoes", "a very long text that is cut", "bag"]
+
+
+def test_clip_score_is_that_of_transformers(tiny_clip: Path):
+    import transformers
+
+    images = pictures(4, 3, 24, 24, seed=1)
+    model = transformers.CLIPModel.from_pretrained(tiny_clip).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_clip)
+    tokens = tokenizer(TEXTS, padding=True, truncation=True, max_length=16, return_tensors="pt")
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+    with torch.no_grad():
+        out = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"],
+                    pixel_values=(images.float() / 255 - mean) / std)  # fmt: skip
+    pairs = (out.logits_per_image / model.logit_scale.exp()).diagonal()
+    expected = float((100 * pairs.detach().double().clamp(min=0)).mean())
+    score = clip_score(images, TEXTS, str(tiny_clip))
+    assert float(score) == pytest.approx(expected, abs=1e-6 * 100)
+    assert len(set(tokens["input_ids"][0].tolist())) > 3
+
+
+def test_clip_score_of_features_has_a_closed_form():
+    x = torch.tensor([[3.0, 0.0], [1.0, 1.0], [0.0, -2.0]])
+    y = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert float(clip_score(x, y)) == pytest.approx(100 * (1 + 0.5**0.5 + 0) / 3)
+    with pytest.raises(DataError, match="3 images and 2 texts"):
+        clip_score(x, y[:2])
+
+
+def test_clip_and_its_text_side_through_load_features(tiny_clip: Path):
+    extractor = load_features(f"clip:{tiny_clip}")
+    assert (extractor.dim, extractor.size) == (16, (24, 24))
+    assert extractor(pictures(2, 3, 30, 48)).shape == (2, 16)
+    assert load_features(str(tiny_clip)).sha256 == extractor.sha256
+    assert float(clip_score(pictures(4), TEXTS, extractor)) == float(clip_score(pictures(4), TEXTS, str(tiny_clip)))
+
+
+def test_dinov2_features_are_the_normed_class_token(tmp_path: Path):
+    transformers = pytest.importorskip("transformers", reason="needs transformers (extra `text`)")
+    torch.manual_seed(0)
+    config = transformers.Dinov2Config(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    model = transformers.Dinov2Model(config).eval()
+    model.save_pretrained(tmp_path)
+    extractor, images = load_features(f"dinov2:{tmp_path}"), pictures(3)
+    mean, std = (torch.tensor(x)[:, None, None] for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    with torch.no_grad():
+        token = model(pixel_values=(images.float() / 255 - mean) / std).last_hidden_state[:, 0]
+    assert torch.allclose(extractor(images).float(), token, atol=1e-5)
+    with pytest.raises(ConfigError, match="has no text side"):
+        extractor.embed_texts(["hat"])
+
+
+def test_models_without_weights_or_of_another_kind_are_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="cannot be fetched from the Hub"):
+        load_features("nobody/nothing-at-all")
+    with pytest.raises(CheckpointError, match=r"no readable config\.json"):
+        load_features(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CheckpointError, match=r"no \.safetensors file"):
+        load_features(str(tmp_path))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match="is a 'bert' model"):
+        load_features(str(tmp_path))
