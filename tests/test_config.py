@@ -267,6 +267,11 @@ def test_what_cannot_be_read_is_one_sentence(config, text, overrides, sentence):
     assert "\n" not in message
 
 
+def test_text_that_is_no_unicode(config):
+    sentence = "is no character; write the settings as UTF-8 text"
+    assert complaint(config('out: "\\ud800"')) == f"x.yaml: '\\ud800' {sentence}"
+
+
 def test_missing_and_unreadable_files(config, tmp_path):
     assert complaint("nowhere.yaml").startswith("config 'nowhere.yaml' does not exist; shipped configs: ")
     assert complaint("fashion_mnist/techer").endswith("did you mean 'fashion_mnist/teacher'?")

@@ -159,7 +159,10 @@ def resolve(model: type[Model], given: dict[str, Any], places: Mapping[Path, str
     data = with_defaults(model, given)
     try:
         # JSON mode: lists may fill tuples, yet nothing else is converted: true is no number and 1.0 no whole number.
-        return model.model_validate_json(json.dumps(data), strict=True)
+        return model.model_validate_json(json.dumps(data, ensure_ascii=False).encode(), strict=True)
+    except UnicodeEncodeError as error:
+        wrong = ascii(error.object[error.start : error.end])
+        raise ConfigError(f"{label}: {wrong} is no character; write the settings as UTF-8 text") from None
     except ValidationError as error:
         raise ConfigError("\n".join(sentences(error, model, data, places, label))) from None
 
