@@ -1,29 +1,22 @@
 """The README.md of a published model: its use, its figures with their protocol, its origin, its limits."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from diffdistill.models.folder import snap_levels, stock_levels
 from diffdistill.reporting.tables import NAMES, figures, number, protocol_words
 
 
-def model_card(
-    *,
-    metadata: dict[str, Any],
-    evaluation: dict[str, Any] | None = None,
-    config: str = "",
-    license: str = "apache-2.0",
-) -> str:
+def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = None, config: str = "") -> str:
     """Markdown with the front matter of the Hub.
 
-    metadata: content of `diffdistill.json` (`role`, `levels`; optional `num_classes`, `image_shape`, `teacher`,
-    `data`, `config_sha256`, `diffdistill`); evaluation: what `Evaluator` returned; config: the resolved settings.
+    metadata: content of `diffdistill.json` (`role`, `levels`, `call`; optional `num_classes`, `image_shape`,
+    `teacher`, `data`, `config_sha256`, `diffdistill`); evaluation: what `Evaluator` returned; config: the resolved
+    YAML.
     """
     student = metadata.get("role") == "student"
     levels = tuple(metadata.get("levels") or ())
     parts = [
-        _front_matter(student, metadata, license),
+        _front_matter(student, metadata),
         f"# {_title(student, levels, metadata)}\n\n{_summary(student, levels, metadata)}",
         f"## Use\n\n{_student_use(levels, metadata) if student else _teacher_use(metadata)}",
         _metrics(evaluation or {}),
@@ -34,11 +27,11 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(student: bool, metadata: dict[str, Any], license: str) -> str:
+def _front_matter(student: bool, metadata: dict[str, Any]) -> str:
     kind = "class-conditional" if metadata.get("num_classes") else "unconditional"
     tags = ["diffdistill", "diffusers", "safetensors", "image-generation", kind]
     tags += ["one-step", "distillation"] if student and len(metadata.get("levels") or ()) == 1 else []
-    lines = [f"license: {license}", "library_name: diffusers", "pipeline_tag: unconditional-image-generation", "tags:"]
+    lines = ["license: apache-2.0", "library_name: diffusers", "pipeline_tag: unconditional-image-generation", "tags:"]
     return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---"])
 
 
@@ -68,10 +61,13 @@ def _summary(student: bool, levels: Sequence[float], metadata: dict[str, Any]) -
 
 def _student_use(levels: Sequence[float], metadata: dict[str, Any]) -> str:
     classes = metadata.get("num_classes")
+    call = metadata.get("call") or {"num_inference_steps": len(levels)}
+    if "timesteps" in call:
+        call = {"num_inference_steps": None} | call
     arguments = [
         "batch_size=8",
         *([f"class_labels=[i % {classes} for i in range(8)]"] if classes else []),
-        _steps(levels),
+        *(f"{name}={value}" for name, value in call.items()),
         "generator=[torch.Generator().manual_seed(i) for i in range(8)]",
     ]
     inside = "".join(f"    {argument},\n" for argument in arguments)
@@ -91,14 +87,6 @@ batch; with these seeds they are the images of
 ```
 diffdistill sample student --num-images 8 --seed 0 --out samples
 ```"""
-
-
-def _steps(levels: Sequence[float]) -> str:
-    """How stock diffusers is asked for these levels: by their number, or by name where they are not evenly spaced."""
-    standard = stock_levels(len(levels), levels[0])
-    if all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(levels, standard, strict=True)):
-        return f"num_inference_steps={len(levels)}"
-    return f"num_inference_steps=None, timesteps={snap_levels(levels)[1]}"
 
 
 def _teacher_use(metadata: dict[str, Any]) -> str:
@@ -150,9 +138,12 @@ def _origin(student: bool, metadata: dict[str, Any]) -> str:
 
 
 def _public(config: str) -> str:
-    """The settings without where on someone's machine they were run."""
-    lines = config.strip().splitlines()
-    return "\n".join(line for line in lines if not line.startswith(("output_dir:", "resume_from_checkpoint:")))
+    """The settings, without where on someone's machine the run and its config lay."""
+    import yaml
+
+    settings = yaml.safe_load(config)
+    kept = {key: value for key, value in settings.items() if key not in ("output_dir", "resume_from_checkpoint")}
+    return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=110).strip()
 
 
 def _limits(student: bool) -> str:

@@ -41,7 +41,8 @@ def figures(result: dict[str, Any]) -> dict[str, Figure]:
 
 def evaluations(run: RunData, name: str) -> int | None:
     """Calls of the network an image of this model takes, where it is known."""
-    known = run.evaluation.get(name, {}).get("sampling", {}).get("evaluations")
+    result = run.evaluation.get(name, {})
+    known = (result.get("sampling") or result.get("subject") or {}).get("evaluations")
     if known is None and name == "student":
         return len(run.model.get("levels", ())) or None
     return known

@@ -1,0 +1,177 @@
+"""The report: one file, everything the run has, nothing from elsewhere."""
+
+import json
+import re
+from argparse import Namespace
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from diffdistill.errors import CheckpointError, ConfigError, DiskError
+from diffdistill.reporting.command import run as report_command
+from diffdistill.reporting.grid import image_grid
+from diffdistill.reporting.report import write_report
+from diffdistill.reporting.rundata import read_metrics, read_run
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that closes what is not open."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text = [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def evaluation(fid, evaluations=None):
+    known = {} if evaluations is None else {"sampling": {"evaluations": evaluations}}
+    return {
+        "metrics": {
+            "fid": {"value": fid, "standard_error": 0.05, "floor": {"value": 0.31}},
+            "prdc": {
+                "precision": 0.8,
+                "recall": 0.7,
+                "density": 0.9,
+                "coverage": 0.95,
+                "floor": {"value": {"recall": 0.85}},
+            },
+        },
+        "protocol": {
+            "num_images": 5000,
+            "features": {"id": "fashion_mnist", "sha256": "ab" * 32, "dim": 128},
+            "reference": {"name": "builtin:fashion_mnist", "num_images": 60000, "fingerprint": "cd" * 32},
+        },
+        "warnings": [],
+        **known,
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "my_run"
+    (folder / "samples").mkdir(parents=True)
+    (folder / "student").mkdir()
+    for step in (0, 100, 200):
+        image_grid(torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8), 3).save(
+            folder / f"samples/step-{step:06d}.png"
+        )
+    image_grid(torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8), 3).save(folder / "samples/teacher.png")
+    lines = [
+        {"step": s, "time": 1.5 * s, "critic/loss": 1 / s, "x0/std": 0.5, "odd/thing": s, "score_gap/level_0": 0.1}
+        for s in range(1, 201)
+    ]
+    lines += [{"step": s, "time": 1.5 * s, "evaluation/fid": 300 / s} for s in (100, 200)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 201, "ti')
+    (folder / "config.yaml").write_text(
+        "teacher: builtin:t\nmethod: {name: dmd2}  # <script>alert(1)</script>\n"
+        "data: {path: builtin:d}\ntrain_batch_size: 64\n"
+    )
+    (folder / "evaluation.json").write_text(json.dumps({"student": evaluation(1.8), "teacher": evaluation(1.6, 35)}))
+    (folder / "environment.json").write_text(json.dumps({"torch": "2.13.0", "gpu": None, "threads": 2}))
+    (folder / "student" / "diffdistill.json").write_text(json.dumps({"levels": [2.5], "config_sha256": "ef" * 32}))
+    return folder
+
+
+def parsed(file):
+    page = Balanced()
+    page.feed(file.read_text())
+    page.close()
+    assert page.open == []
+    return " ".join(" ".join(page.text).split())
+
+
+def test_report_shows_the_run(run):
+    text = parsed(write_report(run))
+    for words in (
+        "my run",
+        "A one-step student of builtin:t , distilled with dmd2 on builtin:d",
+        "Student FID 1.80 1 evaluation an image",
+        "Teacher FID 1.60 35 evaluations an image",
+        "Student / teacher 1.12×",
+        "Training 5.0 min 200 steps of 64 images",
+        "Recall higher is better 0.70 0.70 0.85",
+        "fashion_mnist, 128 dimensions, SHA-256 abababababab",
+        "Student, step 200",
+        "FID improved to the end",
+        "Odd",
+        "torch 2.13.0",
+    ):
+        assert words in text, words
+    assert "gpu" not in text
+
+
+def test_report_needs_no_network_and_no_other_file(run):
+    html = write_report(run).read_text()
+    assert not re.findall(r"<(?:link|script|iframe|object)\b", html)
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)', html))
+    assert not re.findall(r"url\(|@import|https?://", html)
+    assert html.count("data:image/png") == 2 + 3  # the last grid and the teacher's, then the strip
+
+
+def test_what_a_file_says_is_never_markup(run):
+    assert "<script>" not in write_report(run).read_text()
+
+
+@pytest.mark.parametrize(
+    "missing", ["metrics.jsonl", "config.yaml", "evaluation.json", "environment.json", "student/diffdistill.json"]
+)
+def test_a_missing_piece_is_left_out(run, missing):
+    (run / missing).unlink()
+    assert "my run" in parsed(write_report(run))
+
+
+@pytest.mark.parametrize("damaged", ["evaluation.json", "environment.json", "samples/step-000200.png", "config.yaml"])
+def test_a_damaged_piece_is_left_out(run, damaged):
+    (run / damaged).write_bytes(b"\x89PNG{: [")
+    assert "my run" in parsed(write_report(run))
+
+
+def test_a_bare_run_that_just_started_has_a_report(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    assert "A diffusion model trained by denoising score matching" in parsed(write_report(tmp_path))
+
+
+def test_a_cut_line_and_odd_values_are_skipped():
+    found = read_metrics(
+        '{"step": 1, "a": 2}\n[1]\n{"step": 2, "a": null, "b": NaN, "c": true, "d": "x"}\n{"step": 3, "a"'
+    )
+    assert list(found) == ["a"]
+    assert found["a"].values == [2.0]
+
+
+def test_grids_are_read_in_the_order_of_their_steps(run):
+    data = read_run(run)
+    assert [step for step, _ in data.grids] == [0, 100, 200]
+    assert list(data.pictures) == ["teacher"]
+    assert (data.steps, data.seconds) == (200, 300.0)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is no run folder .* give the output_dir of train or distill"):
+        write_report(tmp_path)
+    with pytest.raises(CheckpointError):
+        write_report(tmp_path / "nowhere")
+
+
+def test_out_names_the_file_and_a_folder_is_refused(run, tmp_path, capsys):
+    assert report_command(Namespace(run=str(run), out=str(tmp_path / "other.html"))) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "other.html")
+    assert (tmp_path / "other.html").exists()
+    assert not (run / "report.html").exists()
+    with pytest.raises(ConfigError, match="is a folder; name a file"):
+        write_report(run, tmp_path)
+    with pytest.raises(DiskError, match="cannot write"):
+        write_report(run, tmp_path / "no" / "where.html")
