@@ -11,7 +11,7 @@ from diffdistill.ratio import LevelMean
 
 
 def dmd_weight(x0: Tensor, teacher_x0: Tensor, critic_x0: Tensor | None = None, *, floor: float = 1e-5) -> Tensor:
-    """DMD's per-sample normaliser w = 1 / max(mean_{C,H,W} |x0 - D_T|, floor), detached (2311.18828, equation 8).
+    """DMD's per-sample normaliser w = 1 / max(mean_{C,H,W} |x0 - D_T|, floor), detached (2311.18828).
 
     x0, teacher_x0: (B, C, H, W). Returns (B, 1, 1, 1). Its mean over a sample needs many dimensions: for a few, 1/|x0
         - D_T| has no expectation; take `LevelNormaliser` there. `critic_x0` is ignored.

@@ -47,6 +47,10 @@ def thorough() -> Iterator[Check]:
         scales.append(got[1])
         what = "critic and ratio" if "divergence" in settings else "critic"
         yield Check("C", f"trained, learned {what}: {name}", got, expected, tolerance, source="7.4, C4 and C5")
+    for name, settings in (("dmd2 without discriminator", {}), ("sid, alpha = 1", {"alpha": 1.0})):
+        slow = training(settings, learned=True, steps=1000, critic_updates=1, critic_rate=4e-4).run(TEACHER_2)
+        quantity = f"critic at a tenth of the student's rate: {name} fails"
+        yield Check("C", quantity, slow, LEARNED[name][1], tolerance=0.1, relation="differs", source="7.4, C4")
     yield Check(
         "C", "learned scales: srKL < DMD < SiD 0.5 < SiD 1 < JS < fKL", tuple(scales),
         tolerance=0.002, relation="increasing", source="7.4, C3",

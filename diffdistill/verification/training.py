@@ -74,6 +74,7 @@ class Training:
     steps: int = 1500
     batch: int = 128
     critic_updates: int = 5
+    critic_rate: float = 1e-2
 
     def run(self, teacher: Mixture, seed: int = 0) -> tuple[float, float]:
         """The trained (m, s). Reproducible; leaves the global random state as it was."""
@@ -89,7 +90,7 @@ class Training:
         needs_ratio = get_divergence(self.settings.get("divergence", "reverse_kl")).needs_ratio
         optimizers = [
             torch.optim.Adam(module.parameters(), lr=rate, betas=(beta, 0.99))
-            for module, rate, beta in ((student, 4e-3, 0.0), (critic, 1e-2, 0.9), (ratio, 5e-3, 0.9))
+            for module, rate, beta in ((student, 4e-3, 0.0), (critic, self.critic_rate, 0.9), (ratio, 5e-3, 0.9))
         ]
         rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
         for step in range(self.steps):
