@@ -121,7 +121,7 @@ def _shade(index: int, total: int, count: int) -> int:
 def _wide(group: Iterable[Series]) -> bool:
     """Whether the values span enough for a logarithmic axis."""
     values = [value for series in group for value in series.values]
-    return min(values) > 0 and max(values) / min(values) > 8
+    return min(values) > 0 and max(values) / min(values) > 5
 
 
 def _value(value: float, percent: bool) -> str:

@@ -136,9 +136,13 @@ def thinned(values: Sequence[float]) -> list[float]:
 
 
 def smoothed(values: Sequence[float], reach: int, log: bool = False) -> list[float]:
-    """Mean over `reach` neighbours on either side, as far as there are any; of the logarithm where the axis is one."""
+    """Mean over `reach` neighbours on either side; of the logarithm where the axis is one.
+
+    At the start the window stays centred, and so follows the steep fall of a loss; at the end it only lacks its later
+    half.
+    """
     inside = [math.log(v) for v in values] if log else list(values)
-    windows = (inside[max(0, i - reach) : i + reach + 1] for i in range(len(inside)))
+    windows = (inside[max(0, i - reach) : i + min(reach, i) + 1] for i in range(len(inside)))
     found = [sum(window) / len(window) for window in windows]
     return [math.exp(v) for v in found] if log else found
 
