@@ -12,6 +12,7 @@ from tiny import tiny_teacher
 from diffdistill.cli import main
 from diffdistill.evaluation import load_features
 from diffdistill.evaluation.frechet import fit
+from diffdistill.evaluation.plot import plot_evaluations
 from diffdistill.evaluation.statistics import Statistics, save_statistics
 
 
@@ -161,3 +162,14 @@ def test_a_models_number_does_not_depend_on_the_batch_size(models: tuple[str, st
         )
         values.append(json.loads(Path(f"{size}.json").read_text())["metrics"]["fid"]["value"])
     assert values[0] == pytest.approx(values[1], rel=1e-9)
+
+
+def test_a_plot_has_a_line_for_each_model_and_sampler(models: tuple[str, str]):
+    pytest.importorskip("matplotlib", reason="needs matplotlib (extra `plot`)")
+    words = ("--model", "one@2", "--model", "one@4", "--model", "two@2", "--num-images", "12", "--sampler", "euler")
+    assert evaluate(*words, "--json", "r.json") == 0
+    plot_evaluations(json.loads(Path("r.json").read_text())["models"], "plot.svg")
+    drawn = Path("plot.svg").read_text()
+    assert drawn.count("one (euler)") >= 1
+    assert drawn.count("two (euler)") >= 1
+    assert "real vs real, N = 12" in drawn

@@ -22,6 +22,7 @@ from diffdistill.evaluation.evaluator import Evaluator
 from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.features import load_features
 from diffdistill.evaluation.measures import NO_TEXTS
+from diffdistill.evaluation.plot import plot_evaluations
 from diffdistill.evaluation.statistics import Statistics, is_statistics, load_statistics
 from diffdistill.evaluation.subjects import Pair, Subject, subjects
 from diffdistill.sampling.generate import pick_device
@@ -68,17 +69,23 @@ def run(args: Namespace) -> int:
         device=device,
         progress=True,
     )
-    results = [measure(evaluator, opened(), warning) for opened in waiting]
+    # Flags that not every front end has: the picture of `neighbours`, and the plot over evaluations.
+    picture, plot = getattr(args, "neighbours", None), getattr(args, "plot", None)
+    results = [measure(evaluator, opened(), warning, picture) for opened in waiting]
     print(table.one(results[0]) if len(results) == 1 else table.comparison(results))
     for text in dict.fromkeys(text for result in results for text in result["warnings"]):
         print(f"warning: {text}", file=sys.stderr)
+    if plot is not None:
+        plot_evaluations(results, plot)
     if target is not None:
         whole = results[0] if len(results) == 1 else {"models": results}
         write_json(target, {"request": request, **whole})
     return 0
 
 
-def measure(evaluator: Evaluator, subject: Subject, warning: str | None) -> dict[str, Any]:
+def measure(
+    evaluator: Evaluator, subject: Subject, warning: str | None = None, picture: str | None = None
+) -> dict[str, Any]:
     """The result of one subject, with what it is."""
     with tqdm(total=subject.count, desc=subject.name[-30:], unit="image", leave=False) as bar:
 
@@ -87,7 +94,7 @@ def measure(evaluator: Evaluator, subject: Subject, warning: str | None) -> dict
                 yield images, labels
                 bar.update(len(images))
 
-        result = evaluator(watched(), texts=subject.texts, num_images=subject.count)
+        result = evaluator(watched(), texts=subject.texts, num_images=subject.count, picture=picture)
     if warning is not None:
         result["warnings"].insert(0, warning)
     return {"subject": subject.about, **result}

@@ -1,5 +1,6 @@
 """A network of the user's as TorchScript, and how TorchScript is opened."""
 
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -25,7 +26,10 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
                 f"{path} is a pickle of torch.save, which would run code when opened: give TorchScript "
                 "(torch.jit.save) or a folder with config.json and model.safetensors"
             )
-        return torch.jit.load(str(path), map_location=device).eval()
+        with warnings.catch_warnings():
+            # The format is deprecated for new models; the weights that everybody measures with come in no other.
+            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
+            return torch.jit.load(str(path), map_location=device).eval()
     except (zipfile.BadZipFile, RuntimeError) as error:
         raise CheckpointError(f"{path} is not TorchScript: give a file written by torch.jit.save") from error
     except OSError as error:
