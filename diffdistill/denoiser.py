@@ -1,6 +1,7 @@
 """One contract for every network: `D(x_t, sigma, cond) -> x0`."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,18 @@ class _Reached(Exception):
 class Denoiser(nn.Module):
     """A diffusers network seen as `D(x_t, sigma, cond) -> x0`.
 
-    x_t: `(B, C, H, W)` = x0 + sigma * eps, images in [-1, 1]; sigma: `(B,)`, noise level in the same units; cond: class labels
-    `(B,)` int64, a dict of keyword arguments of the network, or None. Returns float32 `(B, C, H, W)`.
+    x_t: `(B, C, H, W)` = x0 + sigma * eps, images in [-1, 1]; sigma: `(B,)`, noise level in the same units; cond:
+    class labels `(B,)` int64, a dict of keyword arguments of the network, or None. Returns float32 `(B, C, H, W)`.
 
-    The network may be any UNet or transformer of diffusers; `process` says what it predicts (`EDM`, `VP` with epsilon, v or
-    sample, `Flow`).
+    The network may be any UNet or transformer of diffusers; `process` says what it predicts (`EDM`, `VP` with epsilon,
+    v or sample, `Flow`).
     """
 
     def __init__(
         self, network: nn.Module, process: Process, *, null_class: int | None = None, metadata: dict | None = None
     ):
         super().__init__()
-        self.network = network
+        self.network: Any = network
         self.process = process
         self.null_class = null_class
         self.metadata: dict[str, Any] = metadata or {}
@@ -79,48 +80,51 @@ class Denoiser(nn.Module):
         return output[:, : x_in.shape[1]]
 
     def guided(self, x_t: Tensor, sigma: Tensor, cond: Tensor | None, guidance_scale: float = 1.0) -> Tensor:
-        """Classifier-free guidance (2207.12598): D_null + w (D_cond - D_null), both halves in one 2B batch; w = 1 costs nothing."""
-        if guidance_scale == 1.0:
+        """Classifier-free guidance (2207.12598): D_null + w (D_cond - D_null), in one 2B batch; w = 1 costs nothing."""
+        if guidance_scale == 1.0 or cond is None:
             return self(x_t, sigma, cond)
-        null = self.null_condition(cond)
-        both = self(torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), torch.cat([null, cond]))
+        both = self(torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), torch.cat([self.null_condition(cond), cond]))
         without, with_cond = both.chunk(2)
         return without + guidance_scale * (with_cond - without)
 
     def null_condition(self, cond: Tensor | None) -> Tensor:
         if self.null_class is None or cond is None:
             raise ConfigError(
-                "guidance_scale other than 1 needs a model with a null class (trained with class_dropout > 0); leave it at 1"
+                "guidance_scale other than 1 needs a model with a null class (trained with class_dropout > 0); "
+                "leave it at 1"
             )
         return torch.full_like(cond, self.null_class)
 
-    def tapped(
-        self, x_t: Tensor, sigma: Tensor, cond: Condition, taps: Sequence[str], stop: bool = False
-    ) -> tuple[Tensor | None, list[Tensor]]:
-        """`(x0, features)`: the outputs of the named submodules beside x0, in the order of `taps`.
+    def tapped(self, x_t: Tensor, sigma: Tensor, cond: Condition, taps: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+        """`(x0, features)`: the outputs of the named submodules beside x0, in the order of `taps`."""
+        with self._recording(taps, stop=False) as found:
+            x0 = self(x_t, sigma, cond)
+        return x0, [found[name] for name in taps]
 
-        With `stop`, the pass ends at the last tap that fires and x0 is None: a third of the cost for the middle of a UNet.
-        """
+    def features(self, x_t: Tensor, sigma: Tensor, cond: Condition, taps: Sequence[str]) -> list[Tensor]:
+        """The outputs of the named submodules; the pass ends at the last: a third of the cost for a UNet's middle."""
+        with self._recording(taps, stop=True) as found, contextlib.suppress(_Reached):
+            self(x_t, sigma, cond)
+        return [found[name] for name in taps]
+
+    @contextlib.contextmanager
+    def _recording(self, taps: Sequence[str], stop: bool) -> Iterator[dict[str, Tensor]]:
         found: dict[str, Tensor] = {}
-        modules = self.check_taps(taps)
 
-        def hook(name: str):
-            def record(_module, _inputs, output):
+        def hook(name: str) -> Callable[..., None]:
+            def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
                 found[name] = (output[0] if isinstance(output, tuple) else output).float()
                 if stop and len(found) == len(taps):
                     raise _Reached
 
             return record
 
-        handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+        handles = [module.register_forward_hook(hook(name)) for name, module in self.check_taps(taps).items()]
         try:
-            x0 = self(x_t, sigma, cond)
-        except _Reached:
-            x0 = None
+            yield found
         finally:
             for handle in handles:
                 handle.remove()
-        return x0, [found[name] for name in taps]
 
     def check_taps(self, taps: Sequence[str]) -> dict[str, nn.Module]:
         """The submodules of the network by name; ConfigError, with the names there are, if one is missing."""
@@ -128,7 +132,9 @@ class Denoiser(nn.Module):
         for name in taps:
             if name not in modules or name == "":
                 blocks = [n for n in modules if n.count(".") <= 1 and ("block" in n)]
-                raise ConfigError(f"discriminator tap '{name}' matches no layer of the network; layers are {', '.join(blocks)}")
+                raise ConfigError(
+                    f"discriminator tap '{name}' matches no layer of the network; layers are {', '.join(blocks)}"
+                )
         return {name: modules[name] for name in taps}
 
     @classmethod
@@ -138,7 +144,9 @@ class Denoiser(nn.Module):
 
         return load_denoiser(model).to(device)
 
-    def save_pretrained(self, folder: str | Path, *, role: str, levels: Sequence[float] = (), **provenance: Any) -> None:
+    def save_pretrained(
+        self, folder: str | Path, *, role: str, levels: Sequence[float] = (), **provenance: Any
+    ) -> None:
         """Write a folder that stock diffusers loads as a pipeline. The folder appears whole or not at all."""
         from diffdistill.models.folder import save_denoiser
 

@@ -5,12 +5,20 @@ from math import gcd
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
+from diffdistill.config.schema import Adversarial
 from diffdistill.denoiser import Condition, Denoiser
+from diffdistill.losses import approximate_r1, discriminator_loss
+from diffdistill.process import per_sample
+
+Metrics = dict[str, Tensor | float]
 
 
 class Head(nn.Sequential):
-    """`(B, C, h, w)` features -> logit `(B,)`: strided 4x4 convolutions with GroupNorm and SiLU down to 4x4 or less, then one number."""
+    """`(B, C, h, w)` features -> logit `(B,)`: strided 4x4 convolutions with GroupNorm and SiLU down to 4x4 or less,
+    then one number.
+    """
 
     def __init__(self, channels: int, size: int):
         layers: list[nn.Module] = []
@@ -33,13 +41,53 @@ class Discriminator(nn.Module):
         probe = torch.zeros(1, *network.image_shape, device=device)
         cond = None if network.num_classes is None else torch.zeros(1, dtype=torch.int64, device=device)
         with torch.no_grad():
-            _, features = network.tapped(probe, torch.ones(1, device=device), cond, self.taps, stop=True)
+            features = network.features(probe, torch.ones(1, device=device), cond, self.taps)
         self.heads = nn.ModuleList(Head(f.shape[1], f.shape[2]) for f in features).to(device)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features of the taps, each `(B, C, h, w)` -> logit `(B,)`."""
         return torch.stack([head(f.float()) for head, f in zip(self.heads, features, strict=True)]).mean(0)
 
-    def look(self, network: Denoiser, x_t: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
-        """Logit `(B,)` of noised images, the pass through the network ending at the last tap."""
-        return self(network.tapped(x_t, sigma, cond, self.taps, stop=True)[1])
+
+class AdversarialTerm:
+    """A discriminator on the features of teacher or critic, its loss, and what it says to the student's image."""
+
+    def __init__(self, settings: Adversarial, teacher: Denoiser, critic: Denoiser):
+        self.settings = settings
+        self.eyes = critic if settings.features == "critic" else teacher
+        self.trains_eyes = self.eyes is critic
+        self.discriminator = Discriminator(self.eyes, settings.taps)
+
+    def logit(self, x_t: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+        """Logit `(B,)` of noised images, by a pass that ends at the last tap."""
+        with torch.set_grad_enabled(self.trains_eyes):
+            features = self.eyes.features(x_t, sigma, cond, self.discriminator.taps)
+        return self.discriminator(features)
+
+    def loss(self, real: Tensor, fake: Tensor, sigma: Tensor, cond: Tensor | None) -> tuple[Tensor, Metrics]:
+        """Logistic loss on real and student images, `(B, C, H, W)`, noised to the same levels sigma `(B,)`, and R1.
+
+        The levels must be drawn by the law of the score gap: the logit is then log p_real / p_student where it is used.
+        """
+        both, sigmas = torch.cat([real, fake]), torch.cat([sigma, sigma])
+        noised = both + per_sample(sigmas, both) * torch.randn_like(both)
+        real_logit, fake_logit = self.logit(noised, sigmas, None if cond is None else torch.cat([cond, cond])).chunk(2)
+        loss = discriminator_loss(real_logit, fake_logit)
+        metrics: Metrics = {
+            "discriminator/loss": loss.detach(),
+            "discriminator/accuracy": 0.5 * ((real_logit > 0).float().mean() + (fake_logit < 0).float().mean()),
+        }
+        if self.settings.r1 > 0:
+            penalty = approximate_r1(lambda x: self.logit(x, sigma, cond), noised[: len(real)], real_logit).mean()
+            loss = loss + 0.5 * self.settings.r1 * penalty
+            metrics["discriminator/r1"] = penalty.detach()
+        # On teacher features the heads share nothing with the critic, so a weight would only be a learning rate.
+        return loss * (self.settings.critic_weight if self.trains_eyes else 1.0), metrics
+
+    def gradient(self, logit: Tensor, x: Tensor) -> Tensor:
+        """d/dx of lambda_G softplus(-l), each sample's, for `logit` computed from x with its graph.
+
+        lambda_G is given for a score gap averaged over C, H, W; ours is summed.
+        """
+        (gradient,) = torch.autograd.grad(softplus(-logit).sum(), x)
+        return self.settings.weight * x[0].numel() * gradient

@@ -1,7 +1,7 @@
 """The noise process: levels, their laws, and the affine maps between what networks predict.
 
-A level is `sigma`, the noise-to-signal ratio sigma / alpha of the process, in units of the data (2206.00364, section 2): in
-these "VE" coordinates x_t = x0 + sigma * eps for every network, whatever process it was trained with.
+A level is `sigma`, the noise-to-signal ratio sigma / alpha of the process, in units of the data (2206.00364, section
+2): in these "VE" coordinates x_t = x0 + sigma * eps for every network, whatever process it was trained with.
 """
 
 import math
@@ -32,7 +32,8 @@ class LevelLaw:
     - karras: sigma^(1/rho) uniform between its values at u_min and u_max of [sigma_min, sigma_max] (ibid., eq. 5);
       bounds that the settings leave open are the network's own
     - loguniform: ln sigma uniform in [sigma_min, sigma_max]
-    - shifted: t uniform, t' = s t / (1 + (s - 1) t), sigma = t' / (1 - t') (flow time with a resolution shift, 2403.03206, eq. 23)
+    - shifted: t uniform, t' = s t / (1 + (s - 1) t), sigma = t' / (1 - t') (flow time with a resolution shift,
+      2403.03206, eq. 23)
     """
 
     settings: Level
@@ -73,8 +74,8 @@ def karras_levels(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
 def x0_from_prediction(prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
     """x0 from a network's output, for x = alpha x0 + sigma eps; all broadcastable to `(B, C, H, W)`.
 
-    epsilon: (x - sigma p) / alpha; v = alpha eps - sigma x0: (alpha x - sigma p) / (alpha^2 + sigma^2); flow u = eps - x0:
-    (x - sigma p) / (alpha + sigma); sample: p.
+    epsilon: (x - sigma p) / alpha; v = alpha eps - sigma x0: (alpha x - sigma p) / (alpha^2 + sigma^2); flow u = eps -
+    x0: (x - sigma p) / (alpha + sigma); sample: p.
     """
     if kind == "epsilon":
         return (x - sigma * prediction) / alpha
@@ -120,7 +121,10 @@ class EDM:
     def to_x0(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """x0 from the network's raw output F."""
         total = sigma**2 + self.sigma_data**2
-        return per_sample(self.sigma_data**2 / total, x) * x + per_sample(sigma * self.sigma_data / total.sqrt(), x) * output
+        return (
+            per_sample(self.sigma_data**2 / total, x) * x
+            + per_sample(sigma * self.sigma_data / total.sqrt(), x) * output
+        )
 
     def from_x0(self, x0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """The output F that means this x0."""

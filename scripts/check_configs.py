@@ -1,7 +1,7 @@
 """Run every file in configs/ for two steps.
 
-A config whose teacher or data are not on this machine gets a tiny stand-in: an untrained network of the same shape and classes,
-and random images. Everything else, the method, the levels, the optimisers, is the file's own.
+A config whose teacher or data are not on this machine gets a tiny stand-in: an untrained network of the same shape and
+classes, and random images. Everything else, the method, the levels, the optimisers, is the file's own.
 
     python scripts/check_configs.py [FILE ...]
 """
@@ -24,7 +24,14 @@ from diffdistill.models.folder import locate
 from diffdistill.process import EDM
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-TWO_STEPS = ["max_train_steps=2", "train_batch_size=4", "log_every=1", "sample_every=0", "evaluation.at_end=false", "evaluation.every=0"]
+TWO_STEPS = [
+    "max_train_steps=2",
+    "train_batch_size=4",
+    "log_every=1",
+    "sample_every=0",
+    "evaluation.at_end=false",
+    "evaluation.every=0",
+]
 
 
 def verb_of(file: Path) -> str:
@@ -74,7 +81,14 @@ def check(file: Path) -> None:
     verb = verb_of(file)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        words = [verb, str(file), f"output_dir={folder / 'run'}", *TWO_STEPS, *overrides_of(file, verb, folder), "--quiet"]
+        words = [
+            verb,
+            str(file),
+            f"output_dir={folder / 'run'}",
+            *TWO_STEPS,
+            *overrides_of(file, verb, folder),
+            "--quiet",
+        ]
         code = main(words)
         if code:
             raise SystemExit(f"{file}: diffdistill {verb} exited with {code}")

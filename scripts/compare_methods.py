@@ -2,10 +2,10 @@
 
     python scripts/compare_methods.py --seconds 150 --seeds 0 1 2 --jobs 2 --out runs/compare --table docs/comparison
 
-Protocol: each method's own config; a timing run of a few steps, under the same load, turns the seconds of training into steps,
-so that rate schedules end when the time does; then one run a seed, each a process of its own with one thread. The student's
-average is measured once, at the end. Peak memory is the process's, data and evaluation included. `TABLE.json` holds every
-run, `TABLE.md` the means and the standard deviations over seeds.
+Protocol: each method's own config; a timing run of a few steps, under the same load, turns the seconds of training
+into steps, so that rate schedules end when the time does; then one run a seed, each a process of its own with one
+thread. The student's average is measured once, at the end. Peak memory is the process's, data and evaluation included.
+`TABLE.json` holds every run, `TABLE.md` the means and the standard deviations over seeds.
 """
 
 import argparse
@@ -22,7 +22,10 @@ from typing import Any
 from diffdistill.training.loop import flat
 
 RECIPES = ["diff_instruct", "dmd2", "f_distill", "sid", "sida", "sim", "uni_instruct"]
-VARIANTS = {"f_distill": ["jensen_shannon", "forward_kl", "softened_reverse_kl"], "uni_instruct": ["forward_kl", "jensen_shannon"]}
+VARIANTS = {
+    "f_distill": ["jensen_shannon", "forward_kl", "softened_reverse_kl"],
+    "uni_instruct": ["forward_kl", "jensen_shannon"],
+}
 TIMING_STEPS = 8
 
 
@@ -39,7 +42,11 @@ def distill(folder: str, recipe: str, divergence: str, out: Path, extra: Sequenc
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with (out.parent / f"{out.name}.log").open("w") as log:
             subprocess.run(
-                [sys.executable, "-m", "diffdistill.cli", "distill", *words, "--quiet"], check=True, env=environment, stdout=log, stderr=log
+                [sys.executable, "-m", "diffdistill.cli", "distill", *words, "--quiet"],
+                check=True,
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
     return out
 
@@ -54,12 +61,21 @@ def seconds_per_step(run: Path) -> float:
 def collect(run: Path, steps: int, pace: float) -> dict[str, Any]:
     evaluation = json.loads((run / "evaluation.json").read_text())["student"]
     memory = json.loads((run / "environment.json").read_text())["peak_memory_mb"]
-    return {**flat(evaluation), "steps": steps, "seconds_per_step": pace, "peak_memory_mb": memory, "protocol": evaluation["protocol"]}
+    return {
+        **flat(evaluation),
+        "steps": steps,
+        "seconds_per_step": pace,
+        "peak_memory_mb": memory,
+        "protocol": evaluation["protocol"],
+    }
 
 
 def markdown(rows: list[dict[str, Any]], seconds: int) -> str:
     columns = ["fid", "kid", "precision", "recall"]
-    lines = ["| method | divergence | FID | KID x 1000 | precision | recall | steps | s / step | peak MB |", "|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| method | divergence | FID | KID x 1000 | precision | recall | steps | s / step | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         grouped.setdefault((row["method"], row["divergence"]), []).append(row)
@@ -70,12 +86,16 @@ def markdown(rows: list[dict[str, Any]], seconds: int) -> str:
             values = [scale * run[name] for run in runs]
             texts.append(f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}")
         pace, memory = mean(r["seconds_per_step"] for r in runs), max(r["peak_memory_mb"] for r in runs)
-        lines.append(f"| {method} | {divergence} | {' | '.join(texts)} | {runs[0]['steps']} | {pace:.2f} | {memory:.0f} |")
+        lines.append(
+            f"| {method} | {divergence} | {' | '.join(texts)} | {runs[0]['steps']} | {pace:.2f} | {memory:.0f} |"
+        )
     protocol = rows[0]["protocol"]
     lines.append(
-        f"\n{seconds} seconds of training on one thread; {len(next(iter(grouped.values())))} seeds, mean ± standard deviation; "
+        f"\n{seconds} seconds of training on one thread; {len(next(iter(grouped.values())))} seeds, mean ± "
+        f"standard deviation; "
         f"{protocol['num_images']} images, classes balanced, against {protocol['reference']['name']} "
-        f"({protocol['reference']['num_images']} images), features {protocol['features']['id']} {protocol['features']['sha256'][:12]}."
+        f"({protocol['reference']['num_images']} images), features {protocol['features']['id']} "
+        f"{protocol['features']['sha256'][:12]}."
     )
     return "\n".join(lines) + "\n"
 
@@ -87,7 +107,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
-    parser.add_argument("--table", type=Path, default=Path("docs/comparison"), help="without ending; .json and .md are written")
+    parser.add_argument(
+        "--table", type=Path, default=Path("docs/comparison"), help="without ending; .json and .md are written"
+    )
     parser.add_argument("overrides", nargs="*", help="key=value for every run, such as data.path=...")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
     python scripts/evaluate_teacher.py assets/fashion_mnist_teacher --data builtin:fashion_mnist --num-images 5000
 
-A distillation run that evaluates by the same protocol (N, features, reference) shows these figures next to the student's.
-Cost on two CPU cores: about 5 minutes for the 35-evaluation row, 12 for the whole table.
+A distillation run that evaluates by the same protocol (N, features, reference) shows these figures next to the
+student's. Cost on two CPU cores: about 5 minutes for the 35-evaluation row, 12 for the whole table.
 """
 
 import argparse
@@ -35,7 +35,9 @@ def main() -> None:
     for sampler, steps in ROWS:
         for seed in args.seeds:
             plan = plan_sampling(model, sampler=sampler, steps=steps)
-            batches = generate(model, num_images=args.num_images, seed=seed, batch_size=250, sampler=sampler, steps=steps)
+            batches = generate(
+                model, num_images=args.num_images, seed=seed, batch_size=250, sampler=sampler, steps=steps
+            )
             result = evaluator(batches)
             sampling = {"sampler": sampler, "steps": steps, "evaluations": plan.evaluations, "seed": seed}
             rows.append({"sampling": sampling, "weights_sha256": weights_digest(args.model), "evaluation": result})

@@ -8,7 +8,6 @@ repeated, an interrupted distillation is resumed.
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,9 @@ def fid(evaluation: dict[str, Any]) -> float:
 
 
 def table(student: dict[str, Any]) -> str:
-    """Student and teacher by one protocol; the teacher's rows were measured by scripts/evaluate_teacher.py on these very weights."""
+    """Student and teacher by one protocol; the teacher's rows were measured by scripts/evaluate_teacher.py on these
+    very weights.
+    """
     folder = asset("fashion_mnist_teacher")
     recorded = json.loads((folder / "evaluations.json").read_text())
     if {row["weights_sha256"] for row in recorded} != {weights_digest(folder)}:
@@ -43,13 +44,25 @@ def table(student: dict[str, Any]) -> str:
         other = row["evaluation"]["protocol"]
         if all(other[key] == protocol[key] for key in ("num_images", "features", "reference")):
             sampling = row["sampling"]
-            rows.append(("teacher", f"{sampling['sampler']} {sampling['steps']}", sampling["evaluations"], fid(row["evaluation"])))
+            rows.append(
+                (
+                    "teacher",
+                    f"{sampling['sampler']} {sampling['steps']}",
+                    sampling["evaluations"],
+                    fid(row["evaluation"]),
+                )
+            )
     lines = [f"{'model':<8} {'sampler':<14} {'evaluations':>11} {'FID':>8}"]
-    lines += [f"{model:<8} {sampler:<14} {evaluations:>11} {value:>8.3f}" for model, sampler, evaluations, value in sorted(rows, key=lambda r: r[3])]
+    lines += [
+        f"{model:<8} {sampler:<14} {evaluations:>11} {value:>8.3f}"
+        for model, sampler, evaluations, value in sorted(rows, key=lambda r: r[3])
+    ]
     features, reference = protocol["features"], protocol["reference"]
     lines.append(
-        f"FID of {protocol['num_images']} images, classes balanced, against {reference['name']} ({reference['num_images']} images), features "
-        f"{features['id']} ({features['sha256'][:12]}), real against real at the same N: {student['metrics']['fid']['floor']['value']:.3f}"
+        f"FID of {protocol['num_images']} images, classes balanced, against {reference['name']} "
+        f"({reference['num_images']} images), features "
+        f"{features['id']} ({features['sha256'][:12]}), real against real at the same N: "
+        f"{student['metrics']['fid']['floor']['value']:.3f}"
     )
     return "\n".join(lines)
 
@@ -64,9 +77,12 @@ def main() -> None:
     if not (out / "images").exists():
         run("sample", str(out / "student"), "--num-images", "100", "--out", str(out / "images"))
     print("\n" + table(json.loads((out / "evaluation.json").read_text())["student"]))
-    print(f"\nlook at   {out / 'images' / 'grid.png'}\nread      {out / 'report.html'}\nuse       {out / 'student'} (any diffusers, no diffdistill)")
+    print(
+        f"\nlook at   {out / 'images' / 'grid.png'}\nread      {out / 'report.html'}\nuse       {out / 'student'} "
+        f"(any diffusers, no diffdistill)"
+    )
     print(f"took      {(time.perf_counter() - began) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

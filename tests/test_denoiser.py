@@ -4,7 +4,13 @@ import json
 
 import pytest
 import torch
-from diffusers import ConsistencyModelPipeline, DDPMScheduler, DiffusionPipeline, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    ConsistencyModelPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+)
 from tiny import tiny_teacher, tiny_unet
 
 from diffdistill.denoiser import Denoiser
@@ -40,8 +46,8 @@ def test_flow_transformer(batch):
     x, sigma, cond = batch
     torch.manual_seed(0)
     net = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=1, num_layers=1, patch_size=2, sample_size=8, num_embeds_ada_norm=4,
-        norm_num_groups=1,
+        num_attention_heads=2, attention_head_dim=8, in_channels=1, num_layers=1, patch_size=2, sample_size=8,
+        num_embeds_ada_norm=4, norm_num_groups=1,
     ).eval()  # fmt: skip
     t = sigma / (1 + sigma)
     velocity = net(x * per_sample(1 - t, x), 1000 * t, class_labels=cond).sample
@@ -78,9 +84,8 @@ def test_taps_give_the_submodules_output_and_stop_early(batch):
     assert last.shape == (3, 1, 8, 8)
     ran = []
     handle = model.network.conv_out.register_forward_hook(lambda *_: ran.append(1))
-    nothing, (early,) = model.tapped(*batch, ("mid_block",), stop=True)
+    (early,) = model.features(*batch, ("mid_block",))
     handle.remove()
-    assert nothing is None
     assert not ran
     assert torch.equal(early, middle)
 
@@ -107,7 +112,9 @@ def test_folder_round_trip(tmp_path, batch):
 
 
 @pytest.mark.parametrize(
-    "levels", [stock_levels(1, 2.5), stock_levels(2, 80.0), stock_levels(4, 2.5), snap_levels([2.5, 1.0, 0.3])[0]], ids=len
+    "levels",
+    [stock_levels(1, 2.5), stock_levels(2, 80.0), stock_levels(4, 2.5), snap_levels([2.5, 1.0, 0.3])[0]],
+    ids=len,
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_stock_pipeline_draws_the_students_image(tmp_path, levels, channels):
@@ -143,7 +150,9 @@ def test_explicit_levels_are_on_the_stock_grid():
 
 def test_schedulers_tell_the_process():
     assert isinstance(process_of({"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}), VP)
-    assert isinstance(process_of(dict(FlowMatchEulerDiscreteScheduler().config, _class_name="FlowMatchEulerDiscreteScheduler")), Flow)
+    assert isinstance(
+        process_of(dict(FlowMatchEulerDiscreteScheduler().config, _class_name="FlowMatchEulerDiscreteScheduler")), Flow
+    )
     edm = {"_class_name": "EDMEulerScheduler", "sigma_data": 0.7, "sigma_min": 0.01, "sigma_max": 50.0}
     assert process_of(edm) == EDM(0.7, 1.0, 0.01, 50.0)
 
@@ -159,9 +168,15 @@ BREAKS = {
     "one flipped bit": (break_weights, "is damaged: its SHA-256"),
     "no weights": (lambda folder: next(folder.rglob("*.safetensors")).unlink(), "lacks unet"),
     "no index": (lambda folder: (folder / "model_index.json").unlink(), "has no model_index.json"),
-    "no scheduler": (lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(), "has no scheduler_config.json"),
+    "no scheduler": (
+        lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(),
+        "has no scheduler_config.json",
+    ),
     "broken index": (lambda folder: (folder / "model_index.json").write_text("{"), "not readable JSON"),
-    "other pipeline": (lambda folder: (folder / "model_index.json").write_text(json.dumps({"vae": []})), "no unet and no transformer"),
+    "other pipeline": (
+        lambda folder: (folder / "model_index.json").write_text(json.dumps({"vae": []})),
+        "no unet and no transformer",
+    ),
 }
 
 

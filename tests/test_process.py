@@ -8,7 +8,16 @@ from diffusers import CMStochasticIterativeScheduler, DDPMScheduler, EDMEulerSch
 
 from diffdistill.config.schema import Level
 from diffdistill.errors import ConfigError
-from diffdistill.process import EDM, VP, Flow, LevelLaw, karras_levels, per_sample, prediction_from_x0, x0_from_prediction
+from diffdistill.process import (
+    EDM,
+    VP,
+    Flow,
+    LevelLaw,
+    karras_levels,
+    per_sample,
+    prediction_from_x0,
+    x0_from_prediction,
+)
 
 KINDS = ["epsilon", "v_prediction", "sample", "flow"]
 
@@ -19,7 +28,9 @@ def images(count=6):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("alpha", "sigma"), [(0.9, math.sqrt(1 - 0.81)), (0.05, math.sqrt(1 - 0.0025)), (0.3, 0.7), (1.0, 0.02)])
+@pytest.mark.parametrize(
+    ("alpha", "sigma"), [(0.9, math.sqrt(1 - 0.81)), (0.05, math.sqrt(1 - 0.0025)), (0.3, 0.7), (1.0, 0.02)]
+)
 def test_round_trip_of_every_prediction(kind, alpha, sigma):
     x0, eps = images().double()
     a, s = torch.tensor(alpha, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
@@ -68,7 +79,9 @@ def test_edm_is_the_arithmetic_of_the_stock_schedulers():
     x, sigma = x0 + 1.7 * eps, torch.full((6,), 1.7)
     output = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     stock = EDMEulerScheduler(sigma_data=0.5)
-    assert torch.allclose(EDM().to_x0(output, x, sigma), stock.precondition_outputs(x, output, torch.tensor(1.7)), atol=1e-6)
+    assert torch.allclose(
+        EDM().to_x0(output, x, sigma), stock.precondition_outputs(x, output, torch.tensor(1.7)), atol=1e-6
+    )
     assert torch.allclose(EDM().to_network(x, sigma)[0], stock.precondition_inputs(x, torch.tensor(1.7)), atol=1e-6)
     time = CMStochasticIterativeScheduler().sigma_to_t(1.7)
     assert torch.allclose(EDM().to_network(x, sigma)[1], torch.full((6,), float(time)), atol=1e-4)

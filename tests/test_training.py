@@ -1,4 +1,6 @@
-"""The loop: a resumed run is the run that never stopped; guards act before weights move; checkpoints are whole or absent."""
+"""The loop: a resumed run is the run that never stopped; guards act before weights move; checkpoints are whole or
+absent.
+"""
 
 import json
 import os
@@ -62,7 +64,9 @@ def run(kind, folder, **more):
     config = settings(kind, folder, **more)
     done = task(config)
     run_loop(done, config, folder, Observer())
-    return {f"{name}.{key}": value.clone() for name, part in done.parts.items() for key, value in tensors_of(part).items()}
+    return {
+        f"{name}.{key}": value.clone() for name, part in done.parts.items() for key, value in tensors_of(part).items()
+    }
 
 
 def lines(folder):
@@ -82,7 +86,8 @@ def without(folder, step):
 
 
 @pytest.mark.parametrize(
-    ("kind", "steps"), [("train", range(1, STEPS)), ("uni_instruct", range(1, STEPS)), ("dmd2", [3]), ("f_distill", [4]), ("sid", [5])]
+    ("kind", "steps"),
+    [("train", range(1, STEPS)), ("uni_instruct", range(1, STEPS)), ("dmd2", [3]), ("f_distill", [4]), ("sid", [5])],
 )
 def test_a_run_resumed_at_any_step_is_bit_equal_to_one_never_stopped(tmp_path, kind, steps):
     whole = run(kind, tmp_path / "whole")
@@ -128,12 +133,10 @@ def test_when_no_checkpoint_is_whole_nothing_starts_over(tmp_path):
         run("sid", tmp_path / "run", resume_from_checkpoint="latest")
 
 
-@pytest.mark.parametrize("wanted", ["3", "newest"])
-def test_a_checkpoint_that_is_not_there_is_a_sentence(tmp_path, wanted):
+def test_a_checkpoint_that_is_not_there_is_a_sentence(tmp_path):
     run("sid", tmp_path / "run")
-    error, match = (CheckpointError, "there are step-000002, step-000004, step-000006") if wanted == "3" else (ConfigError, "neither 'latest' nor")
-    with pytest.raises(error, match=match):
-        run("sid", tmp_path / "run", resume_from_checkpoint=wanted)
+    with pytest.raises(CheckpointError, match="there are step-000002, step-000004, step-000006"):
+        run("sid", tmp_path / "run", resume_from_checkpoint=3)
 
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path):
@@ -142,7 +145,9 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
         run("dmd2", tmp_path / "run", resume_from_checkpoint="latest")
 
 
-@pytest.mark.parametrize(("number", "error", "code"), [(signal.SIGTERM, Preempted, 75), (signal.SIGINT, Interrupted, 130)])
+@pytest.mark.parametrize(
+    ("number", "error", "code"), [(signal.SIGTERM, Preempted, 75), (signal.SIGINT, Interrupted, 130)]
+)
 def test_a_signal_saves_at_the_step_boundary(tmp_path, monkeypatch, number, error, code):
     whole = run("sid", tmp_path / "whole")
     update = DistillTask.update

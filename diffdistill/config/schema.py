@@ -17,9 +17,13 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    path: str = Field("builtin:fashion_mnist", description="folder, parquet, zip, npz, IDX pair, builtin:NAME or Hub id")
+    path: str = Field(
+        "builtin:fashion_mnist", description="folder, parquet, zip, npz, IDX pair, builtin:NAME or Hub id"
+    )
     split: str = Field("train", description="split of a set that has several")
-    image_size: Count | None = Field(None, description="resize to this many pixels; null: images must all have one size")
+    image_size: Count | None = Field(
+        None, description="resize to this many pixels; null: images must all have one size"
+    )
     limit: Count | None = Field(None, description="use the first N images only")
     horizontal_flip: bool = Field(False, description="mirror half of the training images")
 
@@ -30,8 +34,12 @@ class Level(Section):
     law: Literal["lognormal", "karras", "loguniform", "shifted"] = "karras"
     mean: float = Field(-1.2, description="lognormal: mean of ln sigma")
     std: Positive = Field(1.2, description="lognormal: standard deviation of ln sigma")
-    sigma_min: Positive | None = Field(None, description="karras and loguniform: lowest level; null: the network's own")
-    sigma_max: Positive | None = Field(None, description="karras and loguniform: highest level; null: the network's own")
+    sigma_min: Positive | None = Field(
+        None, description="karras and loguniform: lowest level; null: the network's own"
+    )
+    sigma_max: Positive | None = Field(
+        None, description="karras and loguniform: highest level; null: the network's own"
+    )
     rho: Positive = Field(7.0, description="karras: curvature")
     u_min: Fraction = Field(0.0, description="karras: part of the range, 0 is sigma_min")
     u_max: Fraction = Field(1.0, description="karras: part of the range, 1 is sigma_max")
@@ -43,13 +51,17 @@ class Optimizer(Section):
     betas: tuple[Fraction, Fraction] = (0.0, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Positive | None = Field(10.0, description="clip the global gradient norm; null: do not")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="decay of the rate after the warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="decay of the rate after the warm-up"
+    )
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     decay_from: Fraction = Field(0.0, description="part of the run after which the rate decays")
 
 
 class Evaluation(Section):
-    every: Annotated[int, Field(ge=0)] = Field(0, description="steps between evaluations of the EMA model; 0: only at the end")
+    every: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps between evaluations of the EMA model; 0: only at the end"
+    )
     at_end: bool = True
     num_images: Annotated[int, Field(ge=2)] = 5000
     metrics: tuple[Literal["fid", "kid", "prdc"], ...] = ("fid",)
@@ -65,15 +77,17 @@ class Run(Section):
     """Keys that every verb that trains has."""
 
     output_dir: str
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     max_train_steps: Count = 1000
     train_batch_size: Count = 64
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    resume_from_checkpoint: str | None = Field(None, description="latest, or a step number")
+    resume_from_checkpoint: Literal["latest"] | Count | None = Field(None, description="latest, or a step number")
     num_threads: Count | None = Field(None, description="CPU threads; null: all cores")
     log_every: Count = 10
     sample_every: Annotated[int, Field(ge=0)] = Field(100, description="steps between fixed-seed grids; 0: none")
-    checkpoint_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between checkpoints; 0: only at the end")
+    checkpoint_every: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps between checkpoints; 0: only at the end"
+    )
     keep_checkpoints: Count = 3
     data: Data = Data()
     evaluation: Evaluation = Evaluation()
@@ -84,7 +98,9 @@ class Network(Section):
 
     block_out_channels: tuple[Count, ...] = (16, 64, 128)
     layers_per_block: Count = 1
-    attention_levels: tuple[int, ...] = Field((-1,), description="resolutions with attention, counted from the finest; -1 is the coarsest")
+    attention_levels: tuple[int, ...] = Field(
+        (-1,), description="resolutions with attention, counted from the finest; -1 is the coarsest"
+    )
     attention_head_dim: Count = 32
     norm_num_groups: Count = 8
 
@@ -100,17 +116,28 @@ class Train(Run):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9995
 
 
-# ---- distill ---------------------------------------------------------------------------------------------------------
+# ---- distill
+# ---------------------------------------------------------------------------------------------------------
 
 
 class Adversarial(Section):
     """The discriminator: heads on features of a network, at the levels of the score gap."""
 
-    weight: Annotated[float, Field(ge=0)] = Field(1e-3, description="lambda_G, in the papers' convention (score gap: mean over C, H, W)")
-    features: Literal["teacher", "critic"] = Field("teacher", description="whose features; critic, as in DMD2's paper, trains the critic too")
-    taps: tuple[str, ...] = Field(("mid_block",), min_length=1, description="layers of the network whose outputs the heads read")
-    critic_weight: Annotated[float, Field(ge=0)] = Field(1e-2, description="lambda_D beside the denoising loss, with features: critic")
-    r1: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the approximate R1 penalty on the noised real image")
+    weight: Annotated[float, Field(ge=0)] = Field(
+        1e-3, description="lambda_G, in the papers' convention (score gap: mean over C, H, W)"
+    )
+    features: Literal["teacher", "critic"] = Field(
+        "teacher", description="whose features; critic, as in DMD2's paper, trains the critic too"
+    )
+    taps: tuple[str, ...] = Field(
+        ("mid_block",), min_length=1, description="layers of the network whose outputs the heads read"
+    )
+    critic_weight: Annotated[float, Field(ge=0)] = Field(
+        1e-2, description="lambda_D beside the denoising loss, with features: critic"
+    )
+    r1: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the approximate R1 penalty on the noised real image"
+    )
     optimizer: Optimizer = Optimizer(learning_rate=1e-3)
 
 
@@ -123,12 +150,14 @@ class Ratio(Section):
 
 
 LevelWeight = Literal["none", "dmd", "dmd_level", "pseudo_huber"]
-WEIGHT_HELP = "none: 1; dmd: 1 / mean|x0 - D_T| per sample; dmd_level: its expectation per level; pseudo_huber: 1 / sqrt(||g||^2 + c^2)"
+WEIGHT_HELP = "none: 1; dmd: 1 / mean|x0 - D_T| per sample; dmd_level: its expectation per level; pseudo_huber: 1 "
+"/ sqrt(||g||^2 + c^2)"
 
 
 class Method(Section):
     """What all distribution-matching methods share."""
 
+    name: str
     level_weight: LevelWeight = Field("dmd", description=WEIGHT_HELP)
     guidance_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance of the teacher")
     adversarial: Adversarial | None = Field(None, description="a discriminator on real data; null: none (data-free)")
@@ -158,7 +187,9 @@ class FDistill(Method):
 
 
 class SiD(Method):
-    """2404.04057: Fisher form with DMD's normaliser; alpha 0.5 is the Fisher divergence, 1 is SIM; adversarial makes it SiDA."""
+    """2404.04057: Fisher form with DMD's normaliser; alpha 0.5 is the Fisher divergence, 1 is SIM; adversarial makes
+    it SiDA.
+    """
 
     name: Literal["sid"]
     alpha: float = Field(1.0, description="0.5 to 1; above, a student broader than the teacher runs away")
@@ -178,8 +209,12 @@ class UniInstruct(Method):
     divergence: str = "forward_kl"
     adversarial: Adversarial | None = Adversarial()
     ratio: Ratio = Ratio()
-    critic_warmup: Fraction = Field(0.05, description="part of the run that trains the critic and the discriminator only")
-    fisher_warmup: Fraction = Field(0.2, description="part of the run, from the start, without divergence and adversarial term (SIM)")
+    critic_warmup: Fraction = Field(
+        0.05, description="part of the run that trains the critic and the discriminator only"
+    )
+    fisher_warmup: Fraction = Field(
+        0.2, description="part of the run, from the start, without divergence and adversarial term (SIM)"
+    )
     detach_ratio: bool = Field(False, description="ablation: the released code's form, wrong in the scale direction")
 
 
@@ -188,10 +223,13 @@ Methods = Annotated[DiffInstruct | DMD2 | FDistill | SiD | SIM | UniInstruct, Fi
 
 class Student(Section):
     steps: Count = Field(1, description="sampling steps K")
-    levels: tuple[Positive, ...] | None = Field(None, description="K input levels, descending; null: sigma_init and the stock spacing below it")
+    levels: tuple[Positive, ...] | None = Field(
+        None, description="K input levels, descending; null: sigma_init and the stock spacing below it"
+    )
     sigma_init: Positive = Field(2.5, description="input level of the first step, x = sigma_init * z")
     training_input: Literal["backward_simulation", "noised_data"] = Field(
-        "backward_simulation", description="what steps after the first are trained on: the student's own samples, or noised images"
+        "backward_simulation",
+        description="what steps after the first are trained on: the student's own samples, or noised images",
     )
     optimizer: Optimizer = Optimizer()
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -207,8 +245,12 @@ class Distill(Run):
     """`diffdistill distill`: one step for every distribution-matching method."""
 
     teacher: str = "builtin:fashion_mnist_teacher"
-    initialize_from: str | None = Field(None, description="run folder of a first stage: its averaged student, critic and discriminator")
+    initialize_from: str | None = Field(
+        None, description="run folder of a first stage: its averaged student, critic and discriminator"
+    )
     method: Methods
-    level: Level = Field(Level(law="karras", u_max=0.8), description="law of the levels of the student's loss and of the discriminator")
+    level: Level = Field(
+        Level(law="karras", u_max=0.8), description="law of the levels of the student's loss and of the discriminator"
+    )
     student: Student = Student()
     critic: Critic = Critic()

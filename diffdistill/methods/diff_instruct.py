@@ -2,8 +2,9 @@
 
     d/dx0 = w (D_F(x_t) - D_T(x_t)),        w = 1 (equation 4 in x0 units: the KL weight is sigma^2)
 
-Departures: teacher and critic run without dropout (the paper's code keeps it and replays its random state); the level law
-of the student is the configured one (the paper's is the critic's log-normal); no augmentation of the critic's images.
+Departures: teacher and critic run without dropout (the paper's code keeps it and replays its random state); the level
+law of the student is the configured one (the paper's is the critic's log-normal); no augmentation of the critic's
+images.
 """
 
 from diffdistill.config.schema import DiffInstruct

@@ -2,9 +2,9 @@
 
     L = [ (D_T - D_F) . (D_F - x0) + (1 - alpha) ||D_T - D_F||^2 ] / mean|x0 - D_T|
 
-alpha = 1/2 is the Fisher divergence, 1 is SIM's gradient, the paper's 1.2 over-disperses and can run away (see `losses.alpha_bounds`),
-so the default is 1. With `adversarial` it is SiDA (2410.14919) with a discriminator per sample, where the paper averages over
-the batch. Departures: no augmentation, no dropout.
+alpha = 1/2 is the Fisher divergence, 1 is SIM's gradient, the paper's 1.2 over-disperses and can run away (see
+`losses.alpha_bounds`), so the default is 1. With `adversarial` it is SiDA (2410.14919) with a discriminator per
+sample, where the paper averages over the batch. Departures: no augmentation, no dropout.
 """
 
 from diffdistill.config.schema import SiD

@@ -1,12 +1,14 @@
-"""Uni-Instruct (2505.20755): minimise the integral over levels of E[h(r) ||score gap||^2], which is an f-divergence of the images.
+"""Uni-Instruct (2505.20755): minimise the integral over levels of E[h(r) ||score gap||^2], which is an f-divergence of
+the images.
 
     L = w [ h(r) (D_T - D_F) . (D_F - x0) + 1/2 (h(r) - r h'(r)) ||D_T - D_F||^2 ]  +  lambda_G softplus(-l(x_t))
 
 The ratio r = exp(l(x_t)) stays attached: holding it constant gives the wrong gradient in every direction but a shift
 (`diffdistill verify`, test B). First the critic alone, then SIM, then the divergence, as parts of the run.
 
-Departures: the released code uses a scalar of the batch in place of r; here r is each sample's own, made 1 on average per
-level. The weight w is DMD's, held constant, where the expansion has sigma d(sigma) (`level_weight: none` with a level law).
+Departures: the released code uses a scalar of the batch in place of r; here r is each sample's own, made 1 on average
+per level. The weight w is DMD's, held constant, where the expansion has sigma d(sigma) (`level_weight: none` with a
+level law).
 """
 
 from diffdistill.config.schema import UniInstruct

@@ -1,7 +1,7 @@
 """Model folders in diffusers format: read any, write the ones stock diffusers samples from.
 
-Every weights file is named with its SHA-256 in `diffdistill.json`: safetensors carries no checksum, so without it one flipped
-bit would load in silence.
+Every weights file is named with its SHA-256 in `diffdistill.json`: safetensors carries no checksum, so without it one
+flipped bit would load in silence.
 """
 
 import contextlib
@@ -47,7 +47,9 @@ def weights_digest(folder: Path) -> str:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder that must not exist yet: written beside it under another name, then renamed. Nothing is overwritten."""
+    """Fill a folder that must not exist yet: written beside it under another name, then renamed. Nothing is
+    overwritten.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"output folder '{folder}' already holds files; name a new one, nothing is overwritten")
     staged = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
@@ -58,7 +60,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
             folder.rmdir()
         staged.rename(folder)
     except OSError as error:
-        raise DiskError(f"could not write '{folder}' ({error.strerror or error}); free space or choose another folder") from error
+        raise DiskError(
+            f"could not write '{folder}' ({error.strerror or error}); free space or choose another folder"
+        ) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -77,14 +81,17 @@ def locate(model: str) -> Path:
     if path.is_dir():
         return path
     if path.exists() or path.is_absolute() or model.count("/") != 1 or model.startswith("."):
-        raise CheckpointError(f"model '{model}' is not a diffusers folder; give a folder with model_index.json, builtin:NAME or a Hub id")
+        raise CheckpointError(
+            f"model '{model}' is not a diffusers folder; give a folder with model_index.json, builtin:NAME or a Hub id"
+        )
     try:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
     except Exception as error:
         raise CheckpointError(
-            f"model '{model}' is no local folder and could not be fetched from the Hub ({type(error).__name__}); check the name and the network"
+            f"model '{model}' is no local folder and could not be fetched from the Hub ({type(error).__name__}); "
+            f"check the name and the network"
         ) from error
 
 
@@ -92,9 +99,13 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"model folder '{path.parent}' has no {path.name}; it is incomplete, make or fetch it again") from error
+        raise CheckpointError(
+            f"model folder '{path.parent}' has no {path.name}; it is incomplete, make or fetch it again"
+        ) from error
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"'{path}' is not readable JSON ({error}); make or fetch the model folder again") from error
+        raise CheckpointError(
+            f"'{path}' is not readable JSON ({error}); make or fetch the model folder again"
+        ) from error
 
 
 def load_denoiser(model: str) -> "Denoiser":
@@ -105,13 +116,17 @@ def load_denoiser(model: str) -> "Denoiser":
     index = read_json(folder / "model_index.json")
     component = next((name for name in ("unet", "transformer") if name in index), None)
     if component is None:
-        raise CheckpointError(f"'{folder}/model_index.json' names no unet and no transformer; this kind of pipeline is not supported")
+        raise CheckpointError(
+            f"'{folder}/model_index.json' names no unet and no transformer; this kind of pipeline is not supported"
+        )
     metadata = read_json(folder / METADATA) if (folder / METADATA).exists() else {}
     for name, expected in metadata.get("sha256", {}).items():
         if not (folder / name).is_file():
             raise CheckpointError(f"model folder '{folder}' lacks {name}; make or fetch it again")
         if sha256(folder / name) != expected:
-            raise CheckpointError(f"'{folder / name}' is damaged: its SHA-256 is not the one in {METADATA}; make or fetch it again")
+            raise CheckpointError(
+                f"'{folder / name}' is damaged: its SHA-256 is not the one in {METADATA}; make or fetch it again"
+            )
     network = _load_network(folder, component, index[component][1])
     process = process_of(read_json(folder / "scheduler" / "scheduler_config.json"))
     metadata.setdefault("path", str(model))
@@ -123,13 +138,17 @@ def _load_network(folder: Path, component: str, class_name: str) -> nn.Module:
 
     cls = getattr(diffusers, class_name, None)
     if cls is None:
-        raise CheckpointError(f"'{folder}' wants the network class {class_name}, which this diffusers lacks; upgrade diffusers")
+        raise CheckpointError(
+            f"'{folder}' wants the network class {class_name}, which this diffusers lacks; upgrade diffusers"
+        )
     if not list((folder / component).glob("*.safetensors")):
         raise CheckpointError(f"'{folder / component}' holds no safetensors weights; pickled weights are never loaded")
     try:
         return cls.from_pretrained(folder / component, use_safetensors=True, low_cpu_mem_usage=False)
     except Exception as error:
-        raise CheckpointError(f"'{folder / component}' could not be loaded ({error}); make or fetch the model folder again") from error
+        raise CheckpointError(
+            f"'{folder / component}' could not be loaded ({error}); make or fetch the model folder again"
+        ) from error
 
 
 def process_of(scheduler: dict[str, Any]) -> Process:
@@ -147,9 +166,11 @@ def process_of(scheduler: dict[str, Any]) -> Process:
     import diffusers
 
     cls = getattr(diffusers, name, None)
-    made = cls.from_config(scheduler) if cls is not None else None
+    made: Any = cls.from_config(scheduler) if cls is not None else None
     if not hasattr(made, "alphas_cumprod"):
-        raise CheckpointError(f"scheduler '{name}' is unknown; EDM, CMStochasticIterative, FlowMatch and DDPM-like schedulers are read")
+        raise CheckpointError(
+            f"scheduler '{name}' is unknown; EDM, CMStochasticIterative, FlowMatch and DDPM-like schedulers are read"
+        )
     return VP(made.alphas_cumprod, kind)
 
 
@@ -161,7 +182,11 @@ def scheduler_of(process: Process, levels: Sequence[float]) -> Any:
         raise ConfigError("only EDM networks with time input 250 ln(sigma) can be saved; convert the teacher first")
     low, high = (STUDENT_SIGMA_MIN, levels[0]) if levels else (process.sigma_min, process.sigma_max)
     return CMStochasticIterativeScheduler(
-        num_train_timesteps=GRID, sigma_min=low, sigma_max=high, sigma_data=process.sigma_data, rho=STUDENT_RHO if levels else 7.0
+        num_train_timesteps=GRID,
+        sigma_min=low,
+        sigma_max=high,
+        sigma_data=process.sigma_data,
+        rho=STUDENT_RHO if levels else 7.0,
     )
 
 
@@ -171,12 +196,16 @@ def stock_level(index: float, sigma_max: float, rho: float = STUDENT_RHO) -> flo
 
 
 def stock_levels(steps: int, sigma_max: float) -> tuple[float, ...]:
-    """Levels that stock diffusers visits for `num_inference_steps=steps`, from sigma_max down, evenly spaced in sigma^(1/rho)."""
+    """Levels that stock diffusers visits for `num_inference_steps=steps`, from sigma_max down, evenly spaced in
+    sigma^(1/rho).
+    """
     return tuple(stock_level(GRID - 1 - k * (GRID // steps), sigma_max) for k in range(steps))
 
 
 def snap_levels(levels: Sequence[float]) -> tuple[tuple[float, ...], list[int]]:
-    """The nearest levels on the stock grid and their `timesteps=[...]`, so that training and stock sampling agree exactly."""
+    """The nearest levels on the stock grid and their `timesteps=[...]`, so that training and stock sampling agree
+    exactly.
+    """
     top = levels[0]
     indices = [round((level / top) ** (1 / STUDENT_RHO) * (GRID - 1)) for level in levels]
     # The stock scheduler reverses `timesteps` and counts its ramp from sigma_max.
@@ -187,7 +216,13 @@ Card = Callable[[dict[str, Any]], str]
 
 
 def save_denoiser(
-    denoiser: "Denoiser", folder: Path, *, role: str, levels: Sequence[float], card: Card | None = None, **provenance: Any
+    denoiser: "Denoiser",
+    folder: Path,
+    *,
+    role: str,
+    levels: Sequence[float],
+    card: Card | None = None,
+    **provenance: Any,
 ) -> None:
     """Write `folder` as a stock `ConsistencyModelPipeline`; see `Denoiser.save_pretrained`."""
     from diffusers import ConsistencyModelPipeline
@@ -201,7 +236,13 @@ def save_denoiser(
         settings = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
         config.write_text(json.dumps(settings, indent=2) + "\n")
         weights = {str(f.relative_to(staged)): sha256(f) for f in sorted(staged.rglob("*.safetensors"))}
-        metadata = {"role": role, "levels": list(levels), "null_class": denoiser.null_class, "sha256": weights, **provenance}
+        metadata = {
+            "role": role,
+            "levels": list(levels),
+            "null_class": denoiser.null_class,
+            "sha256": weights,
+            **provenance,
+        }
         if levels:
             # How stock diffusers is asked for these levels.
             stock = tuple(levels) == stock_levels(len(levels), levels[0])
@@ -211,8 +252,10 @@ def save_denoiser(
         (staged / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
 
 
-def clone_network(network: nn.Module, num_classes: int | None) -> nn.Module:
-    """A trainable copy of a network, without the embedding of the null class (a student and a critic are never asked it)."""
+def clone_network(network: Any, num_classes: int | None) -> Any:
+    """A trainable copy of a network, without the embedding of the null class (a student and a critic are never asked
+    it).
+    """
     config = dict(network.config)
     if num_classes is not None and config.get("num_class_embeds"):
         config["num_class_embeds"] = num_classes

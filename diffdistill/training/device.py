@@ -12,7 +12,8 @@ from diffdistill.errors import ConfigError
 class Device:
     """The device accelerate finds, and the autocast of `mixed_precision`.
 
-    Weights, losses, score differences, averages and moments are float32 always; only the networks' forward passes are cast.
+    Weights, losses, score differences, averages and moments are float32 always; only the networks' forward passes are
+    cast.
     """
 
     def __init__(self, mixed_precision: str, num_threads: int | None = None):
@@ -26,5 +27,6 @@ class Device:
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.name.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
 
-    def put(self, tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(self.name)
+    def put(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A batch on the device."""
+        return images.to(self.name), None if labels is None else labels.to(self.name)

@@ -1,4 +1,4 @@
-"""Distilling a teacher: student, critic and discriminator, each with its updater, around one `DistributionMatching`."""
+"""Distilling a teacher: student, critic and discriminator, each with its updater, around `DistributionMatching`."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from diffdistill.process import LevelLaw
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim import Ema, Updater
-from diffdistill.training.store import CheckpointStore, load_checkpoint
+from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
 from diffdistill.training.teacher import draw_batch
 
 
@@ -26,29 +26,46 @@ def student_levels(config: Distill) -> tuple[float, ...]:
     if student.levels is None:
         return stock_levels(student.steps, student.sigma_init)
     if len(student.levels) != student.steps:
-        raise ConfigError(f"student.steps is {student.steps} and student.levels has {len(student.levels)} values; give one level a step")
+        raise ConfigError(
+            f"student.steps is {student.steps} and student.levels has {len(student.levels)} values; give one "
+            f"level a step"
+        )
     if any(low >= high for high, low in zip(student.levels, student.levels[1:], strict=False)):
-        raise ConfigError(f"student.levels {list(student.levels)} must descend, from the noisiest input to the cleanest")
+        raise ConfigError(
+            f"student.levels {list(student.levels)} must descend, from the noisiest input to the cleanest"
+        )
     return snap_levels(student.levels)[0]
 
 
 class DistillTask:
-    """Student and critic start as copies of the teacher (without its null class); the student's average is what is kept."""
+    """Student and critic start as copies of the teacher (without its null class); the student's average is what is
+    kept.
+    """
 
     def __init__(self, config: Distill, teacher: Denoiser, data: ImageSet, device: Device):
         self.config, self.data, self.device = config, data, device
         self.levels = student_levels(config)
         if self.levels[0] > teacher.sigma_max:
-            raise ConfigError(f"student level {self.levels[0]:g} is above the teacher's highest, {teacher.sigma_max:g}; lower student.sigma_init")
+            raise ConfigError(
+                f"student level {self.levels[0]:g} is above the teacher's highest, {teacher.sigma_max:g}; lower "
+                f"student.sigma_init"
+            )
         torch.manual_seed(config.seed)
         classes = teacher.num_classes
         self.student = Denoiser(
-            clone_network(teacher.network, classes), teacher.process, metadata={"role": "student", "levels": list(self.levels)}
+            clone_network(teacher.network, classes),
+            teacher.process,
+            metadata={"role": "student", "levels": list(self.levels)},
         )
         critic = Denoiser(clone_network(teacher.network, classes), teacher.process)
         bounds = teacher.sigma_min, teacher.sigma_max
         self.method = DistributionMatching(
-            choices_of(config.method), teacher, critic, LevelLaw(config.level, *bounds), LevelLaw(config.critic.level, *bounds), device.autocast
+            choices_of(config.method),
+            teacher,
+            critic,
+            LevelLaw(config.level, *bounds),
+            LevelLaw(config.critic.level, *bounds),
+            device.autocast,
         )
         self._build_updaters(config, critic)
 
@@ -57,28 +74,35 @@ class DistillTask:
         self.student_updater = Updater("student", self.student.parameters(), config.student.optimizer, total)
         self.critic_updaters = [Updater("critic", critic.parameters(), config.critic.optimizer, total)]
         self.ema = Ema(self.student, config.student.ema_decay)
-        self.parts = {"student": self.student, "student_ema": self.ema, "critic": critic}
-        for name in ("discriminator", "ratio", "normaliser"):
-            part = getattr(self.method, name)
-            if part is not None:
-                self.parts[name] = part
-        if self.method.discriminator is not None:
-            settings = config.method.adversarial.optimizer
-            self.critic_updaters.append(Updater("discriminator", self.method.discriminator.parameters(), settings, total))
+        self.parts: Parts = {
+            "student": self.student,
+            "student_ema": self.ema,
+            "critic": critic,
+            **self.method.modules(),
+        }
+        if self.method.adversarial is not None:
+            term = self.method.adversarial
+            self.critic_updaters.append(
+                Updater("discriminator", term.discriminator.parameters(), term.settings.optimizer, total)
+            )
         if config.initialize_from is not None:
             self.start_from(Path(config.initialize_from))
         for updater in (self.student_updater, *self.critic_updaters):
             self.parts[f"{updater.name}_optimizer"] = updater.optimizer
 
     def start_from(self, run: Path) -> None:
-        """Take the averaged student, the critic and the discriminator of another run's last checkpoint; moments start anew."""
+        """Take the averaged student, the critic and the discriminator of another run's last checkpoint; moments start
+        anew.
+        """
         folder, _ = CheckpointStore(run / "checkpoints", keep=1).find("latest")
         if folder is None:
             raise CheckpointError(f"initialize_from '{run}' has no checkpoints; give the run folder of a first stage")
         # A first stage without a discriminator may be followed by one with it: that part then starts as built.
-        here = {name: part for name, part in self.parts.items() if (folder / f"{name}.safetensors").is_file()}
+        here: Parts = {name: part for name, part in self.parts.items() if (folder / f"{name}.safetensors").is_file()}
         if not {"student", "student_ema", "critic"} <= here.keys():
-            raise CheckpointError(f"initialize_from '{run}' is not the run of a distillation; give the run folder of a first stage")
+            raise CheckpointError(
+                f"initialize_from '{run}' is not the run of a distillation; give the run folder of a first stage"
+            )
         load_checkpoint(folder, here)
         self.student.load_state_dict(self.ema.module.state_dict())
 
@@ -86,13 +110,13 @@ class DistillTask:
         config, method = self.config, self.method
         progress = step / config.max_train_steps
         real, cond = draw_batch(self.data, config.train_batch_size, config.seed, step, config.data.horizontal_flip)
-        real, cond = self.device.put(real), self.device.put(cond)
+        real, cond = self.device.put(real, cond)
         with self.device.autocast():
             x0 = self.student(*self.student_input(real, cond), cond)
 
         metrics: Metrics = {}
         for _ in range(config.critic.updates_per_step):
-            loss, critic_metrics = method.critic_loss(x0, cond, real, cond)
+            loss, critic_metrics = method.critic_loss(x0, cond, real)
             loss.backward()
             for updater in self.critic_updaters:
                 metrics |= updater.step(step)
@@ -110,8 +134,8 @@ class DistillTask:
     def student_input(self, real: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
         """`(x, sigma)` for one of the student's K steps, drawn for the whole batch.
 
-        Step 1 sees pure noise. A later step sees what it will see when sampling, the student's own previous image noised again
-        (backward simulation, 2405.14867, section 4.5), or, cheaper and mismatched, a noised real image.
+        Step 1 sees pure noise. A later step sees what it will see when sampling, the student's own previous image
+        noised again (backward simulation, 2405.14867, section 4.5), or, cheaper and mismatched, a noised real image.
         """
         k = int(torch.randint(len(self.levels), ()))
         x = self.levels[0] * torch.randn_like(real)

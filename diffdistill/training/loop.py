@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from diffdistill.config.schema import Run
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import Interrupted, NonFiniteError, Preempted
 from diffdistill.training.randomness import seed_step
-from diffdistill.training.store import CheckpointStore, load_checkpoint
+from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
 
 Metrics = dict[str, Tensor | float]
 
@@ -25,7 +25,7 @@ Metrics = dict[str, Tensor | float]
 class Task(Protocol):
     """What is trained: a teacher, a student."""
 
-    parts: dict[str, nn.Module | torch.optim.Optimizer]
+    parts: Parts
 
     def update(self, step: int) -> Metrics:
         """One update of everything; all randomness from torch's generators, seeded by the loop."""
@@ -45,14 +45,17 @@ class Observer(Protocol):
 def run_loop(task: Task, config: Run, folder: Path, observer: Observer) -> dict[str, Any]:
     """Train to `max_train_steps`, from a checkpoint if there is one to resume; returns the last evaluation.
 
-    A resumed run is bit-equal to one never stopped, for the same number of threads: step k seeds itself with (seed, k), the
-    data order is a function of (seed, epoch), and all tensors are in the checkpoint.
+    A resumed run is bit-equal to one never stopped, for the same number of threads: step k seeds itself with (seed,
+    k), the data order is a function of (seed, epoch), and all tensors are in the checkpoint.
     """
     store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)
     start, seconds = resume(task, config, store)
     log = Log(folder / "metrics.jsonl", start)
     evaluation: dict[str, Any] = {}
-    with stop_requests() as stop, tqdm(total=config.max_train_steps, initial=start, unit="step", mininterval=1.0) as bar:
+    with (
+        stop_requests() as stop,
+        tqdm(total=config.max_train_steps, initial=start, unit="step", mininterval=1.0) as bar,
+    ):
         if start == 0 and config.sample_every:
             observer.grid(task.averaged(), folder / "samples" / "step-000000.png")
         for step in range(start, config.max_train_steps):
@@ -72,10 +75,16 @@ def run_loop(task: Task, config: Run, folder: Path, observer: Observer) -> dict[
             if due(done, config.evaluation.every) or (last and config.evaluation.at_end):
                 evaluation = observer.evaluate(task.averaged())
                 figures = flat(evaluation)
-                log.write({"step": done, "time": round(seconds, 3), **{f"evaluation/{k}": v for k, v in figures.items()}})
+                log.write(
+                    {"step": done, "time": round(seconds, 3), **{f"evaluation/{k}": v for k, v in figures.items()}}
+                )
                 bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
             if due(done, config.checkpoint_every) or last or stop.requested:
-                store.save(done, task.parts, {"seconds": seconds, "threads": torch.get_num_threads(), "torch": torch.__version__})
+                store.save(
+                    done,
+                    task.parts,
+                    {"seconds": seconds, "threads": torch.get_num_threads(), "torch": torch.__version__},
+                )
             if stop.requested and not last:
                 raise stop.error(f"stopped at step {done}, state saved; continue with resume_from_checkpoint=latest")
     return evaluation
@@ -86,9 +95,13 @@ SHOWN = {"loss", "critic/loss", "score_gap/relative", "x0/std"}
 
 def flat(evaluation: dict[str, Any]) -> dict[str, float]:
     """The figures of an evaluation by name: `fid`, `kid`, `precision`, `recall`, ..."""
-    figures = {}
+    figures: dict[str, float] = {}
     for name, entry in evaluation["metrics"].items():
-        names = {name: "value"} if "value" in entry else {key: key for key in ("precision", "recall", "density", "coverage")}
+        names = (
+            {name: "value"}
+            if "value" in entry
+            else {key: key for key in ("precision", "recall", "density", "coverage")}
+        )
         figures |= {shown: entry[key] for shown, key in names.items()}
     return figures
 
@@ -102,7 +115,9 @@ def finite(metrics: Metrics, step: int) -> dict[str, float]:
     values = {name: float(value) for name, value in metrics.items()}
     bad = [name for name, value in values.items() if value - value != 0]
     if bad:
-        raise NonFiniteError(f"{', '.join(bad)} not finite at step {step}; lower the learning rates or use mixed_precision=no")
+        raise NonFiniteError(
+            f"{', '.join(bad)} not finite at step {step}; lower the learning rates or use mixed_precision=no"
+        )
     return values
 
 
@@ -116,7 +131,10 @@ def resume(task: Task, config: Run, store: CheckpointStore) -> tuple[int, float]
         return 0, 0.0
     state = load_checkpoint(folder, task.parts)
     if state["threads"] != torch.get_num_threads():
-        tqdm.write(f"resuming with {torch.get_num_threads()} threads what ran with {state['threads']}: results will differ in the last digits")
+        tqdm.write(
+            f"resuming with {torch.get_num_threads()} threads what ran with {state['threads']}: results will "
+            f"differ in the last digits"
+        )
     tqdm.write(f"resumed {folder.name}")
     return state["step"], state["seconds"]
 

@@ -25,14 +25,22 @@ class RunObserver:
 
     def grid(self, model: Denoiser, file: Path) -> None:
         columns = min(model.num_classes or GRID_COLUMNS, GRID_COLUMNS)
-        images = torch.cat([batch for batch, _ in generate(model, num_images=GRID_ROWS * columns, batch_size=GRID_ROWS * columns)])
+        images = torch.cat(
+            [batch for batch, _ in generate(model, num_images=GRID_ROWS * columns, batch_size=GRID_ROWS * columns)]
+        )
         file.parent.mkdir(parents=True, exist_ok=True)
         image_grid(images, columns).save(file)
 
     def evaluate(self, model: Denoiser) -> dict[str, Any]:
         settings = self.config.evaluation
         return self.evaluator(
-            generate(model, num_images=settings.num_images, seed=settings.seed, batch_size=settings.batch_size, steps=settings.steps)
+            generate(
+                model,
+                num_images=settings.num_images,
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+                steps=settings.steps,
+            )
         )
 
     @cached_property

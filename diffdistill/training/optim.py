@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,11 @@ class Updater:
         self.total_steps = total_steps
         self.parameters = [p for p in parameters if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, betas=settings.betas, eps=1e-8, weight_decay=settings.weight_decay
+            self.parameters,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=1e-8,
+            weight_decay=settings.weight_decay,
         )
 
     def rate(self, step: int) -> float:
@@ -42,7 +47,8 @@ class Updater:
         norm = nn.utils.get_total_norm(grads)
         if not torch.isfinite(norm):
             raise NonFiniteError(
-                f"the gradient of the {self.name} is not finite at step {step}; lower its learning_rate or use mixed_precision=no"
+                f"the gradient of the {self.name} is not finite at step {step}; lower its learning_rate or use "
+                f"mixed_precision=no"
             )
         if self.settings.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
@@ -63,7 +69,8 @@ class Ema(nn.Module):
     def __init__(self, module: nn.Module, decay: float):
         super().__init__()
         self.decay = decay
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        self.module: Any = copy.deepcopy(module).requires_grad_(False).eval()
+        self.updates: Tensor
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()

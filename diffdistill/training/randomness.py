@@ -4,7 +4,7 @@ import torch
 
 
 def mix(seed: int, *counters: int) -> int:
-    """A 63-bit seed from a run's seed and counters (splitmix64 finaliser), so that neighbouring steps are unrelated."""
+    """A 63-bit seed from a run's seed and counters (splitmix64 finaliser): neighbouring steps are unrelated."""
     value = seed & (2**64 - 1)
     for counter in counters:
         value = (value + 0x9E3779B97F4A7C15 * (counter + 1)) & (2**64 - 1)

@@ -44,30 +44,42 @@ def distill(resolved: Resolved) -> int:
     teacher = Denoiser.from_pretrained(config.teacher, device.name)
     data = training_data(config, teacher)
     task = DistillTask(config, teacher, data, device)
-    return execute(task, resolved, data, "student", teacher, role="student", levels=task.levels, teacher=config.teacher)
+    return execute(
+        task, resolved, data, "student", teacher, role="student", levels=task.levels, teacher=config.teacher
+    )
 
 
 def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
     """The images of the run, checked against the teacher: channels, size, labels."""
     channels = None if teacher is None else teacher.image_shape[0]
     settings = config.data
-    data = load_images(settings.path, split=settings.split, image_size=settings.image_size, limit=settings.limit, channels=channels)
+    data = load_images(
+        settings.path, split=settings.split, image_size=settings.image_size, limit=settings.limit, channels=channels
+    )
     if teacher is None:
         return data
     if tuple(data.images.shape[1:]) != teacher.image_shape:
         have, want = "x".join(map(str, data.images.shape[1:])), "x".join(map(str, teacher.image_shape))
-        raise ConfigError(f"images are {have} and the teacher makes {want}; set data.image_size={teacher.image_shape[1]}")
+        raise ConfigError(
+            f"images are {have} and the teacher makes {want}; set data.image_size={teacher.image_shape[1]}"
+        )
     if teacher.num_classes is not None:
         if data.labels is None:
-            raise ConfigError(f"the teacher has {teacher.num_classes} classes and '{config.data.path}' has no labels; give labelled data")
+            raise ConfigError(
+                f"the teacher has {teacher.num_classes} classes and '{config.data.path}' has no labels; give "
+                f"labelled data"
+            )
         if int(data.labels.max()) >= teacher.num_classes:
             raise ConfigError(
-                f"'{config.data.path}' has label {int(data.labels.max())} and the teacher knows 0 to {teacher.num_classes - 1}; use its classes"
+                f"'{config.data.path}' has label {int(data.labels.max())} and the teacher knows 0 to "
+                f"{teacher.num_classes - 1}; use its classes"
             )
     return data
 
 
-def execute(task: Task, resolved: Resolved, data: ImageSet, name: str, example: Denoiser | None = None, **card: Any) -> int:
+def execute(
+    task: Task, resolved: Resolved, data: ImageSet, name: str, example: Denoiser | None = None, **card: Any
+) -> int:
     """Run a task in its folder and publish the averaged model with its card and the report."""
     config: Run = resolved.config
     folder = open_folder(config, resolved)
@@ -110,7 +122,10 @@ def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any] 
     same = [
         entry["evaluation"]
         for entry in json.loads(file.read_text())
-        if all(entry["evaluation"]["protocol"][key] == evaluation["protocol"][key] for key in ("num_images", "features", "reference"))
+        if all(
+            entry["evaluation"]["protocol"][key] == evaluation["protocol"][key]
+            for key in ("num_images", "features", "reference")
+        )
     ]
     return min(same, key=lambda found: found["metrics"].get("fid", {}).get("value", 0.0), default=None)
 
@@ -121,7 +136,10 @@ def open_folder(config: Run, resolved: Resolved) -> Path:
     settings = folder / "config.yaml"
     if folder.exists() and any(folder.iterdir()):
         if config.resume_from_checkpoint is None:
-            raise ConfigError(f"'{folder}' already holds a run; set output_dir to a new folder, or resume_from_checkpoint=latest to continue it")
+            raise ConfigError(
+                f"'{folder}' already holds a run; set output_dir to a new folder, or "
+                f"resume_from_checkpoint=latest to continue it"
+            )
         if settings.exists():
             check_same(config, settings)
     try:
@@ -134,14 +152,28 @@ def open_folder(config: Run, resolved: Resolved) -> Path:
 
 
 # What may change between a run and its continuation without making it another run.
-FREE = {"output_dir", "resume_from_checkpoint", "max_train_steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "evaluation"}
+FREE = {
+    "output_dir",
+    "resume_from_checkpoint",
+    "max_train_steps",
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "evaluation",
+}
 
 
 def check_same(config: Run, settings: Path) -> None:
     before = load_config(type(config), settings).config
-    changed = [key for key in type(config).model_fields if key not in FREE and getattr(before, key) != getattr(config, key)]
+    changed = [
+        key for key in type(config).model_fields if key not in FREE and getattr(before, key) != getattr(config, key)
+    ]
     if changed:
-        raise ConfigError(f"'{settings.parent}' was run with other {', '.join(changed)}; resume with its own config.yaml, or set another output_dir")
+        raise ConfigError(
+            f"'{settings.parent}' was run with other {', '.join(changed)}; resume with its own config.yaml, or "
+            f"set another output_dir"
+        )
 
 
 def environment() -> dict[str, Any]:

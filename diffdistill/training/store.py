@@ -1,8 +1,8 @@
 """Training checkpoints: staged, hashed, renamed, verified, and only then the old ones pruned.
 
-A checkpoint is `checkpoints/step-NNNNNN/`: one safetensors file a module or optimiser, `state.json` (step, elapsed seconds,
-threads, versions), and `MANIFEST.json` with the size and SHA-256 of each, written last. A folder without a manifest that
-verifies is not a checkpoint.
+A checkpoint is `checkpoints/step-NNNNNN/`: one safetensors file a module or optimiser, `state.json` (step, elapsed
+seconds, threads, versions), and `MANIFEST.json` with the size and SHA-256 of each, written last. A folder without a
+manifest that verifies is not a checkpoint.
 """
 
 import json
@@ -15,13 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffdistill.errors import CheckpointError, ConfigError, DiskError, NonFiniteError
+from diffdistill.errors import CheckpointError, DiskError, NonFiniteError
 from diffdistill.models.folder import sha256
 
 MANIFEST = "MANIFEST.json"
 
 
-def tensors_of(part: nn.Module | torch.optim.Optimizer) -> dict[str, Tensor]:
+Part = nn.Module | torch.optim.Optimizer
+Parts = dict[str, Part]
+
+
+def tensors_of(part: Part) -> dict[str, Tensor]:
     """All tensors of a module or an optimiser under flat names."""
     if isinstance(part, nn.Module):
         return {name: value.detach().contiguous() for name, value in part.state_dict().items()}
@@ -29,7 +33,7 @@ def tensors_of(part: nn.Module | torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{index}.{key}": torch.as_tensor(value) for index, slots in state.items() for key, value in slots.items()}
 
 
-def restore(part: nn.Module | torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore(part: Part, tensors: dict[str, Tensor]) -> None:
     """Inverse of `tensors_of`, in place."""
     if isinstance(part, nn.Module):
         part.load_state_dict(tensors)
@@ -76,15 +80,19 @@ class CheckpointStore:
     def folders(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
 
-    def save(self, step: int, parts: dict[str, nn.Module | torch.optim.Optimizer], state: dict[str, Any]) -> Path:
-        """Publish a checkpoint; NonFiniteError (nothing written) for non-finite tensors, DiskError if there is no room."""
+    def save(self, step: int, parts: Parts, state: dict[str, Any]) -> Path:
+        """Publish a checkpoint; NonFiniteError (nothing written) for non-finite tensors, DiskError if there is no
+        room.
+        """
         target = self.folder / f"step-{step:06d}"
         if target.exists() and problem_of(target) is None:
             return target
         flat = {name: tensors_of(part) for name, part in parts.items()}
         for name, tensors in flat.items():
             if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
-                raise NonFiniteError(f"the {name} holds NaN or infinity at step {step}; no checkpoint was written, resume an older one")
+                raise NonFiniteError(
+                    f"the {name} holds NaN or infinity at step {step}; no checkpoint was written, resume an older one"
+                )
         self._check_room(sum(t.nbytes for tensors in flat.values() for t in tensors.values()))
         staged = self.folder / f".{target.name}.partial-{os.getpid()}"
         try:
@@ -101,7 +109,9 @@ class CheckpointStore:
             staged.rename(target)
             _sync(self.folder)
         except OSError as error:
-            raise DiskError(f"could not write checkpoint '{target}' ({error.strerror or error}); free space and resume") from error
+            raise DiskError(
+                f"could not write checkpoint '{target}' ({error.strerror or error}); free space and resume"
+            ) from error
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         if problem := problem_of(target):
@@ -113,7 +123,10 @@ class CheckpointStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if free < 2.5 * size:
-            raise DiskError(f"a checkpoint needs {2.5 * size / 1e6:.0f} MB and '{self.folder}' has {free / 1e6:.0f} MB; free space and resume")
+            raise DiskError(
+                f"a checkpoint needs {2.5 * size / 1e6:.0f} MB and '{self.folder}' has {free / 1e6:.0f} MB; free "
+                f"space and resume"
+            )
 
     def prune(self, keep: int) -> list[Path]:
         """Remove all but the newest `keep` verified checkpoints (at least one stays)."""
@@ -123,35 +136,39 @@ class CheckpointStore:
             shutil.rmtree(folder)
         return removed
 
-    def find(self, wanted: str) -> tuple[Path | None, list[str]]:
+    def find(self, wanted: int | str) -> tuple[Path | None, list[str]]:
         """`latest` or a step number -> the newest checkpoint that verifies, and what was skipped and why.
 
         None when there is no checkpoint at all; CheckpointError when there are some and none is whole.
         """
         folders = self.folders()
         if wanted != "latest":
-            if not wanted.isdigit():
-                raise ConfigError(f"resume_from_checkpoint '{wanted}' is neither 'latest' nor a step number")
-            folders = [f for f in folders if f.name == f"step-{int(wanted):06d}"]
+            folders = [f for f in folders if f.name == f"step-{wanted:06d}"]
             if not folders:
                 have = ", ".join(f.name for f in self.folders()) or "none"
                 raise CheckpointError(f"there is no checkpoint of step {wanted} in '{self.folder}'; there are {have}")
-        skipped = []
+        skipped: list[str] = []
         for folder in reversed(folders):
             if (problem := problem_of(folder)) is None:
                 return folder, skipped
             skipped.append(f"{folder.name}: {problem}")
         if skipped:
-            raise CheckpointError(f"no checkpoint in '{self.folder}' is whole ({'; '.join(skipped)}); start in a new folder or restore one")
+            raise CheckpointError(
+                f"no checkpoint in '{self.folder}' is whole ({'; '.join(skipped)}); start in a new folder or "
+                f"restore one"
+            )
         return None, []
 
 
-def load_checkpoint(folder: Path, parts: dict[str, nn.Module | torch.optim.Optimizer]) -> dict[str, Any]:
+def load_checkpoint(folder: Path, parts: Parts) -> dict[str, Any]:
     """Fill `parts` from a verified checkpoint; returns `state.json`."""
     for name, part in parts.items():
         file = folder / f"{name}.safetensors"
         if not file.is_file():
-            raise CheckpointError(f"checkpoint '{folder}' has no {file.name}: it is of another method; resume with the config it was made with")
+            raise CheckpointError(
+                f"checkpoint '{folder}' has no {file.name}: it is of another method; resume with the config it "
+                f"was made with"
+            )
         restore(part, load_file(file))
     return json.loads((folder / "state.json").read_text())
 

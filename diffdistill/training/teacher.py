@@ -12,9 +12,10 @@ from diffdistill.process import EDM, LevelLaw, per_sample
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim import Ema, Updater
+from diffdistill.training.store import Parts
 
 
-def build_network(settings: Network, image_shape: tuple[int, int, int], classes: int | None) -> UNet2DModel:
+def build_network(settings: Network, image_shape: torch.Size, classes: int | None) -> UNet2DModel:
     """A stock UNet2DModel; `classes` counts the null class of guidance too."""
     channels, height, width = image_shape
     depth = len(settings.block_out_channels)
@@ -41,9 +42,11 @@ def build_network(settings: Network, image_shape: tuple[int, int, int], classes:
 
 
 class TeacherTask:
-    """minimise E lambda(sigma) ||D(x0 + sigma eps, sigma, c) - x0||^2 / (C H W), lambda = (sigma^2 + s^2) / (sigma s)^2.
+    """minimise E lambda(sigma) ||D(x0 + sigma eps, sigma, c) - x0||^2 / (C H W), lambda = (sigma^2 + s^2) / (sigma
+    s)^2.
 
-    The label is replaced by the null class with probability `class_dropout`, which gives guidance its unconditional half.
+    The label is replaced by the null class with probability `class_dropout`, which gives guidance its unconditional
+    half.
     """
 
     def __init__(self, config: Train, data: ImageSet, device: Device):
@@ -54,16 +57,18 @@ class TeacherTask:
             if config.class_dropout > 0:
                 classes, null = classes + 1, classes
         torch.manual_seed(config.seed)
-        network = build_network(config.network, tuple(data.images.shape[1:]), classes)
+        network = build_network(config.network, data.images.shape[1:], classes)
         self.model = Denoiser(network, EDM(config.sigma_data), null_class=null).to(device.name).train()
         self.law = LevelLaw(config.level)
         self.updater = Updater("network", self.model.parameters(), config.optimizer, config.max_train_steps)
         self.ema = Ema(self.model, config.ema_decay)
-        self.parts = {"network": self.model, "ema": self.ema, "optimizer": self.updater.optimizer}
+        self.parts: Parts = {"network": self.model, "ema": self.ema, "optimizer": self.updater.optimizer}
 
     def update(self, step: int) -> Metrics:
-        x0, labels = draw_batch(self.data, self.config.train_batch_size, self.config.seed, step, self.config.data.horizontal_flip)
-        x0, labels = self.device.put(x0), self.device.put(labels)
+        x0, labels = draw_batch(
+            self.data, self.config.train_batch_size, self.config.seed, step, self.config.data.horizontal_flip
+        )
+        x0, labels = self.device.put(x0, labels)
         if labels is not None and self.model.null_class is not None:
             dropped = torch.rand(len(labels), device=labels.device) < self.config.class_dropout
             labels = torch.where(dropped, self.model.null_class, labels)
