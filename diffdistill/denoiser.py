@@ -80,10 +80,12 @@ class Denoiser(nn.Module):
         return output[:, : x_in.shape[1]]
 
     def guided(self, x_t: Tensor, sigma: Tensor, cond: Tensor | None, guidance_scale: float = 1.0) -> Tensor:
-        """Classifier-free guidance (2207.12598): D_null + w (D_cond - D_null), in one 2B batch; w = 1 costs nothing."""
-        if guidance_scale == 1.0 or cond is None:
+        """Classifier-free guidance (2207.12598): D_null + w (D_cond - D_null), one 2B batch; w = 1 costs nothing."""
+        if guidance_scale == 1.0:
             return self(x_t, sigma, cond)
-        both = self(torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), torch.cat([self.null_condition(cond), cond]))
+        null = self.null_condition(cond)
+        assert cond is not None  # null_condition has refused it
+        both = self(torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), torch.cat([null, cond]))
         without, with_cond = both.chunk(2)
         return without + guidance_scale * (with_cond - without)
 

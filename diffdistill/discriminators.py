@@ -67,7 +67,7 @@ class AdversarialTerm:
     def loss(self, real: Tensor, fake: Tensor, sigma: Tensor, cond: Tensor | None) -> tuple[Tensor, Metrics]:
         """Logistic loss on real and student images, `(B, C, H, W)`, noised to the same levels sigma `(B,)`, and R1.
 
-        The levels must be drawn by the law of the score gap: the logit is then log p_real / p_student where it is used.
+        The levels must follow the law of the score gap: the logit is then log p_real / p_student where it is used.
         """
         both, sigmas = torch.cat([real, fake]), torch.cat([sigma, sigma])
         noised = both + per_sample(sigmas, both) * torch.randn_like(both)
