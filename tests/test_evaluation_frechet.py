@@ -71,6 +71,18 @@ def test_matches_the_matrix_square_root(n: int, d: int):
     assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("decades", [2, 8, 14])
+def test_features_that_hardly_vary_cost_no_digits(decades: int):
+    # Random rotations hide a diagonal problem; its singular values span twice as many decades as the deviations.
+    deviations = torch.logspace(0, -decades, 60, dtype=torch.float64)
+    rotation = torch.linalg.qr(normal(60, 60, 24)).Q
+    a, b = (rotation.T @ torch.diag(s.square()) @ rotation for s in (deviations, 1.3 * deviations))
+    zero = torch.zeros(60, dtype=torch.float64)
+    exact = float((0.3 * deviations).square().sum())
+    # A covariance in float64 knows its small eigenvalues to eps of the largest only, which is the error left here.
+    assert frechet_from_stats(zero, a, zero, b) == pytest.approx(exact, rel=1e-9 if decades == 2 else 1e-6)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("n", [2, 10, 30])
 def test_fewer_images_than_features_is_exact(n: int):

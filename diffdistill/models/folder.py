@@ -50,7 +50,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Fill a folder that must not exist yet: written beside it under another name, then renamed. Nothing is
     overwritten.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"output folder '{folder}' already holds files; name a new one, nothing is overwritten")
     staged = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
@@ -240,6 +240,8 @@ def save_denoiser(
             "role": role,
             "levels": list(levels),
             "null_class": denoiser.null_class,
+            "num_classes": denoiser.num_classes,
+            "image_shape": list(denoiser.image_shape),
             "sha256": weights,
             **provenance,
         }

@@ -17,11 +17,11 @@ from diffdistill.config.schema import Distill, Run, Train
 from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DiskError
-from diffdistill.models.folder import locate
+from diffdistill.models.folder import locate, weights_digest
 from diffdistill.reporting.model_card import model_card
 from diffdistill.reporting.report import write_report
 from diffdistill.training.device import Device
-from diffdistill.training.loop import Task, run_loop
+from diffdistill.training.loop import Task, flat, run_loop
 from diffdistill.training.observer import RunObserver
 
 
@@ -102,32 +102,33 @@ def execute(
             card=lambda metadata: model_card(metadata=metadata, evaluation=evaluation, config=resolved.text_yaml),
         )  # fmt: skip
     if evaluation:
-        known = recorded(card.get("teacher"), evaluation)
-        write_json(folder / "evaluation.json", {card["role"]: evaluation} | ({"teacher": known} if known else {}))
+        write_json(folder / "evaluation.json", {card["role"]: evaluation} | recorded(card.get("teacher"), evaluation))
     write_report(folder)
     print(f"{folder / name}: the model; {folder / 'report.html'}: curves, grids and figures")
     return 0
 
 
-def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any] | None:
-    """The teacher's own best evaluation, if its folder holds one by the protocol of `evaluation`.
+def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The teacher's own evaluations, by number of network evaluations, made by the protocol of `evaluation`.
 
     Measuring a many-step teacher takes longer than distilling it, so its figures are kept beside its weights
-    (`evaluations.json`, written by `scripts/evaluate_teacher.py`) and used only where number of images, features and
-    reference are the same to the last bit.
+    (`evaluations.json`, written by `scripts/evaluate_teacher.py`) and used only where the weights, the number of
+    images, the features and the reference are the same to the last bit. Of several samplers the best is shown.
     """
-    file = locate(teacher) / "evaluations.json" if teacher else None
-    if file is None or not file.is_file():
-        return None
-    same = [
-        entry["evaluation"]
-        for entry in json.loads(file.read_text())
-        if all(
-            entry["evaluation"]["protocol"][key] == evaluation["protocol"][key]
-            for key in ("num_images", "features", "reference")
-        )
-    ]
-    return min(same, key=lambda found: found["metrics"].get("fid", {}).get("value", 0.0), default=None)
+    folder = locate(teacher) if teacher else None
+    if folder is None or not (folder / "evaluations.json").is_file():
+        return {}
+    rows: dict[str, Any] = {}
+    digest = weights_digest(folder)
+    for entry in json.loads((folder / "evaluations.json").read_text()):
+        found, protocol = entry["evaluation"], entry["evaluation"]["protocol"]
+        same = all(protocol[key] == evaluation["protocol"][key] for key in ("num_images", "features", "reference"))
+        if not same or entry["weights_sha256"] != digest:
+            continue
+        name = f"teacher, {entry['sampling']['evaluations']} evaluations"
+        if name not in rows or flat(found)["fid"] < flat(rows[name])["fid"]:
+            rows[name] = found | {"sampling": entry["sampling"]}
+    return rows
 
 
 def open_folder(config: Run, resolved: Resolved) -> Path:
