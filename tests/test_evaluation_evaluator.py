@@ -78,6 +78,13 @@ def test_the_callers_batches_change_nothing():
     assert evaluator((part, None) for part in images.split(64))["metrics"] == whole
 
 
+def test_the_order_of_the_images_changes_nothing():
+    evaluator, images = Evaluator(image_set(), "fashion_mnist"), pictures(400, 3)
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(1))
+    value = evaluator(images)["metrics"]["fid"]["value"]
+    assert evaluator(images[order])["metrics"]["fid"]["value"] == pytest.approx(value, rel=1e-12)
+
+
 def test_only_the_first_images_are_measured():
     evaluator = Evaluator(image_set(), pixels())
     images = pictures(100, 4)

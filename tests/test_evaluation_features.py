@@ -51,10 +51,12 @@ def test_features_are_float64_of_the_promised_width_and_carry_a_digest():
     assert extractor(pictures(0, 1)).shape == (0, extractor.dim)
 
 
-def test_batch_size_hardly_matters():
-    extractor, images = load_features("fashion_mnist"), pictures(60, 1)
-    alone = torch.cat([extractor(image[None]) for image in images])
-    assert torch.allclose(extractor(images), alone, atol=1e-5)
+def test_features_of_an_image_depend_on_the_image_alone():
+    extractor, images = load_features("fashion_mnist"), pictures(300, 1)
+    whole = extractor(images)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(extractor(images[order]), whole[order])
+    assert torch.equal(torch.cat([extractor(part) for part in images.split(70)]), whole)
 
 
 def test_gray_and_the_same_picture_as_rgb_have_the_same_features():

@@ -28,7 +28,7 @@ Batches = Tensor | Iterable[Tensor] | Iterable[tuple[Tensor, Tensor | None]]
 def _pairs(batches: Batches, labels: Tensor | None, limit: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """(images, labels) of each batch, the first `limit` images."""
     done = 0
-    for batch in [batches] if isinstance(batches, Tensor) else batches:
+    for batch in batches.split(1000) if isinstance(batches, Tensor) else batches:
         images, own = batch if isinstance(batch, tuple) else (batch, None)
         check_images(images)
         if own is None and labels is not None:

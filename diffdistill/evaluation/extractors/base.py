@@ -24,11 +24,17 @@ def module_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def large_batch(device: torch.device) -> int:
+    """Images at a time through a network of a hundred million operations an image or more."""
+    return 16 if device.type == "cpu" else 64
+
+
 class FeatureExtractor:
     """Images `(N, C, H, W)` uint8 -> features `(N, dim)` float64 on the CPU.
 
-    A subclass sets the attributes and implements `embed`. Images go through the network in chunks of `batch_size`,
-    whatever the size of the call, so that the caller's batch size hardly matters.
+    A subclass sets the attributes and implements `embed`. On a CPU the network always sees `batch_size` images, the last
+    chunk filled up with copies, because the last bits of a convolution depend on how many images share the call. So
+    an image's features depend on the image alone, not on its place or on the caller's batches.
 
     Attributes:
         id, sha256: what measured; printed with every number and part of every cache key.
@@ -71,10 +77,14 @@ class FeatureExtractor:
         x = with_channels(x, self.channels) if self.channels else x
         return (resize(x, self.size, self.resize_used(*images.shape[2:])) if self.size else x).to(self.device)
 
+    def _embed_chunk(self, x: Tensor) -> Tensor:
+        missing = self.batch_size - len(x) if self.device.type == "cpu" else 0
+        return self.embed(torch.cat([x, x[-1:].expand(missing, -1, -1, -1)]) if missing else x)[: len(x)]
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         check_images(images)
-        chunks = [self.embed(self.prepare(x)).double().cpu() for x in images.split(self.batch_size)]
+        chunks = [self._embed_chunk(self.prepare(x)).double().cpu() for x in images.split(self.batch_size) if len(x)]
         features = torch.cat(chunks) if chunks else torch.empty(0, self.dim, dtype=torch.float64)
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise DataError(f"features '{self.id}' have shape {tuple(features.shape)}, expected (N, {self.dim})")

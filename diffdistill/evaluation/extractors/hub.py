@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256
+from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256, large_batch
 from diffdistill.evaluation.resize import resize, with_channels
 
 # FD-DINOv2 (2306.04675) uses the large model; CMMD (2401.09603) CLIP at 336 pixels.
@@ -65,8 +65,6 @@ class HubFeatures(FeatureExtractor):
     Images are scaled as the model was trained: shorter side to `size`, centre cut out, channels normalised.
     """
 
-    batch_size = 64
-
     def __init__(self, name: str, device: torch.device) -> None:
         folder, transformers = model_folder(name), _transformers()
         try:
@@ -82,7 +80,7 @@ class HubFeatures(FeatureExtractor):
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{folder} is not a model that transformers can open: {error}") from error
         self.model.eval().requires_grad_(False).to(device)
-        self.folder, self.device = folder, device
+        self.folder, self.device, self.batch_size = folder, device, large_batch(device)
         self.id = f"{self.kind}:{Path(name).name if Path(name).is_dir() else name}"
         side = self._side(config)
         self.size, self.dim = (side, side), config["projection_dim"] if self.kind == "clip" else config["hidden_size"]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from diffdistill.errors import CheckpointError
 from diffdistill.evaluation.cache import cache_dir
-from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256
+from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256, large_batch
 from diffdistill.evaluation.extractors.torchscript import load_torchscript
 
 FILE = "inception-2015-12-05.pt"
@@ -62,12 +62,12 @@ def _check(path: Path) -> str:
 class InceptionFeatures(FeatureExtractor):
     """2,048 pool features; resize `tf` below 299 pixels, as for CIFAR and ImageNet figures, `clean` above."""
 
-    id, dim, size, batch_size = "inception-2015-12-05", 2048, (SIZE, SIZE), 64
+    id, dim, size = "inception-2015-12-05", 2048, (SIZE, SIZE)
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.sha256 = _check(path)
         self.net: Any = load_torchscript(path, device)
-        self.device = device
+        self.device, self.batch_size = device, large_batch(device)
 
     def default_mode(self, height: int, width: int) -> str:
         return "tf" if max(height, width) < SIZE else "clean"

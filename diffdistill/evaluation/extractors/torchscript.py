@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffdistill.errors import CheckpointError, DataError
-from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256
+from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256, large_batch
 
 
 def load_torchscript(path: Path, device: torch.device) -> nn.Module:
@@ -39,11 +39,10 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
 class TorchScriptFeatures(FeatureExtractor):
     """A TorchScript network that maps uint8 RGB `(N, 3, H, W)` to features `(N, d)` and resizes by itself."""
 
-    batch_size = 64
-
     def __init__(self, path: Path, device: torch.device) -> None:
         self.net = load_torchscript(path, device)
-        self.id, self.sha256, self.device = path.stem, file_sha256(path), device
+        self.id, self.sha256 = path.stem, file_sha256(path)
+        self.device, self.batch_size = device, large_batch(device)
         probe = self._call(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device))
         if probe.ndim != 2 or len(probe) != 2:
             raise DataError(f"{path} maps (2, 3, 64, 64) uint8 images to {tuple(probe.shape)}: it must give (2, d)")
