@@ -32,9 +32,9 @@ def large_batch(device: torch.device) -> int:
 class FeatureExtractor:
     """Images `(N, C, H, W)` uint8 -> features `(N, dim)` float64 on the CPU.
 
-    A subclass sets the attributes and implements `embed`. On a CPU the network always sees `batch_size` images, the last
-    chunk filled up with copies, because the last bits of a convolution depend on how many images share the call. So
-    an image's features depend on the image alone, not on its place or on the caller's batches.
+    A subclass sets the attributes and implements `embed`. On a CPU the network always sees `batch_size` images, the
+    last chunk filled up with copies, because the last bits of a convolution depend on how many images share the call.
+    So an image's features depend on the image alone, not on its place or on the caller's batches.
 
     Attributes:
         id, sha256: what measured; printed with every number and part of every cache key.
