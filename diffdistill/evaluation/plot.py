@@ -34,5 +34,8 @@ def plot_evaluations(results: Sequence[dict[str, Any]], path: str | Path, metric
         ylabel=metric_name(metric, results[0]["protocol"]["features"]["id"]),
         ylim=(0, None) if metric == "fid" else None,
     )
+    counts = sorted({result["subject"]["evaluations"] for result in results})
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_xticks([], minor=True)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -100,4 +100,5 @@ def comparison(results: Sequence[dict[str, Any]]) -> str:
     real = [floor for *_, floor in rows_of(results[0])]
     if any(real):
         lines.append(["real images", "", "", *real])
-    return "\n".join([*protocol_lines(results[0]), "", grid(header, lines)])
+    images = f"images     {results[0]['protocol']['num_images']:,} of each model, seed {results[0]['subject']['seed']}"
+    return "\n".join([images, *protocol_lines(results[0]), "", grid(header, lines)])
