@@ -15,7 +15,7 @@ from diffdistill.data import load_images
 from diffdistill.errors import CheckpointError, ConfigError, DataError
 from diffdistill.evaluation import load_features
 from diffdistill.evaluation.extractors import inception
-from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256, module_sha256
+from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256
 from diffdistill.evaluation.resize import resize
 
 
@@ -208,12 +208,3 @@ def test_inception_checks_its_digest_and_chooses_its_resize(tmp_path: Path, monk
     features = extractor(images)
     assert torch.allclose(features.float(), expected, atol=1e-5)
     assert torch.allclose(extractor.probabilities(features), logits.double().softmax(1), atol=1e-6)
-
-
-def test_a_digest_of_weights_changes_with_any_weight():
-    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
-    other.load_state_dict(one.state_dict())
-    assert module_sha256(one) == module_sha256(other)
-    with torch.no_grad():
-        other.bias[0] += 1e-6
-    assert module_sha256(one) != module_sha256(other)

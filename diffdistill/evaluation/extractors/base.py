@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffdistill.errors import DataError
 from diffdistill.evaluation.resize import check_images, resize, with_channels
@@ -13,15 +13,6 @@ from diffdistill.evaluation.resize import check_images, resize, with_channels
 def file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def module_sha256(module: nn.Module) -> str:
-    """A digest of a module's parameters and buffers: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def large_batch(device: torch.device) -> int:
