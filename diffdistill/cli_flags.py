@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from diffdistill.errors import ConfigError
 
-METRICS = ("fid", "kid", "prdc", "is", "clip")
+METRICS = ("fid", "kid", "prdc", "is", "clip", "cmmd", "per_class_fid", "neighbours")
 SAMPLERS = ("heun", "euler", "ddim", "dpm_solver", "ddpm", "consistency")  # a test compares it with SOLVERS
 BACKENDS = ("native", "torchmetrics", "clean-fid", "torch-fidelity")
 
@@ -197,6 +197,8 @@ def add_evaluate(parser: Parser) -> None:
         "--fid-mode", choices=("tf", "clean"), help="resize before Inception (default: tf below 299 pixels)"
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures with their protocol")
+    parser.add_argument("--plot", metavar="FILE", help="picture of FID against evaluations, for several models")
+    parser.add_argument("--neighbours", metavar="FILE", help="picture of the nearest training images")
     add_sampling(parser)
 
 

@@ -69,8 +69,7 @@ def run(args: Namespace) -> int:
         device=device,
         progress=True,
     )
-    # Flags that not every front end has: the picture of `neighbours`, and the plot over evaluations.
-    picture, plot = getattr(args, "neighbours", None), getattr(args, "plot", None)
+    picture, plot = args.neighbours, args.plot
     results = [measure(evaluator, opened(), warning, picture) for opened in waiting]
     print(table.one(results[0]) if len(results) == 1 else table.comparison(results))
     for text in dict.fromkeys(text for result in results for text in result["warnings"]):
