@@ -171,7 +171,8 @@ class DistributionMatching:
             if bool((bins == k).any()):
                 metrics[f"score_gap/level_{k}"] = relative[bins == k].mean()
         metrics["x0/std"] = x.std()
-        metrics["x0/saturation"] = (x.abs() > 1.02).float().mean()
+        # A tenth of half the range: a black background that is a shade too black is no harm.
+        metrics["x0/saturation"] = (x.abs() > 1.1).float().mean()
         if self.ratio is not None:
             metrics |= {f"ratio/{name.removeprefix('ratio_')}": value for name, value in self.ratio.metrics().items()}
         return metrics
