@@ -3,11 +3,10 @@
     python scripts/evaluate_teacher.py assets/fashion_mnist_teacher --data builtin:fashion_mnist --num-images 5000
 
 A distillation run that evaluates by the same protocol (N, features, reference) shows these figures next to the
-student's. Cost on two CPU cores: about 5 minutes for the 35-evaluation row, 12 for the whole table.
+student's. Cost on one quiet CPU core: about 10 minutes for the 35-evaluation row, 25 for the whole table.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from diffdistill.data import load_images
@@ -16,6 +15,7 @@ from diffdistill.evaluation import Evaluator
 from diffdistill.models.folder import weights_digest
 from diffdistill.sampling.generate import generate, plan_sampling
 from diffdistill.training.loop import flat
+from diffdistill.training.run import write_json
 
 # (sampler, steps): what a practitioner would compare a one-step student with.
 ROWS = [("heun", 18), ("heun", 10), ("heun", 5), ("dpm_solver", 10), ("dpm_solver", 5), ("euler", 9), ("euler", 1)]
@@ -42,7 +42,8 @@ def main() -> None:
             sampling = {"sampler": sampler, "steps": steps, "evaluations": plan.evaluations, "seed": seed}
             rows.append({"sampling": sampling, "weights_sha256": weights_digest(args.model), "evaluation": result})
             print(sampling, {name: round(value, 4) for name, value in flat(result).items()}, flush=True)
-    (args.model / "evaluations.json").write_text(json.dumps(rows, indent=1) + "\n")
+            # After every row: the table takes long, and a part of it is of use.
+            write_json(args.model / "evaluations.json", rows)
 
 
 if __name__ == "__main__":
