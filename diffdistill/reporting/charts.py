@@ -54,7 +54,7 @@ CATALOGUE = (
 def charts(run: RunData) -> list[str]:
     """All charts of a run as HTML figures, in the order of the catalogue."""
     left = {name: series for name, series in run.metrics.items() if len(series) >= 2}
-    figures = []
+    figures = _against_evaluations(run)
     for chart in CATALOGUE:
         names = [
             name for pattern in chart.patterns for name in sorted(left, key=_natural) if fnmatchcase(name, pattern)
@@ -93,6 +93,30 @@ def _figure(run: RunData, chart: Chart, group: dict[str, Series]) -> str:
     caption = f"<figcaption><h3>{escape(chart.title)}</h3>{hint}</figcaption>"
     many = " many" if len(lines) > 4 else ""
     return f'<figure class="card">{caption}{drawing}<p class="legend{many}">{legend}</p></figure>'
+
+
+def _against_evaluations(run: RunData) -> list[str]:
+    """FID over the calls of the network an image takes: a teacher at several numbers of steps, and its student."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for name, result in run.evaluation.items():
+        calls = (result.get("sampling") or {}).get("evaluations") or (len(run.model.get("levels", ())) or None)
+        fid = result.get("metrics", {}).get("fid", {}).get("value")
+        if calls and fid is not None:
+            points.setdefault(name.partition(" ")[0].capitalize(), []).append((calls, fid))
+    if sum(map(len, points.values())) < 3:
+        return []
+    lines = [
+        Line(name, [x for x, _ in sorted(found)], [y for _, y in sorted(found)], f"c{i + 1}")
+        for i, (name, found) in enumerate(points.items())
+    ]
+    values = [y for line in lines for y in line.ys]
+    drawing = line_chart(
+        lines, name="FID against evaluations of the network", log=max(values) > 5 * min(values) > 0, x_name="calls"
+    )
+    legend = "".join(f'<span class="key"><i class="{line.colour}"></i>{escape(line.label)}</span>' for line in lines)
+    hint = '<p class="hint">Over the calls of the network an image takes, best sampler at each.</p>'
+    caption = f"<figcaption><h3>FID and cost</h3>{hint}</figcaption>"
+    return [f'<figure class="card">{caption}{drawing}<p class="legend">{legend}</p></figure>']
 
 
 def _labels(group: Iterable[str]) -> dict[str, str]:

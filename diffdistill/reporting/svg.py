@@ -49,8 +49,9 @@ def line_chart(
     smooth: bool = True,
     reference: tuple[float, str] | None = None,
     x_note: Callable[[float], str] | None = None,
+    x_name: str = "step",
 ) -> str:
-    """One chart with a common x axis in steps.
+    """One chart with a common x axis, in steps unless `x_name` says otherwise.
 
     name: what is shown, for readers who cannot see it; percent: values are parts of 1; smooth: of many points, draw a
     moving mean over the raw line; reference: a dashed horizontal
@@ -72,15 +73,15 @@ def line_chart(
         text = f"{100 * value:g}%" if percent else short(value)
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
-    parts += _x_axis(to_x, bottom, x_note)
+    parts += _x_axis(to_x, bottom, x_note, x_name)
     for line in lines:
-        parts += _draw(line, to_x, to_y, percent, smooth, len(lines) <= MANY)
+        parts += _draw(line, to_x, to_y, percent, smooth, len(lines) <= MANY, x_name)
     if reference:
         parts += _reference(*reference, to_y)
     return "".join([*parts, "</svg>"])
 
 
-def _x_axis(to_x: Scale, bottom: float, note: Callable[[float], str] | None) -> list[str]:
+def _x_axis(to_x: Scale, bottom: float, note: Callable[[float], str] | None, name: str) -> list[str]:
     parts = []
     for value in nice_ticks(to_x.low, to_x.high, 5):
         if not to_x.low <= value <= to_x.high:
@@ -91,7 +92,7 @@ def _x_axis(to_x: Scale, bottom: float, note: Callable[[float], str] | None) -> 
         if note:
             place = f'x="{x:.1f}" y="{bottom + 29}" text-anchor="{anchor}"'
             parts.append(f'<text class="tick note" {place}>{escape(note(value))}</text>')
-    parts.append(f'<text class="tick" x="{LEFT - 7}" y="{bottom + 16}" text-anchor="end">step</text>')
+    parts.append(f'<text class="tick" x="{LEFT - 7}" y="{bottom + 16}" text-anchor="end">{name}</text>')
     return parts
 
 
@@ -104,7 +105,7 @@ def _reference(value: float, label: str, to_y: Scale) -> list[str]:
     ]
 
 
-def _draw(line: Line, to_x: Scale, to_y: Scale, percent: bool, smooth: bool, raw: bool) -> list[str]:
+def _draw(line: Line, to_x: Scale, to_y: Scale, percent: bool, smooth: bool, raw: bool, x_name: str) -> list[str]:
     """The line; few points get dots with their value on hovering, many a smoothed line over the raw one."""
     if len(line.xs) > NOISY:
         xs, ys = thinned(line.xs), thinned(line.ys)
@@ -118,7 +119,7 @@ def _draw(line: Line, to_x: Scale, to_y: Scale, percent: bool, smooth: bool, raw
         value = f"{100 * y:.3g}%" if percent else f"{y:.4g}"
         parts.append(
             f'<circle class="dot {line.colour}" cx="{to_x(x):.1f}" cy="{to_y(y):.1f}" r="2.6">'
-            f"<title>{escape(line.label)}, step {x:g}: {value}</title></circle>"
+            f"<title>{escape(line.label)}, {x_name} {x:g}: {value}</title></circle>"
         )
     return parts
 

@@ -109,7 +109,7 @@ def execute(
 
 
 def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """The teacher's own evaluations, by number of network evaluations, made by the protocol of `evaluation`.
+    """The teacher's own evaluations, the best first, made by the protocol of `evaluation`.
 
     Measuring a many-step teacher takes longer than distilling it, so its figures are kept beside its weights
     (`evaluations.json`, written by `scripts/evaluate_teacher.py`) and used only where the weights, the number of
@@ -118,17 +118,18 @@ def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any]:
     folder = locate(teacher) if teacher else None
     if folder is None or not (folder / "evaluations.json").is_file():
         return {}
-    rows: dict[str, Any] = {}
+    rows: dict[int, Any] = {}
     digest = weights_digest(folder)
     for entry in json.loads((folder / "evaluations.json").read_text()):
         found, protocol = entry["evaluation"], entry["evaluation"]["protocol"]
         same = all(protocol[key] == evaluation["protocol"][key] for key in ("num_images", "features", "reference"))
         if not same or entry["weights_sha256"] != digest:
             continue
-        name = f"teacher, {entry['sampling']['evaluations']} evaluations"
-        if name not in rows or flat(found)["fid"] < flat(rows[name])["fid"]:
-            rows[name] = found | {"sampling": entry["sampling"]}
-    return rows
+        calls = entry["sampling"]["evaluations"]
+        if calls not in rows or flat(found)["fid"] < flat(rows[calls])["fid"]:
+            rows[calls] = found | {"sampling": entry["sampling"]}
+    best_first = sorted(rows.items(), key=lambda row: flat(row[1])["fid"])
+    return {"teacher" if i == 0 else f"teacher at {calls}": row for i, (calls, row) in enumerate(best_first)}
 
 
 def open_folder(config: Run, resolved: Resolved) -> Path:
