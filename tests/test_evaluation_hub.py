@@ -96,6 +96,7 @@ def test_dinov2_features_are_the_normed_class_token(tmp_path: Path):
 
 
 def test_models_without_weights_or_of_another_kind_are_refused(tmp_path: Path):
+    pytest.importorskip("transformers", reason="needs transformers (extra `text`)")
     with pytest.raises(CheckpointError, match="cannot be fetched from the Hub"):
         load_features("nobody/nothing-at-all")
     with pytest.raises(CheckpointError, match=r"no readable config\.json"):

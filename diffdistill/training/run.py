@@ -88,6 +88,8 @@ def execute(
         observer.grid(example, folder / "samples" / "teacher.png")
     evaluation = run_loop(task, config, folder, observer)
     model = task.averaged()
+    if not evaluation and config.evaluation.at_end:  # a finished run, resumed
+        evaluation = observer.evaluate(model)
     machine = json.loads((folder / "environment.json").read_text())
     write_json(folder / "environment.json", machine | {"peak_memory_mb": round(peak_memory() / 1e6)})
     if not (folder / name).exists():
