@@ -31,6 +31,7 @@ class LevelLaw:
     - lognormal: ln sigma ~ N(mean, std^2) (2206.00364, Table 1)
     - karras: sigma^(1/rho) uniform between its values at u_min and u_max of [sigma_min, sigma_max] (ibid., eq. 5);
       bounds that the settings leave open are the network's own
+    - uniform: sigma uniform in [sigma_min, sigma_max]
     - loguniform: ln sigma uniform in [sigma_min, sigma_max]
     - shifted: t uniform, t' = s t / (1 + (s - 1) t), sigma = t' / (1 - t') (flow time with a resolution shift,
       2403.03206, eq. 23)
@@ -51,6 +52,8 @@ class LevelLaw:
         if s.law == "karras":
             low, high = lowest ** (1 / s.rho), highest ** (1 / s.rho)
             return (low + (s.u_min + u * (s.u_max - s.u_min)) * (high - low)).pow(s.rho).float()
+        if s.law == "uniform":
+            return (lowest + u * (highest - lowest)).float()
         if s.law == "loguniform":
             return (math.log(lowest) + u * math.log(highest / lowest)).exp().float()
         t = u.clamp(1e-3, 1 - 1e-3)

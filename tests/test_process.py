@@ -106,12 +106,20 @@ def test_level_laws_have_the_published_quantiles(settings, quantiles):
     assert torch.allclose(got, torch.tensor(quantiles), rtol=0.07)
 
 
-@pytest.mark.parametrize("law", ["lognormal", "karras", "loguniform", "shifted"])
+@pytest.mark.parametrize("law", ["lognormal", "karras", "uniform", "loguniform", "shifted"])
 def test_draws_are_stratified_and_monotone_in_u(law):
     torch.manual_seed(0)
     u, sigma = LevelLaw(Level(law=law)).draw(64)
     assert sorted((u * 64).long().tolist()) == list(range(64))
     assert torch.equal(sigma.argsort(), u.argsort())
+
+
+def test_uniform_laws_are_uniform_in_sigma_and_in_its_logarithm():
+    u = torch.tensor([0.0, 0.5, 1.0])
+    uniform = LevelLaw(Level(law="uniform", sigma_min=1.0, sigma_max=9.0)).sigma(u)
+    logarithmic = LevelLaw(Level(law="loguniform", sigma_min=1.0, sigma_max=9.0)).sigma(u)
+    assert uniform.tolist() == pytest.approx([1.0, 5.0, 9.0])
+    assert logarithmic.tolist() == pytest.approx([1.0, 3.0, 9.0])
 
 
 def test_shifted_law_is_the_shifted_flow_time():

@@ -31,14 +31,14 @@ class Data(Section):
 class Level(Section):
     """Law of the noise level sigma (units of the data's standard deviation; images span [-1, 1])."""
 
-    law: Literal["lognormal", "karras", "loguniform", "shifted"] = "karras"
+    law: Literal["lognormal", "karras", "uniform", "loguniform", "shifted"] = "karras"
     mean: float = Field(-1.2, description="lognormal: mean of ln sigma")
     std: Positive = Field(1.2, description="lognormal: standard deviation of ln sigma")
     sigma_min: Positive | None = Field(
-        None, description="karras and loguniform: lowest level; null: the network's own"
+        None, description="karras, uniform and loguniform: lowest level; null: the network's own"
     )
     sigma_max: Positive | None = Field(
-        None, description="karras and loguniform: highest level; null: the network's own"
+        None, description="karras, uniform and loguniform: highest level; null: the network's own"
     )
     rho: Positive = Field(7.0, description="karras: curvature")
     u_min: Fraction = Field(0.0, description="karras: part of the range, 0 is sigma_min")
