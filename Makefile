@@ -69,7 +69,7 @@ full-environment:
 	$(FULL)/bin/diffdistill doctor
 
 checksums:
-	cd assets && find * -type f ! -name SHA256SUMS ! -name README.md -print0 | LC_ALL=C sort -z | xargs -0 sha256sum > SHA256SUMS
+	cd assets && find * -type f ! -path SHA256SUMS ! -path README.md -print0 | LC_ALL=C sort -z | xargs -0 sha256sum > SHA256SUMS
 
 clean:
 	rm -rf $(VENV) $(FULL) .pytest_cache .mypy_cache .ruff_cache build dist
