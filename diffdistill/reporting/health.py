@@ -67,8 +67,8 @@ def score_gap(run: RunData) -> Verdict | None:
     if last > 1.5 * lowest:
         advice = f"after {lowest:.3g}: the student drifts away; lower its learning rate."
         return Verdict("bad", "The score gap grows again", f"{text}, {advice}")
-    if last > 0.9 * peak:
-        return Verdict("watch", "The score gap has hardly closed", f"{text}: train longer.")
+    if last > 0.6 * peak:
+        return Verdict("watch", "The score gap has hardly closed", f"{text}: train longer, or make the critic faster.")
     return Verdict("good", "The score gap closes", f"{text}.")
 
 
