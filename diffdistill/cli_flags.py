@@ -7,6 +7,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from diffdistill.attention_names import attention_name
 from diffdistill.errors import ConfigError
 
 METRICS = ("fid", "kid", "prdc", "is", "clip", "cmmd", "per_class_fid", "neighbours")
@@ -108,6 +109,13 @@ def sampler(text: str) -> str:
     return name
 
 
+def attention(text: str) -> str:
+    try:
+        return attention_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def device(text: str) -> str:
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"'{text}' is no device; give cpu, cuda, cuda:N or mps")
@@ -162,6 +170,12 @@ def add_sampling(parser: Parser) -> None:
         metavar="auto|WINDOW,CUTOFF",
         type=auto_or_numbers("WINDOW,CUTOFF", 2, 2),
         help="exposure-bias correction by shifted steps",
+    )
+    parser.add_argument(
+        "--attention",
+        metavar="KERNEL",
+        type=attention,
+        help="auto, sdpa, sdpa-flash, sdpa-efficient, sdpa-cudnn, sdpa-math, xformers or a diffusers backend",
     )
     parser.add_argument("--device", type=device, help="cpu, cuda, cuda:N or mps (default: cuda if there is one)")
 

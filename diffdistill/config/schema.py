@@ -5,7 +5,9 @@ No torch here: a config must be checked in milliseconds.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from diffdistill.attention_names import attention_name
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -81,6 +83,10 @@ class Run(Section):
     max_train_steps: Count = 1000
     train_batch_size: Count = 64
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    attention: Annotated[str, AfterValidator(attention_name)] = Field(
+        "auto",
+        description="auto, sdpa, sdpa-flash, sdpa-efficient, sdpa-cudnn, sdpa-math, xformers or a diffusers backend",
+    )
     resume_from_checkpoint: Literal["latest"] | Count | None = Field(None, description="latest, or a step number")
     num_threads: Count | None = Field(None, description="CPU threads; null: all cores")
     log_every: Count = 10

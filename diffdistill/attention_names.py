@@ -1,0 +1,27 @@
+"""The names of attention kernels a user may give. No torch here: a wrong name must be refused in milliseconds."""
+
+from difflib import get_close_matches
+
+# PyTorch's scaled_dot_product_attention: any kernel, or one of them.
+SDPA = ("sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math")
+# diffusers' own names (its AttentionBackendName), less those that fetch code from the Hub and run it.
+BACKENDS = (
+    *("xformers", "flash", "flash_varlen", "_flash_3", "_flash_varlen_3"),
+    *("flex", "native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math"),
+    *("_native_npu", "_native_xla", "sage", "sage_varlen"),
+    *("_sage_qk_int8_pv_fp8_cuda", "_sage_qk_int8_pv_fp8_cuda_sm90"),
+    *("_sage_qk_int8_pv_fp16_cuda", "_sage_qk_int8_pv_fp16_triton"),
+)
+POLICIES = ("auto", *SDPA, *BACKENDS)
+ALLOWED = f"auto, {', '.join(SDPA)}, xformers, or a backend of diffusers such as flash or flex"
+
+
+def attention_name(name: str) -> str:
+    """`name` if it is an attention policy; else a ValueError that says which there are."""
+    if name in POLICIES:
+        return name
+    if name.endswith("_hub"):
+        raise ValueError(f"attention '{name}' would fetch code from the Hub and run it; use {ALLOWED}")
+    near = get_close_matches(name, POLICIES, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"use {ALLOWED}"
+    raise ValueError(f"attention '{name}' is unknown; {hint}")
