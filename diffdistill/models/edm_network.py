@@ -1,0 +1,81 @@
+"""What the two EDM networks share: how they are called, and the way down and up a UNet."""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffdistill.models.edm_layers import Block
+from diffdistill.models.edm_preconditioning import Preconditioning
+
+
+class EDMNetwork(ModelMixin, ConfigMixin):
+    """A diffusers model that is called as the UNets of consistency models are: time input 250 ln(sigma), output F.
+
+    Subclasses have `map_label` (or None), `map_augment` (or None), `enc`, `dec`, and say how noise, labels and
+    augmentation become one embedding and how the last features become an image.
+    """
+
+    enc: nn.ModuleDict
+    dec: nn.ModuleDict
+    map_label: nn.Linear | None
+    map_augment: nn.Linear | None
+
+    @property
+    def tap_aliases(self) -> dict[str, str]:
+        """The layer that is meant by `mid_block`, the name diffusers' UNets have for the middle."""
+        return {"mid_block": "dec." + next(name for name in self.dec if name.endswith("_in1"))}
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """F, `(B, C, H, W)`, of c_in x and 250 ln(sigma) (2206.00364, eq. 7).
+
+        class_labels: int64 `(B,)`; the index after the last class, or None, is "no class". augment_labels: `(B, 9)`,
+        what was done to training images (ibid., appendix F.2); None, as zeros, asks for images as they are.
+        """
+        outer = Preconditioning(**(self.config.preconditioning or {}))
+        time = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).flatten().expand(len(sample))
+        x, noise = outer.to_network(sample, time)
+        embedding = self.embed(noise, self._one_hot(class_labels, noise), augment_labels)
+        x, skips = self.encode(x, embedding)
+        output = self.head(self.decode(x, skips, embedding))
+        # Networks of improved DDPM give a variance as further channels, which no sampler here uses.
+        output = outer.to_f(output[:, : sample.shape[1]], sample, time)
+        return UNet2DOutput(sample=output) if return_dict else (output,)
+
+    def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def head(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _one_hot(self, labels: Tensor | None, like: Tensor) -> Tensor | None:
+        """`(B, label_dim)` float; "no class" is the zero vector."""
+        count = self.config.label_dim
+        if not count:
+            return None
+        if labels is None:
+            return like.new_zeros(len(like), count)
+        return F.one_hot(labels, count + 1)[:, :count].float()
+
+    def encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The features at the bottom, and those that every encoder layer sends across."""
+        skips: list[Tensor] = []
+        for layer in self.enc.values():
+            x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
+            skips.append(x)
+        return x, skips
+
+    def decode(self, x: Tensor, skips: list[Tensor], embedding: Tensor) -> Tensor:
+        for name, layer in self.dec.items():
+            if isinstance(layer, Block):
+                x = torch.cat([x, skips.pop()], dim=1) if "_block" in name else x
+                x = layer(x, embedding)
+        return x

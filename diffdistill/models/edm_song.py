@@ -1,0 +1,152 @@
+"""DDPM++ and NCSN++ as EDM trains them (Song et al. 2011.13456; Karras et al. 2206.00364, networks appendix)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffdistill.models.edm_layers import Block, Conv, PyramidDown, geometric_frequencies, group_norm, sinusoids
+from diffdistill.models.edm_network import EDMNetwork
+
+
+class SongUNet(EDMNetwork):
+    """DDPM++ with the defaults; NCSN++ with embedding_type fourier, encoder_type residual, channel_mult_noise 2,
+    resample_filter (1, 3, 3, 1).
+
+    Levels halve the resolution; each has `num_blocks` residual blocks (one more on the way up), attention at
+    `attn_resolutions` (pixels). NCSN++ feeds a pyramid of filtered images into every level of the encoder.
+    """
+
+    map_noise: nn.Module | None
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 32,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        num_class_embeds: int | None = None,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 4,
+        attn_resolutions: Sequence[int] = (16,),
+        dropout: float = 0.10,
+        embedding_type: Literal["positional", "fourier"] = "positional",
+        channel_mult_noise: int = 1,
+        encoder_type: Literal["standard", "residual"] = "standard",
+        resample_filter: Sequence[int] = (1, 1),
+        preconditioning: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        noise, self.embedding_channels = model_channels * channel_mult_noise, model_channels * channel_mult_emb
+        self.map_noise = FourierNoise(noise) if embedding_type == "fourier" else None
+        self.map_label = nn.Linear(label_dim, noise) if label_dim else None
+        self.map_augment = nn.Linear(augment_dim, noise, bias=False) if augment_dim else None
+        self.map_layer0 = nn.Linear(noise, self.embedding_channels)
+        self.map_layer1 = nn.Linear(self.embedding_channels, self.embedding_channels)
+        self._build_encoder()
+        self._build_decoder()
+
+    def _block(self, in_channels: int, out_channels: int, attention: bool = False, direction: Any = None) -> Block:
+        return Block(
+            in_channels,
+            out_channels,
+            self.embedding_channels,
+            heads=int(attention),
+            direction=direction,
+            taps=self.config.resample_filter,
+            project_skip=True,
+            adaptive=False,
+            skip_scale=math.sqrt(0.5),
+            eps=1e-6,
+            dropout=self.config.dropout,
+        )
+
+    def _build_encoder(self) -> None:
+        c = self.config
+        self.enc = nn.ModuleDict()
+        channels, pyramid = c.model_channels, c.in_channels
+        for level, multiple in enumerate(c.channel_mult):
+            size = c.sample_size >> level
+            if level == 0:
+                self.enc[f"{size}x{size}_conv"] = Conv(c.in_channels, channels, 3)
+            else:
+                self.enc[f"{size}x{size}_down"] = self._block(channels, channels, direction="down")
+                if c.encoder_type == "residual":
+                    self.enc[f"{size}x{size}_aux_residual"] = PyramidDown(pyramid, channels, c.resample_filter)
+                    pyramid = channels
+            for index in range(c.num_blocks):
+                out = c.model_channels * multiple
+                self.enc[f"{size}x{size}_block{index}"] = self._block(channels, out, size in c.attn_resolutions)
+                channels = out
+
+    def _build_decoder(self) -> None:
+        c = self.config
+        across = [layer.out_channels for layer in self.enc.values() if not isinstance(layer, PyramidDown)]
+        self.dec = nn.ModuleDict()
+        channels = across[-1]
+        for level, multiple in reversed(list(enumerate(c.channel_mult))):
+            size = c.sample_size >> level
+            if level == len(c.channel_mult) - 1:
+                self.dec[f"{size}x{size}_in0"] = self._block(channels, channels, attention=True)
+                self.dec[f"{size}x{size}_in1"] = self._block(channels, channels)
+            else:
+                self.dec[f"{size}x{size}_up"] = self._block(channels, channels, direction="up")
+            for index in range(c.num_blocks + 1):
+                out = c.model_channels * multiple
+                attention = index == c.num_blocks and size in c.attn_resolutions
+                self.dec[f"{size}x{size}_block{index}"] = self._block(channels + across.pop(), out, attention)
+                channels = out
+        self.dec[f"{size}x{size}_aux_norm"] = group_norm(channels, 1e-6)
+        self.dec[f"{size}x{size}_aux_conv"] = Conv(channels, c.out_channels, 3)
+
+    def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+        if self.map_noise is not None:
+            embedding = self.map_noise(noise)
+        else:
+            count = self.config.model_channels * self.config.channel_mult_noise // 2
+            cosines, sines = sinusoids(noise, geometric_frequencies(count, reach_end=True, device=noise.device))
+            embedding = torch.cat([sines, cosines], dim=1)
+        embedding = embedding.to(self.dtype)
+        if self.map_label is not None and labels is not None:
+            # One-hot vectors are scaled to unit variance over the classes.
+            embedding = embedding + self.map_label(labels.to(self.dtype) * math.sqrt(self.config.label_dim))
+        if self.map_augment is not None and augment is not None:
+            embedding = embedding + self.map_augment(augment.to(self.dtype))
+        return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
+
+    def encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
+        pyramid, skips = x, []
+        for layer in self.enc.values():
+            if isinstance(layer, PyramidDown):
+                # The pyramid joins the features at once: it is their sum from here on, and what goes across.
+                x = pyramid = skips[-1] = (x + layer(pyramid)) / math.sqrt(2)
+            else:
+                x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
+                skips.append(x)
+        return x, skips
+
+    def head(self, x: Tensor) -> Tensor:
+        size = self.config.sample_size
+        return self.dec[f"{size}x{size}_aux_conv"](F.silu(self.dec[f"{size}x{size}_aux_norm"](x)))
+
+
+class FourierNoise(nn.Module):
+    """Random Fourier features (2006.10739): frequencies 16 N(0, 1), drawn once and part of the weights."""
+
+    freqs: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("freqs", 16 * torch.randn(channels // 2))
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """c_noise `(B,)` -> `(B, channels)`, float32."""
+        return torch.cat(sinusoids(noise, 2 * math.pi * self.freqs.float()), dim=1)
