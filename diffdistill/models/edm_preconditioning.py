@@ -73,7 +73,7 @@ class Preconditioning:
         if self.kind == "iddpm":
             gaps = (sigma[:, None] - self.iddpm_levels.to(sigma.device)[None]).abs()
             return self.steps - 1.0 - gaps.argmin(dim=1)
-        growth = self.beta_min**2 + 2 * self.beta_d * (1 + sigma**2).log()
+        growth = self.beta_min**2 + 2 * self.beta_d * (sigma**2).log1p()
         return (self.steps - 1) * (growth.sqrt() - self.beta_min) / self.beta_d
 
     @cached_property

@@ -149,4 +149,5 @@ class FourierNoise(nn.Module):
 
     def forward(self, noise: Tensor) -> Tensor:
         """c_noise `(B,)` -> `(B, channels)`, float32."""
-        return torch.cat(sinusoids(noise, 2 * math.pi * self.freqs.float()), dim=1)
+        cosines, sines = sinusoids(noise, 2 * math.pi * self.freqs.float())
+        return torch.cat([sines, cosines], dim=1)
