@@ -11,12 +11,13 @@ What it does depends on what reads concat(hidden, skip):
 
 - U-ViT: a linear map reads it, and the paper's theory holds. In a U-ViT of depth 24 hidden features oscillate less the
   smaller kappa is (`scripts/scalelong_oscillation.py`).
-- UNets of diffusers: a GroupNorm reads it, and divides the scale out again. With 256 = 128 + 128 channels in 32
-  groups, kappa 0.9 / 0.5 / 0.1 / 0.01 moves the block's main branch by 5e-7 / 6e-6 / 2e-4 / 2e-2 (relative), all of it
-  the norm's epsilon; its shortcut convolution by 8 / 42 / 75 / 82 %. So there `pre_norm`, which is what the paper
-  describes, scales the shortcuts and little else, except where a group holds hidden and skip channels together.
-  `position="post_norm"`, which is ours and not in the paper, scales the skip's channels behind that norm and before
-  the shortcut, so the scale reaches both branches.
+- UNets of diffusers: a GroupNorm reads it, and divides the scale out again: of a factor kappa its epsilon e leaves
+  sqrt((v + e) / (v + e / kappa^2)), v the variance of a group. With 256 = 128 + 128 channels of variance 1 in 32
+  groups, kappa 0.9 / 0.5 / 0.1 / 0.01 moves the block's main branch by 2e-7 / 1e-6 / 4e-5 / 4e-3 (relative), and its
+  shortcut convolution, which reads the concatenation itself, by 7 / 35 / 63 / 69 %. So there `pre_norm`, which is what
+  the paper describes, scales the shortcuts and little else, except where a group holds hidden and skip channels
+  together. `position="post_norm"`, which is ours and not in the paper, scales the skip's channels behind that norm and
+  before the shortcut, so that the scale reaches both branches.
 
 Hooks are torch's, not those of diffusers' HookRegistry: a `copy.deepcopy` of a module with such a registry runs the
 *original's* forward and weights, so that a moving average of the network would silently be wrong.
