@@ -4,12 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffdistill.models.edm_dhariwal import DhariwalUNet
+    from diffdistill.models.edm_song import SongUNet
     from diffdistill.models.scalelong import apply_scalelong, load_scaled, remove_scalelong
     from diffdistill.models.uvit import UViT
 
-__all__ = ["UViT", "apply_scalelong", "load_scaled", "remove_scalelong"]
+__all__ = ["DhariwalUNet", "SongUNet", "UViT", "apply_scalelong", "load_scaled", "remove_scalelong"]
 
 _HOME = {
+    "DhariwalUNet": "edm_dhariwal",
+    "SongUNet": "edm_song",
     "UViT": "uvit",
     "apply_scalelong": "scalelong",
     "load_scaled": "scalelong",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers import ConfigMixin, ModelMixin  # diffusers' pipelines look for these names beside the class
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from diffdistill.models.edm_network import EDMNetwork
 HEAD_CHANNELS = 64
 
 
-class DhariwalUNet(EDMNetwork):
+class DhariwalUNet(EDMNetwork, ModelMixin, ConfigMixin):
     """ADM: the embedding scales and shifts each block's second norm, attention has heads of 64 channels.
 
     The defaults are the ImageNet-64 network; `attn_resolutions` are in pixels.

@@ -8,7 +8,7 @@ process, one scheduler and one kind of student fit all of them, with the same D 
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,20 @@ class Preconditioning:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError(f"preconditioning '{self.kind}' is unknown; use {', '.join(KINDS)}")
+
+    def settings(self) -> dict[str, Any]:
+        """The kind, and the constants of that kind only, for a config."""
+        constants = {"vp": ("beta_d", "beta_min", "steps"), "iddpm": ("steps", "c_1", "c_2")}.get(self.kind, ())
+        return {"kind": self.kind} | {name: getattr(self, name) for name in constants}
+
+    def range(self, epsilon_t: float = 1e-5) -> tuple[float, float]:
+        """Lowest and highest level the network was trained for; epsilon_t: the lowest t of vp."""
+        if self.kind == "vp":
+            low, high = (self.beta_d * t**2 / 2 + self.beta_min * t for t in (epsilon_t, 1.0))
+            return math.sqrt(math.expm1(low)), math.sqrt(math.expm1(high))
+        if self.kind == "iddpm":
+            return float(self.iddpm_levels[-2]), float(self.iddpm_levels[0])
+        return (0.02, 100.0) if self.kind == "ve" else (0.0, math.inf)
 
     def to_network(self, scaled: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """What N sees, of `scaled` = x / sqrt(sigma^2 + 1/4), `(B, C, H, W)`, and `time` = 250 ln(sigma), `(B,)`."""

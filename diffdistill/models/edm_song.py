@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from diffusers import ConfigMixin, ModelMixin  # diffusers' pipelines look for these names beside the class
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +14,7 @@ from diffdistill.models.edm_layers import Block, Conv, PyramidDown, geometric_fr
 from diffdistill.models.edm_network import EDMNetwork
 
 
-class SongUNet(EDMNetwork):
+class SongUNet(EDMNetwork, ModelMixin, ConfigMixin):
     """DDPM++ with the defaults; NCSN++ with embedding_type fourier, encoder_type residual, channel_mult_noise 2,
     resample_filter (1, 3, 3, 1).
 

@@ -1,0 +1,1 @@
+"""Foreign weights into model folders; nothing that is in a foreign file runs."""
