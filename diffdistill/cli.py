@@ -54,6 +54,11 @@ VERBS = {
     "evaluate": Verb(
         "FID and others, with their protocol", "diffdistill.evaluation.command:run", cli_flags.add_evaluate
     ),
+    "convert": Verb(
+        "foreign weights into a model folder, running nothing of them",
+        "diffdistill.convert.command:run",
+        cli_flags.add_convert,
+    ),
     "verify": Verb(
         "check the mathematics against closed forms", "diffdistill.verification.command:run", cli_flags.add_verify
     ),
@@ -67,7 +72,6 @@ VERBS = {
 PLANNED = {
     "align": "preference alignment from pairs",
     "calibrate": "measuring exposure bias",
-    "convert": "foreign weights into a diffusers folder",
     "export": "models for other programs",
     "push": "upload to the Hub",
     "bench": "speed and memory",

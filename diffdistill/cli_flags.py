@@ -216,6 +216,14 @@ def add_evaluate(parser: Parser) -> None:
     add_sampling(parser)
 
 
+def add_convert(parser: Parser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="EDM's .pkl, a .pt of torch.save, or .safetensors")
+    parser.add_argument("--out", metavar="DIR", required=True, help="a new folder; nothing is overwritten")
+    parser.add_argument(
+        "--config", metavar="FILE", help="JSON with EDM's network_kwargs, for tensors alone (default: SOURCE's .json)"
+    )
+
+
 def add_verify(parser: Parser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the table")
     parser.add_argument("--thorough", action="store_true", help="more samples and more cases; minutes")

@@ -131,6 +131,7 @@ class Denoiser(nn.Module):
     def check_taps(self, taps: Sequence[str]) -> dict[str, nn.Module]:
         """The submodules of the network by name; ConfigError, with the names there are, if one is missing."""
         modules = dict(self.network.named_modules())
+        modules |= {name: modules[layer] for name, layer in getattr(self.network, "tap_aliases", {}).items()}
         for name in taps:
             if name not in modules or name == "":
                 blocks = [n for n in modules if n.count(".") <= 1 and ("block" in n)]
