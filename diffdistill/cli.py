@@ -54,6 +54,11 @@ VERBS = {
     "evaluate": Verb(
         "FID and others, with their protocol", "diffdistill.evaluation.command:run", cli_flags.add_evaluate
     ),
+    "calibrate": Verb(
+        "measure exposure bias and fit corrections of samplers",
+        "diffdistill.calibration.command:run",
+        cli_flags.add_calibrate,
+    ),
     "convert": Verb(
         "foreign weights into a model folder, running nothing of them",
         "diffdistill.convert.command:run",
@@ -71,7 +76,6 @@ VERBS = {
 }
 PLANNED = {
     "align": "preference alignment from pairs",
-    "calibrate": "measuring exposure bias",
     "export": "models for other programs",
     "push": "upload to the Hub",
     "bench": "speed and memory",

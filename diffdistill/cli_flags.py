@@ -11,7 +11,9 @@ from diffdistill.attention_names import attention_name
 from diffdistill.errors import ConfigError
 
 METRICS = ("fid", "kid", "prdc", "is", "clip", "cmmd", "per_class_fid", "neighbours")
-SAMPLERS = ("heun", "euler", "ddim", "dpm_solver", "ddpm", "consistency")  # a test compares it with SOLVERS
+# A test compares these with SOLVERS and SCHEDULED.
+SAMPLERS = ("heun", "euler", "ddim", "dpm_solver", "ddpm", "consistency")
+SCHEDULED_SAMPLERS = ("vp_ddim", "vp_ddpm", "fpndm", "deis", "unipc", "euler_ancestral")
 BACKENDS = ("native", "torchmetrics", "clean-fid", "torch-fidelity")
 
 
@@ -104,9 +106,15 @@ def metrics(text: str) -> tuple[str, ...]:
 
 def sampler(text: str) -> str:
     name = text.replace("-", "_")
-    if name not in SAMPLERS:
-        raise argparse.ArgumentTypeError(f"'{text}' is no sampler; choose of {', '.join(SAMPLERS)}")
+    names = SAMPLERS + SCHEDULED_SAMPLERS
+    if name not in names:
+        raise argparse.ArgumentTypeError(f"'{text}' is no sampler; choose of {', '.join(names)}")
     return name
+
+
+def several(read: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """A comma-separated list of what `read` reads, each once."""
+    return lambda text: tuple(dict.fromkeys(read(word) for word in text.split(",")))
 
 
 def attention(text: str) -> str:
@@ -157,7 +165,7 @@ def add_sampling(parser: Parser) -> None:
         "--sampler",
         metavar="NAME",
         type=sampler,
-        help=f"of {', '.join(SAMPLERS)} (default: heun; of a student consistency)",
+        help=f"of {', '.join(SAMPLERS + SCHEDULED_SAMPLERS)} (default: heun; of a student consistency)",
     )
     parser.add_argument(
         "--epsilon-scaling",
@@ -170,6 +178,9 @@ def add_sampling(parser: Parser) -> None:
         metavar="auto|WINDOW,CUTOFF",
         type=auto_or_numbers("WINDOW,CUTOFF", 2, 2),
         help="exposure-bias correction by shifted steps",
+    )
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="what 'auto' reads, made by calibrate (default: MODEL/calibration.json)"
     )
     parser.add_argument(
         "--attention",
@@ -214,6 +225,33 @@ def add_evaluate(parser: Parser) -> None:
     parser.add_argument("--plot", metavar="FILE", help="picture of FID against evaluations, for several models")
     parser.add_argument("--neighbours", metavar="FILE", help="picture of the nearest training images")
     add_sampling(parser)
+
+
+def add_calibrate(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a teacher: folder or Hub id, or builtin:NAME")
+    parser.add_argument("--data", metavar="DATA", required=True, help="images like those it was trained on")
+    parser.add_argument("--out", metavar="FILE", required=True, help="JSON; an unfinished one is continued")
+    parser.add_argument("--split", default="train", help="split of the data, where it has several (default: train)")
+    parser.add_argument(
+        "--sampler", metavar="A,B", type=several(sampler), default=("euler",), help="samplers to fit (default: euler)"
+    )
+    parser.add_argument(
+        "--steps", metavar="5,10", type=several(whole(1)), default=(5, 10, 20), help="steps (default: 5,10,20)"
+    )
+    parser.add_argument("--num-images", metavar="N", type=whole(2), default=512, help="images a run (default 512)")
+    parser.add_argument(
+        "--seed", metavar="S", type=whole(0), default=987654321, help="noise of the fits; not that of later figures"
+    )
+    parser.add_argument(
+        "--method", choices=("variance", "fid"), default="variance", help="fid: the paper's search, 8 values of b"
+    )
+    parser.add_argument("--metric", choices=("fid", "kid"), default="fid", help="what chooses (default: fid)")
+    parser.add_argument("--features", metavar="ID|PATH", help="feature extractor (default: one that fits the data)")
+    parser.add_argument(
+        "--check-seeds", metavar="K", type=whole(0), default=3, help="before and after, on K other seeds (default 3)"
+    )
+    parser.add_argument("--batch-size", metavar="B", type=whole(1), default=64, help="images at a time (default 64)")
+    parser.add_argument("--device", type=device, help="cpu, cuda, cuda:N or mps (default: cuda if there is one)")
 
 
 def add_convert(parser: Parser) -> None:

@@ -9,7 +9,7 @@ import types
 import pytest
 
 from diffdistill import __version__, cli, errors
-from diffdistill.cli_flags import SAMPLERS
+from diffdistill.cli_flags import SAMPLERS, SCHEDULED_SAMPLERS
 
 MAIN = "import sys; from diffdistill.cli import main; code = main(sys.argv[1:]); print('torch' in sys.modules, code)"
 SAMPLE = ["sample", "m", "--num-images", "4", "--out", "o"]
@@ -63,6 +63,7 @@ def raising(error):
     [
         (["sample"], 2),
         (["distil"], 2),
+        (["export", "m"], 2),
         (["calibrate", "m"], 2),
         (["train", "nowhere.yaml"], 2),
         (["train", "fashion_mnist/teacher", "optimizer.lr=1"], 2),
@@ -219,9 +220,11 @@ def test_training_verbs_receive_checked_settings(stub, ask):
 
 
 def test_the_samplers_of_the_flags_are_those_that_exist():
+    from diffdistill.sampling.scheduled import SCHEDULED
     from diffdistill.sampling.solvers import SOLVERS
 
     assert set(SAMPLERS) == set(SOLVERS)
+    assert set(SCHEDULED_SAMPLERS) == set(SCHEDULED)
 
 
 def test_what_a_verb_returns_is_the_exit_code(stub, ask):

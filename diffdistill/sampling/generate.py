@@ -1,7 +1,7 @@
 """Images from a model: which sampler, which labels, which noise, in batches."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,8 +9,20 @@ from torch import Tensor
 from diffdistill.data.pixels import to_uint8
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
+from diffdistill.sampling.corrections import NONE, Corrections, corrected, read_corrections
 from diffdistill.sampling.noise import ImageNoise
-from diffdistill.sampling.solvers import SOLVERS, Solver
+from diffdistill.sampling.scheduled import (
+    EQUIVALENT,
+    SCHEDULED,
+    Observe,
+    Scheduler,
+    copies,
+    levels_of,
+    make_scheduler,
+    set_steps,
+    solve_scheduled,
+)
+from diffdistill.sampling.solvers import SOLVERS
 
 # On a CPU the last bits of a convolution depend on how many images share the call, and one pixel in 10^5 then rounds
 # to the neighbouring grey level. So there the network is always called with the same number of images. 16 costs 5 % of
@@ -23,22 +35,27 @@ class Plan:
     """A sampling request, checked against the model: the same plan and the same seed give the same images."""
 
     sampler: str
-    levels: tuple[float, ...]  # falling, the last is 0
+    steps: int
+    levels: tuple[float, ...]  # where the network is called, falling, then 0; a solver of ours may call it twice
     class_labels: tuple[int, ...] | None  # image i has label class_labels[i mod len]; None: unconditional
     guidance_scale: float
+    corrections: Corrections = NONE
 
     @property
-    def solver(self) -> Solver:
-        return SOLVERS[self.sampler]
-
-    @property
-    def steps(self) -> int:
-        return len(self.levels) - 1
+    def scheduled(self) -> bool:
+        """Whether a diffusers scheduler computes it: samplers that only diffusers has, and corrected ones."""
+        return self.sampler in SCHEDULED or self.corrections != NONE
 
     @property
     def evaluations(self) -> int:
         """Calls of the network an image takes; guidance doubles the cost of each."""
-        return self.solver.evaluations(self.steps)
+        if self.sampler in SCHEDULED:
+            return len(self.levels) - 1
+        return SOLVERS[self.sampler].evaluations(self.steps)
+
+    def scheduler(self, model: Denoiser) -> Scheduler:
+        """The corrected diffusers scheduler of this plan, its steps set."""
+        return corrected(self.sampler, model.process, self.steps, self.levels, self.corrections)
 
     def labels(self, indices: Sequence[int]) -> Tensor | None:
         """Labels of the images `indices`, int64 `(B,)`."""
@@ -53,26 +70,56 @@ def plan_sampling(
     sampler: str | None = None,
     class_labels: Sequence[int] | None = None,
     guidance_scale: float | None = None,
+    epsilon_scaling: str | None = None,
+    time_shift_sampler: str | None = None,
+    calibration: str | None = None,
 ) -> Plan:
     """Fill in what the user left open and refuse what the model cannot do (ConfigError)."""
-    if sampler is not None and sampler not in SOLVERS:
-        raise ConfigError(f"sampler '{sampler}' is unknown; use {', '.join(SOLVERS)}")
+    names = [*SOLVERS, *SCHEDULED]
+    if sampler is not None and sampler not in names:
+        raise ConfigError(f"sampler '{sampler}' is unknown; use {', '.join(names)}")
     if steps is not None and steps < 1:
         raise ConfigError(f"steps is {steps}; use 1 or more")
     labels = _labels(model, class_labels)
     if model.role == "student":
         if guidance_scale not in (None, 1.0):
             raise ConfigError("a student has its teacher's guidance built in; leave out the guidance scale")
-        return Plan("consistency", _student_levels(model, steps, sampler), labels, 1.0)
+        if epsilon_scaling is not None or time_shift_sampler is not None:
+            raise ConfigError(
+                "epsilon scaling and Time-Shift correct the steps of a sampler, and a student makes its images in its "
+                "own few calls; leave them out, or sample the teacher"
+            )
+        levels = _student_levels(model, steps, sampler)
+        return Plan("consistency", len(levels) - 1, levels, labels, 1.0)
     guidance = 1.0 if guidance_scale is None else float(guidance_scale)
     if guidance != 1.0 and (model.null_class is None or labels is None):
         raise ConfigError(
             f"guidance scale {guidance:g} needs a model with a null class (trained with class_dropout); leave it out"
         )
     name = sampler or "heun"
-    solver = SOLVERS[name]
-    levels = solver.levels(steps or solver.steps, model.sigma_min, model.sigma_max)
-    return Plan(name, tuple(levels), labels, guidance)
+    steps = steps or (SCHEDULED[name] if name in SCHEDULED else SOLVERS[name]).steps
+    plan = Plan(name, steps, _levels(model, name, steps), labels, guidance)
+    if epsilon_scaling is None and time_shift_sampler is None:
+        return plan
+    if name not in EQUIVALENT and name not in SCHEDULED:
+        raise ConfigError(f"sampler '{name}' follows no differential equation, so no correction fits it; use another")
+    wanted = (name, steps, epsilon_scaling, time_shift_sampler, calibration)
+    plan = replace(plan, corrections=read_corrections(model.metadata.get("path"), model.process, *wanted))
+    if plan.scheduled:
+        plan.scheduler(model)  # refuses what cannot be
+    return plan
+
+
+def _levels(model: Denoiser, name: str, steps: int) -> tuple[float, ...]:
+    """Where a sampler calls the network, then 0; ConfigError for a number of steps it does not have."""
+    if name in SOLVERS:
+        return tuple(SOLVERS[name].levels(steps, model.sigma_min, model.sigma_max))
+    scheduler = make_scheduler(name, model.process)
+    fewest, most = SCHEDULED[name].fewest, len(scheduler.betas)
+    if not fewest <= steps <= most:
+        raise ConfigError(f"steps is {steps}; sampler '{name}' takes {fewest} to {most}")
+    set_steps(scheduler, steps)
+    return levels_of(scheduler)
 
 
 def _student_levels(model: Denoiser, steps: int | None, sampler: str | None) -> tuple[float, ...]:
@@ -112,6 +159,9 @@ def generate(
     sampler: str | None = None,
     class_labels: Sequence[int] | None = None,
     guidance_scale: float | None = None,
+    epsilon_scaling: str | None = None,
+    time_shift_sampler: str | None = None,
+    calibration: str | None = None,
     device: str | torch.device | None = None,
     first: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -123,7 +173,9 @@ def generate(
     rounding of the network's arithmetic.
 
     A student takes its own levels and the sampler `consistency`; a teacher takes `heun` with 18 steps (35 evaluations)
-    unless told otherwise, see `SOLVERS`. Raises ConfigError before the first image, CheckpointError if `model` names a
+    unless told otherwise, see `SOLVERS` and `SCHEDULED`. `epsilon_scaling` is "auto", "B" or "K,B",
+    `time_shift_sampler` "auto" or "WINDOW,CUTOFF", as on the command line; "auto" reads the file `calibration`, or the
+    model's own calibration.json. Raises ConfigError before the first image, CheckpointError if `model` names a
     damaged folder.
     """
     if num_images < 1 or batch_size < 1:
@@ -132,7 +184,16 @@ def generate(
         model = Denoiser.from_pretrained(model, pick_device(device))
     elif device is not None:
         model = model.to(device)
-    plan = plan_sampling(model, steps=steps, sampler=sampler, class_labels=class_labels, guidance_scale=guidance_scale)
+    plan = plan_sampling(
+        model,
+        steps=steps,
+        sampler=sampler,
+        class_labels=class_labels,
+        guidance_scale=guidance_scale,
+        epsilon_scaling=epsilon_scaling,
+        time_shift_sampler=time_shift_sampler,
+        calibration=calibration,
+    )
     return run_plan(model, plan, num_images=num_images, seed=seed, batch_size=batch_size, first=first)
 
 
@@ -159,29 +220,44 @@ def run_plan(
 
 @torch.inference_mode()
 def sample_batch(
-    model: Denoiser, plan: Plan, seed: int, indices: Sequence[int], labels: Tensor | None, batch_size: int
+    model: Denoiser,
+    plan: Plan,
+    seed: int,
+    indices: Sequence[int],
+    labels: Tensor | None,
+    batch_size: int,
+    observe: Observe | None = None,
 ) -> Tensor:
-    """x0 of the images `indices`, float32 `(B, C, H, W)` on the model's device; dropout is off meanwhile."""
+    """x0 of the images `indices`, float32 `(B, C, H, W)` on the model's device; dropout is off meanwhile.
+
+    `observe` is shown every state; the plan is then computed by a scheduler, whatever its sampler.
+    """
     device = next(model.parameters()).device
     rows = min(batch_size, CPU_ROWS) if device.type == "cpu" else len(indices)
     labels = None if labels is None else labels.to(device)
 
-    def denoise(x: Tensor, sigma: float) -> Tensor:
+    def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
         return torch.cat([_denoise_rows(model, plan, x, sigma, labels, at, rows) for at in range(0, len(x), rows)])
 
     was_training = model.training
     model.eval()
     try:
-        return plan.solver.solve(denoise, ImageNoise(seed, indices, model.image_shape, device), plan.levels)
+        noise = ImageNoise(seed, indices, model.image_shape, device)
+        if not plan.scheduled and observe is None:
+            return SOLVERS[plan.sampler].solve(denoise, noise, plan.levels)
+        scheduler = plan.scheduler(model)
+        # Time-Shift looks at the state: with a scheduler an image it cannot see an image's neighbours.
+        own = copies(scheduler, len(indices)) if plan.corrections.shifts else [scheduler]
+        return solve_scheduled(denoise, noise, own, observe)
     finally:
         model.train(was_training)
 
 
 def _denoise_rows(
-    model: Denoiser, plan: Plan, x: Tensor, sigma: float, labels: Tensor | None, at: int, rows: int
+    model: Denoiser, plan: Plan, x: Tensor, sigma: float | Tensor, labels: Tensor | None, at: int, rows: int
 ) -> Tensor:
     """The denoiser on exactly `rows` images from `at` on; a shorter rest is filled up with copies of the last."""
     here = torch.arange(at, at + rows, device=x.device).clamp(max=len(x) - 1)
-    level = torch.full((rows,), sigma, device=x.device)
+    level = sigma[here] if isinstance(sigma, Tensor) else torch.full((rows,), sigma, device=x.device)
     x0 = model.guided(x[here], level, None if labels is None else labels[here], plan.guidance_scale)
     return x0[: len(x) - at]

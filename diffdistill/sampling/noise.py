@@ -28,9 +28,9 @@ class ImageNoise:
         self.shape = tuple(shape)
         self.device = device
         self.seeds = [image_seed(seed, index) for index in indices]
-        self._generators = [torch.Generator().manual_seed(s) for s in self.seeds]
+        self.generators = [torch.Generator().manual_seed(s) for s in self.seeds]
 
     def draw(self) -> Tensor:
         """The next noise of every image: float32 `(B, C, H, W)`."""
-        rows = [torch.randn((1, *self.shape), generator=generator) for generator in self._generators]
+        rows = [torch.randn((1, *self.shape), generator=generator) for generator in self.generators]
         return torch.cat(rows).to(self.device)
