@@ -35,7 +35,7 @@ BASES: dict[str, Base] = {
     "EulerDiscreteScheduler": Base("ve", True),
     "EulerAncestralDiscreteScheduler": Base("ve", True),
     "HeunDiscreteScheduler": Base("ve", True),
-    "LMSDiscreteScheduler": Base("ve", True),
+    "LMSDiscreteScheduler": Base("ve", False),
     "KDPM2DiscreteScheduler": Base("ve", False),
     "KDPM2AncestralDiscreteScheduler": Base("ve", False),
     "DPMSolverMultistepScheduler": Base("vp", True),

@@ -96,7 +96,8 @@ def load_scheduler(model: str | Path, subfolder: str | None = None, **options: A
     if name != base and base in BASES:
         return corrected_class(base).from_config(config)
     found: Any = getattr(diffusers, name, None)
-    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+    known = isinstance(found, type) and issubclass(found, SchedulerMixin)
+    if not known:
         raise CheckpointError(f"'{model}' names the scheduler class '{name}', which diffusers does not have")
     return found.from_config(config)
 
