@@ -115,7 +115,10 @@ class Denoiser(nn.Module):
 
         def hook(name: str) -> Callable[..., None]:
             def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                found[name] = (output[0] if isinstance(output, tuple) else output).float()
+                value = output[0] if isinstance(output, tuple) else output
+                if value.dim() == 3 and hasattr(self.network, "feature_map"):  # tokens of a U-ViT
+                    value = self.network.feature_map(value)
+                found[name] = value.float()
                 if stop and len(found) == len(taps):
                     raise _Reached
 

@@ -99,9 +99,34 @@ class Run(Section):
     evaluation: Evaluation = Evaluation()
 
 
-class Network(Section):
-    """A UNet2DModel to train from scratch."""
+class UViTSize(Section):
+    """2209.12152, table 1: U-ViT-S is hidden_size 512, depth 12, 8 heads (its 13 layers count the middle block)."""
 
+    patch_size: Count = 2
+    hidden_size: Count = 256
+    depth: Count = Field(12, description="blocks that long skips join, even; a middle block is added")
+    num_attention_heads: Count = 8
+
+
+class ScaleLong(Section):
+    """2310.13545: the long skips scaled while training; see docs/scalelong.md before using it on a UNet."""
+
+    mode: Literal["cs", "ls", "rsqrt2"] = Field(
+        "cs", description="cs: kappa^(i-1), deepest skip smallest; rsqrt2: 1/sqrt(2); ls: learned gates"
+    )
+    kappa: Annotated[float, Field(gt=0, le=1)] = Field(0.7, description="cs: 0.5 to 0.95; 0.9 or more for 12 skips")
+    position: Literal["pre_norm", "post_norm"] = Field(
+        "pre_norm", description="pre_norm: the paper's, cancelled by a UNet's GroupNorm; post_norm: ours, UNets only"
+    )
+    start: Literal["identity", "reference"] = Field("identity", description="ls: gates of 1, or near 1/2")
+
+
+class Network(Section):
+    """A UNet2DModel, or a U-ViT, to train from scratch."""
+
+    kind: Literal["unet", "uvit"] = "unet"
+    uvit: UViTSize = UViTSize()
+    scalelong: ScaleLong | None = Field(None, description="scale the long skips while training; null: do not")
     block_out_channels: tuple[Count, ...] = (16, 64, 128)
     layers_per_block: Count = 1
     attention_levels: tuple[int, ...] = Field(

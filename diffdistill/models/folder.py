@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from diffdistill.errors import CheckpointError, ConfigError, DiskError
+from diffdistill.models.scalelong import CONFIG_KEY, Settings, install, load_scaled
 from diffdistill.process import EDM, VP, Flow, Process
 
 if TYPE_CHECKING:
@@ -134,9 +135,7 @@ def load_denoiser(model: str) -> "Denoiser":
 
 
 def _load_network(folder: Path, component: str, class_name: str) -> nn.Module:
-    import diffusers
-
-    cls = getattr(diffusers, class_name, None)
+    cls = network_class(class_name)
     if cls is None:
         raise CheckpointError(
             f"'{folder}' wants the network class {class_name}, which this diffusers lacks; upgrade diffusers"
@@ -144,11 +143,24 @@ def _load_network(folder: Path, component: str, class_name: str) -> nn.Module:
     if not list((folder / component).glob("*.safetensors")):
         raise CheckpointError(f"'{folder / component}' holds no safetensors weights; pickled weights are never loaded")
     try:
+        if CONFIG_KEY in read_json(folder / component / "config.json"):
+            return load_scaled(cls, folder / component)
         return cls.from_pretrained(folder / component, use_safetensors=True, low_cpu_mem_usage=False)
     except Exception as error:
         raise CheckpointError(
             f"'{folder / component}' could not be loaded ({error}); make or fetch the model folder again"
         ) from error
+
+
+def network_class(name: str) -> Any:
+    """The network class of that name, diffusers' own or one of `diffdistill.models`; None if neither has it."""
+    import diffusers
+
+    import diffdistill.models
+
+    home = diffdistill.models if name in diffdistill.models.__all__ else diffusers
+    cls = getattr(home, name, None)
+    return cls if isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin) else None
 
 
 def process_of(scheduler: dict[str, Any]) -> Process:
@@ -259,9 +271,13 @@ def clone_network(network: Any, num_classes: int | None) -> Any:
     it).
     """
     config = dict(network.config)
+    config.pop("_use_default_values", None)  # counts values given by position as defaults, and loses them
+    scale = config.pop(CONFIG_KEY, None)
     if num_classes is not None and config.get("num_class_embeds"):
         config["num_class_embeds"] = num_classes
     copy = type(network).from_config(config)
+    if scale is not None:
+        install(copy, Settings(**scale))
     state = dict(network.state_dict())
     if "class_embedding.weight" in state and num_classes is not None:
         state["class_embedding.weight"] = state["class_embedding.weight"][:num_classes]

@@ -225,5 +225,5 @@ def _check(settings: Settings) -> None:
 
 def _refuse_compiled(network: Any) -> None:
     # Compiled code does not look whether hooks changed, so either call would silently do nothing.
-    if isinstance(network, torch._dynamo.eval_frame.OptimizedModule) or network._compiled_call_impl is not None:
+    if hasattr(network, "_orig_mod") or network._compiled_call_impl is not None:
         raise ConfigError("the network is compiled; put ScaleLong on, or take it off, before torch.compile")

@@ -8,6 +8,7 @@ from diffdistill.data import ImageSet, batch_indices, to_model_range
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.losses import denoising_loss
+from diffdistill.models import UViT, apply_scalelong
 from diffdistill.process import EDM, LevelLaw, per_sample
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
@@ -15,8 +16,20 @@ from diffdistill.training.optim import Ema, Updater
 from diffdistill.training.store import Parts
 
 
-def build_network(settings: Network, image_shape: torch.Size, classes: int | None) -> UNet2DModel:
-    """A stock UNet2DModel; `classes` counts the null class of guidance too."""
+def build_network(settings: Network, image_shape: torch.Size, classes: int | None) -> UNet2DModel | UViT:
+    """A stock UNet2DModel or a U-ViT, with ScaleLong if asked; `classes` counts the null class of guidance too."""
+    if settings.kind == "uvit":
+        channels, height, width = image_shape
+        size = height if height == width else (height, width)
+        network = UViT(sample_size=size, in_channels=channels, num_class_embeds=classes, **settings.uvit.model_dump())
+    else:
+        network = build_unet(settings, image_shape, classes)
+    if settings.scalelong is not None:
+        apply_scalelong(network, **settings.scalelong.model_dump())
+    return network
+
+
+def build_unet(settings: Network, image_shape: torch.Size, classes: int | None) -> UNet2DModel:
     channels, height, width = image_shape
     depth = len(settings.block_out_channels)
     if height != width or height % 2 ** (depth - 1):
@@ -62,6 +75,7 @@ class TeacherTask:
         self.law = LevelLaw(config.level)
         self.updater = Updater("network", self.model.parameters(), config.optimizer, config.max_train_steps)
         self.ema = Ema(self.model, config.ema_decay)
+        self.denoisers = {"network": self.model, "average": self.ema.module}
         self.parts: Parts = {"network": self.model, "ema": self.ema, "optimizer": self.updater.optimizer}
 
     def update(self, step: int) -> Metrics:
