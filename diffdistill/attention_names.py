@@ -4,16 +4,17 @@ from difflib import get_close_matches
 
 # PyTorch's scaled_dot_product_attention: any kernel, or one of them.
 SDPA = ("sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math")
-# diffusers' own names (its AttentionBackendName), less those that fetch code from the Hub and run it.
+# diffusers' own names (its AttentionBackendName), less those that fetch code from the Hub and run it, and less flex,
+# which is slower than math and warns of wrong gradients unless the whole network is compiled.
 BACKENDS = (
     *("xformers", "flash", "flash_varlen", "_flash_3", "_flash_varlen_3"),
-    *("flex", "native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math"),
+    *("native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math"),
     *("_native_npu", "_native_xla", "sage", "sage_varlen"),
     *("_sage_qk_int8_pv_fp8_cuda", "_sage_qk_int8_pv_fp8_cuda_sm90"),
     *("_sage_qk_int8_pv_fp16_cuda", "_sage_qk_int8_pv_fp16_triton"),
 )
 POLICIES = ("auto", *SDPA, *BACKENDS)
-ALLOWED = f"auto, {', '.join(SDPA)}, xformers, or a backend of diffusers such as flash or flex"
+ALLOWED = f"auto, {', '.join(SDPA)}, xformers, or a backend of diffusers such as flash or sage"
 
 
 def attention_name(name: str) -> str:

@@ -50,6 +50,8 @@ def arguments(model, out, **changed):
         "sampler": None,
         "epsilon_scaling": None,
         "time_shift_sampler": None,
+        "calibration": None,
+        "attention": None,
         "device": "cpu",
     }
     return Namespace(**given | changed)

@@ -18,11 +18,12 @@ from diffdistill.data.pixels import decode
 from diffdistill.data.source import Source
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DataError
+from diffdistill.models.attention import set_attention
 from diffdistill.models.folder import locate, weights_digest
 from diffdistill.sampling.generate import pick_device, plan_sampling, run_plan
 
 MODEL_IMAGES = 5000
-SAMPLING = ("steps", "class_labels", "guidance_scale", "sampler", "epsilon_scaling", "time_shift_sampler")
+SAMPLING = ("steps", "class_labels", "guidance_scale", "sampler", "epsilon_scaling", "time_shift_sampler", "attention")
 UNBUILT = ("prompt", "prompts", "epsilon_scaling", "time_shift_sampler")
 Pair = tuple[Tensor, Tensor | None]
 
@@ -104,6 +105,7 @@ def _arrays(source: Source) -> Iterator[np.ndarray]:
 def model_subject(name: str, steps: int | None, args: Namespace) -> Subject:
     """Samples of a model, class-balanced unless labels are given."""
     model = Denoiser.from_pretrained(name, pick_device(args.device))
+    attention = set_attention(model.network, args.attention or "auto")
     plan = plan_sampling(
         model, steps=steps, sampler=args.sampler, class_labels=args.class_labels, guidance_scale=args.guidance_scale
     )
@@ -117,6 +119,7 @@ def model_subject(name: str, steps: int | None, args: Namespace) -> Subject:
         "guidance_scale": plan.guidance_scale,
         "class_labels": None if plan.class_labels is None else list(plan.class_labels),
         "seed": args.seed,
+        "attention": str(attention),
     }
     batches = run_plan(model, plan, num_images=count, seed=args.seed, batch_size=args.batch_size)
     return Subject(name, count, batches, None, about)

@@ -12,6 +12,7 @@ from diffdistill import __version__
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.models.folder import locate, new_folder, weights_digest
+from diffdistill.models.attention import set_attention
 from diffdistill.reporting.grid import image_grid, to_picture
 from diffdistill.sampling.generate import Plan, pick_device, plan_sampling, run_plan
 from diffdistill.sampling.noise import image_seed
@@ -29,6 +30,7 @@ def run(args: Namespace) -> int:
     model = Denoiser.from_pretrained(args.model, device)
     plan = plan_sampling(
         model,
+    attention = set_attention(model.network, args.attention or "auto")
         steps=args.steps,
         sampler=args.sampler,
         class_labels=args.class_labels,
@@ -36,7 +38,7 @@ def run(args: Namespace) -> int:
     )
     with new_folder(out) as folder:
         record = _write_images(model, plan, args, folder)
-        settings = _settings(args, plan, device) | {"images": record}
+        settings = _settings(args, plan, device) | {"attention": str(attention), "images": record}
         (folder / "samples.json").write_text(json.dumps(settings, indent=2) + "\n")
     print(f"{out}: {args.num_images} images, {plan.sampler}, {_count(plan.evaluations, 'evaluation')} each")
     return 0

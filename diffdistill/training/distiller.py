@@ -74,6 +74,12 @@ class DistillTask:
         self.student_updater = Updater("student", self.student.parameters(), config.student.optimizer, total)
         self.critic_updaters = [Updater("critic", critic.parameters(), config.critic.optimizer, total)]
         self.ema = Ema(self.student, config.student.ema_decay)
+        self.denoisers = {
+            "teacher": self.method.teacher,
+            "student": self.student,
+            "critic": critic,
+            "average": self.ema.module,
+        }
         self.parts: Parts = {
             "student": self.student,
             "student_ema": self.ema,

@@ -26,6 +26,7 @@ class Task(Protocol):
     """What is trained: a teacher, a student."""
 
     parts: Parts
+    denoisers: dict[str, Denoiser]  # every network of the run, by its role
 
     def update(self, step: int) -> Metrics:
         """One update of everything; all randomness from torch's generators, seeded by the loop."""

@@ -17,6 +17,7 @@ from diffdistill.config.schema import Distill, Run, Train
 from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DiskError
+from diffdistill.models.attention import set_attention
 from diffdistill.models.folder import locate, weights_digest
 from diffdistill.reporting.model_card import model_card
 from diffdistill.reporting.report import write_report
@@ -32,7 +33,8 @@ def train(resolved: Resolved) -> int:
     config: Train = resolved.config
     device = Device(config.mixed_precision, config.num_threads)
     data = training_data(config)
-    return execute(TeacherTask(config, data, device), resolved, data, "model", role="teacher")
+    task = TeacherTask(config, data, device)
+    return execute(task, resolved, data, "model", choose_attention(task, config, device), role="teacher")
 
 
 def distill(resolved: Resolved) -> int:
@@ -44,9 +46,20 @@ def distill(resolved: Resolved) -> int:
     teacher = Denoiser.from_pretrained(config.teacher, device.name)
     data = training_data(config, teacher)
     task = DistillTask(config, teacher, data, device)
+    attention = choose_attention(task, config, device)
     return execute(
-        task, resolved, data, "student", teacher, role="student", levels=task.levels, teacher=config.teacher
+        task, resolved, data, "student", attention, teacher, role="student", levels=task.levels, teacher=config.teacher
     )
+
+
+def choose_attention(task: Task, config: Run, device: Device) -> str:
+    """Let every network of the run attend by `config.attention`; the kernels seen to run, for the record."""
+    found = {
+        name: str(set_attention(model.network, config.attention, context=device.autocast))
+        for name, model in task.denoisers.items()
+    }
+    same = len(set(found.values())) == 1
+    return next(iter(found.values())) if same else "; ".join(f"{name} {text}" for name, text in found.items())
 
 
 def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
@@ -78,11 +91,17 @@ def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
 
 
 def execute(
-    task: Task, resolved: Resolved, data: ImageSet, name: str, example: Denoiser | None = None, **card: Any
+    task: Task,
+    resolved: Resolved,
+    data: ImageSet,
+    name: str,
+    attention: str,
+    example: Denoiser | None = None,
+    **card: Any,
 ) -> int:
     """Run a task in its folder and publish the averaged model with its card and the report."""
     config: Run = resolved.config
-    folder = open_folder(config, resolved)
+    folder = open_folder(config, resolved, attention)
     observer = RunObserver(config, data)
     if example is not None and config.sample_every:
         observer.grid(example, folder / "samples" / "teacher.png")
@@ -134,7 +153,7 @@ def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any]:
     return {"teacher" if i == 0 else f"teacher at {calls}": row for i, (calls, row) in enumerate(best_first)}
 
 
-def open_folder(config: Run, resolved: Resolved) -> Path:
+def open_folder(config: Run, resolved: Resolved, attention: str) -> Path:
     """The run folder: new, or the one to resume (with the same settings but for length and logging)."""
     folder = Path(config.output_dir)
     settings = folder / "config.yaml"
@@ -149,7 +168,7 @@ def open_folder(config: Run, resolved: Resolved) -> Path:
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         settings.write_text(resolved.text_yaml)
-        write_json(folder / "environment.json", environment())
+        write_json(folder / "environment.json", environment() | {"attention": attention})
     except OSError as error:
         raise DiskError(f"cannot write to '{folder}' ({error.strerror}); choose another output_dir") from error
     return folder
