@@ -181,6 +181,13 @@ def _scalar(kind: Any, data: Any) -> float | int:
     return value
 
 
+def _encoded(text: Any, encoding: Any) -> bytes:
+    """`_codecs.encode`: how protocol 2, which torch.save uses, writes the few bytes of a numpy number."""
+    if not isinstance(text, str) or encoding != "latin1" or len(text) > 16:
+        raise ValueError
+    return text.encode("latin-1")
+
+
 def _empty_dict() -> dict[Any, Any]:
     return {}
 
@@ -209,6 +216,7 @@ NAMES: Mapping[tuple[str, str], Maker] = {
     ("dnnlib.util", "EasyDict"): _empty_dict,
     ("builtins", "set"): _set,
     ("__builtin__", "set"): _set,
+    ("_codecs", "encode"): _encoded,
     ("torch", "Size"): _size,
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
