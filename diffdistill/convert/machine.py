@@ -114,7 +114,8 @@ class PickleReader:
         self.stack.append(tuple(items))
 
     def _dict(self, _: Any) -> None:
-        items, made = self._above_mark(), {}
+        items = self._above_mark()
+        made: dict[Any, Any] = {}
         _put(made, items)
         self.stack.append(made)
 

@@ -44,8 +44,7 @@ class DhariwalUNet(EDMNetwork, ModelMixin, ConfigMixin):
         self.map_layer0 = nn.Linear(model_channels, self.embedding_channels)
         self.map_layer1 = nn.Linear(self.embedding_channels, self.embedding_channels)
         self.map_label = nn.Linear(label_dim, self.embedding_channels, bias=False) if label_dim else None
-        self._build_encoder()
-        self._build_decoder()
+        self._build_decoder(self._build_encoder())
 
     def _block(self, in_channels: int, out_channels: int, attention: bool = False, direction: Any = None) -> Block:
         return Block(
@@ -61,8 +60,10 @@ class DhariwalUNet(EDMNetwork, ModelMixin, ConfigMixin):
             dropout=self.config.dropout,
         )
 
-    def _build_encoder(self) -> None:
+    def _build_encoder(self) -> list[int]:
+        """Channels of what every encoder layer sends across."""
         c = self.config
+        across: list[int] = []
         self.enc = nn.ModuleDict()
         channels = c.model_channels * c.channel_mult[0]
         for level, multiple in enumerate(c.channel_mult):
@@ -71,14 +72,16 @@ class DhariwalUNet(EDMNetwork, ModelMixin, ConfigMixin):
                 self.enc[f"{size}x{size}_conv"] = Conv(c.in_channels, channels, 3)
             else:
                 self.enc[f"{size}x{size}_down"] = self._block(channels, channels, direction="down")
+            across.append(channels)
             for index in range(c.num_blocks):
                 out = c.model_channels * multiple
                 self.enc[f"{size}x{size}_block{index}"] = self._block(channels, out, size in c.attn_resolutions)
                 channels = out
+                across.append(channels)
+        return across
 
-    def _build_decoder(self) -> None:
+    def _build_decoder(self, across: list[int]) -> None:
         c = self.config
-        across = [layer.out_channels for layer in self.enc.values()]
         self.dec = nn.ModuleDict()
         channels = across[-1]
         for level, multiple in reversed(list(enumerate(c.channel_mult))):

@@ -102,7 +102,7 @@ class Block(nn.Module):
         dropout: float,
     ):
         super().__init__()
-        self.out_channels, self.heads = out_channels, heads
+        self.heads = heads
         self.adaptive, self.skip_scale, self.dropout = adaptive, skip_scale, dropout
         self.norm0 = group_norm(in_channels, eps)
         self.conv0 = Conv(in_channels, out_channels, 3, _resample(direction, taps))

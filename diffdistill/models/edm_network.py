@@ -63,7 +63,7 @@ class EDMNetwork(ModelMixin, ConfigMixin):
             return None
         if labels is None:
             return like.new_zeros(len(like), count)
-        return F.one_hot(labels, count + 1)[:, :count].float()
+        return F.one_hot(labels.long(), count + 1)[:, :count].float()
 
     def encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The features at the bottom, and those that every encoder layer sends across."""

@@ -52,8 +52,7 @@ class SongUNet(EDMNetwork, ModelMixin, ConfigMixin):
         self.map_augment = nn.Linear(augment_dim, noise, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(noise, self.embedding_channels)
         self.map_layer1 = nn.Linear(self.embedding_channels, self.embedding_channels)
-        self._build_encoder()
-        self._build_decoder()
+        self._build_decoder(self._build_encoder())
 
     def _block(self, in_channels: int, out_channels: int, attention: bool = False, direction: Any = None) -> Block:
         return Block(
@@ -70,8 +69,10 @@ class SongUNet(EDMNetwork, ModelMixin, ConfigMixin):
             dropout=self.config.dropout,
         )
 
-    def _build_encoder(self) -> None:
+    def _build_encoder(self) -> list[int]:
+        """Channels of what every encoder layer sends across."""
         c = self.config
+        across: list[int] = []
         self.enc = nn.ModuleDict()
         channels, pyramid = c.model_channels, c.in_channels
         for level, multiple in enumerate(c.channel_mult):
@@ -83,14 +84,16 @@ class SongUNet(EDMNetwork, ModelMixin, ConfigMixin):
                 if c.encoder_type == "residual":
                     self.enc[f"{size}x{size}_aux_residual"] = PyramidDown(pyramid, channels, c.resample_filter)
                     pyramid = channels
+            across.append(channels)
             for index in range(c.num_blocks):
                 out = c.model_channels * multiple
                 self.enc[f"{size}x{size}_block{index}"] = self._block(channels, out, size in c.attn_resolutions)
                 channels = out
+                across.append(channels)
+        return across
 
-    def _build_decoder(self) -> None:
+    def _build_decoder(self, across: list[int]) -> None:
         c = self.config
-        across = [layer.out_channels for layer in self.enc.values() if not isinstance(layer, PyramidDown)]
         self.dec = nn.ModuleDict()
         channels = across[-1]
         for level, multiple in reversed(list(enumerate(c.channel_mult))):
@@ -124,7 +127,7 @@ class SongUNet(EDMNetwork, ModelMixin, ConfigMixin):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
     def encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        pyramid, skips = x, []
+        pyramid, skips = x, list[Tensor]()
         for layer in self.enc.values():
             if isinstance(layer, PyramidDown):
                 # The pyramid joins the features at once: it is their sum from here on, and what goes across.
