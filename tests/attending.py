@@ -91,7 +91,7 @@ def dit():
 
 NETWORKS = {
     **{"unet": lambda: tiny_unet().eval(), "text": text_unet, "sdxl": sdxl_unet},
-    **{"uvit": uvit, "dit": dit},
+    **{"uvit": uvit, "dit": dit, "edm": edm},
 }
 
 

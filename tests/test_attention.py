@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from attending import FLASH, MATH, NETWORKS, Plain, PlainNetwork, edm, flux, kernels, text_unet, uvit
+from attending import FLASH, MATH, NETWORKS, Plain, PlainNetwork, flux, kernels, text_unet, uvit
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from tiny import tiny_unet
@@ -86,17 +86,6 @@ def test_layers_of_no_library_are_found_by_their_calls():
     reset_attention(network)
     assert type(network.layers[0]) is Plain
     assert kernels(lambda: network(x)) == {FLASH}
-
-
-def test_networks_of_edm_take_part():
-    network = edm()
-    run = example(network)
-    before = run()
-    assert set_attention(network, "sdpa-math").layers > 0
-    assert kernels(run) == {MATH}
-    torch.testing.assert_close(run(), before, rtol=1e-4, atol=1e-5)
-    reset_attention(network)
-    assert torch.equal(run(), before)
 
 
 def test_a_network_that_calls_attention_itself():

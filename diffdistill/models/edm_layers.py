@@ -134,7 +134,8 @@ class Block(nn.Module):
         batch, channels, height, width = x.shape
         # In the public files the q, k and v of one channel lie side by side, heads outermost.
         packed = self.qkv(self.norm2(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
-        q, k, v = (part.transpose(-1, -2) for part in packed.unbind(3))
+        # Contiguous in the last dimension, or PyTorch's fused kernels refuse them.
+        q, k, v = packed.permute(0, 1, 3, 4, 2).contiguous().unbind(2)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(-1, -2).reshape(x.shape))
 
