@@ -239,7 +239,7 @@ def save_denoiser(
     """Write `folder` as a stock `ConsistencyModelPipeline`; see `Denoiser.save_pretrained`."""
     from diffusers import ConsistencyModelPipeline
 
-    scheduler = scheduler_of(denoiser.process, levels)
+    scheduler, home = scheduler_of(denoiser.process, levels), type(denoiser.network).__module__
     with new_folder(folder) as staged:
         pipeline = ConsistencyModelPipeline(unet=denoiser.network, scheduler=scheduler)
         pipeline.save_pretrained(staged, safe_serialization=True)
@@ -254,6 +254,8 @@ def save_denoiser(
             "null_class": denoiser.null_class,
             "num_classes": denoiser.num_classes,
             "image_shape": list(denoiser.image_shape),
+            # The module that stock diffusers must find imported, where the network is not one of its own.
+            "network_module": None if home.startswith("diffusers.") else home,
             "sha256": weights,
             **provenance,
         }

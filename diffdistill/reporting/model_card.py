@@ -10,7 +10,7 @@ def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = 
     """Markdown with the front matter of the Hub.
 
     metadata: content of `diffdistill.json` (`role`, `levels`, `call`; optional `num_classes`, `image_shape`,
-    `teacher`, `data`, `config_sha256`, `diffdistill`); evaluation: what `Evaluator` returned; config: the resolved
+    `teacher`, `data`, `config_sha256`, `diffdistill`, `network_module`, `source`, `teacher_source`); evaluation: what `Evaluator` returned; config: the resolved
     YAML.
     """
     student = metadata.get("role") == "student"
@@ -31,7 +31,9 @@ def _front_matter(student: bool, metadata: dict[str, Any]) -> str:
     kind = "class-conditional" if metadata.get("num_classes") else "unconditional"
     tags = ["diffdistill", "diffusers", "safetensors", "image-generation", kind]
     tags += ["one-step", "distillation"] if student and len(metadata.get("levels") or ()) == 1 else []
-    lines = ["license: apache-2.0", "library_name: diffusers", "pipeline_tag: unconditional-image-generation", "tags:"]
+    # Of converted weights only their makers can say the licence.
+    licence = "other" if metadata.get("source") or metadata.get("teacher_source") else "apache-2.0"
+    lines = [f"license: {licence}", "library_name: diffusers", "pipeline_tag: unconditional-image-generation", "tags:"]
     return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---"])
 
 
@@ -56,7 +58,8 @@ def _summary(student: bool, levels: Sequence[float], metadata: dict[str, Any]) -
     if not student:
         return f"A teacher: it makes images{size}{kind}, by removing noise in many steps."
     calls = "one evaluation" if len(levels) == 1 else f"{len(levels)} evaluations"
-    return f"It makes images{size}{kind}, with {calls} of its network, and loads in stock diffusers."
+    where = "in diffusers where diffdistill is installed" if metadata.get("network_module") else "in stock diffusers"
+    return f"It makes images{size}{kind}, with {calls} of its network, and loads {where}."
 
 
 def _student_use(levels: Sequence[float], metadata: dict[str, Any]) -> str:
@@ -71,10 +74,12 @@ def _student_use(levels: Sequence[float], metadata: dict[str, Any]) -> str:
         "generator=[torch.Generator().manual_seed(i) for i in range(8)]",
     ]
     inside = "".join(f"    {argument},\n" for argument in arguments)
+    module = metadata.get("network_module")
+    network = f"\nimport {module}  # the class of the network, which diffusers lacks" if module else ""
     return f"""```python
 import torch
 from diffusers import DiffusionPipeline
-
+{network}
 pipe = DiffusionPipeline.from_pretrained("student")  # this folder, or its Hub id
 images = pipe(
 {inside}).images
@@ -90,6 +95,7 @@ diffdistill sample student --num-images 8 --seed 0 --out samples
 
 
 def _teacher_use(metadata: dict[str, Any]) -> str:
+    network = "network of diffdistill" if metadata.get("network_module") else "stock diffusers network"
     labels = " --class-labels 0" if metadata.get("num_classes") else ""
     return f"""```
 diffdistill sample model --num-images 8{labels} --out samples
@@ -102,7 +108,7 @@ denoise = Denoiser.from_pretrained("model")  # this folder, or its Hub id
 x0 = denoise(x_t, sigma, cond)  # x_t = x0 + sigma * eps, images in [-1, 1]
 ```
 
-The network is a stock diffusers network with the preconditioning of EDM (2206.00364, Table 1) and the time input
+The network is a {network} with the preconditioning of EDM (2206.00364, Table 1) and the time input
 250 ln(sigma). `DiffusionPipeline.from_pretrained` opens the folder too, but samples it like a consistency model, which
 a teacher is not: use the command above."""
 
@@ -127,6 +133,8 @@ def _origin(student: bool, metadata: dict[str, Any]) -> str:
     method = "distribution matching against its teacher" if student else "denoising score matching, averaged weights"
     rows = {
         "Training": method,
+        "Converted from": _file(metadata.get("source")),
+        "Teacher converted from": _file(metadata.get("teacher_source")),
         "Teacher": metadata.get("teacher") and f"`{metadata['teacher']}`",
         "Data": data.get("path") and f"`{data['path']}`",
         "Fingerprint of the data": data.get("fingerprint") and f"`{data['fingerprint']}`",
@@ -135,6 +143,10 @@ def _origin(student: bool, metadata: dict[str, Any]) -> str:
         "diffdistill": metadata.get("diffdistill"),
     }
     return "\n".join(f"- {key}: {value}" for key, value in rows.items() if value)
+
+
+def _file(source: dict[str, Any] | None) -> str | None:
+    return source and f"`{source['file']}`, SHA-256 `{source['sha256']}`"
 
 
 def _public(config: str) -> str:

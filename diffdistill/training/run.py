@@ -47,9 +47,12 @@ def distill(resolved: Resolved) -> int:
     data = training_data(config, teacher)
     task = DistillTask(config, teacher, data, device)
     attention = choose_attention(task, config, device)
+    # A student of converted weights is under their licence too, so its card must name them.
+    source = teacher.metadata.get("source") or teacher.metadata.get("teacher_source")
     return execute(
-        task, resolved, data, "student", attention, teacher, role="student", levels=task.levels, teacher=config.teacher
-    )
+        task, resolved, data, "student", attention, teacher,
+        role="student", levels=task.levels, teacher=config.teacher, teacher_source=source,
+    )  # fmt: skip
 
 
 def choose_attention(task: Task, config: Run, device: Device) -> str:
