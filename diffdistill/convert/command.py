@@ -8,6 +8,7 @@ from diffdistill.convert.edm import build
 from diffdistill.convert.source import read_source
 from diffdistill.errors import ConfigError
 from diffdistill.models.folder import sha256
+from diffdistill.reporting.model_card import model_card
 
 
 def run(args: Namespace) -> int:
@@ -18,7 +19,13 @@ def run(args: Namespace) -> int:
     denoiser = build(read_source(source, None if args.config is None else Path(args.config)))
     # The name, not the path: where it lay on this machine is nobody's business.
     origin = {"file": source.name, "sha256": sha256(source)}
-    denoiser.save_pretrained(out, role="teacher", source=origin, diffdistill=__version__)
+    denoiser.save_pretrained(
+        out,
+        role="teacher",
+        source=origin,
+        diffdistill=__version__,
+        card=lambda metadata: model_card(metadata=metadata),
+    )
     config = denoiser.network.config
     count = sum(parameter.numel() for parameter in denoiser.parameters()) / 1e6
     kind, size = config.preconditioning["kind"], config.sample_size
