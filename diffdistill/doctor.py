@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from diffdistill.assets import ROOTS
+from diffdistill.doctor_scripts import DIFFUSERS, TORCH, TORCHVISION, XFORMERS
 from diffdistill.errors import DiskError
 
 PIP = f"{shlex.quote(sys.executable)} -m pip"
@@ -26,46 +27,6 @@ NAMES = (
     *("scipy", "clean-fid", "xformers", "pyarrow", "matplotlib"),
 )
 GIB = 1 << 30
-
-TORCH = """
-import json, torch
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-cuda = torch.cuda.is_available()
-facts = {"cuda": torch.cuda.get_device_name(0) if cuda else None, "build": torch.version.cuda or torch.version.hip}
-facts["threads"] = torch.get_num_threads()
-on_cpu = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
-facts["bf16"] = bool(torch.cuda.is_bf16_supported() if cuda else on_cpu())
-where = {"device": "cuda", "dtype": torch.float16} if cuda else {}
-q, k, v = torch.randn(3, 1, 2, 64, 32, **where)
-exact = ((q.double() @ k.double().mT) / 32**0.5).softmax(-1) @ v.double()
-facts["kernels"] = []
-for name in ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH"):
-    try:
-        with sdpa_kernel(getattr(SDPBackend, name)):
-            if (F.scaled_dot_product_attention(q, k, v).double() - exact).abs().max() < 1e-2:
-                facts["kernels"].append(name.removesuffix("_ATTENTION").lower())
-    except Exception:
-        pass
-print(json.dumps(facts))
-"""
-TORCHVISION = """
-import json, torchvision
-from torchvision.extension import _has_ops
-print(json.dumps({"ops": bool(_has_ops())}))
-"""
-DIFFUSERS = """
-import json
-from diffusers import ConsistencyModelPipeline, UNet2DModel
-print(json.dumps({}))
-"""
-XFORMERS = """
-import json, torch, xformers.ops
-device = "cuda" if torch.cuda.is_available() else "cpu"
-q = torch.randn(1, 64, 2, 32, device=device, dtype=torch.float16 if device == "cuda" else torch.float32)
-xformers.ops.memory_efficient_attention(q, q, q)
-print(json.dumps({}))
-"""
 
 
 @dataclass(frozen=True)
@@ -150,7 +111,8 @@ def check_torch(versions: Mapping[str, str | None], facts: Mapping[str, Any]) ->
         checks.append(Check("device", "ok", f"CPU, {bf16}"))
     kernels = facts["kernels"]
     if kernels:
-        checks.append(Check("attention", "ok", f"kernels that run and agree: {', '.join(kernels)}"))
+        detail = f"{facts['taken']} runs ({facts['dtype']}); kernels that run and agree: {', '.join(kernels)}"
+        checks.append(Check("attention", "ok", detail))
     else:
         checks.append(Check("attention", "fail", "no attention kernel runs", f"{PIP} install --force-reinstall torch"))
     return checks

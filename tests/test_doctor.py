@@ -9,7 +9,15 @@ from diffdistill import doctor
 from diffdistill.errors import DiskError
 
 NONE = dict.fromkeys(doctor.NAMES)
-TORCH = {"cuda": None, "build": None, "threads": 2, "bf16": True, "kernels": ["flash", "math"]}
+TORCH = {
+    "cuda": None,
+    "build": None,
+    "threads": 2,
+    "bf16": True,
+    "taken": "flash",
+    "dtype": "float32",
+    "kernels": ["flash", "math"],
+}
 
 
 def package(folder, name, version, source):
@@ -25,7 +33,8 @@ def test_this_environment_is_sound(python):
     found = {check["name"]: check for check in json.loads(done.out)["checks"]}
     assert {name: check for name, check in found.items() if check["status"] == "fail"} == {}
     assert (done.code, done.err) == (0, "")
-    assert "math" in found["attention"]["detail"]
+    taken, _, others = found["attention"]["detail"].partition(" runs (float")
+    assert {taken, "math"} <= set(others.partition(": ")[2].split(", "))
     assert "SHA-256 right" in found["assets"]["detail"]
 
 
