@@ -110,8 +110,15 @@ def test_a_folder_that_holds_files_is_refused_and_kept(model, tmp_path):
     [
         ({"prompt": "a cat"}, ConfigError, "prompts need a text-to-image model"),
         ({"prompts": "file.txt"}, ConfigError, "prompts need a text-to-image model"),
-        ({"epsilon_scaling": "auto"}, ConfigError, "--epsilon-scaling is not supported yet"),
-        ({"time_shift_sampler": "auto"}, ConfigError, "--time-shift-sampler is not supported yet"),
+        (
+            {"epsilon_scaling": "auto"},
+            CheckpointError,
+            "there is no calibration .*; make one with 'diffdistill calibrate",
+        ),
+        ({"time_shift_sampler": "auto"}, CheckpointError, "there is no calibration"),
+        ({"epsilon_scaling": "-1"}, ConfigError, "epsilon scaling divides by lambda"),
+        ({"time_shift_sampler": "2000,300"}, ConfigError, "window of 2000 time steps does not fit the schedule"),
+        ({"time_shift_sampler": "1.5,300"}, ConfigError, "window and cutoff are whole time steps"),
         ({"class_labels": (7,)}, ConfigError, "class label 7 is out of range; this model has classes 0 to 1"),
         ({"model": "/nowhere/at/all"}, CheckpointError, "is not a diffusers folder"),
         ({"device": "cuda:99"}, ConfigError, "device 'cuda:99' is not on this machine"),

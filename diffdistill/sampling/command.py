@@ -1,6 +1,7 @@
 """`diffdistill sample`: PNGs, a grid, and a record from which each image can be made again alone."""
 
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from tqdm import tqdm
 from diffdistill import __version__
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
-from diffdistill.models.folder import locate, new_folder, weights_digest
 from diffdistill.models.attention import set_attention
+from diffdistill.models.folder import locate, new_folder, weights_digest
 from diffdistill.reporting.grid import image_grid, to_picture
+from diffdistill.sampling.corrections import NONE
 from diffdistill.sampling.generate import Plan, pick_device, plan_sampling, run_plan
 from diffdistill.sampling.noise import image_seed
 
@@ -22,20 +24,25 @@ GRID_ROWS, GRID_COLUMNS = 10, 10
 
 def run(args: Namespace) -> int:
     """Write `00000.png` ..., `grid.png` and `samples.json` into `--out`, which appears whole or not at all."""
-    _refuse_unbuilt(args)
+    _refuse_prompts(args)
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out '{out}' already exists and is not an empty folder; name a new one")
     device = pick_device(args.device)
     model = Denoiser.from_pretrained(args.model, device)
+    attention = set_attention(model.network, args.attention or "auto")
     plan = plan_sampling(
         model,
-    attention = set_attention(model.network, args.attention or "auto")
         steps=args.steps,
         sampler=args.sampler,
         class_labels=args.class_labels,
         guidance_scale=args.guidance_scale,
+        epsilon_scaling=args.epsilon_scaling,
+        time_shift_sampler=args.time_shift_sampler,
+        calibration=args.calibration,
     )
+    if "auto" in (args.epsilon_scaling, args.time_shift_sampler) and plan.guidance_scale != 1:
+        print("note: the calibration was made without guidance, whose images differ from the data", file=sys.stderr)
     with new_folder(out) as folder:
         record = _write_images(model, plan, args, folder)
         settings = _settings(args, plan, device) | {"attention": str(attention), "images": record}
@@ -44,12 +51,9 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _refuse_unbuilt(args: Namespace) -> None:
+def _refuse_prompts(args: Namespace) -> None:
     if args.prompt is not None or args.prompts is not None:
         raise ConfigError("prompts need a text-to-image model, which is not supported yet; use --class-labels")
-    for flag in ("epsilon_scaling", "time_shift_sampler"):
-        if getattr(args, flag) is not None:
-            raise ConfigError(f"--{flag.replace('_', '-')} is not supported yet; leave it out")
 
 
 def _write_images(model: Denoiser, plan: Plan, args: Namespace, folder: Path) -> list[dict[str, Any]]:
@@ -95,6 +99,7 @@ def _settings(args: Namespace, plan: Plan, device: torch.device) -> dict[str, An
         "evaluations": plan.evaluations,
         "levels": list(plan.levels),
         "guidance_scale": plan.guidance_scale,
+        "corrections": None if plan.corrections == NONE else plan.corrections.record(),
         "class_labels": None if plan.class_labels is None else list(plan.class_labels),
         "seed": args.seed,
         "batch_size": args.batch_size,

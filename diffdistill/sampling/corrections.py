@@ -52,6 +52,12 @@ def corrected(name: str, process: Process, steps: int, levels: tuple[float, ...]
     from diffdistill.schedulers import epsilon_scaling, time_shift_sampler
 
     scheduler = make_scheduler(name, process)
+    first = wanted.b + wanted.k * (steps - 1)
+    if first <= 0:
+        raise ConfigError(
+            f"epsilon scaling {wanted.k:g},{wanted.b:g} divides the first of {steps} steps by {first:g}; lambda must be "
+            "above 0 at every step"
+        )
     if wanted.scales:
         scheduler = epsilon_scaling(scheduler, b=wanted.b, k=wanted.k)
     if wanted.shifts:
