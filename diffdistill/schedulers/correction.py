@@ -1,8 +1,9 @@
 """Schedulers of diffusers with both corrections built in, one named class for each base."""
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import diffusers
@@ -34,12 +35,12 @@ class Stride(int):
     that would drag the destination along; with this number in place of `num_inference_steps` it stays.
     """
 
+    stride: int
+
     def __new__(cls, steps: int, stride: int) -> "Stride":
         self = super().__new__(cls, steps)
         self.stride = stride
         return self
-
-    stride: int
 
     def __rfloordiv__(self, other: int) -> int:
         return self.stride
@@ -88,15 +89,9 @@ class Corrections:
         if kwargs.get("per_token_timesteps") is not None:
             raise ConfigError("a pipeline with per-token time steps has no single noise level to shift; disable it")
         index = position(scheduler, timestep)
-        nominal, steps = shift.nominal_label(scheduler, timestep), getattr(scheduler, "num_inference_steps", None)
-        if nominal is not None and steps is not None:
-            usual = scheduler.config.num_train_timesteps // steps
-            scheduler.num_inference_steps = Stride(steps, int(timestep) - int(nominal) + usual)
-        try:
+        nominal = shift.nominal_label(scheduler, timestep)
+        with _fixed_destination(scheduler, timestep, nominal):
             result = step(scheduler, output, timestep, sample, *args, **kwargs)
-        finally:
-            if nominal is not None and steps is not None:
-                scheduler.num_inference_steps = steps
         shift.after_step(scheduler, index + 1, result[0] if isinstance(result, tuple) else result.prev_sample)
         return result
 
@@ -104,10 +99,20 @@ class Corrections:
         if getattr(self, "_time_shift", None) is not None:
             self._time_shift.begin()  # type: ignore[union-attr]
 
-    @classmethod
-    def _get_compatibles(cls) -> list[type]:
-        # Some schedulers have none; diffusers then counts on the class itself being one of its own names.
-        return [*super()._get_compatibles(), cls]  # type: ignore[misc]
+
+@contextlib.contextmanager
+def _fixed_destination(scheduler: Any, timestep: Any, nominal: float | None) -> Iterator[None]:
+    """Steps of DDIM and PNDM from a moved state end where they would have ended from the scheduled one."""
+    if nominal is None or hasattr(scheduler, "sigmas"):
+        yield
+        return
+    steps = scheduler.num_inference_steps
+    usual = scheduler.config.num_train_timesteps // steps
+    scheduler.num_inference_steps = Stride(steps, int(timestep) - int(nominal) + usual)
+    try:
+        yield
+    finally:
+        scheduler.num_inference_steps = steps
 
 
 def build(scheduler: Any, settings: dict[str, Any]) -> tuple[EpsilonScaling | None, TimeShift | None]:
@@ -166,6 +171,10 @@ def corrected_class(name: str) -> Any:
         base.set_timesteps(self, *args, **kwargs)
         self._begin_run()
 
+    def _get_compatibles(cls: type) -> list[type]:
+        # Diffusers finds compatible classes by name among its own, where this one is not.
+        return [*base._get_compatibles(), cls]
+
     return type(
         f"Corrected{name}",
         (Corrections, base),
@@ -173,6 +182,7 @@ def corrected_class(name: str) -> Any:
             "__init__": __init__,
             "step": step,
             "set_timesteps": set_timesteps,
+            "_get_compatibles": classmethod(_get_compatibles),
             "__module__": "diffdistill.schedulers",
             "__doc__": f"`{name}` of diffusers with Epsilon Scaling and the Time-Shift sampler in its config.",
         },

@@ -88,7 +88,7 @@ def load_scheduler(model: str | Path, subfolder: str | None = None, **options: A
     Raises CheckpointError for a folder without a scheduler or with a class that diffusers does not have.
     """
     try:
-        config = SchedulerMixin.load_config(model, subfolder=subfolder, **options)
+        config = diffusers.DDIMScheduler.load_config(model, subfolder=subfolder, **options)
     except OSError as problem:
         raise CheckpointError(f"'{model}' has no scheduler that can be read: {problem}") from None
     name = str(config.get("_class_name"))
