@@ -37,11 +37,11 @@ def scaled(network, seed=3, **more):
     return network
 
 
-def cases():
-    for variant in VARIANTS:
-        yield pytest.param(tiny_unet, variant, id="unet-" + "-".join(map(str, variant.values())))
-        if variant.get("position") != "post_norm":
-            yield pytest.param(uvit, variant, id="uvit-" + "-".join(map(str, variant.values())))
+CASES = [
+    pytest.param(make, variant, id="-".join(map(str, (make.__name__, *variant.values()))))
+    for variant in VARIANTS
+    for make in ((tiny_unet,) if variant.get("position") == "post_norm" else (tiny_unet, uvit))
+]
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def batch():
     return x, torch.tensor([0.1, 1.0, 40.0]), torch.tensor([0, 1, 2])
 
 
-@pytest.mark.parametrize(("make", "variant"), cases())
+@pytest.mark.parametrize(("make", "variant"), CASES)
 def test_a_model_folder_keeps_it(tmp_path, batch, make, variant):
     model = Denoiser(scaled(make(), **variant), EDM(), null_class=3).eval()
     model.save_pretrained(tmp_path / "m", role="teacher")
@@ -65,7 +65,7 @@ def test_a_model_folder_keeps_it(tmp_path, batch, make, variant):
     assert any(key.startswith("skip_scale.") for key in state) is (variant["mode"] == "ls")
 
 
-@pytest.mark.parametrize(("make", "variant"), cases())
+@pytest.mark.parametrize(("make", "variant"), CASES)
 def test_student_and_critic_begin_with_it(batch, make, variant):
     model = Denoiser(scaled(make(), **variant), EDM(), null_class=3).eval()
     copy = Denoiser(clone_network(model.network, 3), EDM()).eval()
@@ -104,8 +104,7 @@ def test_folded_it_is_a_stock_model(tmp_path, batch):
 @pytest.mark.parametrize("mode", ["cs", "ls"])
 def test_train_scales_and_averages(tmp_path, mode):
     config = settings("train", tmp_path)
-    network = config.network.model_copy(update={"scalelong": {"mode": mode}})
-    network = type(network).model_validate(network.model_dump())
+    network = type(config.network).model_validate(config.network.model_dump() | {"scalelong": {"mode": mode}})
     task = TeacherTask(config.model_copy(update={"network": network}), data(), Device("no"))
     start = {key: value.clone() for key, value in task.model.state_dict().items()}
     run_loop(task, config, tmp_path, Observer())
