@@ -65,7 +65,7 @@ def _filled(network_class: type[EDMNetwork], config: dict[str, Any], state: dict
         expected = network_class(**config).state_dict()
     filters = {name: state.pop(name) for name in list(state) if name.endswith("resample_filter")}
     _check_filters(filters, config.get("resample_filter", (1, 1)))
-    for name in sorted(expected.keys() ^ state.keys()):
+    for name in [*sorted(expected.keys() - state.keys()), *sorted(state.keys() - expected.keys())]:
         what = "lacks" if name in expected else "has a further tensor"
         raise CheckpointError(f"the file {what} '{shown(name)}', so it is not the network it describes; check it")
     for name, tensor in expected.items():

@@ -74,19 +74,22 @@ class Array(Fillable):
 
     def fill(self, state: Any) -> None:
         _, shape, kind, column_major, data = state
-        if not isinstance(kind, NumberType):
-            raise ValueError
-        counts = sizes(shape)
-        flat = numbers(data, NUMBERS[kind.code])
-        if math.prod(counts) != len(flat):
-            raise ValueError
-        backwards = range(len(counts))[::-1]
-        self.tensor = flat.reshape(counts[::-1]).permute(*backwards) if column_major else flat.reshape(counts)
+        self.tensor = _shaped(data, kind, shape, bool(column_major))
+
+
+def _shaped(data: Any, kind: Any, shape: Any, column_major: bool) -> Tensor:
+    if not isinstance(kind, NumberType):
+        raise ValueError
+    counts, flat = sizes(shape), numbers(data, NUMBERS[kind.code])
+    if math.prod(counts) != len(flat):
+        raise ValueError
+    backwards = range(len(counts))[::-1]
+    return flat.reshape(counts[::-1]).permute(*backwards) if column_major else flat.reshape(counts)
 
 
 def numbers(data: Any, dtype: torch.dtype, offset: int = 0, count: int = -1) -> Tensor:
     """`(n,)` numbers in `data`, which must be bytes; a view, for a file may ask for the same bytes a million times."""
-    if not isinstance(data, bytes):
+    if not isinstance(data, bytes | bytearray):
         raise ValueError
     if count == 0 or offset == len(data):
         return torch.empty(0, dtype=dtype)
@@ -168,6 +171,11 @@ def _array(*_: Any) -> Array:
     return Array()
 
 
+def _from_buffer(data: Any, kind: Any, shape: Any, order: Any) -> Array:
+    """How protocol 5 writes an array whose numbers lie in a row."""
+    return Array(_shaped(data, kind, shape, order == "F"))
+
+
 def _number_type(code: Any, *_: Any) -> NumberType:
     if code not in NUMBERS:
         raise Refused("the pickle holds an array of something other than numbers")
@@ -224,6 +232,7 @@ NAMES: Mapping[tuple[str, str], Maker] = {
     ("torch.nn.modules.container", "ModuleDict"): _module_dict,
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): persistent_object,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _array for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     ("numpy", "ndarray"): _array,
     ("numpy", "dtype"): _number_type,
