@@ -61,6 +61,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
+	$(BIN)/diffdistill bench
 	$(BIN)/python -m pytest -q -m bench
 
 full-environment:

@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from diffdistill import __version__, cli_flags
+from diffdistill.bench.flags import add_bench
 from diffdistill.cli_flags import Parser
 from diffdistill.errors import ConfigError, DiffDistillError, DiskError, Interrupted
 
@@ -72,13 +73,13 @@ VERBS = {
         "list, verify or prune a run's checkpoints", "diffdistill.training.store:command", cli_flags.add_checkpoint
     ),
     "config": Verb("show, explain or compare settings", "diffdistill.cli_config:run", cli_flags.add_config_tool),
+    "bench": Verb("speed and memory beside the bare networks", "diffdistill.bench.command:run", add_bench),
     "doctor": Verb("find broken installs, say what mends them", "diffdistill.doctor:run", cli_flags.add_doctor),
 }
 PLANNED = {
     "align": "preference alignment from pairs",
     "export": "models for other programs",
     "push": "upload to the Hub",
-    "bench": "speed and memory",
 }
 
 
