@@ -7,8 +7,8 @@
 Every run is `diffdistill train fashion_mnist/teacher` with a network, a variant of ScaleLong and a seed; the averaged
 model is sampled and measured by the run itself. A seed fixes the initial weights, the order of the data and all noise,
 so the variants of a seed differ by the scaling alone, and the difference to "none" is taken seed by seed. The loss is
-the mean over the last fifth of the run. A finished run is not repeated. `OUT/results.json` holds every run and its
-protocol, `OUT/table.md` the table.
+the mean over the last fifth of the run. A finished run is not repeated (with other overrides, give another OUT).
+`OUT/results.json` holds every run and its protocol, `OUT/table.md` the table.
 """
 
 import argparse
@@ -40,7 +40,8 @@ COLUMNS = ("fid", "kid", "precision", "recall", "loss")
 
 
 def train(network: str, variant: str, seed: int, out: Path, args: argparse.Namespace) -> dict[str, Any]:
-    name = f"{network}-{variant}-{seed}".replace(" ", "_").replace("/", "_")
+    size = f"{args.steps}x{args.batch}-{args.images}at{args.evaluations}"
+    name = f"{network}-{variant}-{size}-{seed}".replace(" ", "_").replace("/", "_")
     folder = out / name
     if not (folder / "evaluation.json").exists():
         words = [

@@ -244,7 +244,9 @@ def test_a_network_without_long_skips_is_a_sentence():
         vocab_size=9, codebook_size=8, in_channels=16, block_out_channels=16, num_res_blocks=1, num_hidden_layers=1,
         num_attention_heads=2, intermediate_size=16, block_num_heads=2,
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="UVit2DModel has no long skip connections to scale; ScaleLong is for UNets"):
+    with pytest.raises(
+        ConfigError, match="UVit2DModel has no long skip connections that ScaleLong can reach; it is for"
+    ):
         apply_scalelong(amused)
     assert "skip_scale" not in dict(amused.named_children())
 

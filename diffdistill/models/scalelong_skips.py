@@ -45,8 +45,8 @@ def find_arrivals(network: nn.Module) -> list[Arrival]:
                 found.append((module, "skip", 1))
     if not found:
         raise ConfigError(
-            f"{type(network).__name__} has no long skip connections to scale; ScaleLong is for UNets of diffusers, "
-            "U-ViT, and transformers whose blocks take a skip"
+            f"{type(network).__name__} has no long skip connections that ScaleLong can reach; it is for UNets of "
+            "diffusers, U-ViT, and transformers whose blocks take a skip"
         )
     return list(_numbered(found))
 
