@@ -77,7 +77,8 @@ def locate(model: str) -> Path:
     path = Path(model)
     if path.suffix in PICKLES:
         raise CheckpointError(
-            f"'{model}' is a pickle, which can run code when opened; give a diffusers folder with safetensors weights"
+            f"'{model}' is a pickle, which can run code when opened; give a diffusers folder with safetensors weights "
+            f"('diffdistill convert' makes one of EDM's files)"
         )
     if path.is_dir():
         return path
