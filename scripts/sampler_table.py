@@ -66,7 +66,7 @@ def main() -> None:
 def measure(args: Namespace) -> None:
     """Every row that is not in `results.jsonl` yet, coarse steps first."""
     model = Denoiser.from_pretrained(args.model)
-    evaluator = Evaluator(load_images(args.data), "fashion_mnist", ("fid",), floor=False)
+    evaluator = Evaluator(load_images(args.data), "fashion_mnist", ("fid",), floor=False, resamples=0)
     done = {(row["sampler"], row["steps"], row["variant"], row["seed"]) for row in rows(args)}
     for steps in args.steps:
         for sampler in SAMPLERS:
@@ -139,10 +139,9 @@ def cell(found: dict[str, dict[int, Row]], variant: str) -> str:
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    first = next(iter(found[variant].values()))["corrections"]
-    knobs = [f"b {first['b']:.4g}"] * (first["b"] != 1) + [f"{first['statistic']} {first['window']}"] * bool(
-        first["window"]
-    )
+    used = next(iter(found[variant].values()))["corrections"] or {"b": 1, "window": 0}
+    knobs = [f"b {used['b']:.4g}"] if used["b"] != 1 else []
+    knobs += [f"{used['statistic']} {used['window']}"] if used["window"] else []
     note = "" if variant == PLAIN else f" ({', '.join(knobs) or 'off'})"
     return f"{statistics.mean(values):.2f}{spread}{verdict(found, variant)}{note}"
 

@@ -22,7 +22,7 @@ from diffdistill.evaluation.command import choose_features
 from diffdistill.evaluation.evaluator import Evaluator
 from diffdistill.models.folder import locate, weights_digest
 from diffdistill.sampling.corrections import NONE, Corrections
-from diffdistill.sampling.generate import Plan, pick_device, plan_sampling, sample_batch
+from diffdistill.sampling.generate import Plan, pick_device, plan_sampling, require_steps, sample_batch
 from diffdistill.sampling.scheduled import Observe
 
 
@@ -31,6 +31,8 @@ def run(args: Namespace) -> int:
     out = Path(args.out)
     model = Denoiser.from_pretrained(args.model, pick_device(args.device))
     plans = [plan_sampling(model, sampler=name, steps=steps) for name in args.sampler for steps in args.steps]
+    for name in args.sampler:
+        require_steps(name)
     data = load_images(args.data, split=args.split)
     _check_fit(model, data)
     moments = Moments.of(data)
@@ -112,7 +114,7 @@ def _started(out: Path, args: Namespace, data: ImageSet, moments: Moments) -> Ca
 def _judge(args: Namespace, data: ImageSet, model: Denoiser) -> tuple[Judge, str | None]:
     """Quality of the images of a run, lower is better, and a warning about the features where there is one."""
     extractor, warning = choose_features(args.features, None, data, next(model.parameters()).device)
-    evaluator = Evaluator(data, extractor, (args.metric,), floor=False)
+    evaluator = Evaluator(data, extractor, (args.metric,), floor=False, resamples=0)
 
     def judge(exposure: Exposure) -> float:
         return float(evaluator(exposure.images)["metrics"][args.metric]["value"])

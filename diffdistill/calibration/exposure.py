@@ -52,7 +52,7 @@ class Moments:
         count = len(data)
         mean = torch.stack([part.sum(0) for part in parts]).sum(0) / count
         variance = sum(float((part - mean).square().mean((1, 2, 3)).sum()) for part in parts) / count
-        if variance == 0:
+        if variance < 1e-12:
             raise DataError(f"all images of {data.name} are the same; calibration needs a set that varies")
         bands = torch.stack([band_power(part - mean).sum(0) for part in parts]).sum(0) / count
         statistics = {

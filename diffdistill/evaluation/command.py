@@ -45,6 +45,9 @@ REQUEST = (
     "prompts",
     "guidance_scale",
     "sampler",
+    "epsilon_scaling",
+    "time_shift_sampler",
+    "calibration",
 )
 
 

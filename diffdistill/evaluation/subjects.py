@@ -23,8 +23,9 @@ from diffdistill.models.folder import locate, weights_digest
 from diffdistill.sampling.generate import pick_device, plan_sampling, run_plan
 
 MODEL_IMAGES = 5000
-SAMPLING = ("steps", "class_labels", "guidance_scale", "sampler", "epsilon_scaling", "time_shift_sampler", "attention")
-UNBUILT = ("prompt", "prompts", "epsilon_scaling", "time_shift_sampler")
+CORRECTIONS = ("epsilon_scaling", "time_shift_sampler", "calibration")
+SAMPLING = ("steps", "class_labels", "guidance_scale", "sampler", *CORRECTIONS, "attention")
+UNBUILT = ("prompt", "prompts")
 Pair = tuple[Tensor, Tensor | None]
 
 
@@ -106,9 +107,8 @@ def model_subject(name: str, steps: int | None, args: Namespace) -> Subject:
     """Samples of a model, class-balanced unless labels are given."""
     model = Denoiser.from_pretrained(name, pick_device(args.device))
     attention = set_attention(model.network, args.attention or "auto")
-    plan = plan_sampling(
-        model, steps=steps, sampler=args.sampler, class_labels=args.class_labels, guidance_scale=args.guidance_scale
-    )
+    wishes = {name: getattr(args, name) for name in ("sampler", "class_labels", "guidance_scale", *CORRECTIONS)}
+    plan = plan_sampling(model, steps=steps, **wishes)
     count = args.num_images or MODEL_IMAGES
     about = {
         "model": name,
@@ -117,6 +117,7 @@ def model_subject(name: str, steps: int | None, args: Namespace) -> Subject:
         "steps": plan.steps,
         "evaluations": plan.evaluations,
         "guidance_scale": plan.guidance_scale,
+        "corrections": plan.corrections.record(),
         "class_labels": None if plan.class_labels is None else list(plan.class_labels),
         "seed": args.seed,
         "attention": str(attention),

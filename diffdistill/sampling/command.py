@@ -15,7 +15,6 @@ from diffdistill.errors import ConfigError
 from diffdistill.models.attention import set_attention
 from diffdistill.models.folder import locate, new_folder, weights_digest
 from diffdistill.reporting.grid import image_grid, to_picture
-from diffdistill.sampling.corrections import NONE
 from diffdistill.sampling.generate import Plan, pick_device, plan_sampling, run_plan
 from diffdistill.sampling.noise import image_seed
 
@@ -99,7 +98,7 @@ def _settings(args: Namespace, plan: Plan, device: torch.device) -> dict[str, An
         "evaluations": plan.evaluations,
         "levels": list(plan.levels),
         "guidance_scale": plan.guidance_scale,
-        "corrections": None if plan.corrections == NONE else plan.corrections.record(),
+        "corrections": plan.corrections.record(),
         "class_labels": None if plan.class_labels is None else list(plan.class_labels),
         "seed": args.seed,
         "batch_size": args.batch_size,

@@ -36,9 +36,9 @@ class Corrections:
     def shifts(self) -> bool:
         return self.window != 0
 
-    def record(self) -> dict[str, Any]:
-        """What `samples.json` says of them."""
-        return asdict(self)
+    def record(self) -> dict[str, Any] | None:
+        """What `samples.json` says of them; None where nothing is corrected."""
+        return asdict(self) if self.scales or self.shifts else None
 
 
 NONE = Corrections()
@@ -55,8 +55,8 @@ def corrected(name: str, process: Process, steps: int, levels: tuple[float, ...]
     first = wanted.b + wanted.k * (steps - 1)
     if first <= 0:
         raise ConfigError(
-            f"epsilon scaling {wanted.k:g},{wanted.b:g} divides the first of {steps} steps by {first:g}; lambda must be "
-            "above 0 at every step"
+            f"epsilon scaling {wanted.k:g},{wanted.b:g} divides the first of {steps} steps by {first:g}; "
+            "lambda must be above 0 at every step"
         )
     if wanted.scales:
         scheduler = epsilon_scaling(scheduler, b=wanted.b, k=wanted.k)

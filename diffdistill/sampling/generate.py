@@ -101,13 +101,20 @@ def plan_sampling(
     plan = Plan(name, steps, _levels(model, name, steps), labels, guidance)
     if epsilon_scaling is None and time_shift_sampler is None:
         return plan
-    if name not in EQUIVALENT and name not in SCHEDULED:
-        raise ConfigError(f"sampler '{name}' follows no differential equation, so no correction fits it; use another")
+    require_steps(name)
     wanted = (name, steps, epsilon_scaling, time_shift_sampler, calibration)
     plan = replace(plan, corrections=read_corrections(model.metadata.get("path"), model.process, *wanted))
     if plan.scheduled:
         plan.scheduler(model)  # refuses what cannot be
     return plan
+
+
+def require_steps(sampler: str) -> None:
+    """ConfigError for a sampler without steps that a correction could act on."""
+    if sampler not in EQUIVALENT and sampler not in SCHEDULED:
+        raise ConfigError(
+            f"sampler '{sampler}' follows no differential equation, so no correction fits it; use another"
+        )
 
 
 def _levels(model: Denoiser, name: str, steps: int) -> tuple[float, ...]:
