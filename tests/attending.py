@@ -21,16 +21,16 @@ def kernels(run):
     return {event.name for event in seen.events() if event.name.startswith("aten::_scaled_dot_product")}
 
 
-def text_unet(**options):
+def text_unet(channels=(8, 16), **options):
     torch.manual_seed(0)
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=3,
         out_channels=3,
         layers_per_block=1,
-        block_out_channels=(8, 16),
+        block_out_channels=channels,
         norm_num_groups=4,
-        attention_head_dim=2,
+        attention_head_dim=2,  # by diffusers' misnomer the number of heads
         cross_attention_dim=12,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),

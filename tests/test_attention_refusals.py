@@ -4,9 +4,9 @@ import types
 
 import pytest
 import torch
-from attending import NETWORKS, dit, kernels, text_unet
+from attending import FLASH, NETWORKS, dit, flux, kernels, text_unet
 from diffusers.models import attention_dispatch
-from tiny import tiny_unet
+from tiny import tiny_teacher, tiny_unet
 from torch import nn
 from torch.nn import functional as F
 
@@ -101,6 +101,29 @@ def test_a_network_without_attention():
         set_attention(network, "sdpa-flash", run=run)
 
 
+def test_a_network_that_is_called_in_another_way():
+    network, run = flux()
+    before = run()
+    assert str(set_attention(network)) == "auto: unknown"  # a UNet's call does not fit it
+    with pytest.raises(ConfigError, match=r"attention 'sdpa-flash' cannot be tried on this network \(.+\); leave it"):
+        set_attention(network, "sdpa-flash")
+    assert torch.equal(run(), before)
+
+
+def test_a_network_that_overflows_is_left_to_whoever_uses_it():
+    unet = tiny_unet().eval()
+    nn.init.constant_(unet.conv_in.weight, float("inf"))
+    assert set_attention(unet).kernels == ("flash",)
+
+
+def test_a_pass_that_ends_inside_leaves_no_kernel_behind():
+    model = tiny_teacher()
+    x, sigma, labels = torch.randn(2, 1, 8, 8), torch.ones(2), torch.tensor([0, 1])
+    set_attention(model.network, "sdpa-math")
+    model.features(x, sigma, labels, ("mid_block.attentions.0",))
+    assert kernels(lambda: F.scaled_dot_product_attention(*torch.randn(3, 1, 2, 4, 8))) == {FLASH}
+
+
 def test_autocast_is_part_of_what_is_looked_at():
     unet = tiny_unet().eval()
     seen = []
@@ -143,16 +166,16 @@ def test_other_names_are_refused(name, sentence, python):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("policy", ["sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math", "xformers"])
-@pytest.mark.parametrize("build", [text_unet, dit], ids=["text", "dit"])
+@pytest.mark.parametrize("build", [lambda: text_unet((32, 64)), dit], ids=["text", "dit"])
 def test_kernels_of_a_gpu(build, policy, dtype):
     if policy == "xformers":
         pytest.importorskip("xformers.ops")
     network = build().to("cuda", dtype)
-    exact = example(network)
+    run = example(network)
     set_attention(network, "sdpa-math")
-    expected = exact()
+    expected = run()
     assert set_attention(network, policy).kernels == (policy.removeprefix("sdpa-"),)
-    torch.testing.assert_close(exact(), expected, rtol=5e-2, atol=5e-2)
+    torch.testing.assert_close(run(), expected, rtol=5e-2, atol=5e-2)
 
 
 @pytest.mark.gpu

@@ -78,12 +78,22 @@ def _quiet(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def example(network: Any) -> Callable[[], Any]:
+def example(network: nn.Module) -> Callable[[], Any]:
     """A forward pass of one image for a UNet of diffusers, or any network called in the same way.
 
     `network(sample, timestep, class_labels=...)`, with a text and what SDXL adds to it where the configuration asks
     for them. The numbers come from a generator of their own, so the run's random numbers stay what they are.
     """
+
+    def run() -> Any:
+        sample, time, conditions = example_inputs(network)
+        return network(sample, time, **conditions, return_dict=False)[0]
+
+    return run
+
+
+def example_inputs(network: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Sample `(1, C, H, W)`, time `(1,)` and conditions, on the device and in the dtype of the network."""
     config = network.config
     here = next(network.parameters())
     generator = torch.Generator().manual_seed(0)
@@ -93,15 +103,14 @@ def example(network: Any) -> Callable[[], Any]:
 
     size = config.sample_size or 32
     height, width = (size, size) if isinstance(size, int) else size
-    inputs: dict[str, Any] = {}
+    conditions: dict[str, Any] = {}
     if getattr(config, "num_class_embeds", None) or getattr(config, "num_embeds_ada_norm", None):
-        inputs["class_labels"] = torch.zeros(1, dtype=torch.int64, device=here.device)
+        conditions["class_labels"] = torch.zeros(1, dtype=torch.int64, device=here.device)
     text = getattr(config, "encoder_hid_dim", None) or getattr(config, "cross_attention_dim", None)
     if text:
-        inputs["encoder_hidden_states"] = noise(1, 8, text if isinstance(text, int) else text[0])
+        conditions["encoder_hidden_states"] = noise(1, 8, text if isinstance(text, int) else text[0])
     if getattr(config, "addition_embed_type", None) == "text_time":
         ids = 6
         pooled = config.projection_class_embeddings_input_dim - ids * config.addition_time_embed_dim
-        inputs["added_cond_kwargs"] = {"text_embeds": noise(1, pooled), "time_ids": noise(1, ids)}
-    sample, time = noise(1, config.in_channels, height, width), torch.ones(1, device=here.device)
-    return lambda: network(sample, time, **inputs, return_dict=False)[0]
+        conditions["added_cond_kwargs"] = {"text_embeds": noise(1, pooled), "time_ids": noise(1, ids)}
+    return noise(1, config.in_channels, height, width), torch.ones(1, device=here.device), conditions
