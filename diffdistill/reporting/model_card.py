@@ -146,7 +146,7 @@ def _origin(student: bool, metadata: dict[str, Any]) -> str:
 
 
 def _file(source: dict[str, Any] | None) -> str | None:
-    return source and f"`{source['file']}`, SHA-256 `{source['sha256']}`"
+    return f"`{source['file']}`, SHA-256 `{source['sha256']}`" if source else None
 
 
 def _public(config: str) -> str:
