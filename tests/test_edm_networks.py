@@ -216,3 +216,13 @@ def test_every_parameter_gets_a_gradient(layout):
     network = tiny_network(layout)
     Denoiser(network, EDM())(x, sigma, labels).square().sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize(("layout", "kind"), [("ncsnpp", "edm"), ("adm", "iddpm")])
+@torch.no_grad()
+def test_torch_compile_sees_one_graph(layout, kind):
+    network = tiny_network(layout, kind)
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    x, time, labels = torch.randn(2, 3, 8, 8), torch.tensor([-50.0, 300.0]), torch.tensor([0, 3])
+    (ours,) = compiled(x, time, labels, return_dict=False)
+    assert torch.equal(ours, network(x, time, labels).sample)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from diffdistill.models.edm_layers import Block, Conv, geometric_frequencies, group_norm, sinusoids
 from diffdistill.models.edm_network import EDMNetwork
+from diffdistill.models.edm_preconditioning import Preconditioning
 
 HEAD_CHANNELS = 64
 
@@ -39,6 +40,7 @@ class DhariwalUNet(EDMNetwork, ModelMixin, ConfigMixin):
         preconditioning: dict[str, Any] | None = None,
     ):
         super().__init__()
+        self.outer = Preconditioning(**(preconditioning or {}))
         self.embedding_channels = model_channels * channel_mult_emb
         self.map_augment = nn.Linear(augment_dim, model_channels, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(model_channels, self.embedding_channels)

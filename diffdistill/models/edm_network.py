@@ -13,10 +13,11 @@ from diffdistill.models.edm_preconditioning import Preconditioning
 class EDMNetwork(ModelMixin, ConfigMixin):
     """A diffusers model that is called as the UNets of consistency models are: time input 250 ln(sigma), output F.
 
-    Subclasses have `map_label` (or None), `map_augment` (or None), `enc`, `dec`, and say how noise, labels and
-    augmentation become one embedding and how the last features become an image.
+    Subclasses have `outer`, `map_label` (or None), `map_augment` (or None), `enc`, `dec`, and say how noise, labels
+    and augmentation become one embedding and how the last features become an image.
     """
 
+    outer: Preconditioning
     enc: nn.ModuleDict
     dec: nn.ModuleDict
     map_label: nn.Linear | None
@@ -40,14 +41,13 @@ class EDMNetwork(ModelMixin, ConfigMixin):
         class_labels: int64 `(B,)`; the index after the last class, or None, is "no class". augment_labels: `(B, 9)`,
         what was done to training images (ibid., appendix F.2); None, as zeros, asks for images as they are.
         """
-        outer = Preconditioning(**(self.config.preconditioning or {}))
         time = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).flatten().expand(len(sample))
-        x, noise = outer.to_network(sample, time)
+        x, noise = self.outer.to_network(sample, time)
         embedding = self.embed(noise, self._one_hot(class_labels, noise), augment_labels)
         x, skips = self.encode(x, embedding)
         output = self.head(self.decode(x, skips, embedding))
         # Networks of improved DDPM give a variance as further channels, which no sampler here uses.
-        output = outer.to_f(output[:, : sample.shape[1]], sample, time)
+        output = self.outer.to_f(output[:, : sample.shape[1]], sample, time)
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
     def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:

@@ -6,8 +6,7 @@ process, one scheduler and one kind of student fit all of them, with the same D 
 """
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -21,7 +20,7 @@ KINDS: tuple[Kind, ...] = ("edm", "vp", "ve", "iddpm")
 SIGMA_DATA = 0.5  # of the outer view of vp, ve and iddpm networks; an edm network keeps its own, in the scheduler
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Preconditioning:
     """What a network N wants and gives, in coordinates x = x0 + sigma eps (2206.00364, Table 1).
 
@@ -40,10 +39,12 @@ class Preconditioning:
     steps: int = 1000
     c_1: float = 0.001
     c_2: float = 0.008
+    iddpm_levels: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError(f"preconditioning '{self.kind}' is unknown; use {', '.join(KINDS)}")
+        object.__setattr__(self, "iddpm_levels", self._levels() if self.kind == "iddpm" else torch.zeros(1))
 
     def settings(self) -> dict[str, Any]:
         """The kind, and the constants of that kind only, for a config."""
@@ -90,8 +91,7 @@ class Preconditioning:
         growth = self.beta_min**2 + 2 * self.beta_d * (sigma**2).log1p()
         return (self.steps - 1) * (growth.sqrt() - self.beta_min) / self.beta_d
 
-    @cached_property
-    def iddpm_levels(self) -> Tensor:
+    def _levels(self) -> Tensor:
         """The levels u_0 > ... > u_steps = 0 of improved DDPM as EDM states them, `(steps + 1,)` float64.
 
         u_(j-1)^2 + 1 = (u_j^2 + 1) / max(abar_(j-1) / abar_j, c_1), abar_j = sin^2(pi/2 j / (steps (c_2 + 1))).

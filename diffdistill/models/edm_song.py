@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from diffdistill.models.edm_layers import Block, Conv, PyramidDown, geometric_frequencies, group_norm, sinusoids
 from diffdistill.models.edm_network import EDMNetwork
+from diffdistill.models.edm_preconditioning import Preconditioning
 
 
 class SongUNet(EDMNetwork, ModelMixin, ConfigMixin):
@@ -46,6 +47,7 @@ class SongUNet(EDMNetwork, ModelMixin, ConfigMixin):
         preconditioning: dict[str, Any] | None = None,
     ):
         super().__init__()
+        self.outer = Preconditioning(**(preconditioning or {}))
         noise, self.embedding_channels = model_channels * channel_mult_noise, model_channels * channel_mult_emb
         self.map_noise = FourierNoise(noise) if embedding_type == "fourier" else None
         self.map_label = nn.Linear(label_dim, noise) if label_dim else None
@@ -127,7 +129,8 @@ class SongUNet(EDMNetwork, ModelMixin, ConfigMixin):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
     def encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        pyramid, skips = x, list[Tensor]()
+        skips: list[Tensor] = []
+        pyramid = x
         for layer in self.enc.values():
             if isinstance(layer, PyramidDown):
                 # The pyramid joins the features at once: it is their sum from here on, and what goes across.
