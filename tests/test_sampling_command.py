@@ -116,7 +116,7 @@ def test_a_folder_that_holds_files_is_refused_and_kept(model, tmp_path):
             "there is no calibration .*; make one with 'diffdistill calibrate",
         ),
         ({"time_shift_sampler": "auto"}, CheckpointError, "there is no calibration"),
-        ({"epsilon_scaling": "-1"}, ConfigError, "epsilon scaling divides by lambda"),
+        ({"epsilon_scaling": "-1"}, ConfigError, "divides the first of 2 steps by -1; lambda must be above 0"),
         ({"time_shift_sampler": "2000,300"}, ConfigError, "window of 2000 time steps does not fit the schedule"),
         ({"time_shift_sampler": "1.5,300"}, ConfigError, "window and cutoff are whole time steps"),
         ({"class_labels": (7,)}, ConfigError, "class label 7 is out of range; this model has classes 0 to 1"),

@@ -102,7 +102,7 @@ def test_a_network_with_a_schedule_keeps_it():
 @pytest.mark.parametrize("name", list(SCHEDULED))
 def test_every_scheduler_tends_to_the_data(name):
     few, many = (abs(float(run(make_scheduler(name, EDM()), n, 32).var().log()) - math.log(V)) for n in (20, 100))
-    assert many < 0.5 * few + 0.01
+    assert many < 0.5 * few + 0.02
     assert many < 0.15
 
 
