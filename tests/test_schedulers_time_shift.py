@@ -287,3 +287,13 @@ def test_data_variance_defaults() -> None:
     assert value(EDMEulerScheduler(sigma_data=0.7)) == pytest.approx(0.49)
     assert value(DDIMScheduler(), statistic="haar") == 0.0
     assert value(DDIMScheduler(), data_variance=0.2) == 0.2
+
+
+def test_ddpm_with_time_steps_of_ones_own() -> None:
+    scheduler = time_shift_sampler(DDPMScheduler(**PLAIN), window=40, cutoff=100, statistic="paper")
+    scheduler.set_timesteps(timesteps=[900, 700, 500, 300, 100])
+    x = unit_noise().float()
+    for t in scheduler.timesteps:
+        x = scheduler.step(x * 0.9, t, x, generator=torch.Generator().manual_seed(0)).prev_sample
+    assert torch.isfinite(x).all()
+    assert [shift.nominal for shift in scheduler.time_shifts] == [700, 500, 300, 100]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffdistill.errors import ConfigError
 from diffdistill.schedulers.epsilon import EpsilonScaling
-from diffdistill.schedulers.families import BASES, position
+from diffdistill.schedulers.families import BASES, base_name, position
 from diffdistill.schedulers.schedule import EpsilonScaleSchedule
 from diffdistill.schedulers.time_shift import Shift, TimeShift
 
@@ -102,8 +102,11 @@ class Corrections:
 
 @contextlib.contextmanager
 def _fixed_destination(scheduler: Any, timestep: Any, nominal: float | None) -> Iterator[None]:
-    """Steps of DDIM and PNDM from a moved state end where they would have ended from the scheduled one."""
-    if nominal is None or hasattr(scheduler, "sigmas"):
+    """Steps of DDIM and PNDM from a moved state end where they would have ended from the scheduled one.
+
+    All others find the destination in `sigmas` or `timesteps`, where nobody moved it.
+    """
+    if nominal is None or base_name(scheduler) not in ("DDIMScheduler", "PNDMScheduler"):
         yield
         return
     steps = scheduler.num_inference_steps

@@ -111,7 +111,7 @@ def position(scheduler: Any, timestep: Any) -> int:
         return scheduler.step_index
     # By noise level, not by counting calls, so that image-to-image starts in the middle. Of two equal time steps the
     # later one; a time step that is not on the grid counts as the next noisier one.
-    return max(int((scheduler.timesteps >= timestep).sum()) - 1, 0)
+    return max(int((scheduler.timesteps >= float(timestep)).sum()) - 1, 0)
 
 
 def solver_step(scheduler: Any, index: int) -> tuple[int, int]:
