@@ -40,7 +40,7 @@ def run(
     scheduler: Any, x: Tensor, steps: int, *, variance: float = VARIANCE, gamma: float = 1.0, **options: Any
 ) -> Tensor:
     """The whole loop of a pipeline from unit noise `x`; `options` go to `step`."""
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(steps, device=x.device)
     x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
     for t in scheduler.timesteps:
         alpha, s = coordinates(scheduler, position(scheduler, t))
