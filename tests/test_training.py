@@ -101,6 +101,16 @@ def test_a_run_resumed_at_any_step_is_bit_equal_to_one_never_stopped(tmp_path, k
         assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
 
 
+def test_a_run_that_starts_by_regression_resumes_in_both_phases(tmp_path):
+    student = {"regression": {"steps": 3, "pairs": 8, "solver_steps": 2}}
+    whole = run("sid", tmp_path / "whole", student=student)
+    run("sid", tmp_path / "parts", student=student, checkpoint_every=1)
+    for step in (4, 3, 2, 1):  # 2: the pairs of step 0 are made again, those of a first epoch are not yet
+        without(tmp_path / "parts", step)
+        resumed = run("sid", tmp_path / "parts", student=student, resume_from_checkpoint="latest", checkpoint_every=1)
+        assert all(torch.equal(value, resumed[name]) for name, value in whole.items()), step
+
+
 def test_looking_does_not_change_the_run(tmp_path):
     often = run("dmd2", tmp_path / "a")
     never = run("dmd2", tmp_path / "b", sample_every=0, checkpoint_every=0, evaluation={"at_end": False})

@@ -252,6 +252,15 @@ class UniInstruct(Method):
 Methods = Annotated[DiffInstruct | DMD2 | FDistill | SiD | SIM | UniInstruct, Field(discriminator="name")]
 
 
+class Regression(Section):
+    """DMD's regression on the teacher's trajectories (2311.18828, eq. 9), as a first phase of the run."""
+
+    steps: Count = Field(1000, description="steps of this phase, the first of max_train_steps")
+    pairs: Count = Field(10000, description="pairs of noise and the image the teacher's solver makes of it")
+    solver_steps: Count = Field(5, description="steps of DPM-Solver++(2M) that make a pair")
+    optimizer: Optimizer = Optimizer(learning_rate=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup_steps=20)
+
+
 class Student(Section):
     steps: Count = Field(1, description="sampling steps K")
     levels: tuple[Positive, ...] | None = Field(
@@ -264,6 +273,9 @@ class Student(Section):
     )
     optimizer: Optimizer = Optimizer()
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    regression: Regression | None = Field(
+        None, description="start by regression on the teacher's trajectories; null: start as the teacher's denoiser"
+    )
 
 
 class Critic(Section):

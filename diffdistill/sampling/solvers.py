@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from diffdistill.process import karras_levels
-from diffdistill.sampling.noise import ImageNoise
+from diffdistill.sampling.noise import Noise
 
 Denoise = Callable[[Tensor, float], Tensor]
 """`(x (B, C, H, W), sigma) -> x0 (B, C, H, W)`: a denoiser, its condition bound, at one level a batch."""
 
 
-def euler(denoise: Denoise, noise: ImageNoise, sigmas: Sequence[float]) -> Tensor:
+def euler(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
     """First order: x_next = x + (sigma_next - sigma) (x - D) / sigma (2206.00364, Algorithm 1, first stage)."""
     x = noise.draw() * sigmas[0]
     for sigma, following in pairwise(sigmas):
@@ -29,7 +29,7 @@ def euler(denoise: Denoise, noise: ImageNoise, sigmas: Sequence[float]) -> Tenso
     return x
 
 
-def heun(denoise: Denoise, noise: ImageNoise, sigmas: Sequence[float]) -> Tensor:
+def heun(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
     """Second order, two evaluations a step, one in a step that ends at 0 (2206.00364, Algorithm 1)."""
     x = noise.draw() * sigmas[0]
     for sigma, following in pairwise(sigmas):
@@ -42,7 +42,7 @@ def heun(denoise: Denoise, noise: ImageNoise, sigmas: Sequence[float]) -> Tensor
     return x
 
 
-def dpm_solver(denoise: Denoise, noise: ImageNoise, sigmas: Sequence[float]) -> Tensor:
+def dpm_solver(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
     """DPM-Solver++(2M): second order, one evaluation a step (2211.01095, Algorithm 2; alpha = 1, lambda = -ln sigma).
 
     x_next = (sigma_next / sigma) x - (e^-h - 1) D', D' = D + (D - D_prev) h / (2 h_prev), h = lambda_next - lambda.
@@ -62,7 +62,7 @@ def dpm_solver(denoise: Denoise, noise: ImageNoise, sigmas: Sequence[float]) -> 
     return x
 
 
-def ddpm(denoise: Denoise, noise: ImageNoise, sigmas: Sequence[float]) -> Tensor:
+def ddpm(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
     """Ancestral sampling: x_next ~ q(x_next | x, x0 = D), the forward posterior (2006.11239, eq. 6 and 7).
 
     With r = (sigma_next / sigma)^2, its mean is D + r (x - D) and its variance sigma_next^2 (1 - r).
@@ -77,7 +77,7 @@ def ddpm(denoise: Denoise, noise: ImageNoise, sigmas: Sequence[float]) -> Tensor
     return x
 
 
-def consistency(denoise: Denoise, noise: ImageNoise, sigmas: Sequence[float]) -> Tensor:
+def consistency(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
     """A student's K steps: x0, clamped to [-1, 1], then fresh noise up to the next level (2303.01469, Algorithm 1).
 
     With sigma_min = 0 this is the arithmetic of diffusers' `CMStochasticIterativeScheduler`.
@@ -109,7 +109,7 @@ def angular(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
 class Solver:
     """A sampler of the table: what it computes, where, at what cost."""
 
-    solve: Callable[[Denoise, ImageNoise, Sequence[float]], Tensor]
+    solve: Callable[[Denoise, Noise, Sequence[float]], Tensor]
     levels: Callable[[int, float, float], list[float]]  # of (steps, sigma_min, sigma_max): n + 1, the last is 0
     steps: int  # when the user names none
     summary: str

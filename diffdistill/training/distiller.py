@@ -16,6 +16,7 @@ from diffdistill.process import LevelLaw
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim import Ema, Updater
+from diffdistill.training.regression import TrajectoryPairs, TrajectoryRegression
 from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
 from diffdistill.training.teacher import draw_batch
 
@@ -35,6 +36,24 @@ def student_levels(config: Distill) -> tuple[float, ...]:
             f"student.levels {list(student.levels)} must descend, from the noisiest input to the cleanest"
         )
     return snap_levels(student.levels)[0]
+
+
+def regression_steps(config: Distill) -> int:
+    """How many of the run's steps are regression; matching needs the rest, and a start that it would not undo."""
+    if config.student.regression is None:
+        return 0
+    steps = config.student.regression.steps
+    if steps >= config.max_train_steps:
+        raise ConfigError(
+            f"student.regression.steps is {steps} of {config.max_train_steps} steps; raise max_train_steps above it, "
+            f"or lower it"
+        )
+    if config.initialize_from is not None:
+        raise ConfigError(
+            "initialize_from starts from a distilled student, which regression would undo; leave one of them out "
+            "(student.regression=null)"
+        )
+    return steps
 
 
 class DistillTask:
@@ -67,10 +86,24 @@ class DistillTask:
             LevelLaw(config.critic.level, *bounds),
             device.autocast,
         )
+        self.first = regression_steps(config)
         self._build_updaters(config, critic)
+        self.regression = self._build_regression(config, teacher)
+
+    def _build_regression(self, config: Distill, teacher: Denoiser) -> TrajectoryRegression | None:
+        settings = config.student.regression
+        if settings is None:
+            return None
+        pairs = TrajectoryPairs(
+            settings, teacher, self.data, self.device, config.train_batch_size, config.seed,
+            config.method.guidance_scale,
+        )  # fmt: skip
+        regression = TrajectoryRegression(settings, self.student, self.ema, pairs, self.levels[0], self.device)
+        self.parts["regression_optimizer"] = regression.updater.optimizer
+        return regression
 
     def _build_updaters(self, config: Distill, critic: Denoiser) -> None:
-        total = config.max_train_steps
+        total = config.max_train_steps - self.first
         self.student_updater = Updater("student", self.student.parameters(), config.student.optimizer, total)
         self.critic_updaters = [Updater("critic", critic.parameters(), config.critic.optimizer, total)]
         self.ema = Ema(self.student, config.student.ema_decay)
@@ -113,9 +146,15 @@ class DistillTask:
         self.student.load_state_dict(self.ema.module.state_dict())
 
     def update(self, step: int) -> Metrics:
+        if self.regression is not None and step < self.first:
+            return self.regression.update(step)
+        return self.match(step, step - self.first)
+
+    def match(self, batch: int, step: int) -> Metrics:
+        """One update of distribution matching, the `step`-th, on data batch number `batch`."""
         config, method = self.config, self.method
-        progress = step / config.max_train_steps
-        real, cond = draw_batch(self.data, config.train_batch_size, config.seed, step, config.data.horizontal_flip)
+        progress = step / (config.max_train_steps - self.first)
+        real, cond = draw_batch(self.data, config.train_batch_size, config.seed, batch, config.data.horizontal_flip)
         real, cond = self.device.put(real, cond)
         with self.device.autocast():
             x0 = self.student(*self.student_input(real, cond), cond)

@@ -1,0 +1,76 @@
+"""A start for the student: regression on the teacher's trajectories (2311.18828, eq. 9; 2405.14867, section 4.1).
+
+The teacher's solver is a deterministic map from noise to image. A student that has learnt it roughly has the
+teacher's variety before distribution matching begins, and one update costs a fifth of a Fisher update.
+"""
+
+import torch
+from torch import Tensor
+
+from diffdistill.config.schema import Regression
+from diffdistill.data import ImageSet
+from diffdistill.denoiser import Denoiser
+from diffdistill.sampling.noise import GivenNoise
+from diffdistill.sampling.solvers import dpm_solver, karras
+from diffdistill.training.device import Device
+from diffdistill.training.loop import Metrics
+from diffdistill.training.optim import Ema, Updater
+from diffdistill.training.randomness import mix
+from diffdistill.training.teacher import draw_batch
+
+PAIRS_STREAM = 1  # apart from the seeds of training steps and of sampled images
+
+
+class TrajectoryPairs:
+    """Noise z, label and image of the teacher's DPM-Solver++(2M), made when first asked for, a batch at a time.
+
+    Batch k is a function of (seed, k) alone, so a resumed run makes again exactly the pairs it needs.
+    """
+
+    def __init__(
+        self, settings: Regression, teacher: Denoiser, data: ImageSet, device: Device, batch: int, seed: int, w: float
+    ):
+        self.teacher, self.data, self.device, self.seed, self.guidance_scale = teacher, data, device, seed, w
+        self.batch, self.count = batch, max(1, settings.pairs // batch)
+        self.levels = karras(settings.solver_steps, teacher.sigma_min, teacher.sigma_max)
+        self._made: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+
+    def __getitem__(self, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`(z, image, label)` of batch k, `(B, C, H, W)` twice and `(B,)`."""
+        k %= self.count
+        if k not in self._made:
+            self._made[k] = self._make(k)
+        return self._made[k]
+
+    @torch.no_grad()
+    def _make(self, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        labelled = draw_batch(self.data, self.batch, mix(self.seed, PAIRS_STREAM), k, flip=False)
+        real, cond = self.device.put(*labelled)  # only the labels matter, in the proportions of the data
+        generator = torch.Generator().manual_seed(mix(self.seed, PAIRS_STREAM, k))
+        noise = torch.randn(real.shape, generator=generator).to(real)
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            with self.device.autocast():
+                return self.teacher.guided(x, x.new_full((len(x),), sigma), cond, self.guidance_scale)
+
+        return noise, dpm_solver(denoise, GivenNoise(noise), self.levels).clamp(-1, 1), cond
+
+
+class TrajectoryRegression:
+    """minimise E ||G(sigma_init z, c) - x0(z, c)||^2 / (C H W), x0 the teacher's solution from the noise z."""
+
+    def __init__(
+        self, settings: Regression, student: Denoiser, ema: Ema, pairs: TrajectoryPairs, level: float, device: Device
+    ):
+        self.student, self.ema, self.pairs, self.level, self.device = student, ema, pairs, level, device
+        self.updater = Updater("regression", student.parameters(), settings.optimizer, settings.steps)
+
+    def update(self, step: int) -> Metrics:
+        noise, target, cond = self.pairs[step]
+        with self.device.autocast():
+            x0 = self.student(self.level * noise, noise.new_full((len(noise),), self.level), cond)
+        loss = (x0 - target).square().mean()
+        loss.backward()
+        metrics = self.updater.step(step)
+        self.ema.update(self.student)
+        return {"regression/loss": loss.detach(), "x0/std": x0.detach().std(), **metrics}

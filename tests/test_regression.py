@@ -1,0 +1,72 @@
+"""The student's start: pairs are the teacher's own trajectories, and regression moves the student towards them."""
+
+import pytest
+import torch
+from test_training import data, settings, task
+from tiny import tiny_teacher
+
+from diffdistill.config.schema import Regression
+from diffdistill.errors import ConfigError
+from diffdistill.sampling.noise import GivenNoise
+from diffdistill.sampling.solvers import dpm_solver, karras
+from diffdistill.training.device import Device
+from diffdistill.training.regression import TrajectoryPairs
+
+
+def pairs(teacher, w=1.0, **more):
+    chosen = Regression(**{"pairs": 12, "solver_steps": 3} | more)
+    return TrajectoryPairs(chosen, teacher, data(), Device("no"), batch=4, seed=7, w=w)
+
+
+def test_an_image_is_the_solvers_own_of_its_noise_and_label():
+    teacher = tiny_teacher()
+    noise, image, label = pairs(teacher, w=1.5)[1]
+
+    def denoise(x, sigma):
+        level = torch.full((len(x),), sigma)
+        null = teacher(x, level, torch.full_like(label, teacher.null_class))
+        return null + 1.5 * (teacher(x, level, label) - null)
+
+    with torch.no_grad():
+        mine = dpm_solver(denoise, GivenNoise(noise), karras(3, teacher.sigma_min, teacher.sigma_max))
+    assert torch.allclose(image, mine.clamp(-1, 1), atol=1e-6)
+    assert image.shape == noise.shape == (4, 1, 8, 8) and set(label.tolist()) <= {0, 1, 2}
+
+
+def test_pairs_do_not_depend_on_the_order_in_which_they_are_asked_for():
+    first, second = pairs(tiny_teacher()), pairs(tiny_teacher())
+    forward = [first[k] for k in range(3)]
+    backward = [second[k] for k in (2, 1, 0)][::-1]
+    for mine, theirs in zip(forward, backward, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    assert not torch.equal(forward[0][0], forward[1][0])
+    assert first[3] is first[0]  # the second epoch
+
+
+def test_regression_learns_the_map_and_leaves_critic_and_teacher_alone(tmp_path):
+    regression = {"steps": 60, "pairs": 8, "solver_steps": 2, "optimizer": {"learning_rate": 3e-3}}
+    config = settings("dmd2", tmp_path, max_train_steps=61, student={"regression": regression})
+    made = task(config)
+    before = {name: value.clone() for name, value in made.parts["critic"].state_dict().items()}
+    teacher = {name: value.clone() for name, value in made.method.teacher.state_dict().items()}
+    losses = [float(made.update(step)["regression/loss"]) for step in range(60)]
+    assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
+    assert all(torch.equal(value, before[name]) for name, value in made.parts["critic"].state_dict().items())
+    assert all(torch.equal(value, teacher[name]) for name, value in made.method.teacher.state_dict().items())
+    assert "critic/loss" in made.update(60)  # matching has begun
+
+
+def test_the_rates_of_matching_span_what_is_left_of_the_run(tmp_path):
+    student = {
+        "regression": {"steps": 50},
+        "optimizer": {"learning_rate": 1.0, "schedule": "linear"},
+    }
+    made = task(settings("sid", tmp_path, max_train_steps=150, student=student))
+    assert made.student_updater.rate(50) == pytest.approx(0.5)
+
+
+def test_a_run_that_regresses_only_or_undoes_a_first_stage_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"student.regression.steps is 6 of 6 steps"):
+        task(settings("sid", tmp_path, student={"regression": {"steps": 6}}))
+    with pytest.raises(ConfigError, match="initialize_from starts from a distilled student"):
+        task(settings("sid", tmp_path, student={"regression": {"steps": 2}}, initialize_from=str(tmp_path)))
