@@ -30,7 +30,8 @@ def test_an_image_is_the_solvers_own_of_its_noise_and_label():
     with torch.no_grad():
         mine = dpm_solver(denoise, GivenNoise(noise), karras(3, teacher.sigma_min, teacher.sigma_max))
     assert torch.allclose(image, mine.clamp(-1, 1), atol=1e-6)
-    assert image.shape == noise.shape == (4, 1, 8, 8) and set(label.tolist()) <= {0, 1, 2}
+    assert image.shape == noise.shape == (4, 1, 8, 8)
+    assert set(label.tolist()) <= {0, 1, 2}
 
 
 def test_pairs_do_not_depend_on_the_order_in_which_they_are_asked_for():
