@@ -134,27 +134,34 @@ def report(args: Namespace) -> None:
 
 
 def cell(found: dict[str, dict[int, Row]], variant: str) -> str:
-    """Mean and sample standard deviation over seeds, and how it stands to plain: see `verdict`."""
-    values = [row["fid"] for row in found[variant].values()] if variant in found else []
+    """Mean and sample standard deviation over seeds; the same of the difference to plain, seed by seed, which share
+    their noise; what was chosen. `**`: better than plain by more than the spread of the seeds, sqrt(s^2 + s'^2); `!`:
+    worse by more than that.
+    """
+    values = {seed: row["fid"] for seed, row in found[variant].items()} if variant in found else {}
     if not values:
         return ""
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    text = about(list(values.values()))
+    before = {seed: row["fid"] for seed, row in found[PLAIN].items() if seed in values}
+    if variant == PLAIN or not before:
+        return text
+    differences = [values[seed] - value for seed, value in before.items()]
+    mark = ""
+    if len(before) > 1:
+        spread = (statistics.variance(before.values()) + statistics.variance(values.values())) ** 0.5
+        mean = statistics.mean(differences)
+        mark = " **" if mean < -spread else " !" if mean > spread else ""
     used = next(iter(found[variant].values()))["corrections"] or {"b": 1, "window": 0}
     knobs = [f"b {used['b']:.4g}"] if used["b"] != 1 else []
     knobs += [f"{used['statistic']} {used['window']}"] if used["window"] else []
-    note = "" if variant == PLAIN else f" ({', '.join(knobs) or 'off'})"
-    return f"{statistics.mean(values):.2f}{spread}{verdict(found, variant)}{note}"
+    if not knobs:
+        return "off"
+    return f"{text}{mark}<br>{about(differences, '+')}<br>{', '.join(knobs)}"
 
 
-def verdict(found: dict[str, dict[int, Row]], variant: str) -> str:
-    """`**`: better than plain by more than the spread of the seeds, sqrt(s^2 + s'^2); `!`: worse by more than that."""
-    pairs = [(found[PLAIN][seed]["fid"], row["fid"]) for seed, row in found[variant].items() if seed in found[PLAIN]]
-    if variant == PLAIN or len(pairs) < 2:
-        return ""
-    before, after = ([pair[i] for pair in pairs] for i in (0, 1))
-    gain = statistics.mean(before) - statistics.mean(after)
-    spread = (statistics.variance(before) + statistics.variance(after)) ** 0.5
-    return " **" if gain > spread else " !" if gain < -spread else ""
+def about(values: list[float], sign: str = "") -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.2f}{spread}"
 
 
 def plot(table: dict[tuple[str, int], dict[str, dict[int, Row]]], target: Path) -> None:
@@ -171,12 +178,13 @@ def plot(table: dict[tuple[str, int], dict[str, dict[int, Row]]], target: Path) 
             if points:
                 means = [statistics.mean(values) for _, values in points]
                 spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
-                style = {"linestyle": "none"} if variant == SEARCH else {}
+                style: Row = {"linestyle": "none"} if variant == SEARCH else {}
                 axes.errorbar([s for s, _ in points], means, spreads, marker="o", capsize=3, label=label, **style)
         axes.set(title=title, xscale="log", yscale="log", xlabel="steps", ylabel="FID")
         axes.set_xticks([5, 10, 20, 50], ["5", "10", "20", "50"])
         axes.set_xticks([], minor=True)
-        axes.legend(fontsize=8)
+        if axes.lines:
+            axes.legend(fontsize=8)
     figure.savefig(target, dpi=110)
 
 
