@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_training import data, settings, task
+from test_training import Observer, data, settings, task
 from tiny import tiny_teacher
 
 from diffdistill.config.schema import Regression
@@ -10,6 +10,7 @@ from diffdistill.errors import ConfigError
 from diffdistill.sampling.noise import GivenNoise
 from diffdistill.sampling.solvers import dpm_solver, karras
 from diffdistill.training.device import Device
+from diffdistill.training.loop import run_loop
 from diffdistill.training.regression import TrajectoryPairs
 
 
@@ -66,8 +67,19 @@ def test_the_rates_of_matching_span_what_is_left_of_the_run(tmp_path):
     assert made.student_updater.rate(50) == pytest.approx(0.5)
 
 
-def test_a_run_that_regresses_only_or_undoes_a_first_stage_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"student.regression.steps is 6 of 6 steps"):
-        task(settings("sid", tmp_path, student={"regression": {"steps": 6}}))
+def test_a_run_of_regression_only_is_a_first_stage(tmp_path):
+    regression = {"steps": 3, "pairs": 8, "solver_steps": 2}
+    first = settings("sid", tmp_path / "first", max_train_steps=3, student={"regression": regression})
+    (tmp_path / "first").mkdir()
+    done = task(first)
+    run_loop(done, first, tmp_path / "first", Observer())
+    second = task(settings("dmd2", tmp_path / "second", initialize_from=str(tmp_path / "first")))
+    for mine, theirs in zip(second.student.parameters(), done.averaged().parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_too_much_regression_or_one_that_undoes_a_first_stage_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"student.regression.steps is 7 and max_train_steps, .* is 6"):
+        task(settings("sid", tmp_path, student={"regression": {"steps": 7}}))
     with pytest.raises(ConfigError, match="initialize_from starts from a distilled student"):
         task(settings("sid", tmp_path, student={"regression": {"steps": 2}}, initialize_from=str(tmp_path)))

@@ -39,14 +39,14 @@ def student_levels(config: Distill) -> tuple[float, ...]:
 
 
 def regression_steps(config: Distill) -> int:
-    """How many of the run's steps are regression; matching needs the rest, and a start that it would not undo."""
+    """How many of the run's steps are regression; matching has the rest, or, with none left, a run of its own."""
     if config.student.regression is None:
         return 0
     steps = config.student.regression.steps
-    if steps >= config.max_train_steps:
+    if steps > config.max_train_steps:
         raise ConfigError(
-            f"student.regression.steps is {steps} of {config.max_train_steps} steps; raise max_train_steps above it, "
-            f"or lower it"
+            f"student.regression.steps is {steps} and max_train_steps, of which they are a part, is "
+            f"{config.max_train_steps}; lower the one or raise the other"
         )
     if config.initialize_from is not None:
         raise ConfigError(
