@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from diffdistill.config.schema import Adversarial
+from diffdistill.config.methods import Adversarial
 from diffdistill.denoiser import Condition, Denoiser
 from diffdistill.losses import approximate_r1, discriminator_loss
 from diffdistill.process import per_sample

@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny import tiny_teacher
 
-from diffdistill.config.schema import DMD2, SIM, Adversarial, DiffInstruct, FDistill, Level, SiD, UniInstruct
+from diffdistill.config.methods import DMD2, SIM, Adversarial, DiffInstruct, FDistill, SiD, UniInstruct
+from diffdistill.config.schema import Level
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.losses import denoising_loss

@@ -5,17 +5,11 @@ No torch here: a config must be checked in milliseconds.
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from diffdistill.attention_names import attention_name
-
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+from diffdistill.config.methods import Methods
+from diffdistill.config.parts import Count, Fraction, Optimizer, Positive, Section
 
 
 class Data(Section):
@@ -46,18 +40,6 @@ class Level(Section):
     u_min: Fraction = Field(0.0, description="karras: part of the range, 0 is sigma_min")
     u_max: Fraction = Field(1.0, description="karras: part of the range, 1 is sigma_max")
     shift: Positive = Field(3.0, description="shifted: resolution shift of a flow time, t' = s t / (1 + (s - 1) t)")
-
-
-class Optimizer(Section):
-    learning_rate: Positive = 1e-4
-    betas: tuple[Fraction, Fraction] = (0.0, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Positive | None = Field(10.0, description="clip the global gradient norm; null: do not")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="decay of the rate after the warm-up"
-    )
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    decay_from: Fraction = Field(0.0, description="part of the run after which the rate decays")
 
 
 class Evaluation(Section):
@@ -145,111 +127,6 @@ class Train(Run):
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup_steps=100)
     class_dropout: Fraction = Field(0.1, description="part of the labels replaced by the null class, for guidance")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9995
-
-
-# ---- distill
-# ---------------------------------------------------------------------------------------------------------
-
-
-class Adversarial(Section):
-    """The discriminator: heads on features of a network, at the levels of the score gap."""
-
-    weight: Annotated[float, Field(ge=0)] = Field(
-        1e-3, description="lambda_G, in the papers' convention (score gap: mean over C, H, W)"
-    )
-    features: Literal["teacher", "critic"] = Field(
-        "teacher", description="whose features; critic, as in DMD2's paper, trains the critic too"
-    )
-    taps: tuple[str, ...] = Field(
-        ("mid_block",), min_length=1, description="layers of the network whose outputs the heads read"
-    )
-    critic_weight: Annotated[float, Field(ge=0)] = Field(
-        1e-2, description="lambda_D beside the denoising loss, with features: critic"
-    )
-    r1: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of the approximate R1 penalty on the noised real image"
-    )
-    optimizer: Optimizer = Optimizer(learning_rate=1e-3)
-
-
-class Ratio(Section):
-    """How the discriminator's logits become density ratios r = p_teacher / p_student."""
-
-    clip: tuple[Positive, Positive] = Field((1e-2, 1e2), description="bounds of r")
-    bins: Count = Field(10, description="bins of the level law's uniform variable in which E[r] is made 1")
-    decay: Fraction = Field(0.98, description="memory of that mean")
-
-
-LevelWeight = Literal["none", "dmd", "dmd_level", "pseudo_huber"]
-WEIGHT_HELP = "none: 1; dmd: 1 / mean|x0 - D_T| per sample; dmd_level: its expectation per level; pseudo_huber: 1 "
-"/ sqrt(||g||^2 + c^2)"
-
-
-class Method(Section):
-    """What all distribution-matching methods share."""
-
-    name: str
-    level_weight: LevelWeight = Field("dmd", description=WEIGHT_HELP)
-    guidance_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance of the teacher")
-    adversarial: Adversarial | None = Field(None, description="a discriminator on real data; null: none (data-free)")
-
-
-class DiffInstruct(Method):
-    """2305.18455: reverse KL at every level, weight 1."""
-
-    name: Literal["diff_instruct"]
-    level_weight: LevelWeight = Field("none", description=WEIGHT_HELP)
-
-
-class DMD2(Method):
-    """2405.14867: reverse KL with DMD's normaliser, an adversarial term, two time scales."""
-
-    name: Literal["dmd2"]
-    adversarial: Adversarial | None = Adversarial()
-
-
-class FDistill(Method):
-    """2502.15681: the score gap weighted by h(r) of an f-divergence."""
-
-    name: Literal["f_distill"]
-    divergence: str = "jensen_shannon"
-    adversarial: Adversarial | None = Adversarial()
-    ratio: Ratio = Ratio()
-
-
-class SiD(Method):
-    """2404.04057: Fisher form with DMD's normaliser; alpha 0.5 is the Fisher divergence, 1 is SIM; adversarial makes
-    it SiDA.
-    """
-
-    name: Literal["sid"]
-    alpha: float = Field(1.0, description="0.5 to 1; above, a student broader than the teacher runs away")
-
-
-class SIM(Method):
-    """2410.16794: Fisher form, alpha 1, pseudo-Huber distance."""
-
-    name: Literal["sim"]
-    level_weight: LevelWeight = Field("pseudo_huber", description=WEIGHT_HELP)
-
-
-class UniInstruct(Method):
-    """2505.20755: the expanded f-divergence: Fisher form, alpha 1/2, weighted by h(r) with r attached."""
-
-    name: Literal["uni_instruct"]
-    divergence: str = "forward_kl"
-    adversarial: Adversarial | None = Adversarial()
-    ratio: Ratio = Ratio()
-    critic_warmup: Fraction = Field(
-        0.05, description="part of the run that trains the critic and the discriminator only"
-    )
-    fisher_warmup: Fraction = Field(
-        0.2, description="part of the run, from the start, without divergence and adversarial term (SIM)"
-    )
-    detach_ratio: bool = Field(False, description="ablation: the released code's form, wrong in the scale direction")
-
-
-Methods = Annotated[DiffInstruct | DMD2 | FDistill | SiD | SIM | UniInstruct, Field(discriminator="name")]
 
 
 class Regression(Section):

@@ -1,6 +1,6 @@
 """The distribution-matching methods, a page each: which choices, and where they depart from their paper."""
 
-from diffdistill.config.schema import Method
+from diffdistill.config.methods import Method
 from diffdistill.methods import diff_instruct, dmd2, f_distill, sid, sim, uni_instruct
 from diffdistill.methods.matching import Choices
 

@@ -7,7 +7,7 @@ law of the student is the configured one (the paper's is the critic's log-normal
 images.
 """
 
-from diffdistill.config.schema import DiffInstruct
+from diffdistill.config.methods import DiffInstruct
 from diffdistill.methods.matching import Choices
 
 

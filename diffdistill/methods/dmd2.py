@@ -9,7 +9,7 @@ the score gap, not uniform ones, so that its logit is a calibrated ratio there. 
 all its critic updates, with new noise each time, which saves one pass in four.
 """
 
-from diffdistill.config.schema import DMD2
+from diffdistill.config.methods import DMD2
 from diffdistill.methods.matching import Choices
 
 

@@ -7,7 +7,7 @@ most samples share one); they are clipped to [0.01, 100] where the paper has [0.
 student.
 """
 
-from diffdistill.config.schema import FDistill
+from diffdistill.config.methods import FDistill
 from diffdistill.methods.matching import Choices
 
 

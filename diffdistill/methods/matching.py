@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diffdistill.config.schema import Adversarial
-from diffdistill.config.schema import Ratio as RatioSettings
+from diffdistill.config.methods import Adversarial
+from diffdistill.config.methods import Ratio as RatioSettings
 from diffdistill.denoiser import Denoiser
 from diffdistill.discriminators import AdversarialTerm
 from diffdistill.divergences import get_divergence

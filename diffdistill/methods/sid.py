@@ -7,7 +7,7 @@ alpha = 1/2 is the Fisher divergence, 1 is SIM's gradient, the paper's 1.2 over-
 sample, where the paper averages over the batch. Departures: no augmentation, no dropout.
 """
 
-from diffdistill.config.schema import SiD
+from diffdistill.config.methods import SiD
 from diffdistill.methods.matching import Choices
 
 

@@ -6,7 +6,7 @@
 Departure: c is constant in x0 units, where the paper's is in score units.
 """
 
-from diffdistill.config.schema import SIM
+from diffdistill.config.methods import SIM
 from diffdistill.methods.matching import Choices
 
 

@@ -11,7 +11,7 @@ per level. The weight w is DMD's, held constant, where the expansion has sigma d
 level law).
 """
 
-from diffdistill.config.schema import UniInstruct
+from diffdistill.config.methods import UniInstruct
 from diffdistill.methods.matching import Choices
 
 

@@ -1,0 +1,108 @@
+"""Settings of the distribution-matching methods, a class each, and of their parts."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from diffdistill.config.parts import Count, Fraction, Optimizer, Positive, Section
+
+
+class Adversarial(Section):
+    """The discriminator: heads on features of a network, at the levels of the score gap."""
+
+    weight: Annotated[float, Field(ge=0)] = Field(
+        1e-3, description="lambda_G, in the papers' convention (score gap: mean over C, H, W)"
+    )
+    features: Literal["teacher", "critic"] = Field(
+        "teacher", description="whose features; critic, as in DMD2's paper, trains the critic too"
+    )
+    taps: tuple[str, ...] = Field(
+        ("mid_block",), min_length=1, description="layers of the network whose outputs the heads read"
+    )
+    critic_weight: Annotated[float, Field(ge=0)] = Field(
+        1e-2, description="lambda_D beside the denoising loss, with features: critic"
+    )
+    r1: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the approximate R1 penalty on the noised real image"
+    )
+    optimizer: Optimizer = Optimizer(learning_rate=1e-3)
+
+
+class Ratio(Section):
+    """How the discriminator's logits become density ratios r = p_teacher / p_student."""
+
+    clip: tuple[Positive, Positive] = Field((1e-2, 1e2), description="bounds of r")
+    bins: Count = Field(10, description="bins of the level law's uniform variable in which E[r] is made 1")
+    decay: Fraction = Field(0.98, description="memory of that mean")
+
+
+LevelWeight = Literal["none", "dmd", "dmd_level", "pseudo_huber"]
+WEIGHT_HELP = "none: 1; dmd: 1 / mean|x0 - D_T| per sample; dmd_level: its expectation per level; pseudo_huber: 1 "
+"/ sqrt(||g||^2 + c^2)"
+
+
+class Method(Section):
+    """What all distribution-matching methods share."""
+
+    name: str
+    level_weight: LevelWeight = Field("dmd", description=WEIGHT_HELP)
+    guidance_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance of the teacher")
+    adversarial: Adversarial | None = Field(None, description="a discriminator on real data; null: none (data-free)")
+
+
+class DiffInstruct(Method):
+    """2305.18455: reverse KL at every level, weight 1."""
+
+    name: Literal["diff_instruct"]
+    level_weight: LevelWeight = Field("none", description=WEIGHT_HELP)
+
+
+class DMD2(Method):
+    """2405.14867: reverse KL with DMD's normaliser, an adversarial term, two time scales."""
+
+    name: Literal["dmd2"]
+    adversarial: Adversarial | None = Adversarial()
+
+
+class FDistill(Method):
+    """2502.15681: the score gap weighted by h(r) of an f-divergence."""
+
+    name: Literal["f_distill"]
+    divergence: str = "jensen_shannon"
+    adversarial: Adversarial | None = Adversarial()
+    ratio: Ratio = Ratio()
+
+
+class SiD(Method):
+    """2404.04057: Fisher form with DMD's normaliser; alpha 0.5 is the Fisher divergence, 1 is SIM; adversarial makes
+    it SiDA.
+    """
+
+    name: Literal["sid"]
+    alpha: float = Field(1.0, description="0.5 to 1; above, a student broader than the teacher runs away")
+
+
+class SIM(Method):
+    """2410.16794: Fisher form, alpha 1, pseudo-Huber distance."""
+
+    name: Literal["sim"]
+    level_weight: LevelWeight = Field("pseudo_huber", description=WEIGHT_HELP)
+
+
+class UniInstruct(Method):
+    """2505.20755: the expanded f-divergence: Fisher form, alpha 1/2, weighted by h(r) with r attached."""
+
+    name: Literal["uni_instruct"]
+    divergence: str = "forward_kl"
+    adversarial: Adversarial | None = Adversarial()
+    ratio: Ratio = Ratio()
+    critic_warmup: Fraction = Field(
+        0.05, description="part of the run that trains the critic and the discriminator only"
+    )
+    fisher_warmup: Fraction = Field(
+        0.2, description="part of the run, from the start, without divergence and adversarial term (SIM)"
+    )
+    detach_ratio: bool = Field(False, description="ablation: the released code's form, wrong in the scale direction")
+
+
+Methods = Annotated[DiffInstruct | DMD2 | FDistill | SiD | SIM | UniInstruct, Field(discriminator="name")]

@@ -1,0 +1,25 @@
+"""What all settings are made of: a frozen section, numbers with bounds, an optimiser."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class Optimizer(Section):
+    learning_rate: Positive = 1e-4
+    betas: tuple[Fraction, Fraction] = (0.0, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Positive | None = Field(10.0, description="clip the global gradient norm; null: do not")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="decay of the rate after the warm-up"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    decay_from: Fraction = Field(0.0, description="part of the run after which the rate decays")
