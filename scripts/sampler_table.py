@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from diffdistill.calibration import command
+from diffdistill.calibration.choose import FRACTIONS, SHIFTS, TIME
 from diffdistill.calibration.record import BOTH, SCALE, SHIFT, read_calibration
 from diffdistill.data import load_images
 from diffdistill.denoiser import Denoiser
@@ -131,6 +132,25 @@ def report(args: Namespace) -> None:
             calls = next(iter(found[PLAIN].values()))["evaluations"]
             print(f"| {title} | {steps} | {calls} | " + " | ".join(cells) + " |")
     plot(table, args.out / "fid_against_steps.png")
+    report_fits(args)
+
+
+def report_fits(args: Namespace) -> None:
+    """What `calibrate` saw: the bias of the images, b* and the FID on the way there, and of each window."""
+    held = read_calibration(args.out / "calibration.json")
+    parts = (0.0, *FRACTIONS, 1.0)
+    shifts = [f"{name} {part:g}" for name, part in SHIFTS]
+    heads = ["sampler", "steps", "r", "b*", *(f"FID at {part:g}" for part in parts), *shifts]
+    print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for entry in sorted(held.entries, key=lambda e: (list(SAMPLERS).index(e.sampler), e.steps)):
+        trials = {(t["b"], t["statistic"] if t["window"] else "", t["window"]): t for t in entry.report["trials"]}
+        star = entry.report["variance_fit"]
+        bs = [round(1 + (star["b"] - 1) * part, 6) for part in parts[:-1]] + [star["b"]]
+        keys = [(b, "", 0) for b in bs] + [(1.0, name, round(part * TIME / entry.steps)) for name, part in SHIFTS]
+        cells = [f"{trials[key]['quality']:.2f}" for key in keys]
+        r, error = trials[1.0, "", 0]["log_ratio"], trials[1.0, "", 0]["standard_error"]
+        bias = f"{r:+.3f} ± {error:.3f} | {star['b']:.4f} ± {star['standard_error']:.4f}"
+        print(f"| {SAMPLERS[entry.sampler]} | {entry.steps} | {bias} | {' | '.join(cells)} |")
 
 
 def cell(found: dict[str, dict[int, Row]], variant: str) -> str:
