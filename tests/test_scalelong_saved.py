@@ -145,3 +145,8 @@ def test_with_and_without_begin_with_the_same_weights(tmp_path):
 def test_the_config_refuses_with_a_sentence(capsys, override, sentence):
     assert main(["train", "fashion_mnist/teacher", override, "output_dir=x"]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_naming_the_models_loads_nothing(python):
+    script = "import sys, diffdistill.models as m; print('apply_scalelong' in dir(m), 'torch' in sys.modules)"
+    assert python("-c", script).out == "True False\n"
