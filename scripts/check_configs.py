@@ -70,11 +70,13 @@ ABSENT: dict[str, tuple[tuple[int, int, int], int]] = {"cifar10": ((3, 32, 32), 
 
 def overrides_of(file: Path, verb: str, folder: Path) -> list[str]:
     config: Any = load_config(Distill if verb == "distill" else Train, file).config
+    # One step of each phase: of regression, and of distribution matching.
+    short = ["student.regression.steps=1"] if verb == "distill" and config.student.regression else []
     absent = next((shape for name, shape in ABSENT.items() if name in str(file)), None)
     if absent is None or (verb == "distill" and is_here(config.teacher) and Path(config.data.path).exists()):
-        return []
+        return short
     made = stand_in(folder, *absent)
-    return made if verb == "distill" else made[1:]
+    return short + (made if verb == "distill" else made[1:])
 
 
 def check(file: Path) -> None:
