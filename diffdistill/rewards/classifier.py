@@ -1,0 +1,40 @@
+"""A reward for class-conditional models: how sure a classifier is of the class that was asked for."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffdistill.assets import asset
+from diffdistill.errors import DataError
+from diffdistill.evaluation.extractors.bundled import FashionFeatures
+from diffdistill.rewards.protocol import Prompts
+
+
+class ClassifierReward:
+    """R(x, c) = log p(c | x), at most 0, by the bundled Fashion-MNIST classifier or another `FashionNet` folder.
+
+    With weight a the optimum is p(x | c) p(c | x)^a: classifier guidance, distilled. The bundled classifier's features
+    also measure FID, which therefore flatters a student trained with this reward: judge it with other features.
+    """
+
+    name, differentiable, needs_prompt = "classifier", True, False
+
+    def __init__(self, folder: Path | None = None):
+        features = FashionFeatures(folder or asset("fashion_mnist_features"), torch.device("cpu"))
+        assert features.size is not None
+        self.net, self.size, self.version = features.net, features.size, f"classifier {features.sha256[:12]}"
+
+    def __call__(self, images: Tensor, prompts: Prompts = None) -> Tensor:
+        """Gray images `(B, 1, 28, 28)` in [0, 1] and labels `(B,)` -> `(B,)`; DataError for anything else."""
+        if images.shape[1:] != (1, *self.size):
+            have, want = "x".join(map(str, images.shape[1:])), "x".join(map(str, (1, *self.size)))
+            raise DataError(f"the reward classifier reads images of {want} and got {have}; choose another reward")
+        if not isinstance(prompts, Tensor) or prompts.shape != (len(images),):
+            raise DataError("the reward classifier needs one class label an image, a tensor (B,); give labels")
+        log_probabilities = self.net(images.float() * 2 - 1).log_softmax(1)
+        return log_probabilities.gather(1, prompts.to(images.device)[:, None]).squeeze(1)
+
+    def to(self, device: str | torch.device) -> "ClassifierReward":
+        self.net = self.net.to(device)
+        return self

@@ -1,0 +1,122 @@
+"""Rewards that are the similarity of a CLIP: CLIP score, PickScore, HPSv2.1."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from diffdistill.errors import CheckpointError
+from diffdistill.rewards.open_clip import VIT_H_14, clip_of_open_clip
+from diffdistill.rewards.preprocess import preprocess
+from diffdistill.rewards.protocol import Prompts, texts_of
+from diffdistill.rewards.weights import PICKLES, digest, features_of, fetched, find_file, transformers
+
+TOKENIZER_FILES = ["tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json"]
+LAION_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+
+class Kind(NamedTuple):
+    """model, tokenizer: Hub ids; files: what is needed of the model; scale: of the cosine, None: exp(logit_scale)."""
+
+    model: str
+    tokenizer: str
+    files: list[str]
+    scale: float | None
+
+
+FOLDER = ["config.json", "*.safetensors", "preprocessor_config.json", *TOKENIZER_FILES]
+KINDS = {
+    # 2104.08718 in the units of torchmetrics. That metric is cut at 0, where a reward would have no gradient.
+    "clip": Kind("openai/clip-vit-large-patch14", "openai/clip-vit-large-patch14", FOLDER, 100.0),
+    # 2305.01569, equation 1: differences are log-odds of a preference.
+    "pickscore": Kind("yuvalkirstain/PickScore_v1", LAION_H, FOLDER, None),
+    # 2306.09341: the plain cosine; tables show it times 100.
+    "hps_v2": Kind("xswu/HPSv2", LAION_H, ["HPS_v2.1_compressed.pt"], 1.0),
+}
+
+
+class ClipReward:
+    """R(x, c) = scale cos(f(x), g(c)), features of a CLIP's image and text towers.
+
+    Images of any size, shorter side brought to the tower's; gradients reach them. Features of texts are kept, for a
+    training asks for the same prompts again and again.
+    """
+
+    differentiable, needs_prompt = True, True
+
+    def __init__(self, name: str, model: Any, tokenizer: Any, scale: float | None, version: str, batch_size: int = 16):
+        self.name, self.version, self.batch_size = name, version, batch_size
+        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
+        self.scale = float(model.logit_scale.detach().exp()) if scale is None else scale
+        self.size = int(model.config.vision_config.image_size)
+        self._texts: dict[str, Tensor] = {}
+
+    @classmethod
+    def load(cls, name: str, where: str | None = None, batch_size: int = 16) -> "ClipReward":
+        """A `clip`, `pickscore` or `hps_v2`, from a folder or Hub id. CheckpointError if its weights are absent."""
+        kind = KINDS[name]
+        folder = fetched(name, where or kind.model, kind.files)
+        if name == "hps_v2" and not (folder / "config.json").is_file():
+            file = find_file(name, folder, ["HPS_v2.1*.safetensors", *(f"HPS_v2.1*{end}" for end in PICKLES)])
+            model, files = clip_of_open_clip(file, VIT_H_14), [file]
+        else:
+            model, files = read_clip(folder), sorted(folder.glob("*.safetensors"))
+        has_tokenizer = (folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file()
+        tokens = folder if has_tokenizer else fetched(f"{name} (tokenizer)", kind.tokenizer, TOKENIZER_FILES)
+        return cls(name, model, read_tokenizer(tokens), kind.scale, f"{name} {digest(files)}", batch_size)
+
+    def __call__(self, images: Tensor, prompts: Prompts = None) -> Tensor:
+        """Images `(B, 1 or 3, H, W)` in [0, 1] and B texts -> `(B,)`, attached to the images."""
+        texts = self.text_features(texts_of(prompts, len(images), self.name))
+        return self.scale * cosine_similarity(self.image_features(images), texts)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """`(B, d)`, projected, not normalised."""
+        dtype = next(self.model.parameters()).dtype
+        parts = [
+            features_of(self.model.get_image_features(pixel_values=preprocess(part, self.size).to(dtype)))
+            for part in images.split(self.batch_size)
+        ]
+        return torch.cat(parts).float()
+
+    @torch.no_grad()
+    def text_features(self, texts: list[str]) -> Tensor:
+        """`(B, d)`, normalised; every text is embedded once."""
+        device = next(self.model.parameters()).device
+        new = sorted(set(texts) - self._texts.keys())
+        length = int(self.model.config.text_config.max_position_embeddings)
+        for start in range(0, len(new), self.batch_size):
+            part = new[start : start + self.batch_size]
+            tokens = self.tokenizer(part, padding=True, truncation=True, max_length=length, return_tensors="pt")
+            features = self.model.get_text_features(
+                input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
+            )
+            self._texts |= dict(zip(part, normalize(features_of(features).float()).cpu(), strict=True))
+        return torch.stack([self._texts[text] for text in texts]).to(device)
+
+    def to(self, device: str | torch.device) -> "ClipReward":
+        self.model = self.model.to(device)
+        return self
+
+
+def read_clip(folder: Path) -> Any:
+    """A transformers CLIPModel, safetensors only; CheckpointError if the folder holds none."""
+    try:
+        return transformers().CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"'{folder}' is no CLIP that transformers can open ({error}); it needs config.json and *.safetensors"
+        ) from error
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder; CheckpointError if there is none."""
+    try:
+        return transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"'{folder}' has no tokenizer ({error}); put tokenizer.json, or vocab.json and merges.txt, there"
+        ) from error

@@ -1,0 +1,97 @@
+"""Where the weights of a reward lie, and how they are read: safetensors, or pickles as plain data."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffdistill.convert.source import read_pickle, read_safetensors
+from diffdistill.errors import CheckpointError, ConfigError
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+
+
+def transformers() -> Any:
+    """The package, of version 4 or 5; ConfigError if it is not installed."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError("rewards from text and images need transformers: pip install 'diffdistill[text]'") from error
+    return transformers
+
+
+def features_of(output: Any) -> Tensor:
+    """transformers 4 returns projected features, 5 an output whose `pooler_output` they are."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def fetched(reward: str, where: str, files: list[str]) -> Path:
+    """The folder `where`, or a snapshot of the Hub id `where` with `files` (patterns); CheckpointError if neither."""
+    folder = Path(where).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(where, allow_patterns=files))
+    except Exception as error:  # the Hub raises many kinds, offline included; all of them mean "not to be had"
+        raise CheckpointError(
+            f"the weights of the reward {reward} are not on this machine: '{where}' is no folder and cannot be "
+            f"fetched from the Hub ({type(error).__name__}); download {', '.join(files)} of it elsewhere and give "
+            f"'{reward}:FOLDER'"
+        ) from error
+
+
+def find_file(reward: str, folder: Path, patterns: list[str]) -> Path:
+    """The one file of `folder` that matches the first pattern that any does; CheckpointError if none does."""
+    for pattern in patterns:
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise CheckpointError(
+                f"'{folder}' has {len(found)} files {pattern} and the reward {reward} reads one; move the others away"
+            )
+    raise CheckpointError(f"'{folder}' has no {' or '.join(patterns)} for the reward {reward}; put one there")
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Named tensors of a safetensors file, or of a `torch.save` file (or its `state_dict`), read as plain data."""
+    if file.suffix not in PICKLES:
+        return read_safetensors(file)
+    content = read_pickle(file)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"'{file}' is no file of named tensors; give the weights as published, or safetensors")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    """Give every tensor of `module` its value; CheckpointError, naming them, if one is missing, extra or misshapen."""
+    wanted = module.state_dict()
+    wrong = [
+        *(f"{name} is missing" for name in wanted.keys() - tensors.keys()),
+        *(f"{name} has no place" for name in tensors.keys() - wanted.keys()),
+        *(
+            f"{name} is {tuple(tensors[name].shape)} instead of {tuple(wanted[name].shape)}"
+            for name in wanted.keys() & tensors.keys()
+            if wanted[name].shape != tensors[name].shape
+        ),
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"'{file}' does not fit the network it should: {'; '.join(sorted(wrong)[:3])} ({len(wrong)} in all); "
+            f"give the file as published"
+        )
+    module.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()})
+
+
+def digest(files: list[Path]) -> str:
+    """The first 12 digits of the SHA-256 of some files, in the order of their names: which weights scored."""
+    total = hashlib.sha256()
+    for file in sorted(files):
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()[:12]
