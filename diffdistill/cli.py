@@ -32,7 +32,7 @@ exit codes: 0 ok, 1 failed check or bug, 2 usage or config, 3 data, 4 checkpoint
 class Verb:
     """target: `module:function`, imported when the verb runs and called with the parsed flags.
 
-    settings: name of a class of `config.schema`; then the target gets the checked settings instead.
+    settings: `module:class` of `diffdistill.config`; then the target gets the checked settings instead.
     """
 
     summary: str
@@ -42,12 +42,18 @@ class Verb:
 
 
 VERBS = {
-    "train": Verb("train a teacher on images", "diffdistill.training.run:train", cli_flags.add_config, "Train"),
+    "train": Verb("train a teacher on images", "diffdistill.training.run:train", cli_flags.add_config, "schema:Train"),
     "distill": Verb(
         "distil a teacher into a one- or few-step student",
         "diffdistill.training.run:distill",
         cli_flags.add_config,
-        "Distill",
+        "schema:Distill",
+    ),
+    "align": Verb(
+        "align a text-to-image pipeline with preferences",
+        "diffdistill.training.alignment_run:align",
+        cli_flags.add_config,
+        "align:Align",
     ),
     "sample": Verb(
         "make images with a teacher or a student", "diffdistill.sampling.command:run", cli_flags.add_sample
@@ -77,7 +83,6 @@ VERBS = {
     "doctor": Verb("find broken installs, say what mends them", "diffdistill.doctor:run", cli_flags.add_doctor),
 }
 PLANNED = {
-    "align": "preference alignment from pairs",
     "export": "models for other programs",
     "push": "upload to the Hub",
 }
@@ -145,9 +150,8 @@ def _dispatch(argv: list[str]) -> int:
     if verb.settings:
         from diffdistill.config import load_config
 
-        what = load_config(
-            getattr(import_module("diffdistill.config.schema"), verb.settings), args.config, args.overrides
-        )
+        home, _, name = verb.settings.partition(":")
+        what = load_config(getattr(import_module(f"diffdistill.config.{home}"), name), args.config, args.overrides)
     module, _, function = verb.target.partition(":")
     return getattr(import_module(module), function)(what) or 0
 

@@ -8,11 +8,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from diffdistill.config import load_config, schema
+from diffdistill.config.align import Align
 from diffdistill.config.complaints import models_in
 from diffdistill.config.yaml import flow
 from diffdistill.errors import ConfigError
 
-MODELS: dict[str, type[BaseModel]] = {"train": schema.Train, "distill": schema.Distill}
+MODELS: dict[str, type[BaseModel]] = {"train": schema.Train, "distill": schema.Distill, "align": Align}
 FILES = {"show": 1, "keys": 0, "schema": 0, "diff": 2}
 
 

@@ -282,7 +282,7 @@ def add_checkpoint(parser: Parser) -> None:
 
 def add_config_tool(parser: Parser) -> None:
     parser.add_argument("action", choices=("show", "keys", "schema", "diff"))
-    parser.add_argument("verb", metavar="VERB", help="whose settings: train or distill")
+    parser.add_argument("verb", metavar="VERB", help="whose settings: train, distill or align")
     parser.add_argument("configs", metavar="CONFIG", nargs="*", help="show: one; diff: two; keys, schema: none")
     parser.add_argument(
         "--set", metavar="key=value", dest="settings", action="append", default=[], help="overrides of show"

@@ -116,9 +116,9 @@ def test_every_verb_has_help(verb, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "a verb is missing; choose one of train, distill, sample"),
+        ([], "a verb is missing; choose one of train, distill, align, sample"),
         (["distil"], "there is no verb 'distil'; did you mean 'distill'?"),
-        (["zzz"], "there is no verb 'zzz'; choose one of train, distill, sample"),
+        (["zzz"], "there is no verb 'zzz'; choose one of train, distill, align, sample"),
         (["push", "m"], "'push' (upload to the Hub) is planned and not built yet; verbs: train, distill"),
         (["sample", "m"], "sample: --num-images, --out is missing"),
         (["train"], "train: CONFIG is missing"),

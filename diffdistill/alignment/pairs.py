@@ -71,6 +71,7 @@ def noise_pairs(
     latents_l: Tensor,
     *,
     generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
     u: Tensor | None = None,
     shift: float | None = None,
 ) -> NoisedPairs:
@@ -78,6 +79,7 @@ def noise_pairs(
 
     latents_w, latents_l: `(B, C, H, W)`, in the network's units (scaled latents).
     generator: of the noise and the times, on the CPU or the device of the latents; None: torch's own.
+    noise: `(B, C, H, W)`, the eps of each pair; None: drawn.
     u: `(B,)` in (0, 1), the place of each time in its law; None: drawn. DDPM-like schedulers: t is uniform on the
         training steps. Flow matching: s = sigmoid(z), z ~ N(0, 1) (2403.03206, section 3.1), shifted as in sampling.
     shift: of the flow time; None: the scheduler's own. Models with dynamic shifting (Flux) need exp(mu) here.
@@ -92,7 +94,9 @@ def noise_pairs(
     source = device if generator is None else generator.device
     if u is None:
         u = torch.rand(len(latents_w), generator=generator, device=source)
-    noise = torch.randn(latents_w.shape, generator=generator, device=source).to(device)
+    if noise is None:
+        noise = torch.randn(latents_w.shape, generator=generator, device=source)
+    noise = noise.to(device)
     t, alpha, sigma, kind = times(scheduler, u.to(device), shift)
     x0, eps = torch.cat([latents_w, latents_l]).float(), torch.cat([noise, noise])
     t, alpha, sigma = (torch.cat([value, value]) for value in (t, alpha, sigma))

@@ -28,7 +28,7 @@ def read_folder(folder: Path, name: str, split: str) -> Source:
     In this order: `metadata.jsonl` or `metadata.csv`; `dataset.json`; parquet files; IDX files; subfolders that all
     have the names of splits (`train`, `test`); loose images, without labels; subfolders of classes, sorted by name.
     """
-    for metadata, parse in ((folder / "metadata.jsonl", _parse_jsonl), (folder / "metadata.csv", _parse_csv)):
+    for metadata, parse in ((folder / "metadata.jsonl", parse_jsonl), (folder / "metadata.csv", _parse_csv)):
         if metadata.is_file():
             only_split(split, name)
             return _read_metadata(folder, name, parse(metadata), metadata)
@@ -110,7 +110,7 @@ def _read_metadata(folder: Path, name: str, rows: list[tuple[int, dict[str, Any]
     return _files(folder, name, files, labels, texts=texts)
 
 
-def _parse_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def parse_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
     rows = []
     for line, text in enumerate(_text(path).splitlines(), start=1):
         if text.strip():

@@ -21,8 +21,8 @@ def read_parquet(path: Path, name: str, split: str) -> Source:
     """
     if path.is_file():
         only_split(split, name)
-    files = [path] if path.is_file() else _files_of_split(path, name, split)
-    tables = [_open(file) for file in files]
+    files = [path] if path.is_file() else files_of_split(path, name, split)
+    tables = [open_table(file) for file in files]
     schema = tables[0].schema_arrow
     image = next((column for column in IMAGE_COLUMNS if column in schema.names), None)
     if image is None:
@@ -33,13 +33,13 @@ def read_parquet(path: Path, name: str, split: str) -> Source:
         raise DataError(f"{name} has files with different columns: make them alike")
     labels, class_names = None, None
     if "label" in schema.names:
-        labels, class_names = as_labels(_column(tables, files, "label"), name, _class_names(schema.metadata))
-    texts = as_texts(_column(tables, files, "text"), name) if "text" in schema.names else None
+        labels, class_names = as_labels(column_of(tables, files, "label"), name, _class_names(schema.metadata))
+    texts = as_texts(column_of(tables, files, "text"), name) if "text" in schema.names else None
     count = sum(table.metadata.num_rows for table in tables)
     return Source(count, _images(tables, files, image), labels, texts, class_names)
 
 
-def _files_of_split(folder: Path, name: str, split: str) -> list[Path]:
+def files_of_split(folder: Path, name: str, split: str) -> list[Path]:
     """A file belongs to the split that its name starts with, or that its folder is called; else all are one set."""
     by_split: dict[str, list[Path]] = {}
     for file in sorted(folder.rglob("*.parquet")):
@@ -53,7 +53,7 @@ def _files_of_split(folder: Path, name: str, split: str) -> list[Path]:
     return by_split[pick_split(split, by_split, name)]
 
 
-def _open(file: Path) -> Any:
+def open_table(file: Path) -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -72,7 +72,7 @@ def _damage_named(file: Path) -> Iterator[None]:
         raise DataError(f"{file} is damaged, or not a parquet file: fetch it again") from error
 
 
-def _column(tables: list[Any], files: list[Path], column: str) -> list[Any]:
+def column_of(tables: list[Any], files: list[Path], column: str) -> list[Any]:
     values: list[Any] = []
     for table, file in zip(tables, files, strict=True):
         with _damage_named(file):

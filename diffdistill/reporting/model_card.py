@@ -22,7 +22,7 @@ def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = 
         _metrics(evaluation or {}),
         f"## Made from\n\n{_origin(student, metadata)}",
         f"## Limits\n\n{_limits(student)}",
-        f"## Settings\n\n```yaml\n{_public(config)}\n```" if config else "",
+        f"## Settings\n\n```yaml\n{public_settings(config)}\n```" if config else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -149,7 +149,7 @@ def _file(source: dict[str, Any] | None) -> str | None:
     return f"`{source['file']}`, SHA-256 `{source['sha256']}`" if source else None
 
 
-def _public(config: str) -> str:
+def public_settings(config: str) -> str:
     """The settings, without where on someone's machine the run and its config lay."""
     import yaml
 

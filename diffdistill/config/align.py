@@ -1,0 +1,84 @@
+"""Settings of `diffdistill align`: pairs of images, a method that prefers, and what of the network it trains."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from diffdistill.config.parts import Count, Optimizer, Positive, Section
+from diffdistill.config.schema import Data, Run
+
+LossSpace = Literal["native", "epsilon", "x0"]
+
+
+class PairData(Data):
+    path: str = Field(description="parquet with Pick-a-Pic's columns, or folder with metadata.jsonl (win, lose, text)")
+    image_size: Count | None = Field(None, description="side of the square that images are cut to; null: the model's")
+    limit: Count | None = Field(None, description="use the first N pairs only")
+    horizontal_flip: bool = Field(False, description="mirror half of the pairs, both images of a pair alike")
+    ties: Literal["drop", "keep"] = Field(
+        "drop", description="pairs labelled 0.5 and 0.5: drop them, or keep them to draw their margin to 0"
+    )
+    held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="part of the captions, with all their pairs, kept for measuring; chosen by a hash"
+    )
+    held_out_path: str | None = Field(None, description="pairs to measure on instead, in either format")
+    held_out_split: str = Field("train", description="split of held_out_path")
+
+
+class PairEvaluation(Section):
+    """Margins of held-out pairs, at the same noise for every model, and grids of their captions."""
+
+    every: Annotated[int, Field(ge=0)] = Field(0, description="steps between evaluations; 0: only at the end")
+    at_end: bool = True
+    num_pairs: Count = Field(256, description="held-out pairs measured, at most")
+    levels: Count = Field(8, description="times at which each pair is measured, evenly spread over their law")
+    batch_size: Count = Field(8, description="pairs in one call of the network")
+    seed: int = 1000
+    prompts: tuple[str, ...] = Field((), description="captions of the grids; empty: the first eight held-out ones")
+    sampling_steps: Count = Field(25, description="steps of the pipeline's own scheduler in the grids")
+    guidance_scale: Annotated[float, Field(ge=0)] = Field(5.0, description="classifier-free guidance in the grids")
+
+
+class MaPO(Section):
+    """2406.06424: reference-free. beta null is the authors' code; beta 8 to 1024 is the AAAI-26 paper's loss."""
+
+    name: Literal["mapo"]
+    c: Positive | None = Field(None, description="factor of the losses in the link; null: 0.5, or 1 with beta")
+    margin_scale: Positive | None = Field(None, description="factor T of the margin; null: 1000; not with beta")
+    margin_weight: Positive | None = Field(None, description="weight of the margin's term; null: 0.1; not with beta")
+    beta: Positive | None = Field(None, description="the paper's form; the larger, the more plain fine-tuning")
+    link_mode: Literal["scale", "power"] = Field("scale", description="the paper's phi_beta: beta phi, or phi^beta")
+    loss_space: LossSpace = Field("native", description="units of the losses: the network's own, epsilon or x0")
+
+
+class DiffusionDPO(Section):
+    """2311.12908: the baseline, with a frozen reference model (for LoRA: the network without its adapters)."""
+
+    name: Literal["diffusion_dpo"]
+    beta: Positive = Field(5000.0, description="5000 for SDXL, 2500 for SD1.5")
+    variant: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(0.0, description="chance that a label is wrong")
+    loss_space: LossSpace = Field("native", description="units of the losses: the network's own, epsilon or x0")
+
+
+class Lora(Section):
+    """Low-rank adapters (2106.09685), alpha equal to the rank, Gaussian start; needs peft (extra `text`)."""
+
+    rank: Count = 8
+    targets: tuple[str, ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="ends of the names of the layers adapted"
+    )
+
+
+class Align(Run):
+    """`diffdistill align`: preference alignment of a text-to-image pipeline from pairs."""
+
+    model: str = Field(description="folder or Hub id of a StableDiffusionPipeline or StableDiffusionXLPipeline")
+    train_batch_size: Count = Field(16, description="pairs a step")
+    micro_batch_size: Count | None = Field(None, description="pairs in one call of the network; null: all of a step's")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    data: PairData
+    evaluation: PairEvaluation = PairEvaluation()  # type: ignore[assignment]  # the loop reads every and at_end only
+    method: Annotated[MaPO | DiffusionDPO, Field(discriminator="name")]
+    lora: Lora | None = Field(None, description="train adapters only; null: all weights of the network")
+    optimizer: Optimizer = Optimizer(learning_rate=1e-5, betas=(0.9, 0.999), weight_decay=1e-2, max_grad_norm=1.0)

@@ -1,0 +1,193 @@
+"""`diffdistill align` from end to end, on tiny real pipelines."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("transformers")
+pytest.importorskip("pyarrow")
+pytest.importorskip("peft")
+
+from diffusers import DiffusionPipeline
+from tiny_text import pair_folder, pair_parquet, pair_rows, stable_diffusion, stable_diffusion_xl
+
+from diffdistill.cli import main
+
+TINY = [
+    "data.image_size=null", "max_train_steps=2", "train_batch_size=4", "micro_batch_size=null", "log_every=1",
+    "mixed_precision=no", "gradient_checkpointing=false", "sample_every=0", "num_threads=1", "checkpoint_every=0",
+    "evaluation.levels=2", "evaluation.sampling_steps=2", "data.held_out=0.3", "optimizer.learning_rate=1e-3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    stable_diffusion(folder / "sd")
+    stable_diffusion_xl(folder / "sdxl")
+    pair_parquet(folder / "pairs.parquet")
+    pair_folder(folder / "pairs")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def align(world, out, *words, model="sd", data="pairs.parquet"):
+    settings = [f"model={world / model}", f"data.path={world / data}", f"output_dir={out}", *TINY, *words]
+    return main(["align", "align/mapo_sd15", *settings])
+
+
+def draw(folder):
+    pipe = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe("thing 1", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("model", ["sd", "sdxl"])
+@pytest.mark.parametrize("lora", ["lora.rank=2", "lora=null"])
+@pytest.mark.parametrize("method", ["mapo", "diffusion_dpo"])
+def test_the_aligned_pipeline_is_stock_and_differs_in_its_network_alone(tmp_path, world, model, lora, method):
+    assert align(world, tmp_path / "run", lora, f"method.name={method}", model=model) == 0
+    result = tmp_path / "run" / "model"
+    assert not torch.equal(draw(result), draw(world / model))
+    weights = {path.relative_to(result) for path in result.rglob("*.safetensors")}
+    assert len(weights) == (3 if model == "sd" else 4)
+    for name in weights:
+        same = (result / name).read_bytes() == (world / model / name).read_bytes()
+        assert same == (name.parts[0] != "unet")
+    assert str(world) not in (result / "unet" / "config.json").read_text()
+    for name in ("report.html", "config.yaml", "environment.json", "model/README.md", "model/diffdistill.json"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    metrics = json.loads((tmp_path / "run" / "evaluation.json").read_text())["aligned"]["metrics"]
+    assert 0 <= metrics["win_rate"]["value"] <= 1
+    first = logged(tmp_path / "run")[0]
+    assert {"loss", "margin", "win_rate", "loss/win", "loss/lose"} <= first.keys()
+    if method == "diffusion_dpo":
+        assert first["loss"] == pytest.approx(0.6931472)  # at the start the network is its reference: ln 2
+        assert first["margin"] == 0
+
+
+def test_adapters_by_themselves_give_the_image_of_the_merged_pipeline(tmp_path, world):
+    assert align(world, tmp_path / "run", "lora.rank=2") == 0
+    pipe = DiffusionPipeline.from_pretrained(world / "sd")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(tmp_path / "run" / "lora")
+    image = pipe("thing 1", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    torch.testing.assert_close(image, draw(tmp_path / "run" / "model"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("words", [["lora.rank=2"], ["lora=null", "method.name=diffusion_dpo"]])
+def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, world, words):
+    words = [*words, "data.horizontal_flip=true", "max_train_steps=4", "checkpoint_every=2"]
+    assert align(world, tmp_path / "whole", *words) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for name in ("checkpoints/step-000004", "model"):
+        shutil.rmtree(tmp_path / "cut" / name)
+    (tmp_path / "cut" / "evaluation.json").unlink()
+    assert align(world, tmp_path / "cut", *words, "resume_from_checkpoint=latest") == 0
+    for name in ("model/unet/diffusion_pytorch_model.safetensors", "evaluation.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    untimed = [[{**line, "time": 0} for line in logged(tmp_path / name)] for name in ("cut", "whole")]
+    assert untimed[0] == untimed[1]
+
+
+def test_parts_of_a_batch_add_up_to_it(tmp_path, world):
+    words = ["lora=null", "max_train_steps=1", "evaluation.at_end=false"]
+    for name, size in (("whole", "null"), ("parts", "3")):
+        assert align(world, tmp_path / name, *words, f"micro_batch_size={size}") == 0
+    one, two = (logged(tmp_path / name)[0] for name in ("whole", "parts"))
+    for key in ("loss", "margin", "loss/win", "network/grad_norm"):
+        assert one[key] == pytest.approx(two[key], rel=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path, world):
+    words = ["lora=null", "max_train_steps=1", "evaluation.at_end=false"]
+    for name in ("false", "true"):
+        assert align(world, tmp_path / name, *words, f"gradient_checkpointing={name}") == 0
+    one, two = (load_file(tmp_path / n / "model/unet/diffusion_pytorch_model.safetensors") for n in ("false", "true"))
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], rtol=1e-5, atol=1e-6)
+
+
+def test_training_moves_the_margins_of_held_out_pairs(tmp_path, world):
+    """Dark is wanted everywhere, so it carries over to captions never seen."""
+    words = ["lora=null", "max_train_steps=40", "train_batch_size=8", "evaluation.levels=4", "log_every=40"]
+    assert align(world, tmp_path / "run", *words, data="pairs") == 0
+    metrics = json.loads((tmp_path / "run" / "evaluation.json").read_text())["aligned"]["metrics"]
+    assert metrics["win_rate_at_start"]["value"] < 0.8
+    assert metrics["win_rate_over_start"]["value"] == 1
+    assert metrics["win_rate"]["value"] == 1
+
+
+def test_ties_are_kept_when_asked(tmp_path, world):
+    rows = pair_rows(8)
+    rows["label_0"] = [0.5, *rows["label_0"][1:]]
+    rows["label_1"] = [0.5, *rows["label_1"][1:]]
+    pair_parquet(tmp_path / "ties.parquet", rows)
+    assert align(world, tmp_path / "run", "data.ties=keep", data=tmp_path / "ties.parquet") == 0
+    metadata = json.loads((tmp_path / "run" / "model" / "diffdistill.json").read_text())
+    held = json.loads((tmp_path / "run" / "evaluation.json").read_text())["aligned"]["protocol"]["num_pairs"]
+    assert metadata["data"]["pairs"] + held in (7, 8)  # a tie among the held-out pairs is not measured
+
+
+def test_bf16_and_grids_run(tmp_path, world):
+    assert align(world, tmp_path / "run", "mixed_precision=bf16", "sample_every=2", model="sdxl") == 0
+    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == [
+        "step-000000.png",
+        "step-000002.png",
+    ]
+    merged = load_file(tmp_path / "run" / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    start = load_file(world / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(merged["conv_in.weight"], start["conv_in.weight"])  # float32, never rounded to bf16
+
+
+def broken(world, tmp_path, name):
+    folder = tmp_path / "model"
+    shutil.copytree(world / "sd", folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))
+    return folder
+
+
+def test_a_pipeline_without_adapter_is_refused_with_those_there_are(tmp_path, world, capsys):
+    folder = broken(world, tmp_path, "KandinskyPipeline")
+    assert align(world, tmp_path / "run", model=folder) == 2
+    error = capsys.readouterr().err
+    assert "is a KandinskyPipeline, and align has adapters for StableDiffusionPipeline and" in error
+    assert "ADAPTERS" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["lora.targets=[to_q,to_z]"], 2, "LoRA target 'to_z' matches no linear or convolutional layer"),
+        (["method.name=mapo", "method.link_mode=power"], 2, "needs beta"),
+        (["method.name=dpo"], 2, "method.name"),
+        (["data.held_out=0"], 3, "leaves one side empty"),
+        (["model=nowhere"], 4, "is not a diffusers folder"),
+    ],
+)
+def test_what_cannot_work_is_said_before_training(tmp_path, world, capsys, words, code, sentence):
+    assert align(world, tmp_path / "run", *words) == code
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_without_peft_the_extra_is_named(tmp_path, world, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    assert align(world, tmp_path / "run", "lora.rank=2") == 2
+    assert "pip install 'diffdistill[text]'" in capsys.readouterr().err
