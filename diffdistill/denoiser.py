@@ -81,13 +81,20 @@ class Denoiser(nn.Module):
 
     def guided(self, x_t: Tensor, sigma: Tensor, cond: Tensor | None, guidance_scale: float = 1.0) -> Tensor:
         """Classifier-free guidance (2207.12598): D_null + w (D_cond - D_null), one 2B batch; w = 1 costs nothing."""
+        return self.guided_tapped(x_t, sigma, cond, guidance_scale, ())[0]
+
+    def guided_tapped(
+        self, x_t: Tensor, sigma: Tensor, cond: Tensor | None, guidance_scale: float, taps: Sequence[str]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`guided` beside the conditional pass' outputs of the submodules `taps`."""
         if guidance_scale == 1.0:
-            return self(x_t, sigma, cond)
+            return self.tapped(x_t, sigma, cond, taps)
         null = self.null_condition(cond)
         assert cond is not None  # null_condition has refused it
-        both = self(torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), torch.cat([null, cond]))
+        twice = torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), torch.cat([null, cond])
+        both, features = self.tapped(*twice, taps)
         without, with_cond = both.chunk(2)
-        return without + guidance_scale * (with_cond - without)
+        return without + guidance_scale * (with_cond - without), [f.chunk(2)[1] for f in features]
 
     def null_condition(self, cond: Tensor | None) -> Tensor:
         if self.null_class is None or cond is None:

@@ -143,6 +143,30 @@ def fisher_gradient(
     return torch.autograd.grad(loss.sum(), x0, retain_graph=retain_graph)[0]
 
 
+def guidance_gradient(
+    x0: Tensor,
+    conditional_x0: Tensor,
+    null_x0: Tensor,
+    guidance_scale: float,
+    *,
+    level_weight: LevelWeight = None,
+) -> Tensor:
+    """Guidance outside the gap, as a reward: the gradient of -(k - 1) w log p(c | x_t), Diff-Instruct* (2410.20898):
+
+        g = w (k - 1) (D_null - D_cond),        constants.
+
+    Added to the score gap of the unguided teacher it is the score gap of the guided one, for the same w; beside a
+    Fisher form it is another objective than guidance inside.
+
+    conditional_x0, null_x0: the teacher's, (B, C, H, W); level_weight: as in `score_gap_gradient`, of x0 and D_cond.
+    Returns (B, C, H, W), without a graph.
+    """
+    with torch.no_grad():
+        x, conditional, null = _at_least_float32(x0, conditional_x0, null_x0)
+        weight = _level_weight(level_weight, x, conditional, conditional)
+        return ((guidance_scale - 1) * weight * (null - conditional)).to(x0.dtype)
+
+
 def alpha_bounds(alpha: float) -> tuple[float, float]:
     """Range of rho = v_q / v_p, noised student variance over teacher variance, in which the Fisher form attracts.
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from diffdistill.config.parts import Count, Fraction, Optimizer, Positive, Section
 
@@ -105,4 +105,55 @@ class UniInstruct(Method):
     detach_ratio: bool = Field(False, description="ablation: the released code's form, wrong in the scale direction")
 
 
-Methods = Annotated[DiffInstruct | DMD2 | FDistill | SiD | SIM | UniInstruct, Field(discriminator="name")]
+class Reward(Section):
+    """What a student is rewarded for, beside staying near its teacher; see docs/rewards.md."""
+
+    name: str | None = Field(
+        None,
+        description="pickscore, imagereward, hps_v2, clip, aesthetic, classifier, NAME:FOLDER, FILE.py:function",
+    )
+    sum: dict[str, float] | None = Field(None, description="in place of name: weights of several rewards, by name")
+    weight: Annotated[float, Field(ge=0)] = Field(
+        description="alpha, in the papers' convention (score gap: mean over C, H, W)"
+    )
+    class_prompts: tuple[str, ...] | None = Field(
+        None, description="text of each class, for a reward that reads texts and a class-conditional teacher"
+    )
+    batch_size: Count = Field(16, description="images at a time through the reward")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Reward":
+        if (self.name is None) == (not self.sum):
+            given = "both 'name' and 'sum'" if self.sum else "neither 'name' nor 'sum'"
+            raise ValueError(f"method.reward has {given}; give one reward's name, or the weights of several")
+        return self
+
+
+class Rewarded(Method):
+    """What the two methods that follow a reward share."""
+
+    reward: Reward | None = Field(None, description="null: none but the implicit one of guidance")
+    guidance: Literal["inside", "outside"] = Field(
+        "inside",
+        description="inside: the gap to the guided teacher; outside: the gap to the plain one, and a linear term",
+    )
+
+
+class DiffInstructPP(Rewarded):
+    """2410.18881: a reward and reverse KL to the teacher."""
+
+    name: Literal["diff_instruct_pp"]
+    level_weight: LevelWeight = Field("none", description=WEIGHT_HELP)
+
+
+class DiffInstructStar(Rewarded):
+    """2410.20898: a reward and SIM's score-based divergence to the teacher."""
+
+    name: Literal["diff_instruct_star"]
+    level_weight: LevelWeight = Field("pseudo_huber", description=WEIGHT_HELP)
+
+
+Methods = Annotated[
+    DiffInstruct | DiffInstructPP | DiffInstructStar | DMD2 | FDistill | SiD | SIM | UniInstruct,
+    Field(discriminator="name"),
+]

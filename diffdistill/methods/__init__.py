@@ -1,11 +1,22 @@
 """The distribution-matching methods, a page each: which choices, and where they depart from their paper."""
 
 from diffdistill.config.methods import Method
-from diffdistill.methods import diff_instruct, dmd2, f_distill, sid, sim, uni_instruct
+from diffdistill.methods import (
+    diff_instruct,
+    diff_instruct_pp,
+    diff_instruct_star,
+    dmd2,
+    f_distill,
+    sid,
+    sim,
+    uni_instruct,
+)
 from diffdistill.methods.matching import Choices
 
 METHODS = {
     "diff_instruct": diff_instruct,
+    "diff_instruct_pp": diff_instruct_pp,
+    "diff_instruct_star": diff_instruct_star,
     "dmd2": dmd2,
     "f_distill": f_distill,
     "sid": sid,

@@ -3,6 +3,7 @@
 It owns no optimiser and no device: the loop's task does (`training/distiller.py`).
 """
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diffdistill.config.methods import Adversarial
+from diffdistill.config.methods import Adversarial, Rewarded
 from diffdistill.config.methods import Ratio as RatioSettings
+from diffdistill.config.methods import Reward as RewardSettings
 from diffdistill.denoiser import Denoiser
 from diffdistill.discriminators import AdversarialTerm
 from diffdistill.divergences import get_divergence
@@ -21,11 +23,14 @@ from diffdistill.level_weights import LevelNormaliser
 from diffdistill.losses import (
     denoising_loss,
     fisher_gradient,
+    guidance_gradient,
     score_gap_gradient,
     warn_if_unstable,
 )
 from diffdistill.process import LevelLaw, per_sample
 from diffdistill.ratio import RatioTracker
+from diffdistill.rewards.protocol import Prompts
+from diffdistill.rewards.term import reward_term
 
 Metrics = dict[str, Tensor | float]
 LEVEL_BINS = 5
@@ -44,6 +49,8 @@ class Choices:
     adversarial: Adversarial | None = None
     ratio: RatioSettings | None = None
     guidance_scale: float = 1.0
+    guidance: Literal["inside", "outside"] = "inside"
+    reward: RewardSettings | None = None
     critic_warmup: float = 0.0
     # Until this part of the run: alpha 1, reverse KL, no adversarial term (Uni-Instruct starts as SIM).
     fisher_warmup: float = 0.0
@@ -56,6 +63,15 @@ class Choices:
             )
         if self.form == "fisher":
             warn_if_unstable(self.alpha)
+
+
+def warn_if_unrewarded(settings: Rewarded, plain: str) -> None:
+    """Warn where a rewarded method has neither a reward nor guidance, for it is then another method."""
+    if settings.reward is None and settings.guidance_scale == 1.0:
+        warnings.warn(
+            f"{settings.name} without method.reward and without guidance is {plain}; give one of them.",
+            stacklevel=4,
+        )
 
 
 class DistributionMatching:
@@ -85,6 +101,9 @@ class DistributionMatching:
         self.adversarial = AdversarialTerm(settings, teacher, critic) if settings is not None else None
         ratio = choices.ratio
         self.ratio = RatioTracker(ratio.bins, ratio.decay, ratio.clip).to(device) if ratio and settings else None
+        self.reward = None if choices.reward is None else reward_term(choices.reward, device)
+        if self.reward is not None:
+            self.reward.check(teacher.num_classes)
         self.normaliser = LevelNormaliser().to(device) if choices.level_weight == "dmd_level" else None
 
     def modules(self) -> dict[str, nn.Module]:
@@ -93,11 +112,14 @@ class DistributionMatching:
         parts = {"discriminator": head, "ratio": self.ratio, "normaliser": self.normaliser}
         return {name: part for name, part in parts.items() if part is not None}
 
-    def student_gradient(self, x0: Tensor, cond: Tensor | None, progress: float) -> tuple[Tensor, Metrics]:
+    def student_gradient(
+        self, x0: Tensor, cond: Tensor | None, progress: float, prompts: Prompts = None
+    ) -> tuple[Tensor, Metrics]:
         """d(loss of each sample) / d x0, `(B, C, H, W)`, in the sum convention.
 
         It is taken at a leaf copy of x0, so nothing else gets a gradient.
-        x0: the student's images; cond: their labels; progress: part of the run done, for methods with a warm-up.
+        x0: the student's images; cond: their labels; progress: part of the run done, for methods with a warm-up;
+        prompts: what the reward reads, if not the labels.
         """
         c = self.choices
         warm = progress < c.fisher_warmup
@@ -111,18 +133,24 @@ class DistributionMatching:
         on_teacher, on_critic = ((), taps) if term is not None and term.trains_eyes else (taps, ())
         with self.autocast():
             with torch.set_grad_enabled(c.form == "fisher" or bool(on_teacher)):
-                teacher_x0, features = self._teacher(x_t, sigma, cond, on_teacher)
+                inside = c.guidance_scale if c.guidance == "inside" else 1.0
+                teacher_x0, features = self.teacher.guided_tapped(x_t, sigma, cond, inside, on_teacher)
             with torch.set_grad_enabled(c.form == "fisher" or bool(on_critic)):
                 critic_x0, critic_features = self.critic.tapped(x_t, sigma, cond, on_critic)
         raw = None if term is None else term.discriminator(features or critic_features)
         logit = None if self.ratio is None or raw is None else self.ratio(raw, u)
 
-        gradient = self._matching(x, teacher_x0, critic_x0, logit, u, warm, keep_graph=raw is not None)
-        metrics: Metrics = {"gradient/matching": gradient.flatten(1).norm(dim=1).mean()}
+        weight = c.level_weight if self.normaliser is None else self.normaliser(x, teacher_x0, u)
+        terms = {"matching": self._matching(x, teacher_x0, critic_x0, logit, weight, warm, keep_graph=raw is not None)}
+        metrics: Metrics = {}
+        if c.guidance == "outside" and c.guidance_scale != 1.0:
+            terms["guidance"] = self._outside(x, x_t, sigma, cond, teacher_x0, weight)
         if term is not None and raw is not None and term.settings.weight > 0 and not warm:
-            adversarial = term.gradient(raw, x)
-            metrics["gradient/adversarial"] = adversarial.flatten(1).norm(dim=1).mean()
-            gradient = gradient + adversarial
+            terms["adversarial"] = term.gradient(raw, x)
+        if self.reward is not None:
+            terms["reward"], metrics = self.reward.gradient(x, cond if prompts is None else prompts)
+        gradient = torch.stack(list(terms.values())).sum(0)
+        metrics |= {f"gradient/{name}": g.flatten(1).norm(dim=1).mean() for name, g in terms.items()}
         return gradient, metrics | self._health(x.detach(), teacher_x0.detach(), critic_x0.detach(), u)
 
     def _matching(
@@ -131,13 +159,12 @@ class DistributionMatching:
         teacher_x0: Tensor,
         critic_x0: Tensor,
         logit: Tensor | None,
-        u: Tensor,
+        weight: Any,
         warm: bool,
         keep_graph: bool,
     ) -> Tensor:
         """The distribution-matching term: the row of the table as a call of `losses`."""
         c = self.choices
-        weight: Any = c.level_weight if self.normaliser is None else self.normaliser(x, teacher_x0, u)
         divergence = "reverse_kl" if warm else c.divergence
         if c.form == "score_gap":
             return score_gap_gradient(
@@ -150,15 +177,15 @@ class DistributionMatching:
             alpha=1.0 if warm else c.alpha, detach_ratio=c.detach_ratio, retain_graph=keep_graph,
         )  # fmt: skip
 
-    def _teacher(
-        self, x_t: Tensor, sigma: Tensor, cond: Tensor | None, taps: tuple[str, ...]
-    ) -> tuple[Tensor, list[Tensor]]:
-        x0, features = self.teacher.tapped(x_t, sigma, cond, taps)
-        w = self.choices.guidance_scale
-        if w != 1.0:
-            null = self.teacher(x_t, sigma, self.teacher.null_condition(cond))
-            x0 = null + w * (x0 - null)
-        return x0, features
+    @torch.no_grad()
+    def _outside(
+        self, x: Tensor, x_t: Tensor, sigma: Tensor, cond: Tensor | None, conditional_x0: Tensor, weight: Any
+    ) -> Tensor:
+        """Guidance as a term of its own. The pseudo-Huber factor belongs to the distance, not to the level: w = 1."""
+        with self.autocast():
+            null_x0 = self.teacher(x_t, sigma, self.teacher.null_condition(cond))
+        level = "none" if isinstance(weight, str) and weight == "pseudo_huber" else weight
+        return guidance_gradient(x, conditional_x0, null_x0, self.choices.guidance_scale, level_weight=level)
 
     @torch.no_grad()
     def _health(self, x: Tensor, teacher_x0: Tensor, critic_x0: Tensor, u: Tensor) -> Metrics:
