@@ -9,6 +9,7 @@ import torch
 
 from diffdistill import divergences, level_weights, losses
 from diffdistill.divergences import Divergence
+from diffdistill.rewards.term import RewardTerm
 from diffdistill.verification import (
     checks_expansion,
     checks_fisher,
@@ -143,6 +144,26 @@ def test_swapped_guidance_fails(monkeypatch):
 
     monkeypatch.setattr(Denoiser, "guided", swapped)
     assert len(failures(checks_guidance.guidance())) >= 4
+
+
+def test_a_wrong_guidance_term_fails(monkeypatch):
+    def swapped(x0, conditional, null, scale, **settings):
+        return losses.guidance_gradient(x0, null, conditional, scale, **settings)
+
+    monkeypatch.setattr(checks_guidance, "guidance_gradient", swapped)
+    assert len(failures(checks_guidance.guidance_outside())) == 2
+
+
+@pytest.mark.parametrize("factor", [-1.0, 2.0])
+def test_a_reward_of_another_sign_or_scale_fails(monkeypatch, factor):
+    right = RewardTerm.gradient
+
+    def wrong(self, x, prompts=None):
+        gradient, metrics = right(self, x, prompts)
+        return factor * gradient, metrics
+
+    monkeypatch.setattr(RewardTerm, "gradient", wrong)
+    assert len(failures([*checks_guidance.linear_reward(), *checks_guidance.quadratic_reward()])) == 3
 
 
 # ---- the table and the command

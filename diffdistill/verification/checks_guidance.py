@@ -1,4 +1,7 @@
-"""Test F: classifier-free guidance is folded in the right order and scale, and a reward tilts by the right amount."""
+"""Test F: guidance is folded in the right order and scale, inside or outside the gap; rewards tilt as they should.
+
+The guided denoiser, the guidance term and the reward term are the production ones.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,8 +10,10 @@ import torch
 from torch import Tensor
 
 from diffdistill.denoiser import Denoiser
-from diffdistill.losses import fisher_gradient, score_gap_gradient
+from diffdistill.losses import fisher_gradient, guidance_gradient, score_gap_gradient
 from diffdistill.process import EDM
+from diffdistill.rewards import CallableReward
+from diffdistill.rewards.term import RewardTerm
 from diffdistill.verification.analytic import Gradient, Mixture, expected_gradient, gaussian, hermite, nodes_at
 from diffdistill.verification.check import Check
 from diffdistill.verification.oracle import OracleNetwork
@@ -34,7 +39,9 @@ class GuidedTeacher(Mixture):
 
 def checks() -> Iterator[Check]:
     yield from guidance()
-    yield from reward()
+    yield from guidance_outside()
+    yield from linear_reward()
+    yield from quadratic_reward()
 
 
 def guidance() -> Iterator[Check]:
@@ -64,9 +71,48 @@ def guidance() -> Iterator[Check]:
     yield Check("F", "guidance 3, reverse_kl, elsewhere", got, expected, tolerance=single)
 
 
-def reward() -> Iterator[Check]:
+def guidance_outside() -> Iterator[Check]:
+    """The linear term pulls by (k - 1) w sigma^2 mu_c / v_p, v_p = tau^2 + sigma^2, against the unguided teacher.
+
+    Reverse KL (w = 1 / sigma^2) then rests where guidance inside does, k mu_c; SIM (w = 2 / sigma^4) at
+    mu_c (1 + (k - 1) v_p / sigma^2).
+    """
+    sigma, plain, null = 0.7, gaussian(CLASS_MEAN, SCALE), gaussian(0.0, SCALE)
+    rule = hermite(32)
+    nodes = nodes_at(sigma, rule, rule)
+    forms: dict[str, tuple[Gradient, float, dict[str, Any], float]] = {
+        "reverse_kl": (score_gap_gradient, 1 / sigma**2, {}, GUIDANCE),
+        "SIM": (fisher_gradient, 2 / sigma**4, {"alpha": 1.0}, 1 + (GUIDANCE - 1) * (SCALE**2 / sigma**2 + 1)),
+    }
+    for name, (gradient, weight, settings, factor) in forms.items():
+
+        def total(
+            x0: Tensor, teacher_x0: Tensor, critic_x0: Tensor, *, gradient: Gradient = gradient, **keywords: Any
+        ) -> Tensor:
+            x_t = x0.detach().flatten() + nodes.sigma * nodes.eps
+            null_x0 = null(x_t.reshape(x0.shape), nodes.sigma)
+            matching = gradient(x0, teacher_x0, critic_x0, **keywords)
+            level_weight = keywords["level_weight"]
+            return matching + guidance_gradient(x0, teacher_x0, null_x0, GUIDANCE, level_weight=level_weight)
+
+        got = expected_gradient(total, plain, factor * CLASS_MEAN, SCALE, nodes, level_weight=weight, **settings)
+        yield Check("F", f"guidance 3 outside, {name}: rests at ({factor:.3g} mu_c, tau)", got, (0.0, 0.0))
+
+
+def rewarded(gradient: Gradient, term: RewardTerm) -> Gradient:
+    """The gradient of a method with a reward."""
+
+    def total(x0: Tensor, *networks: Tensor, **keywords: Any) -> Tensor:
+        matching = gradient(x0, *networks, **keywords)
+        return matching + term.gradient(x0.detach().requires_grad_())[0]
+
+    return total
+
+
+def linear_reward() -> Iterator[Check]:
     """R = b x with weight a: m* = mu + a b / E[w / v_p] (reverse KL), mu + a b / (2 E[w / v_p^2]) (SIM); s* = tau."""
-    mean, scale, pull = 0.1, 0.5, 0.8 * 0.35
+    mean, scale, a, b = 0.1, 0.5, 0.8, 0.35
+    term = RewardTerm(CallableReward(lambda images, _: b * (2 * images - 1).flatten(1).sum(1)), a)
     teacher = gaussian(mean, scale)
     sigma = torch.tensor([0.2, 0.5, 1.4], dtype=torch.float64)
     weight = torch.tensor([1.0, 0.6, 0.3], dtype=torch.float64)
@@ -75,13 +121,33 @@ def reward() -> Iterator[Check]:
     w = weight.repeat_interleave(len(nodes.z) // 3)
     v_p = scale**2 + sigma**2
     tilted = {
-        "reverse_kl": (score_gap_gradient, w / nodes.sigma**2, {}, mean + pull / (weight / v_p).mean()),
-        "SIM": (fisher_gradient, 2 * w / nodes.sigma**4, {"alpha": 1.0}, mean + pull / (2 * (weight / v_p**2).mean())),
+        "reverse_kl": (score_gap_gradient, w / nodes.sigma**2, {}, mean + a * b / (weight / v_p).mean()),
+        "SIM": (
+            fisher_gradient,
+            2 * w / nodes.sigma**4,
+            {"alpha": 1.0},
+            mean + a * b / (2 * (weight / v_p**2).mean()),
+        ),
     }
     for name, (gradient, level_weight, settings, optimum) in tilted.items():
-
-        def total(x0: Tensor, *networks: Tensor, gradient: Gradient = gradient, **keywords: Any) -> Tensor:
-            return gradient(x0, *networks, **keywords) - pull
-
+        total = rewarded(gradient, term)
         got = expected_gradient(total, teacher, float(optimum), scale, nodes, level_weight=level_weight, **settings)
         yield Check("F", f"linear reward, {name}: rests at the tilted mean", got, (0.0, 0.0), source="7.7")
+
+
+def quadratic_reward() -> Iterator[Check]:
+    """R = -(x - t)^2 / 2 with weight a, reverse KL at one level: the tilt p exp(a R), whose scale changes, too.
+
+    m* = (mu / v_p + a t) / (1 / v_p + a), s*^2 + sigma^2 = 1 / (1 / v_p + a); as sigma -> 0 the tilted Gaussian.
+    """
+    mean, scale, sigma, a, target = 0.1, 0.1, 0.05, 40.0, -0.1  # narrow: where pixels are clamped R is another
+    term = RewardTerm(CallableReward(lambda images, _: -0.5 * (2 * images - 1 - target).square().flatten(1).sum(1)), a)
+    rule = hermite(24)
+    v_p = scale**2 + sigma**2
+    precision = 1 / v_p + a
+    optimum, spread = (mean / v_p + a * target) / precision, (1 / precision - sigma**2) ** 0.5
+    got = expected_gradient(
+        rewarded(score_gap_gradient, term), gaussian(mean, scale), optimum, spread, nodes_at(sigma, rule, rule),
+        level_weight=1 / sigma**2,
+    )  # fmt: skip
+    yield Check("F", "quadratic reward, reverse_kl: rests at the tilt", got, (0.0, 0.0), source="7.7")
