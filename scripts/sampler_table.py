@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--calibration-images", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1000, 1001, 1002])
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 5, 20, 50])
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--report", action="store_true", help="measure nothing, print what there is")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ def measure(args: Namespace) -> None:
     evaluator = Evaluator(load_images(args.data), "fashion_mnist", ("fid",), floor=False, resamples=0)
     done = {(row["sampler"], row["steps"], row["variant"], row["seed"]) for row in rows(args)}
     for steps in args.steps:
-        for sampler in SAMPLERS:
+        for sampler in args.samplers:
             chosen = {PLAIN: NONE} | corrections(args, sampler, steps)
             values: dict[tuple[Corrections, int], float] = {}
             for variant, wanted in chosen.items():
