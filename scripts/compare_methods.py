@@ -2,9 +2,10 @@
 
     python scripts/compare_methods.py --seconds 150 --seeds 0 1 2 --jobs 2 --out runs/compare --table docs/comparison
 
-Protocol: each method's own config; a timing run of a few steps, under the same load, turns the seconds of training
-into steps, so that rate schedules end when the time does; then one run a seed, each a process of its own with one
-thread. The student's average is measured once, at the end. Peak memory is the process's, data and evaluation included.
+Protocol: each method's own config; all begin with the same student, the regression phase that the recipes share (run
+once, `start` in the table). A timing run of a few steps, under the same load, turns the seconds of training into
+steps, so that rate schedules end when the time does; then one run a seed, each a process of its own with one thread.
+The student's average is measured once, at the end. Peak memory is the process's, data and evaluation included.
 `TABLE.json` holds every run, `TABLE.md` the means and the standard deviations over seeds.
 """
 
@@ -19,12 +20,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from diffdistill.config import load_config
+from diffdistill.config.schema import Distill
 from diffdistill.training.loop import flat
 
 RECIPES = ["diff_instruct", "dmd2", "f_distill", "sid", "sida", "sim", "uni_instruct"]
 VARIANTS = {
-    "f_distill": ["jensen_shannon", "forward_kl", "softened_reverse_kl"],
-    "uni_instruct": ["forward_kl", "jensen_shannon"],
+    "f_distill": ["jensen_shannon", "forward_kl"],
+    "uni_instruct": ["forward_kl"],
 }
 TIMING_STEPS = 8
 
@@ -51,6 +54,13 @@ def distill(folder: str, recipe: str, divergence: str, out: Path, extra: Sequenc
     return out
 
 
+def first_stage(folder: str, out: Path, extra: Sequence[str]) -> Path:
+    """The recipes' regression phase as a run of its own."""
+    regression = load_config(Distill, f"{folder}/distill").config.student.regression
+    assert regression is not None
+    return distill(folder, "distill", "reverse_kl", out / "start", [f"max_train_steps={regression.steps}", *extra])
+
+
 def seconds_per_step(run: Path) -> float:
     """From the second step to the last: the first one compiles kernels and fills caches."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -70,7 +80,7 @@ def collect(run: Path, steps: int, pace: float) -> dict[str, Any]:
     }
 
 
-def markdown(rows: list[dict[str, Any]], seconds: int) -> str:
+def markdown(rows: list[dict[str, Any]], start: dict[str, Any], seconds: int, overrides: Sequence[str]) -> str:
     columns = ["fid", "kid", "precision", "recall"]
     lines = [
         "| method | divergence | FID | KID x 1000 | precision | recall | steps | s / step | peak MB |",
@@ -89,13 +99,15 @@ def markdown(rows: list[dict[str, Any]], seconds: int) -> str:
         lines.append(
             f"| {method} | {divergence} | {' | '.join(texts)} | {runs[0]['steps']} | {pace:.2f} | {memory:.0f} |"
         )
+    values = [f"{(1000 if name == 'kid' else 1) * start[name]:.3f}" for name in columns]
+    lines.append(f"| start (regression) | | {' | '.join(values)} | {start['steps']} | | |")
     protocol = rows[0]["protocol"]
     lines.append(
         f"\n{seconds} seconds of training on one thread; {len(next(iter(grouped.values())))} seeds, mean ± "
         f"standard deviation; "
         f"{protocol['num_images']} images, classes balanced, against {protocol['reference']['name']} "
         f"({protocol['reference']['num_images']} images), features {protocol['features']['id']} "
-        f"{protocol['features']['sha256'][:12]}."
+        f"{protocol['features']['sha256'][:12]}. For all: {' '.join(overrides) or 'the recipes as they are'}."
     )
     return "\n".join(lines) + "\n"
 
@@ -114,15 +126,18 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
+    start = first_stage(args.configs, args.out, args.overrides)
+    begin = [f"initialize_from={start}", "student.regression=null"]
+
     def timed(cell: tuple[str, str]) -> float:
-        quick = [f"max_train_steps={TIMING_STEPS}", "log_every=1", "evaluation.at_end=false", *args.overrides]
+        quick = [f"max_train_steps={TIMING_STEPS}", "log_every=1", "evaluation.at_end=false", *begin, *args.overrides]
         return seconds_per_step(distill(args.configs, *cell, args.out / f"timing-{cell[0]}-{cell[1]}", quick))
 
     def trained(job: tuple[tuple[str, str], int, float]) -> dict[str, Any]:
         cell, seed, pace = job
         steps = round(args.seconds / pace)
         out = args.out / f"{cell[0]}-{cell[1]}-{seed}"
-        distill(args.configs, *cell, out, [f"max_train_steps={steps}", f"seed={seed}", *args.overrides])
+        distill(args.configs, *cell, out, [f"max_train_steps={steps}", f"seed={seed}", *begin, *args.overrides])
         row = {"method": cell[0], "divergence": cell[1], "seed": seed, **collect(out, steps, seconds_per_step(out))}
         print(json.dumps({k: v for k, v in row.items() if k != "protocol"}), flush=True)
         return row
@@ -131,9 +146,12 @@ def main() -> None:
         paces = dict(zip(cells(), pool.map(timed, cells()), strict=True))
         # Seed by seed, so that an interrupted comparison has every method.
         rows = list(pool.map(trained, [(cell, seed, paces[cell]) for seed in args.seeds for cell in cells()]))
-    args.table.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    args.table.with_suffix(".md").write_text(markdown(rows, args.seconds))
-    print(markdown(rows, args.seconds))
+    stage = json.loads((start / "metrics.jsonl").read_text().splitlines()[-1])
+    began = {**flat(json.loads((start / "evaluation.json").read_text())["student"]), "steps": stage["step"]}
+    table = markdown(rows, began, args.seconds, args.overrides)
+    args.table.with_suffix(".json").write_text(json.dumps({"start": began, "runs": rows}, indent=1) + "\n")
+    args.table.with_suffix(".md").write_text(table)
+    print(table)
 
 
 if __name__ == "__main__":
