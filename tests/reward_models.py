@@ -28,6 +28,7 @@ def tiny_clip(folder: Path, projection: int = 16):
     words = write_tokenizer(folder)
     torch.manual_seed(0)
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small |= {"hidden_act": "gelu"}  # as ViT-H-14; OpenAI's have quick_gelu, and say so in their config
     text = small | {"vocab_size": words, "max_position_embeddings": 16}
     text |= {"eos_token_id": words - 1, "bos_token_id": words - 2, "pad_token_id": words - 1}
     vision = small | {"image_size": 24, "patch_size": 8}

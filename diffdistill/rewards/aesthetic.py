@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from diffdistill.rewards.clip import read_clip
 from diffdistill.rewards.preprocess import preprocess
 from diffdistill.rewards.protocol import Prompts
-from diffdistill.rewards.weights import PICKLES, digest, features_of, fetched, fill, find_file, read_tensors
+from diffdistill.rewards.weights import PICKLES, beside, digest, features_of, fetched, fill, find_file, read_tensors
 
 CLIP, HEAD = "openai/clip-vit-large-patch14", "trl-lib/ddpo-aesthetic-predictor"
 HEADS = [
@@ -51,11 +51,9 @@ class AestheticReward:
     @classmethod
     def load(cls, where: str | None = None, batch_size: int = 16) -> "AestheticReward":
         """From a folder with the head and the CLIP, or the head alone and the CLIP from the Hub's cache."""
-        folder = fetched("aesthetic", where or HEAD, ["*.safetensors", "*.pth"])
+        folder = fetched("aesthetic", where, HEAD, ["*.safetensors", "*.pth"])
         file = find_file("aesthetic", folder, HEADS)
-        inside = (folder / "config.json").is_file()
-        clip = folder if inside else fetched("aesthetic (CLIP)", CLIP, ["config.json", "model.safetensors"])
-        model = read_clip(clip)
+        model = read_clip(beside(folder, CLIP, ["config.json", "model.safetensors"], ("config.json",)))
         head = read_head(read_tensors(file), "layers.", int(model.config.projection_dim), file)
         return cls(model, head, f"aesthetic {digest([file])}", batch_size)
 

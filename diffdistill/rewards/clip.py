@@ -12,7 +12,7 @@ from diffdistill.errors import CheckpointError
 from diffdistill.rewards.open_clip import VIT_H_14, clip_of_open_clip
 from diffdistill.rewards.preprocess import preprocess
 from diffdistill.rewards.protocol import Prompts, texts_of
-from diffdistill.rewards.weights import PICKLES, digest, features_of, fetched, find_file, transformers
+from diffdistill.rewards.weights import PICKLES, beside, digest, features_of, fetched, find_file, transformers
 
 TOKENIZER_FILES = ["tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json"]
 LAION_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -58,14 +58,13 @@ class ClipReward:
     def load(cls, name: str, where: str | None = None, batch_size: int = 16) -> "ClipReward":
         """A `clip`, `pickscore` or `hps_v2`, from a folder or Hub id. CheckpointError if its weights are absent."""
         kind = KINDS[name]
-        folder = fetched(name, where or kind.model, kind.files)
+        folder = fetched(name, where, kind.model, kind.files)
         if name == "hps_v2" and not (folder / "config.json").is_file():
             file = find_file(name, folder, ["HPS_v2.1*.safetensors", *(f"HPS_v2.1*{end}" for end in PICKLES)])
             model, files = clip_of_open_clip(file, VIT_H_14), [file]
         else:
             model, files = read_clip(folder), sorted(folder.glob("*.safetensors"))
-        has_tokenizer = (folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file()
-        tokens = folder if has_tokenizer else fetched(f"{name} (tokenizer)", kind.tokenizer, TOKENIZER_FILES)
+        tokens = beside(folder, kind.tokenizer, TOKENIZER_FILES, ("tokenizer.json", "vocab.json"))
         return cls(name, model, read_tokenizer(tokens), kind.scale, f"{name} {digest(files)}", batch_size)
 
     def __call__(self, images: Tensor, prompts: Prompts = None) -> Tensor:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from diffdistill.errors import CheckpointError
 from diffdistill.rewards.aesthetic import read_head
-from diffdistill.rewards.clip import TOKENIZER_FILES, read_tokenizer
+from diffdistill.rewards.clip import read_tokenizer
 from diffdistill.rewards.preprocess import preprocess
 from diffdistill.rewards.protocol import Prompts, texts_of
-from diffdistill.rewards.weights import PICKLES, digest, fetched, fill, find_file, read_tensors, transformers
+from diffdistill.rewards.weights import PICKLES, beside, digest, fetched, fill, find_file, read_tensors, transformers
 
 HUB, TOKENIZER = "zai-org/ImageReward", "google-bert/bert-base-uncased"
 HEAD_WIDTH = 64  # of an attention head: ViT-L has 16 in 1024, BERT 12 in 768
@@ -111,15 +111,13 @@ class ImageReward:
     @classmethod
     def load(cls, where: str | None = None, batch_size: int = 16) -> "ImageReward":
         """From a folder with ImageReward.pt (or .safetensors) and BERT's tokenizer, or from the Hub."""
-        folder = fetched("imagereward", where or HUB, ["ImageReward.pt"])
+        folder = fetched("imagereward", where, HUB, ["ImageReward.pt"])
         file = find_file("imagereward", folder, ["ImageReward.safetensors", *(f"ImageReward{end}" for end in PICKLES)])
         tensors = read_tensors(file)
         blip = blip_of_original(tensors, file)
         mlp = {name: tensor for name, tensor in tensors.items() if name.startswith("mlp.")}
         head = read_head(mlp, "mlp.layers.", int(blip.text_encoder.config.hidden_size), file)
-        has_tokenizer = (folder / "vocab.txt").is_file() or (folder / "tokenizer.json").is_file()
-        files = [*TOKENIZER_FILES, "vocab.txt"]
-        tokens = folder if has_tokenizer else fetched("imagereward (tokenizer)", TOKENIZER, files)
+        tokens = beside(folder, TOKENIZER, ["tokenizer*", "vocab.txt"], ("tokenizer.json", "vocab.txt"))
         return cls(blip, head, read_tokenizer(tokens), f"imagereward {digest([file])}", batch_size)
 
     def __call__(self, images: Tensor, prompts: Prompts = None) -> Tensor:

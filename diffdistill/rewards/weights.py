@@ -1,6 +1,7 @@
 """Where the weights of a reward lie, and how they are read: safetensors, or pickles as plain data."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,41 @@ def features_of(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def fetched(reward: str, where: str, files: list[str]) -> Path:
-    """The folder `where`, or a snapshot of the Hub id `where` with `files` (patterns); CheckpointError if neither."""
-    folder = Path(where).expanduser()
+def fetched(reward: str, where: str | None, hub: str, files: list[str]) -> Path:
+    """The folder `where`, or a snapshot of it as a Hub id, of `hub` if None, with `files` (patterns).
+
+    CheckpointError, saying which files of `hub` to put where, if it is neither.
+    """
+    folder = Path(where or hub).expanduser()
     if folder.is_dir():
         return folder
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(where, allow_patterns=files))
+        return snapshot(where or hub, files)
     except Exception as error:  # the Hub raises many kinds, offline included; all of them mean "not to be had"
         raise CheckpointError(
-            f"the weights of the reward {reward} are not on this machine: '{where}' is no folder and cannot be "
-            f"fetched from the Hub ({type(error).__name__}); download {', '.join(files)} of it elsewhere and give "
+            f"the weights of the reward {reward} are not on this machine: '{where or hub}' is no folder and cannot be "
+            f"fetched from the Hub ({type(error).__name__}); download {', '.join(files)} of {hub} and give "
             f"'{reward}:FOLDER'"
         ) from error
+
+
+def beside(folder: Path, hub: str, files: list[str], present: Sequence[str]) -> Path:
+    """`folder` if it has one of the files `present`, else a snapshot of `hub`; CheckpointError if that fails, too."""
+    if any((folder / name).is_file() for name in present):
+        return folder
+    try:
+        return snapshot(hub, files)
+    except Exception as error:
+        raise CheckpointError(
+            f"'{folder}' has no {' or '.join(present)} and '{hub}' cannot be fetched from the Hub "
+            f"({type(error).__name__}); download {', '.join(files)} of {hub} into the folder"
+        ) from error
+
+
+def snapshot(hub: str, files: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(hub, allow_patterns=files))
 
 
 def find_file(reward: str, folder: Path, patterns: list[str]) -> Path:
