@@ -16,6 +16,7 @@ from diffdistill.rewards.weights import PICKLES, beside, digest, features_of, fe
 
 TOKENIZER_FILES = ["tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json"]
 LAION_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+KEPT_TEXTS = 10_000  # features of so many take 40 MB
 
 
 class Kind(NamedTuple):
@@ -83,8 +84,10 @@ class ClipReward:
 
     @torch.no_grad()
     def text_features(self, texts: list[str]) -> Tensor:
-        """`(B, d)`, normalised; every text is embedded once."""
+        """`(B, d)`, normalised; a text is embedded once, until there are too many."""
         device = next(self.model.parameters()).device
+        if len(self._texts) > KEPT_TEXTS:
+            self._texts.clear()
         new = sorted(set(texts) - self._texts.keys())
         length = int(self.model.config.text_config.max_position_embeddings)
         for start in range(0, len(new), self.batch_size):
