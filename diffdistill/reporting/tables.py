@@ -14,6 +14,7 @@ NAMES = {
     "precision": "Precision", "recall": "Recall", "density": "Density", "coverage": "Coverage",
 }  # fmt: skip
 HIGHER_IS_BETTER = {"is", "clip", "precision", "recall", "density", "coverage"}
+HIGHER_IS_BETTER |= {"margin", "win_rate", "win_rate_at_start", "win_rate_over_start"}
 PRDC = ("precision", "recall", "density", "coverage")
 
 

@@ -93,16 +93,22 @@ class AlignTask:
     def loss(self, noised: NoisedPairs, cond: Condition, ties: Tensor) -> tuple[MaPOOutput, dict[str, Tensor]]:
         """The method's loss of some pairs, and their denoising errors for the log."""
         method = self.config.method
+        reference = self._reference_losses(noised, cond) if isinstance(method, DiffusionDPO) else None
         l_w, l_l = noised.losses(self.predict(self.network, noised, cond), method.loss_space)
         extra = {"loss/win": l_w.detach().mean(), "loss/lose": l_l.detach().mean()}
-        if isinstance(method, DiffusionDPO):
-            with torch.no_grad(), self._as_reference() as reference:
-                r_w, r_l = noised.losses(self.predict(reference, noised, cond), method.loss_space)
+        if isinstance(method, DiffusionDPO) and reference is not None:
             smoothing = smoothing_of(ties, method.label_smoothing)
-            beta, variant = method.beta, method.variant
-            return diffusion_dpo_loss(l_w, l_l, r_w, r_l, beta=beta, variant=variant, label_smoothing=smoothing), extra
+            return diffusion_dpo_loss(
+                l_w, l_l, *reference, beta=method.beta, variant=method.variant, label_smoothing=smoothing
+            ), extra
         settings: dict[str, Any] = method.model_dump(exclude={"name", "loss_space"})
         return mapo_loss(l_w, l_l, label_smoothing=smoothing_of(ties, 0.0), **settings), extra
+
+    @torch.no_grad()
+    def _reference_losses(self, noised: NoisedPairs, cond: Condition) -> tuple[Tensor, Tensor]:
+        """Taken before the trained network's pass, so that what it needs is freed when that one's graph is kept."""
+        with self._as_reference() as reference:
+            return noised.losses(self.predict(reference, noised, cond), self.config.method.loss_space)
 
     def predict(self, network: Any, noised: NoisedPairs, cond: Condition) -> Tensor:
         with self.device.autocast():

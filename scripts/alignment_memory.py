@@ -1,0 +1,123 @@
+"""Memory of one aligning step of SDXL, counted on the meta device: nothing is allocated, nothing downloaded.
+
+Counted are weights, gradients, AdamW's moments and what autograd keeps at the end of the forward pass; with
+checkpointing that is the inputs of its blocks, and beside them what the largest block keeps while computed anew. The
+meta device has attention's math kernel only, which keeps matrices of tokens x tokens: another kernel keeps less. Not
+counted: what a single operation needs and frees again, the VAE, the text encoders and the allocator's fragments.
+
+    python scripts/alignment_memory.py [--size 1024] [--pairs 1]
+"""
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from diffdistill.alignment.lora import add_lora, trainable
+
+SDXL: dict[str, Any] = {
+    "sample_size": 128, "in_channels": 4, "out_channels": 4, "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "layers_per_block": 2,
+    "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "use_linear_projection": True,
+    "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def kept(network: nn.Module) -> Iterator[dict[int, int]]:
+    """Bytes of the distinct tensors that autograd keeps, weights left out."""
+    weights = {id(p.untyped_storage()._cdata) for p in network.parameters()}
+    found: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, nn.Parameter) and storage._cdata not in found and id(storage._cdata) not in weights:
+            found[storage._cdata] = storage.nbytes()
+            alive.append(tensor)  # or its place could be given to another one
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield found
+
+
+def count(dtype: torch.dtype, lora: bool, checkpointing: bool, size: int, pairs: int) -> dict[str, float]:
+    """GB of one step: weights, of a reference, trained (weights' gradients and moments), kept activations."""
+    with torch.device("meta"):
+        network = UNet2DConditionModel(**SDXL)
+    nn.Module.to(network, dtype)
+    if lora:
+        add_lora(network, 8, ("to_q", "to_k", "to_v", "to_out.0"))
+        network.to("meta")
+    if checkpointing:
+        network.enable_gradient_checkpointing()
+    network.train()
+    activations = forward_bytes(network, dtype, size, 2 * pairs)[0]
+    if checkpointing:
+        network.disable_gradient_checkpointing()
+        activations += forward_bytes(network, dtype, size, 2 * pairs)[1]
+    weights = sum(p.nbytes for p in network.parameters())
+    trained = sum(p.nbytes for p in trainable(network))
+    gb = {"weights": weights, "gradients": trained, "moments": 2 * trained, "activations": activations}
+    return {name: value / 1e9 for name, value in gb.items()}
+
+
+def forward_bytes(network: Any, dtype: torch.dtype, size: int, rows: int) -> tuple[int, int]:
+    """Bytes kept by a pass, and by the block that keeps most."""
+    blocks: dict[str, int] = {}
+
+    def meta(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    extra = {"text_embeds": meta(rows, 1280), "time_ids": meta(rows, 6)}
+    with kept(network) as found, watched(network, found, blocks), torch.autocast("cpu", torch.bfloat16):
+        network(
+            meta(rows, 4, size // 8, size // 8), torch.empty(rows, device="meta"),
+            encoder_hidden_states=meta(rows, 77, 2048), added_cond_kwargs=extra,
+        )  # fmt: skip
+    return sum(found.values()), max(blocks.values())
+
+
+@contextlib.contextmanager
+def watched(network: nn.Module, found: dict[int, int], blocks: dict[str, int]) -> Iterator[None]:
+    """What each block that checkpointing computes anew adds to `found`, into `blocks`."""
+    handles = []
+    for name, module in network.named_modules():
+        if type(module).__name__ in ("ResnetBlock2D", "BasicTransformerBlock"):
+
+            def before(*_: Any, name: str = name) -> None:
+                blocks[name] = -sum(found.values())
+
+            def after(*_: Any, name: str = name) -> None:
+                blocks[name] += sum(found.values())
+
+            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--pairs", type=int, default=1)
+    args = parser.parse_args()
+    print(f"SDXL, {args.size} px, {args.pairs} pair(s) a call, GB")
+    for name, dtype, lora, checkpointing in (
+        ("LoRA, bf16 base, checkpointing", torch.bfloat16, True, True),
+        ("LoRA, bf16 base", torch.bfloat16, True, False),
+        ("all weights, float32, checkpointing", torch.float32, False, True),
+    ):
+        found = count(dtype, lora, checkpointing, args.size, args.pairs)
+        total = sum(found.values())
+        parts = ", ".join(f"{key} {value:.2f}" for key, value in found.items())
+        reference = 0.0 if lora else found["weights"]
+        print(f"{name}: {parts}; MaPO {total:.2f}, Diffusion-DPO {total + reference:.2f}")
