@@ -145,6 +145,17 @@ def test_a_pixel_out_of_range_scores_as_clamped_and_is_called_back():
     torch.testing.assert_close(gradient.flatten(), torch.tensor([0.5, 0.25]))  # the clamped pixel's, not zero
 
 
+def test_a_batch_in_parts_is_the_batch():
+    def score(images, prompts):
+        return (images.flatten(1).sum(1) + prompts).square()
+
+    whole, parts = (RewardTerm(CallableReward(score), 1.0, batch_size=n) for n in (16, 2))
+    x, labels = torch.rand(5, 1, 2, 2), torch.arange(5)
+    (gradient, metrics), (again, same) = whole.gradient(x, labels), parts.gradient(x, labels)
+    torch.testing.assert_close(again, gradient)
+    torch.testing.assert_close(same["reward/score"], metrics["reward/score"])
+
+
 def test_latents_are_decoded_on_the_way():
     matrix = torch.randn(3, 2)
 

@@ -21,6 +21,7 @@ class RewardTerm:
         weight: for a score gap averaged over C, H, W, as the papers' losses are; ours is summed.
         class_prompts: the text of each class, for a reward that reads texts and a class-conditional student.
         decode: latents to images in [-1, 1], differentiable; None: x0 is the image.
+        batch_size: samples at a time.
 
     Raises ConfigError if no gradient can come of the reward.
     """
@@ -31,12 +32,14 @@ class RewardTerm:
         weight: float,
         class_prompts: Sequence[str] | None = None,
         decode: Callable[[Tensor], Tensor] | None = None,
+        batch_size: int = 16,
     ):
         if not reward.differentiable:
             raise ConfigError(
                 f"the reward {reward.name} has no gradient and cannot train a student; let it judge or label pairs"
             )
-        self.reward, self.weight, self.class_prompts, self.decode = reward, weight, class_prompts, decode
+        self.reward, self.weight, self.class_prompts = reward, weight, class_prompts
+        self.decode, self.batch_size = decode, batch_size
 
     def check(self, num_classes: int | None) -> None:
         """ConfigError unless a student with that many classes (None: it is not class-conditional) can be scored."""
@@ -54,28 +57,40 @@ class RewardTerm:
             )
 
     def gradient(self, x: Tensor, prompts: Prompts = None) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Each sample's gradient `(B, C, H, W)`, and the mean scores by name.
+        """Each sample's gradient at x, `(B, C, H, W)`, and the mean scores by name.
 
-        x: a leaf `(B, C, H, W)` that requires a gradient; prompts: texts, or class labels `(B,)`.
+        x: `(B, C, H, W)`, taken as a constant; prompts: texts, or class labels `(B,)`. Images go through decoder and
+        reward `batch_size` at a time, and no more activations than theirs are ever held.
         """
         if isinstance(prompts, Tensor) and self.class_prompts is not None:
             prompts = [self.class_prompts[int(label)] for label in prompts]
-        images = soft_clamp(0.5 * (x if self.decode is None else self.decode(x)) + 0.5)
-        metrics: dict[str, Tensor | float] = {}
+        gradients, scores = [], []
+        for start in range(0, len(x), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            leaf = x[part].detach().requires_grad_()
+            images = soft_clamp(0.5 * (leaf if self.decode is None else self.decode(leaf)) + 0.5)
+            found = self._scores(images, None if prompts is None else prompts[part])
+            gradients.append(torch.autograd.grad(found["score"].sum(), leaf)[0])
+            scores.append({name: values.detach() for name, values in found.items()})
+        metrics: dict[str, Tensor | float] = {
+            f"reward/{name}": torch.cat([values[name] for values in scores]).mean() for name in scores[0]
+        }
+        return -self.weight * x[0].numel() * torch.cat(gradients), metrics
+
+    def _scores(self, images: Tensor, prompts: Prompts) -> dict[str, Tensor]:
+        """`score`, attached to the images, and the scores of each part of a sum."""
+        parts: dict[str, Tensor] = {}
         if isinstance(self.reward, WeightedReward):
             parts = self.reward.parts(images, prompts)
-            metrics |= {f"reward/{name}": scores.detach().mean() for name, scores in parts.items()}
-            scores = self.reward.total(parts)
+            score = self.reward.total(parts)
         else:
-            scores = self.reward(images, prompts)
-        metrics["reward/score"] = scores.detach().mean()
-        if not scores.requires_grad:
+            score = self.reward(images, prompts)
+        if not score.requires_grad:
             raise ConfigError(
                 f"the scores of the reward {self.reward.name} carry no gradient to the images; compute them with "
                 f"torch, without no_grad or detach"
             )
-        (gradient,) = torch.autograd.grad(scores.sum(), x)
-        return -self.weight * x[0].numel() * gradient, metrics
+        return parts | {"score": score}
 
 
 def reward_term(settings: RewardSettings, device: str | torch.device = "cpu") -> RewardTerm:
@@ -86,4 +101,4 @@ def reward_term(settings: RewardSettings, device: str | torch.device = "cpu") ->
     else:
         assert settings.name is not None
         reward = load_reward(settings.name, batch_size=settings.batch_size)
-    return RewardTerm(reward.to(device), settings.weight, settings.class_prompts)
+    return RewardTerm(reward.to(device), settings.weight, settings.class_prompts, batch_size=settings.batch_size)

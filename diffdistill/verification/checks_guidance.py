@@ -104,7 +104,7 @@ def rewarded(gradient: Gradient, term: RewardTerm) -> Gradient:
 
     def total(x0: Tensor, *networks: Tensor, **keywords: Any) -> Tensor:
         matching = gradient(x0, *networks, **keywords)
-        return matching + term.gradient(x0.detach().requires_grad_())[0]
+        return matching + term.gradient(x0)[0]
 
     return total
 
@@ -112,7 +112,7 @@ def rewarded(gradient: Gradient, term: RewardTerm) -> Gradient:
 def linear_reward() -> Iterator[Check]:
     """R = b x with weight a: m* = mu + a b / E[w / v_p] (reverse KL), mu + a b / (2 E[w / v_p^2]) (SIM); s* = tau."""
     mean, scale, a, b = 0.1, 0.5, 0.8, 0.35
-    term = RewardTerm(CallableReward(lambda images, _: b * (2 * images - 1).flatten(1).sum(1)), a)
+    term = RewardTerm(CallableReward(lambda images, _: b * (2 * images - 1).flatten(1).sum(1)), a, batch_size=10_000)
     teacher = gaussian(mean, scale)
     sigma = torch.tensor([0.2, 0.5, 1.4], dtype=torch.float64)
     weight = torch.tensor([1.0, 0.6, 0.3], dtype=torch.float64)
