@@ -47,6 +47,11 @@ def test_score_gap_is_judged_from_its_peak_on(values, kind):
     assert health.score_gap(run_with(score_gap__relative=values)).kind == kind
 
 
+@pytest.mark.parametrize(("pull", "kind"), [(falling(3.0, 0.3), "good"), (falling(0.3, 3.0), "watch")])
+def test_a_reward_is_weighed_against_the_teacher(pull, kind):
+    assert health.reward(run_with(gradient__reward=pull, gradient__matching=[1.0] * 40)).kind == kind
+
+
 @pytest.mark.parametrize(
     ("name", "values", "kind"),
     [

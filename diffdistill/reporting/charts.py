@@ -47,6 +47,7 @@ CATALOGUE = (
           log=True, reference=(1.0, "calibrated"), ordered=True),
     Chart("Clipped density ratios", ("ratio/clipped*",), "Part of the samples at the bounds of r; 0.1% is too much.",
           percent=True),
+    Chart("Reward", ("reward/*",), "Mean score of the student's images; what is optimised measures nothing."),
     Chart("Standard deviation of samples", ("x0/std",), "Spread of the student's pixels; shrinking: lost variety."),
     Chart("Saturated pixels", ("x0/saturation",), "Part of the pixels outside the range of images.", percent=True),
     Chart("Terms of the gradient", ("gradient/*",), "Mean norm per image, at x0.", log=True),

@@ -104,6 +104,18 @@ def discriminator(run: RunData) -> Verdict | None:
     return Verdict("good", "Discriminator and student are balanced", f"{text}.")
 
 
+def reward(run: RunData) -> Verdict | None:
+    """What the reward pulls, against what holds the student near its teacher."""
+    pull, hold = _series(run, "gradient/reward"), _series(run, "gradient/matching")
+    if pull is None or hold is None:
+        return None
+    share = pull.mean(0.75, 1) / max(hold.mean(0.75, 1), 1e-12)
+    text = f"In the last quarter its gradient is {share:.2g} of the matching term's"
+    if share > 1:
+        return Verdict("watch", "The reward outweighs the teacher", f"{text}: lower method.reward.weight.")
+    return Verdict("good", "The reward does not outweigh the teacher", f"{text}; judge the images by another measure.")
+
+
 def ratio(run: RunData) -> Verdict | None:
     """E_q[r] is 1 for a calibrated density ratio r = p / q."""
     means = {name: series.mean(0.75, 1) for name, series in run.metrics.items() if name.startswith("ratio/mean")}
@@ -195,5 +207,5 @@ def teacher_loss(run: RunData) -> Verdict | None:
 
 
 CHECKS: tuple[Callable[[RunData], Verdict | None], ...] = (
-    quality, score_gap, critic, discriminator, ratio, spread, saturation, clipping, teacher_loss
+    quality, score_gap, critic, discriminator, reward, ratio, spread, saturation, clipping, teacher_loss
 )  # fmt: skip
