@@ -68,12 +68,14 @@ def stand_in(folder: Path, shape: tuple[int, int, int], classes: int) -> list[st
     return [f"teacher={folder / 'teacher'}", f"data.path={folder / 'images.npz'}"]
 
 
-def pipeline_stand_in(folder: Path, xl: bool) -> list[str]:
-    """The tests' tiny pipeline, and pairs for it."""
+def pipeline_stand_in(folder: Path, name: str) -> list[str]:
+    """The tests' tiny pipeline of the kind that the config is named after, and pairs for it."""
     sys.path.append(str(CONFIGS.parent / "tests"))
     import tiny_text  # type: ignore[import-not-found]
 
-    model = (tiny_text.stable_diffusion_xl if xl else tiny_text.stable_diffusion)(folder / "pipeline")
+    kinds = {"sdxl": tiny_text.stable_diffusion_xl, "sd3": tiny_text.stable_diffusion_3}
+    make = next((kinds[kind] for kind in kinds if kind in name), tiny_text.stable_diffusion)
+    model = make(folder / "pipeline")
     return [f"model={model}", f"data.path={tiny_text.pair_folder(folder / 'pairs')}", "data.image_size=null"]
 
 
@@ -88,7 +90,7 @@ ABSENT: dict[str, tuple[tuple[int, int, int], int]] = {"cifar10": ((3, 32, 32), 
 
 def overrides_of(file: Path, verb: str, folder: Path) -> list[str]:
     if verb == "align":
-        return pipeline_stand_in(folder, "xl" in file.stem)
+        return pipeline_stand_in(folder, file.stem)
     config: Any = load_config(SETTINGS[verb], file).config
     # One step of each phase: of regression, and of distribution matching.
     short = ["student.regression.steps=1"] if verb == "distill" and config.student.regression else []

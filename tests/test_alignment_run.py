@@ -12,7 +12,7 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("peft")
 
 from diffusers import DiffusionPipeline
-from tiny_text import pair_folder, pair_parquet, pair_rows, stable_diffusion, stable_diffusion_xl
+from tiny_text import pair_folder, pair_parquet, pair_rows, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 
 from diffdistill.cli import main
 
@@ -28,6 +28,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     stable_diffusion(folder / "sd")
     stable_diffusion_xl(folder / "sdxl")
+    stable_diffusion_3(folder / "sd3")
     pair_parquet(folder / "pairs.parquet")
     pair_folder(folder / "pairs")
     return folder
@@ -55,7 +56,7 @@ def logged(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("model", ["sd", "sdxl"])
+@pytest.mark.parametrize("model", ["sd", "sdxl", "sd3"])
 @pytest.mark.parametrize("lora", ["lora.rank=2", "lora=null"])
 @pytest.mark.parametrize("method", ["mapo", "diffusion_dpo"])
 def test_the_aligned_pipeline_is_stock_and_differs_in_its_network_alone(tmp_path, world, model, lora, method):
@@ -63,11 +64,12 @@ def test_the_aligned_pipeline_is_stock_and_differs_in_its_network_alone(tmp_path
     result = tmp_path / "run" / "model"
     assert not torch.equal(draw(result), draw(world / model))
     weights = {path.relative_to(result) for path in result.rglob("*.safetensors")}
-    assert len(weights) == (3 if model == "sd" else 4)
+    assert len(weights) == {"sd": 3, "sdxl": 4, "sd3": 5}[model]
+    part = "transformer" if model == "sd3" else "unet"
     for name in weights:
         same = (result / name).read_bytes() == (world / model / name).read_bytes()
-        assert same == (name.parts[0] != "unet")
-    assert str(world) not in (result / "unet" / "config.json").read_text()
+        assert same == (name.parts[0] != part)
+    assert str(world) not in (result / part / "config.json").read_text()
     for name in ("report.html", "config.yaml", "environment.json", "model/README.md", "model/diffdistill.json"):
         assert (tmp_path / "run" / name).stat().st_size > 0
     metrics = json.loads((tmp_path / "run" / "evaluation.json").read_text())["aligned"]["metrics"]
@@ -79,9 +81,10 @@ def test_the_aligned_pipeline_is_stock_and_differs_in_its_network_alone(tmp_path
         assert first["margin"] == 0
 
 
-def test_adapters_by_themselves_give_the_image_of_the_merged_pipeline(tmp_path, world):
-    assert align(world, tmp_path / "run", "lora.rank=2") == 0
-    pipe = DiffusionPipeline.from_pretrained(world / "sd")
+@pytest.mark.parametrize("model", ["sd", "sd3"])
+def test_adapters_by_themselves_give_the_image_of_the_merged_pipeline(tmp_path, world, model):
+    assert align(world, tmp_path / "run", "lora.rank=2", model=model) == 0
+    pipe = DiffusionPipeline.from_pretrained(world / model)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(tmp_path / "run" / "lora")
     image = pipe("thing 1", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
@@ -112,8 +115,9 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path, world):
         assert one[key] == pytest.approx(two[key], rel=1e-4)
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path, world):
-    words = ["lora=null", "max_train_steps=1", "evaluation.at_end=false"]
+@pytest.mark.parametrize("lora", ["lora.rank=2", "lora=null"])
+def test_gradient_checkpointing_changes_nothing(tmp_path, world, lora):
+    words = [lora, "max_train_steps=1", "evaluation.at_end=false"]
     for name in ("false", "true"):
         assert align(world, tmp_path / name, *words, f"gradient_checkpointing={name}") == 0
     one, two = (load_file(tmp_path / n / "model/unet/diffusion_pytorch_model.safetensors") for n in ("false", "true"))
@@ -165,7 +169,10 @@ def test_a_pipeline_without_adapter_is_refused_with_those_there_are(tmp_path, wo
     folder = broken(world, tmp_path, "KandinskyPipeline")
     assert align(world, tmp_path / "run", model=folder) == 2
     error = capsys.readouterr().err
-    assert "is a KandinskyPipeline, and align has adapters for StableDiffusionPipeline and" in error
+    assert (
+        "is a KandinskyPipeline, and align has adapters for StableDiffusionPipeline, StableDiffusionXLPipeline,"
+        in error
+    )
     assert "ADAPTERS" in error
     assert not (tmp_path / "run").exists()
 

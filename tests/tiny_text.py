@@ -10,12 +10,22 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
 
 WIDTH = 8
 
@@ -45,14 +55,14 @@ def unet(**extra: object) -> UNet2DConditionModel:
     )  # fmt: skip
 
 
-def vae() -> AutoencoderKL:
+def vae(**extra: object) -> AutoencoderKL:
     """Latents of the size that networks are made for, and as sharp as those of a trained one."""
     network = AutoencoderKL(
         block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, sample_size=16, scaling_factor=2.0,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4, **extra,
     )  # fmt: skip
     with torch.no_grad():
-        network.quant_conv.bias[4:] = -10.0  # log variance
+        (network.quant_conv or network.encoder.conv_out).bias[4:] = -10.0  # log variance
     return network
 
 
@@ -80,6 +90,25 @@ def stable_diffusion_xl(folder: Path, seed: int = 0) -> Path:
         vae=vae(), text_encoder=CLIPTextModel(text_config()), tokenizer=words, unet=network,
         text_encoder_2=CLIPTextModelWithProjection(text_config()), tokenizer_2=words,
         scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear"),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def stable_diffusion_3(folder: Path, seed: int = 0) -> Path:
+    """A StableDiffusion3Pipeline of 16x16 images; its T5 reads CLIP's words."""
+    torch.manual_seed(seed)
+    words = tokenizer(folder.with_name("words"))
+    network = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=4,
+        num_attention_heads=2, joint_attention_dim=2 * WIDTH, caption_projection_dim=8, pos_embed_max_size=8,
+        pooled_projection_dim=2 * WIDTH,
+    )  # fmt: skip
+    t5 = T5EncoderModel(T5Config(vocab_size=190, d_model=2 * WIDTH, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
+    StableDiffusion3Pipeline(
+        vae=vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False), transformer=network,
+        text_encoder=CLIPTextModelWithProjection(text_config()), tokenizer=words, text_encoder_3=t5, tokenizer_3=words,
+        text_encoder_2=CLIPTextModelWithProjection(text_config()), tokenizer_2=words,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     ).save_pretrained(folder)  # fmt: skip
     return folder
 

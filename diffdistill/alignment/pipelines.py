@@ -102,18 +102,39 @@ class StableDiffusionXL(StableDiffusion):
         rows = [self.encoded(prompt) for prompt in prompts]
         ids = [(*picture.original, *picture.crop, *picture.pixels.shape[-2:]) for picture in pictures]
         pooled = torch.cat([row["text_embeds"] for row in rows])
+        # In float32 whatever the text's precision: bfloat16 would make 1365 pixels 1368.
+        time_ids = torch.tensor(ids, dtype=torch.float32, device=pooled.device)
         return {
             "encoder_hidden_states": torch.cat([row["encoder_hidden_states"] for row in rows]),
-            "added_cond_kwargs": {
-                "text_embeds": pooled,
-                "time_ids": torch.tensor(ids, dtype=pooled.dtype, device=pooled.device),
-            },
+            "added_cond_kwargs": {"text_embeds": pooled, "time_ids": time_ids},
         }
+
+
+class StableDiffusion3(StableDiffusion):
+    """A `StableDiffusion3Pipeline`: a transformer that predicts the velocity of a flow."""
+
+    part = "transformer"
+
+    def text(self, prompt: str) -> Condition:
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            prompt, None, None, device=self.pipeline.device, do_classifier_free_guidance=False
+        )
+        return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+
+    def conditions(self, prompts: Sequence[str], pictures: Sequence[Picture]) -> Condition:
+        rows = [self.encoded(prompt) for prompt in prompts]
+        return {
+            name: torch.cat([row[name] for row in rows]) for name in ("encoder_hidden_states", "pooled_projections")
+        }
+
+    def predict(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return network(hidden_states=x_t, timestep=t, **cond, return_dict=False)[0]
 
 
 ADAPTERS: dict[str, type[StableDiffusion]] = {
     "StableDiffusionPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
+    "StableDiffusion3Pipeline": StableDiffusion3,
 }
 
 
@@ -132,7 +153,7 @@ def load_pipeline(model: str) -> StableDiffusion:
     name = str(read_json(folder / "model_index.json").get("_class_name"))
     if name not in ADAPTERS:
         raise ConfigError(
-            f"'{model}' is a {name}, and align has adapters for {' and '.join(ADAPTERS)}; give one of these, or add a "
+            f"'{model}' is a {name}, and align has adapters for {', '.join(ADAPTERS)}; give one of these, or add a "
             f"subclass of diffdistill.alignment.pipelines.StableDiffusion to ADAPTERS there"
         )
     try:

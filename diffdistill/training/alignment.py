@@ -114,6 +114,16 @@ class AlignTask:
         with self.device.autocast():
             return self.model.predict(network, noised.x_t, noised.t, cond)
 
+    @torch.no_grad()
+    def example(self) -> Tensor:
+        """A pass of the network on the first pair, with noise of its own: to see which kernels run."""
+        pair = self.pairs.pairs[0]
+        pictures = pictures_of([pair], self.size)
+        latents = self.model.latents(self.model.moments(pictures))
+        noised = noise_pairs(self.model.scheduler, *latents.chunk(2), generator=torch.Generator().manual_seed(0))
+        cond = self.model.conditions([pair.text] * 2, pictures)
+        return self.model.predict(self.network, noised.x_t, noised.t, cond)
+
     def averaged(self) -> Any:
         """The model to look at and to keep: the trained one, as in both papers, and not an average."""
         return self.model

@@ -32,7 +32,7 @@ def align(resolved: Resolved) -> int:
     device = Device(config.mixed_precision, config.num_threads)
     model = load_pipeline(config.model)
     task = AlignTask(config, model, pairs, device)
-    attention = str(set_attention(task.network, config.attention, context=device.autocast))
+    attention = str(set_attention(task.network, config.attention, run=task.example, context=device.autocast))
     folder = open_folder(config, resolved, attention)
     observer = AlignObserver(task, held_out, config.evaluation)
     evaluation = run_loop(task, config, folder, observer)
@@ -73,8 +73,8 @@ def publish(task: AlignTask, resolved: Resolved, folder: Path, evaluation: dict[
     if config.lora is None:
         network = task.network
     else:
-        lora = lora_tensors(task.network)
-        type(model.pipeline).save_lora_weights(folder / "lora", unet_lora_layers=lora, safe_serialization=True)
+        lora = {f"{model.part}_lora_layers": lora_tensors(task.network)}
+        type(model.pipeline).save_lora_weights(folder / "lora", **lora, safe_serialization=True)
         network = merged(task.network, model.source / model.part, config.lora.rank, config.lora.targets)
     with new_folder(folder / "model") as staged:
         copy_parts(model.source, staged, leave=model.part)
