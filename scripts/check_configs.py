@@ -92,13 +92,11 @@ def overrides_of(file: Path, verb: str, folder: Path) -> list[str]:
     if verb == "align":
         return pipeline_stand_in(folder, file.stem)
     config: Any = load_config(SETTINGS[verb], file).config
-    # One step of each phase: of regression, and of distribution matching.
-    short = ["student.regression.steps=1"] if verb == "distill" and config.student.regression else []
     absent = next((shape for name, shape in ABSENT.items() if name in str(file)), None)
     if absent is None or (verb == "distill" and is_here(config.teacher) and Path(config.data.path).exists()):
-        return short
+        return []
     made = stand_in(folder, *absent)
-    return short + (made if verb == "distill" else made[1:])
+    return made if verb == "distill" else made[1:]
 
 
 def check(file: Path) -> None:

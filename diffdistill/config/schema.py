@@ -132,7 +132,10 @@ class Train(Run):
 class Regression(Section):
     """DMD's regression on the teacher's trajectories (2311.18828, eq. 9), as a first phase of the run."""
 
-    steps: Count = Field(1000, description="steps of this phase, the first of max_train_steps")
+    steps: Count = Field(
+        1000,
+        description="the first steps of the run; as many as max_train_steps: a first stage; more: all but one",
+    )
     pairs: Count = Field(10000, description="pairs of noise and the image the teacher's solver makes of it")
     solver_steps: Count = Field(5, description="steps of DPM-Solver++(2M) that make a pair")
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup_steps=20)

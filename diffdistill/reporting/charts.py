@@ -35,6 +35,7 @@ CATALOGUE = (
           percent=True, reference=(0.5, "chance")),
     Chart("Loss of either image", ("loss/*", "evaluation/loss_*"), "Both rising: both images are unlearned."),
     Chart("Denoising loss", ("loss",), "Weighted squared error of x0; falls quickly, then slowly.", log=True),
+    Chart("Regression", ("regression/loss",), "Squared error of x0 against the teacher's trajectories.", log=True),
     Chart("Score gap", ("score_gap/relative",), "Critic against teacher, relative to the noise left; 0: equal.",
           log=True),
     Chart("Score gap by noise level", ("score_gap/level_*",), "The same in bins of the level; bin 0 is the cleanest.",

@@ -10,8 +10,8 @@ def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = 
     """Markdown with the front matter of the Hub.
 
     metadata: content of `diffdistill.json` (`role`, `levels`, `call`; optional `num_classes`, `image_shape`,
-    `teacher`, `data`, `config_sha256`, `diffdistill`, `network_module`, `source`, `teacher_source`); evaluation: what `Evaluator` returned; config: the resolved
-    YAML.
+    `teacher`, `data`, `config_sha256`, `diffdistill`, `network_module`, `source`, `teacher_source`); evaluation: what
+    `Evaluator` returned; config: the resolved YAML.
     """
     student = metadata.get("role") == "student"
     levels = tuple(metadata.get("levels") or ())

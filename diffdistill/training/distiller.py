@@ -39,21 +39,16 @@ def student_levels(config: Distill) -> tuple[float, ...]:
 
 
 def regression_steps(config: Distill) -> int:
-    """How many of the run's steps are regression; matching has the rest, or, with none left, a run of its own."""
-    if config.student.regression is None:
+    """How many of the run's steps are regression: as many as asked for, but a shortened run keeps a step to match."""
+    settings, total = config.student.regression, config.max_train_steps
+    if settings is None:
         return 0
-    steps = config.student.regression.steps
-    if steps > config.max_train_steps:
-        raise ConfigError(
-            f"student.regression.steps is {steps} and max_train_steps, of which they are a part, is "
-            f"{config.max_train_steps}; lower the one or raise the other"
-        )
     if config.initialize_from is not None:
         raise ConfigError(
             "initialize_from starts from a distilled student, which regression would undo; leave one of them out "
             "(student.regression=null)"
         )
-    return steps
+    return total if settings.steps == total else min(settings.steps, total - 1)
 
 
 class DistillTask:
