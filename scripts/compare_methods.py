@@ -138,7 +138,7 @@ def main() -> None:
         steps = round(args.seconds / pace)
         out = args.out / f"{cell[0]}-{cell[1]}-{seed}"
         distill(args.configs, *cell, out, [f"max_train_steps={steps}", f"seed={seed}", *begin, *args.overrides])
-        row = {"method": cell[0], "divergence": cell[1], "seed": seed, **collect(out, steps, seconds_per_step(out))}
+        row = {"method": cell[0], "divergence": cell[1], "seed": seed, **collect(out, steps, pace)}
         print(json.dumps({k: v for k, v in row.items() if k != "protocol"}), flush=True)
         return row
 
