@@ -53,7 +53,7 @@ quickstart: $(READY)
 	$(BIN)/python scripts/quickstart.py
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto $(TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

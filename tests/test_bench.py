@@ -10,9 +10,9 @@ from tiny import tiny_teacher
 from diffdistill.bench import measure
 from diffdistill.bench.measure import Seconds, compare, peak_bytes
 from diffdistill.bench.passes import WORDS, Bare, described, needed
-from diffdistill.bench.subjects import STEPS, step_of
+from diffdistill.bench.subjects import COMPARED, STEPS, step_of
 from diffdistill.denoiser import Denoiser
-from diffdistill.methods import METHODS, choices_of
+from diffdistill.methods import choices_of
 from diffdistill.training.device import Device
 from diffdistill.training.distiller import DistillTask
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("updates", [1, 3])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", COMPARED)
 def test_a_step_makes_the_passes_it_is_compared_with(name, updates, tmp_path, monkeypatch):
     config = settings(
         name, tmp_path, max_train_steps=STEPS, student={"steps": 1}, critic={"updates_per_step": updates}
@@ -64,7 +64,7 @@ def test_the_pass_of_features_ends_at_the_tap_and_sees_both_kinds_of_image():
 
 
 def test_every_kind_of_pass_is_explained():
-    passes = {name for method in METHODS for name in needed(choices_of(settings(method, ".").method), 2)}
+    passes = {name for method in COMPARED for name in needed(choices_of(settings(method, ".").method), 2)}
     assert passes == set(WORDS)
     assert described(["train", "forward", "train"]) == "2 x train, 1 x forward"
 
