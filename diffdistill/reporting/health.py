@@ -68,10 +68,8 @@ def score_gap(run: RunData) -> Verdict | None:
         advice = f"after {lowest:.3g}: the student drifts away; lower its learning rate."
         return Verdict("bad", "The score gap grows again", f"{text}, {advice}")
     if last > 0.6 * peak:
-        # A critic trained on the teacher's own data shows such a gap too, by the noise of its updates (docs/design.md).
-        advice = (
-            "in a short run most of it is the critic's own noise; train longer, or lower its rate with the student's."
-        )
+        # A critic trained on the teacher's own data shows such a gap, by the noise of its updates (docs/design.md).
+        advice = "in a short run most of it is the critic's own noise; train longer, or lower both learning rates."
         return Verdict("watch", "The score gap has hardly closed", f"{text}: {advice}")
     return Verdict("good", "The score gap closes", f"{text}.")
 
