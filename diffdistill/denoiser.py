@@ -79,17 +79,33 @@ class Denoiser(nn.Module):
         # Networks with learned variance append it as further channels.
         return output[:, : x_in.shape[1]]
 
-    def guided(self, x_t: Tensor, sigma: Tensor, cond: Tensor | None, guidance_scale: float = 1.0) -> Tensor:
-        """Classifier-free guidance (2207.12598): D_null + w (D_cond - D_null), one 2B batch; w = 1 costs nothing."""
-        return self.guided_tapped(x_t, sigma, cond, guidance_scale, ())[0]
+    def guided(
+        self,
+        x_t: Tensor,
+        sigma: Tensor,
+        cond: Tensor | None,
+        guidance_scale: float = 1.0,
+        null: Tensor | None = None,
+    ) -> Tensor:
+        """Classifier-free guidance (2207.12598): D_null + w (D_cond - D_null), one 2B batch; w = 1 costs nothing.
+
+        null: conditions `(B,)` in place of the model's own, such as negative prompts.
+        """
+        return self.guided_tapped(x_t, sigma, cond, guidance_scale, (), null)[0]
 
     def guided_tapped(
-        self, x_t: Tensor, sigma: Tensor, cond: Tensor | None, guidance_scale: float, taps: Sequence[str]
+        self,
+        x_t: Tensor,
+        sigma: Tensor,
+        cond: Tensor | None,
+        guidance_scale: float,
+        taps: Sequence[str],
+        null: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """`guided` beside the conditional pass' outputs of the submodules `taps`."""
         if guidance_scale == 1.0:
             return self.tapped(x_t, sigma, cond, taps)
-        null = self.null_condition(cond)
+        null = self.null_condition(cond) if null is None else null
         assert cond is not None  # null_condition has refused it
         twice = torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), torch.cat([null, cond])
         both, features = self.tapped(*twice, taps)
