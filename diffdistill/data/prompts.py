@@ -1,0 +1,159 @@
+"""Prompt files: text, CSV or JSON lines, in UTF-8 or with a byte order mark."""
+
+import codecs
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from diffdistill.errors import DataError
+
+COLUMNS = ("prompt", "text")  # the first that is there
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+Row = tuple[int, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text to draw; `negative` and `seed` are None where the file leaves them to the command."""
+
+    text: str
+    negative: str | None = None
+    seed: int | None = None
+
+
+def read_prompts(file: str | Path) -> tuple[Prompt, ...]:
+    """The prompts of FILE, in its order.
+
+    `.txt` (or no suffix): one prompt a line. `.csv`: a header with `prompt` (or `text`), and perhaps `negative_prompt`
+    and `seed`. `.jsonl`: objects with the same keys. Other columns and keys are passed over; prompts lose the white
+    space around them. Lines end with LF, CRLF or CR.
+    Raises DataError, with the line's number, for an empty prompt, a line that is broken and bytes that are no text.
+    """
+    path = Path(file)
+    readers = {"": _lines, ".txt": _lines, ".csv": _csv_rows, ".jsonl": _json_rows}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"'{file}' is no prompt file: give .txt (one prompt a line), .csv or .jsonl")
+    prompts = tuple(_prompt(row, f"line {line} of '{file}'") for line, row in reader(read_text(path), str(file)))
+    if not prompts:
+        raise DataError(f"'{file}' holds no prompt: write one a line")
+    return prompts
+
+
+def read_text(path: Path) -> str:
+    """A file as text with LF at the ends of lines; UTF-8, or what its byte order mark says. DataError otherwise.
+
+    Latin-1 and its kin are refused: any bytes are valid there, so a wrong guess would draw other words unnoticed.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read ({error.strerror}): check the path and its rights") from error
+    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = len(re.findall(rb"\r\n|\n|\r", data[: error.start])) + 1
+        where = f"line {line} of '{path}'" if encoding.startswith("utf-8") else f"'{path}'"
+        raise DataError(
+            f"{where} is not {encoding.removesuffix('-sig').upper()} (byte {error.start}): save the file as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise DataError(f"'{path}' holds zero bytes, as UTF-16 without a byte order mark has: save the file as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def problem_of(text: str) -> str | None:
+    """What keeps a text from being a prompt, in words; None if nothing does."""
+    if not text.strip():
+        return "is empty"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "holds half of a character (a lone surrogate)"
+    return None
+
+
+def digest_of(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 of texts, negative texts and seeds, as JSON lines: which prompts a figure was measured on."""
+    return hashlib.sha256("".join(json.dumps(astuple(p)) + "\n" for p in prompts).encode()).hexdigest()
+
+
+def _prompt(row: dict[str, Any], where: str) -> Prompt:
+    text = next((row[name] for name in COLUMNS if name in row), None)
+    if not isinstance(text, str):
+        raise DataError(f"{where} has no 'prompt': give every line its text")
+    negative, seed = row.get("negative_prompt"), row.get("seed")
+    if not isinstance(negative, str | None):
+        raise DataError(f"{where} has the negative_prompt {negative!r}: write a text, or leave it out")
+    for name, value in (("prompt", text), ("negative_prompt", negative or "none")):
+        problem = problem_of(value)
+        if problem is not None:
+            raise DataError(f"{where}: the {name} {problem}; write a text or take the line out")
+    if isinstance(seed, str):
+        seed = int(seed) if re.fullmatch(r"\d{1,18}", seed.strip(), re.ASCII) else seed.strip() or None
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+        raise DataError(f"{where} has the seed {seed!r}: seeds are whole numbers >= 0")
+    return Prompt(text.strip(), None if negative is None else negative.strip(), seed)
+
+
+def _lines(text: str, _name: str) -> Iterator[Row]:
+    # Not str.splitlines: it also ends lines at characters that a prompt may hold, such as U+2028.
+    for line, words in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
+        yield line, {"prompt": words}
+
+
+def _json_rows(text: str, name: str) -> Iterator[Row]:
+    for line, words in enumerate(text.split("\n"), start=1):
+        if not words.strip():
+            continue
+        try:
+            row = json.loads(words)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"line {line} of '{name}' is not JSON ({error}): write one object a line") from error
+        if not isinstance(row, dict):
+            raise DataError(f'line {line} of \'{name}\' is no JSON object: write {{"prompt": "..."}}')
+        yield line, row
+
+
+def _csv_rows(text: str, name: str) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text), strict=True)
+    header: list[str] | None = None
+    line = 1
+    try:
+        for row in reader:
+            here, line = line, reader.line_num + 1
+            if not row:
+                continue
+            if header is None:
+                header = _header(row, name)
+                continue
+            if len(row) > len(header):
+                raise DataError(
+                    f"line {here} of '{name}' has {len(row)} fields and the header {len(header)}: put quotation marks "
+                    "around a prompt with commas"
+                )
+            yield here, {key: value for key, value in zip(header, row, strict=False) if value or key in COLUMNS}
+    except csv.Error as error:
+        raise DataError(f"line {line} of '{name}' is not CSV ({error}): mend its quotation marks") from error
+
+
+def _header(row: list[str], name: str) -> list[str]:
+    header = [column.strip().lower() for column in row]
+    if not set(COLUMNS) & set(header):
+        raise DataError(
+            f"line 1 of '{name}' names no column 'prompt' or 'text', only {', '.join(map(repr, row[:5]))}: begin with "
+            "a header such as prompt,negative_prompt,seed"
+        )
+    return header
