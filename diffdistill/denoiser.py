@@ -28,6 +28,8 @@ class Denoiser(nn.Module):
     v or sample, `Flow`).
     """
 
+    prompts: Any = None  # the `PromptTable` of a text-to-image model, whose `cond` are its rows
+
     def __init__(
         self, network: nn.Module, process: Process, *, null_class: int | None = None, metadata: dict | None = None
     ):
@@ -43,6 +45,19 @@ class Denoiser(nn.Module):
         size = config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return config.in_channels, height, width
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """Of the images; `image_shape` is of what the network works on, which may be latents."""
+        return self.image_shape
+
+    def encode(self, images: Tensor) -> Tensor:
+        """What the network works on, of images `(B, C, H, W)` in [-1, 1]: themselves."""
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images `(B, C, H, W)` in [-1, 1] of what the network made: the same."""
+        return latents
 
     @property
     def num_classes(self) -> int | None:
