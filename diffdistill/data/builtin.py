@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 from diffdistill.assets import bundled, resolve_builtin
 from diffdistill.data.idx import find_pairs, read_folder
-from diffdistill.data.source import Source
+from diffdistill.data.source import Source, pick_split
 from diffdistill.errors import DataError
 
 
@@ -20,4 +21,9 @@ def read_builtin(name: str, split: str) -> Source:
         path = folder / file
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected["sha256"]:
             raise DataError(f"the bundled {path} is missing or damaged: install the package again")
-    return read_folder(folder, name, split, tuple(manifest["class_names"]))
+    source = read_folder(folder, name, split, tuple(manifest.get("class_names", ())) or None)
+    captions = folder / f"{pick_split(split, find_pairs(folder), name)}-captions.jsonl"
+    if not captions.is_file():
+        return source
+    lines = captions.read_text(encoding="utf-8").splitlines()
+    return replace(source, texts=tuple(json.loads(line)["text"] for line in lines))
