@@ -12,7 +12,7 @@ from diffdistill.errors import ConfigError
 
 METRICS = ("fid", "kid", "prdc", "is", "clip", "cmmd", "per_class_fid", "neighbours")
 # A test compares these with SOLVERS and SCHEDULED.
-SAMPLERS = ("heun", "euler", "ddim", "dpm_solver", "ddpm", "consistency")
+SAMPLERS = ("heun", "euler", "ddim", "flow_euler", "dpm_solver", "ddpm", "consistency")
 SCHEDULED_SAMPLERS = ("vp_ddim", "vp_ddpm", "fpndm", "deis", "unipc", "euler_ancestral")
 BACKENDS = ("native", "torchmetrics", "clean-fid", "torch-fidelity")
 

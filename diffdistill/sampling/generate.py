@@ -1,159 +1,29 @@
-"""Images from a model: which sampler, which labels, which noise, in batches."""
+"""Images from a model: which noise, in which batches, through the network and to pixels."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from diffdistill.data.pixels import to_uint8
+from diffdistill.data.prompts import Prompt
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
-from diffdistill.sampling.corrections import NONE, Corrections, corrected, read_corrections
 from diffdistill.sampling.noise import ImageNoise
-from diffdistill.sampling.scheduled import (
-    EQUIVALENT,
-    SCHEDULED,
-    Observe,
-    Scheduler,
-    copies,
-    levels_of,
-    make_scheduler,
-    set_steps,
-    solve_scheduled,
-)
-from diffdistill.sampling.solvers import SOLVERS
+from diffdistill.sampling.plan import Plan, plan_sampling, require_steps
+from diffdistill.sampling.scheduled import Observe, copies, solve_scheduled
+from diffdistill.sampling.solvers import SOLVERS, consistency, renoise
+
+__all__ = ["Plan", "generate", "pick_device", "plan_sampling", "require_steps", "run_plan", "sample_batch"]
 
 # On a CPU the last bits of a convolution depend on how many images share the call, and one pixel in 10^5 then rounds
 # to the neighbouring grey level. So there the network is always called with the same number of images. 16 costs 5 % of
 # the speed of the best number (32 to 64) and, above all, little when few images are wanted.
 CPU_ROWS = 16
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A sampling request, checked against the model: the same plan and the same seed give the same images."""
-
-    sampler: str
-    steps: int
-    levels: tuple[float, ...]  # where the network is called, falling, then 0; a solver of ours may call it twice
-    class_labels: tuple[int, ...] | None  # image i has label class_labels[i mod len]; None: unconditional
-    guidance_scale: float
-    corrections: Corrections = NONE
-
-    @property
-    def scheduled(self) -> bool:
-        """Whether a diffusers scheduler computes it: samplers that only diffusers has, and corrected ones."""
-        return self.sampler in SCHEDULED or self.corrections != NONE
-
-    @property
-    def evaluations(self) -> int:
-        """Calls of the network an image takes; guidance doubles the cost of each."""
-        if self.sampler in SCHEDULED:
-            return len(self.levels) - 1
-        return SOLVERS[self.sampler].evaluations(self.steps)
-
-    def scheduler(self, model: Denoiser) -> Scheduler:
-        """The corrected diffusers scheduler of this plan, its steps set."""
-        return corrected(self.sampler, model.process, self.steps, self.levels, self.corrections)
-
-    def labels(self, indices: Sequence[int]) -> Tensor | None:
-        """Labels of the images `indices`, int64 `(B,)`."""
-        classes = self.class_labels
-        return None if classes is None else torch.tensor([classes[i % len(classes)] for i in indices])
-
-
-def plan_sampling(
-    model: Denoiser,
-    *,
-    steps: int | None = None,
-    sampler: str | None = None,
-    class_labels: Sequence[int] | None = None,
-    guidance_scale: float | None = None,
-    epsilon_scaling: str | None = None,
-    time_shift_sampler: str | None = None,
-    calibration: str | None = None,
-) -> Plan:
-    """Fill in what the user left open and refuse what the model cannot do (ConfigError)."""
-    names = [*SOLVERS, *SCHEDULED]
-    if sampler is not None and sampler not in names:
-        raise ConfigError(f"sampler '{sampler}' is unknown; use {', '.join(names)}")
-    if steps is not None and steps < 1:
-        raise ConfigError(f"steps is {steps}; use 1 or more")
-    labels = _labels(model, class_labels)
-    if model.role == "student":
-        if guidance_scale not in (None, 1.0):
-            raise ConfigError("a student has its teacher's guidance built in; leave out the guidance scale")
-        if epsilon_scaling is not None or time_shift_sampler is not None:
-            raise ConfigError(
-                "epsilon scaling and Time-Shift correct the steps of a sampler, and a student makes its images in its "
-                "own few calls; leave them out, or sample the teacher"
-            )
-        levels = _student_levels(model, steps, sampler)
-        return Plan("consistency", len(levels) - 1, levels, labels, 1.0)
-    guidance = 1.0 if guidance_scale is None else float(guidance_scale)
-    if guidance != 1.0 and (model.null_class is None or labels is None):
-        raise ConfigError(
-            f"guidance scale {guidance:g} needs a model with a null class (trained with class_dropout); leave it out"
-        )
-    name = sampler or "heun"
-    steps = steps or (SCHEDULED[name] if name in SCHEDULED else SOLVERS[name]).steps
-    plan = Plan(name, steps, _levels(model, name, steps), labels, guidance)
-    if epsilon_scaling is None and time_shift_sampler is None:
-        return plan
-    require_steps(name)
-    wanted = (name, steps, epsilon_scaling, time_shift_sampler, calibration)
-    plan = replace(plan, corrections=read_corrections(model.metadata.get("path"), model.process, *wanted))
-    if plan.scheduled:
-        plan.scheduler(model)  # refuses what cannot be
-    return plan
-
-
-def require_steps(sampler: str) -> None:
-    """ConfigError for a sampler without steps that a correction could act on."""
-    if sampler not in EQUIVALENT and sampler not in SCHEDULED:
-        raise ConfigError(
-            f"sampler '{sampler}' follows no differential equation, so no correction fits it; use another"
-        )
-
-
-def _levels(model: Denoiser, name: str, steps: int) -> tuple[float, ...]:
-    """Where a sampler calls the network, then 0; ConfigError for a number of steps it does not have."""
-    if name in SOLVERS:
-        return tuple(SOLVERS[name].levels(steps, model.sigma_min, model.sigma_max))
-    scheduler = make_scheduler(name, model.process)
-    fewest, most = SCHEDULED[name].fewest, len(scheduler.betas)
-    if not fewest <= steps <= most:
-        raise ConfigError(f"steps is {steps}; sampler '{name}' takes {fewest} to {most}")
-    set_steps(scheduler, steps)
-    return levels_of(scheduler)
-
-
-def _student_levels(model: Denoiser, steps: int | None, sampler: str | None) -> tuple[float, ...]:
-    """All levels the student was trained at, or the first alone, which is a one-step generator too."""
-    trained = model.levels
-    if sampler not in (None, "consistency"):
-        raise ConfigError(
-            f"sampler '{sampler}' needs a denoiser at every level, and this model is a student for its own levels; "
-            "leave the sampler out, or sample the teacher"
-        )
-    if steps not in (None, 1, len(trained)):
-        allowed = "1 step" if len(trained) == 1 else f"{len(trained)} steps, or 1"
-        raise ConfigError(f"steps is {steps} and this student was trained for {allowed}; use that, or distil another")
-    return (*trained[: steps or len(trained)], 0.0)
-
-
-def _labels(model: Denoiser, class_labels: Sequence[int] | None) -> tuple[int, ...] | None:
-    count = model.num_classes
-    if class_labels is None:
-        return None if count is None else tuple(range(count))
-    if count is None:
-        raise ConfigError("this model is unconditional, it takes no class labels; leave them out")
-    wrong = [label for label in class_labels if not 0 <= label < count]
-    if wrong or not class_labels:
-        given = f"class label {wrong[0]} is out of range" if wrong else "the list of class labels is empty"
-        raise ConfigError(f"{given}; this model has classes 0 to {count - 1}")
-    return tuple(class_labels)
+# Latents this large keep a CPU busy with fewer images at a time: 16 images of 8x8 to 16x16, one of 64x64.
+CPU_PIXELS = 4096
+# A decoder's activations take some 10 kB a pixel: 4 images of 512x512 at a time on an accelerator, one on a CPU.
+DECODED_PIXELS = {"cpu": 1 << 16, "other": 1 << 20}
 
 
 def generate(
@@ -165,6 +35,8 @@ def generate(
     steps: int | None = None,
     sampler: str | None = None,
     class_labels: Sequence[int] | None = None,
+    prompts: Sequence[str | Prompt] | None = None,
+    negative_prompt: str | None = None,
     guidance_scale: float | None = None,
     epsilon_scaling: str | None = None,
     time_shift_sampler: str | None = None,
@@ -172,12 +44,14 @@ def generate(
     device: str | torch.device | None = None,
     first: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Batches of images, uint8 `(b, C, H, W)` on the CPU, and labels, int64 `(b,)` or None for an unconditional model.
+    """Batches of images, uint8 `(b, C, H, W)` on the CPU, and labels, int64 `(b,)` or None where there are no classes.
 
     Images `first` to `first + num_images - 1` of `seed`; image i depends on (seed, i) and not on how many others are
     made: its noise has its own generator, its label is i mod num_classes, or the i-th of `class_labels`, which repeat.
     On a CPU it is the same to the last bit for every `batch_size` from 16 on; below that, and on a GPU, up to the
     rounding of the network's arithmetic.
+
+    A text-to-image model draws the i-th of `prompts`, which repeat; a prompt with a seed has its noise from that one.
 
     A student takes its own levels and the sampler `consistency`; a teacher takes `heun` with 18 steps (35 evaluations)
     unless told otherwise, see `SOLVERS` and `SCHEDULED`. `epsilon_scaling` is "auto", "B" or "K,B",
@@ -196,6 +70,8 @@ def generate(
         steps=steps,
         sampler=sampler,
         class_labels=class_labels,
+        prompts=prompts,
+        negative_prompt=negative_prompt,
         guidance_scale=guidance_scale,
         epsilon_scaling=epsilon_scaling,
         time_shift_sampler=time_shift_sampler,
@@ -235,36 +111,90 @@ def sample_batch(
     batch_size: int,
     observe: Observe | None = None,
 ) -> Tensor:
-    """x0 of the images `indices`, float32 `(B, C, H, W)` on the model's device; dropout is off meanwhile.
+    """Images `indices`, float32 `(B, C, H, W)` in about [-1, 1] on the model's device; dropout is off meanwhile.
 
-    `observe` is shown every state; the plan is then computed by a scheduler, whatever its sampler.
+    labels: `plan.labels(indices)`. `observe` is shown every state; the plan is then computed by a scheduler, whatever
+    its sampler.
     """
-    device = next(model.parameters()).device
-    rows = min(batch_size, CPU_ROWS) if device.type == "cpu" else len(indices)
-    labels = None if labels is None else labels.to(device)
-
-    def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
-        return torch.cat([_denoise_rows(model, plan, x, sigma, labels, at, rows) for at in range(0, len(x), rows)])
-
     was_training = model.training
     model.eval()
     try:
-        noise = ImageNoise(seed, indices, model.image_shape, device)
-        if not plan.scheduled and observe is None:
-            return SOLVERS[plan.sampler].solve(denoise, noise, plan.levels)
-        scheduler = plan.scheduler(model)
-        # Time-Shift looks at the state: with a scheduler an image it cannot see an image's neighbours.
-        own = copies(scheduler, len(indices)) if plan.corrections.shifts else [scheduler]
-        return solve_scheduled(denoise, noise, own, observe)
+        x0 = _solve(model, plan, seed, indices, labels, batch_size, observe)
+        return x0 if model.prompts is None else _decoded(model, x0, batch_size)
     finally:
         model.train(was_training)
 
 
-def _denoise_rows(
-    model: Denoiser, plan: Plan, x: Tensor, sigma: float | Tensor, labels: Tensor | None, at: int, rows: int
+def _solve(
+    model: Denoiser,
+    plan: Plan,
+    seed: int,
+    indices: Sequence[int],
+    labels: Tensor | None,
+    batch_size: int,
+    observe: Observe | None,
 ) -> Tensor:
-    """The denoiser on exactly `rows` images from `at` on; a shorter rest is filled up with copies of the last."""
-    here = torch.arange(at, at + rows, device=x.device).clamp(max=len(x) - 1)
-    level = sigma[here] if isinstance(sigma, Tensor) else torch.full((rows,), sigma, device=x.device)
-    x0 = model.guided(x[here], level, None if labels is None else labels[here], plan.guidance_scale)
-    return x0[: len(x) - at]
+    """x0 as the network knows it: pixels or latents."""
+    device = next(model.parameters()).device
+    rows = min(batch_size, _cpu_rows(model)) if device.type == "cpu" else len(indices)
+    cond, null = _conditions(model, plan, indices, None if labels is None else labels.to(device))
+
+    def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
+        def some(here: Tensor) -> Tensor:
+            level = sigma[here] if isinstance(sigma, Tensor) else torch.full((rows,), sigma, device=device)
+            c, n = (None if value is None else value[here] for value in (cond, null))
+            return model.guided(x[here], level, c, plan.guidance_scale, n)
+
+        return _by_rows(some, len(x), rows, device)
+
+    noise = ImageNoise(seed, indices, model.image_shape, device, [plan.torch_seed(seed, i) for i in indices])
+    if not plan.scheduled and observe is None:
+        solve = SOLVERS[plan.sampler].solve
+        if solve is consistency and model.prompts is not None:
+            solve = renoise  # latents have no bounds
+        return solve(denoise, noise, plan.levels)
+    scheduler = plan.scheduler(model)
+    # Time-Shift looks at the state: with a scheduler an image it cannot see an image's neighbours.
+    own = copies(scheduler, len(indices)) if plan.corrections.shifts else [scheduler]
+    return solve_scheduled(denoise, noise, own, observe)
+
+
+def _cpu_rows(model: Denoiser) -> int:
+    _, height, width = model.image_shape
+    return CPU_ROWS if model.prompts is None else max(1, min(CPU_ROWS, CPU_PIXELS // (height * width)))
+
+
+def _conditions(
+    model: Denoiser, plan: Plan, indices: Sequence[int], labels: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """What each image is drawn of, and where guidance leads away from; None for the model's own null condition."""
+    if plan.prompts is None:
+        return labels, None
+    prompts = [plan.prompts[i % len(plan.prompts)] for i in indices]
+    negatives = {row: prompt.negative for row, prompt in enumerate(prompts) if prompt.negative is not None}
+    device = next(model.parameters()).device
+    # What is encoded here is kept, and a training may take gradients at it, which tensors of inference mode refuse.
+    with torch.inference_mode(False), torch.no_grad():
+        cond = model.prompts.ids([prompt.text for prompt in prompts]).to(device)
+        if not negatives:
+            return cond, None
+        null = model.null_condition(cond).clone()
+        null[list(negatives)] = model.prompts.ids(list(negatives.values())).to(device)
+        return cond, null
+
+
+def _decoded(model: Denoiser, latents: Tensor, batch_size: int) -> Tensor:
+    """Images of latents, a few at a time: a decoder's activations take more memory than all else."""
+    height, width = model.picture_shape[1:]
+    here = latents.device.type if latents.device.type in DECODED_PIXELS else "other"
+    rows = max(1, min(CPU_ROWS, batch_size, DECODED_PIXELS[here] // (height * width)))
+    return _by_rows(lambda at: model.decode(latents[at]).float(), len(latents), rows, latents.device)
+
+
+def _by_rows(call: Callable[[Tensor], Tensor], count: int, rows: int, device: torch.device) -> Tensor:
+    """`call` on the indices of exactly `rows` images at a time; a shorter rest is filled up with its last."""
+    parts = []
+    for at in range(0, count, rows):
+        here = torch.arange(at, at + rows, device=device).clamp(max=count - 1)
+        parts.append(call(here)[: count - at])
+    return torch.cat(parts)

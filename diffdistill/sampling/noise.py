@@ -38,14 +38,21 @@ class ImageNoise:
     The numbers are those stock diffusers draws for `generator=[torch.Generator().manual_seed(s) for s in
     noise.seeds]`: it, too, draws one `(1, C, H, W)` tensor an image (diffusers' `randn_tensor`), on the CPU whatever
     the device of the model.
+
+    seeds: of the generators, where they are not `image_seed(seed, index)`.
     """
 
     def __init__(
-        self, seed: int, indices: Sequence[int], shape: tuple[int, int, int], device: torch.device | str = "cpu"
+        self,
+        seed: int,
+        indices: Sequence[int],
+        shape: tuple[int, int, int],
+        device: torch.device | str = "cpu",
+        seeds: Sequence[int] | None = None,
     ) -> None:
         self.shape = tuple(shape)
         self.device = device
-        self.seeds = [image_seed(seed, index) for index in indices]
+        self.seeds = [image_seed(seed, index) for index in indices] if seeds is None else list(seeds)
         self.generators = [torch.Generator().manual_seed(s) for s in self.seeds]
 
     def draw(self) -> Tensor:

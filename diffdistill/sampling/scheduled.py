@@ -63,6 +63,7 @@ EQUIVALENT: dict[str, str] = {
     "heun": "HeunDiscreteScheduler",
     "euler": "EulerDiscreteScheduler",
     "ddim": "EulerDiscreteScheduler",
+    "flow_euler": "EulerDiscreteScheduler",
     "dpm_solver": "DPMSolverMultistepScheduler",
     "ddpm": "EulerAncestralDiscreteScheduler",
 }

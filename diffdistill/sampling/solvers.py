@@ -77,17 +77,22 @@ def ddpm(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
     return x
 
 
-def consistency(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
-    """A student's K steps: x0, clamped to [-1, 1], then fresh noise up to the next level (2303.01469, Algorithm 1).
-
-    With sigma_min = 0 this is the arithmetic of diffusers' `CMStochasticIterativeScheduler`.
-    """
+def renoise(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
+    """x0, fresh noise up to the next level, x0 ... (2303.01469, Algorithm 1): a student's K steps on latents."""
     x = noise.draw() * sigmas[0]
     for sigma, following in pairwise(sigmas):
-        x = denoise(x, sigma).clamp(-1, 1)
+        x = denoise(x, sigma)
         if following > 0:
             x = x + following * noise.draw()
     return x
+
+
+def consistency(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
+    """A student's K steps on pixels: `renoise` with every x0 clamped to [-1, 1].
+
+    With sigma_min = 0 this is the arithmetic of diffusers' `CMStochasticIterativeScheduler`.
+    """
+    return renoise(lambda x, sigma: denoise(x, sigma).clamp(-1, 1), noise, sigmas)
 
 
 def karras(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
@@ -103,6 +108,12 @@ def angular(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
     top = math.atan(sigma_max)
     last = max(top / steps, math.atan(sigma_min))
     return [*torch.linspace(top, last, steps, dtype=torch.float64).tan().tolist(), 0.0]
+
+
+def even_in_flow(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
+    """`steps` levels even in the time t = sigma / (1 + sigma) of x = (1 - t) x0 + t eps, from sigma_max, then 0."""
+    times = torch.linspace(sigma_max / (1 + sigma_max), 0, steps + 1, dtype=torch.float64)[:-1]
+    return [sigma_max, *(times / (1 - times)).tolist()[1:], 0.0]
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,9 @@ SOLVERS: dict[str, Solver] = {
     "heun": Solver(heun, karras, 18, "EDM, second order, 2n - 1 evaluations, Karras levels"),
     "euler": Solver(euler, karras, 35, "first order, n evaluations, Karras levels"),
     "ddim": Solver(euler, angular, 50, "DDIM with eta 0: Euler on levels even in the time of the cosine process"),
+    "flow_euler": Solver(
+        euler, even_in_flow, 28, "Euler on levels even in a flow's time, or shifted as its pipeline has them"
+    ),
     "dpm_solver": Solver(dpm_solver, karras, 20, "DPM-Solver++(2M), second order, n evaluations, Karras levels"),
     "ddpm": Solver(ddpm, karras, 250, "ancestral, stochastic, n evaluations, Karras levels"),
     "consistency": Solver(consistency, karras, 1, "x0, fresh noise, x0 ...: n evaluations; for students"),
