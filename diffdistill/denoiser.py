@@ -59,6 +59,14 @@ class Denoiser(nn.Module):
         """Images `(B, C, H, W)` in [-1, 1] of what the network made: the same."""
         return latents
 
+    def clip(self, x0: Tensor) -> Tensor:
+        """x0 within the bounds that the data has: pixels in [-1, 1]."""
+        return x0.clamp(-1, 1)
+
+    def example_condition(self, count: int, device: torch.device) -> Tensor | None:
+        """Some condition that the network can be called with, `(count,)`; None if it takes none."""
+        return None if self.num_classes is None else torch.zeros(count, dtype=torch.int64, device=device)
+
     @property
     def num_classes(self) -> int | None:
         """Number of classes a user may ask for; the null class of guidance is not one."""

@@ -39,8 +39,8 @@ class Discriminator(nn.Module):
         self.taps = tuple(taps)
         device = next(network.parameters()).device
         probe = torch.zeros(1, *network.image_shape, device=device)
-        cond = None if network.num_classes is None else torch.zeros(1, dtype=torch.int64, device=device)
         with torch.no_grad():
+            cond = network.example_condition(1, device)
             features = network.features(probe, torch.ones(1, device=device), cond, self.taps)
         self.heads = nn.ModuleList(Head(f.shape[1], f.shape[2]) for f in features).to(device)
 

@@ -129,9 +129,13 @@ def load_denoiser(model: str) -> "Denoiser":
             raise CheckpointError(
                 f"'{folder / name}' is damaged: its SHA-256 is not the one in {METADATA}; make or fetch it again"
             )
-    network = _load_network(folder, component, index[component][1])
     process = process_of(read_json(folder / "scheduler" / "scheduler_config.json"))
     metadata.setdefault("path", str(model))
+    if any(name.startswith("text_encoder") for name in index):
+        from diffdistill.text.denoiser import load_text_denoiser
+
+        return load_text_denoiser(folder, str(index.get("_class_name")), model, process, metadata)
+    network = _load_network(folder, component, index[component][1])
     return Denoiser(network, process, null_class=metadata.get("null_class"), metadata=metadata).eval()
 
 
