@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
-from diffdistill import __version__, cli_flags
+from diffdistill import __version__, cli_flags, cli_sampling
 from diffdistill.bench.flags import add_bench
 from diffdistill.cli_flags import Parser
 from diffdistill.errors import ConfigError, DiffDistillError, DiskError, Interrupted
@@ -56,15 +56,15 @@ VERBS = {
         "align:Align",
     ),
     "sample": Verb(
-        "make images with a teacher or a student", "diffdistill.sampling.command:run", cli_flags.add_sample
+        "make images with a teacher or a student", "diffdistill.sampling.command:run", cli_sampling.add_sample
     ),
     "evaluate": Verb(
-        "FID and others, with their protocol", "diffdistill.evaluation.command:run", cli_flags.add_evaluate
+        "FID and others, with their protocol", "diffdistill.evaluation.command:run", cli_sampling.add_evaluate
     ),
     "calibrate": Verb(
         "measure exposure bias and fit corrections of samplers",
         "diffdistill.calibration.command:run",
-        cli_flags.add_calibrate,
+        cli_sampling.add_calibrate,
     ),
     "convert": Verb(
         "foreign weights into a model folder, running nothing of them",

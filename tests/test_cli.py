@@ -120,7 +120,10 @@ def test_every_verb_has_help(verb, capsys):
         (["distil"], "there is no verb 'distil'; did you mean 'distill'?"),
         (["zzz"], "there is no verb 'zzz'; choose one of train, distill, align, sample"),
         (["push", "m"], "'push' (upload to the Hub) is planned and not built yet; verbs: train, distill"),
-        (["sample", "m"], "sample: --num-images, --out is missing"),
+        (["sample", "m"], "sample: --out is missing"),
+        (["sample", "m", "--out", "o"], "sample: --num-images is missing"),
+        (["sample", "m", "--out", "o", "--prompt", " "], "sample: --prompt: ' ' is no prompt; write a text"),
+        (["sample", "m", "--out", "o", "--prompt", "a\udcff"], r"sample: --prompt: 'a\udcff' is no prompt"),
         (["train"], "train: CONFIG is missing"),
         (
             ["train", "c", "--output-dir", "x"],
