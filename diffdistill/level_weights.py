@@ -7,6 +7,7 @@ only approximately (or, attached in the Fisher form, makes another one: the pseu
 import torch
 from torch import Tensor, nn
 
+from diffdistill.process import EDM, Flow, Process
 from diffdistill.ratio import LevelMean
 
 
@@ -37,6 +38,19 @@ def pseudo_huber_weight(x0: Tensor, teacher_x0: Tensor, critic_x0: Tensor, *, c:
 def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
     """lambda(sigma) = (sigma^2 + sigma_d^2) / (sigma sigma_d)^2 (2206.00364, Table 1). sigma: (B,). Returns (B,)."""
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+def native_weight(process: Process, sigma: Tensor) -> Tensor:
+    """The weight that makes the x0 error the squared error of the network's own output (2202.00512, section 4).
+
+    epsilon: 1 / sigma^2; v: 1 + 1 / sigma^2; flow: (1 + 1 / sigma)^2; sample: 1; EDM: lambda(sigma), `edm_weight`.
+    sigma: (B,). Returns (B,).
+    """
+    if isinstance(process, EDM):
+        return edm_weight(sigma, process.sigma_data)
+    if isinstance(process, Flow):
+        return (1 + 1 / sigma) ** 2
+    return {"epsilon": 0.0, "v_prediction": 1.0}[process.kind] + sigma**-2 if process.kind != "sample" else sigma**0
 
 
 class LevelNormaliser(nn.Module):

@@ -196,14 +196,17 @@ def warn_if_unstable(alpha: float) -> None:
     )
 
 
-def denoising_loss(prediction: Tensor, x0: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
+def denoising_loss(
+    prediction: Tensor, x0: Tensor, sigma: Tensor, sigma_data: float = 0.5, *, weight: Tensor | None = None
+) -> Tensor:
     """Denoising score matching: each sample's lambda(sigma) mean_{C,H,W} (D(x_t) - x0)^2 (2206.00364, Table 1).
 
-    prediction, x0: (B, C, H, W); for the critic x0 is the student's sample, detached here. sigma: (B,).
+    prediction, x0: (B, C, H, W); for the critic x0 is the student's sample, detached here. sigma: (B,). weight: (B,),
+    in place of EDM's lambda.
     Returns (B,), about 1 for an untrained network with EDM preconditioning.
     """
     error = (prediction.float() if prediction.element_size() < 4 else prediction) - x0.detach()
-    return edm_weight(sigma, sigma_data) * error.square().flatten(1).mean(1)
+    return (edm_weight(sigma, sigma_data) if weight is None else weight) * error.square().flatten(1).mean(1)
 
 
 def discriminator_loss(real_logit: Tensor, fake_logit: Tensor) -> Tensor:

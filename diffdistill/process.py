@@ -35,11 +35,21 @@ class LevelLaw:
     - loguniform: ln sigma uniform in [sigma_min, sigma_max]
     - shifted: t uniform, t' = s t / (1 + (s - 1) t), sigma = t' / (1 - t') (flow time with a resolution shift,
       2403.03206, eq. 23)
+    - timestep: uniform between the parts u_min and u_max of the training steps of a VP network, as the papers on Stable
+      Diffusion have it (2006.11239, Algorithm 1)
     """
 
     settings: Level
     network_min: float = 0.002
     network_max: float = 80.0
+    process: "Process | None" = None  # whose time steps the law `timestep` means
+
+    def __post_init__(self) -> None:
+        if self.settings.law == "timestep" and not isinstance(self.process, VP):
+            raise ConfigError(
+                "level law 'timestep' needs a network with training steps, as Stable Diffusion 1, 2 and XL have; use "
+                "'shifted' for a flow and 'karras' for others"
+            )
 
     def sigma(self, u: Tensor) -> Tensor:
         """Level at `u` in [0, 1], same shape; increasing in u, computed in float64, returned in float32."""
@@ -56,6 +66,10 @@ class LevelLaw:
             return (lowest + u * (highest - lowest)).float()
         if s.law == "loguniform":
             return (math.log(lowest) + u * math.log(highest / lowest)).exp().float()
+        if s.law == "timestep":
+            assert isinstance(self.process, VP)
+            steps = len(self.process.log_sigmas) - 1
+            return self.process.level_at(steps * (s.u_min + u * (s.u_max - s.u_min)))
         t = u.clamp(1e-3, 1 - 1e-3)
         t = s.shift * t / (1 + (s.shift - 1) * t)
         return (t / (1 - t)).float()
@@ -117,6 +131,10 @@ class EDM:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
 
+    def start_scale(self, sigma: float) -> float:
+        """a of a student's first input x = a z, z ~ N(0, 1): where the stock pipeline begins, here with sigma z."""
+        return sigma
+
     def to_network(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Network input `(B, C, H, W)` and time `(B,)` of x in VE coordinates."""
         return x / per_sample((sigma**2 + self.sigma_data**2).sqrt(), x), self.time_scale * 0.25 * sigma.log()
@@ -154,7 +172,20 @@ class VP:
         wanted = sigma.double().log().clamp(table[0], table[-1]).contiguous()
         upper = torch.searchsorted(table, wanted).clamp(1, len(table) - 1)
         below, above = table[upper - 1], table[upper]
-        return (upper - 1 + (wanted - below) / (above - below)).float()
+        time = upper - 1 + (wanted - below) / (above - below)
+        # A level in float32 is some 1e-5 steps off the step it was taken from; the network was trained on whole steps.
+        return torch.where((time - time.round()).abs() < 1e-3, time.round(), time).float()
+
+    def level_at(self, time: Tensor) -> Tensor:
+        """The level of training steps (whole or not), the inverse of `time`; float32, same shape."""
+        table = self.log_sigmas.to(time.device)
+        below = time.double().floor().clamp(0, len(table) - 2)
+        low, high = table[below.long()], table[below.long() + 1]
+        return (low + (time - below) * (high - low)).exp().float()
+
+    def start_scale(self, sigma: float) -> float:
+        """x = sqrt(1 + sigma^2) z: the network sees z, as in the stock pipelines, which leave x_T without signal."""
+        return math.sqrt(1 + sigma**2)
 
     def to_network(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return x / per_sample((1 + sigma**2).sqrt(), x), self.time(sigma)
@@ -170,6 +201,10 @@ class VP:
         return prediction_from_x0(x0, *self._coefficients(x, sigma), self.kind)
 
 
+# A flow's t = 1 is an infinite level. At this one sigma / (1 + sigma) is 1 in float32, so it is t = 1 to the last bit.
+PURE_NOISE = 2.0**24
+
+
 @dataclass(frozen=True)
 class Flow:
     """Rectified flow: x_t = (1 - t) x0 + t eps, sigma = t / (1 - t), output eps - x0 (2209.03003)."""
@@ -177,6 +212,15 @@ class Flow:
     time_scale: float = 1000.0
     sigma_min: float = 1e-3
     sigma_max: float = 999.0
+
+    def level_at(self, time: Tensor) -> Tensor:
+        """The level of the network's time: t / (1 - t), and `PURE_NOISE` for t = 1; float32, same shape."""
+        t = time.double() / self.time_scale
+        return (t / (1 - t)).clamp(max=PURE_NOISE).float()
+
+    def start_scale(self, sigma: float) -> float:
+        """x = (1 + sigma) z: the network sees z."""
+        return 1 + sigma
 
     def to_network(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return x / per_sample(1 + sigma, x), self.time_scale * sigma / (1 + sigma)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from diffdistill.config.parts import Count, Optimizer, Positive, Section
+from diffdistill.config.parts import Count, Lora, Optimizer, Positive, Section
 from diffdistill.config.schema import Data, Run
 
 LossSpace = Literal["native", "epsilon", "x0"]
@@ -61,13 +61,8 @@ class DiffusionDPO(Section):
     loss_space: LossSpace = Field("native", description="units of the losses: the network's own, epsilon or x0")
 
 
-class Lora(Section):
+class PairLora(Lora):
     """Low-rank adapters (2106.09685), alpha equal to the rank, Gaussian start; needs peft (extra `text`)."""
-
-    rank: Count = 8
-    targets: tuple[str, ...] = Field(
-        ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="ends of the names of the layers adapted"
-    )
 
 
 class Align(Run):
@@ -80,5 +75,5 @@ class Align(Run):
     data: PairData
     evaluation: PairEvaluation = PairEvaluation()  # type: ignore[assignment]  # the loop reads every and at_end only
     method: Annotated[MaPO | DiffusionDPO, Field(discriminator="name")]
-    lora: Lora | None = Field(None, description="train adapters only; null: all weights of the network")
+    lora: PairLora | None = Field(None, description="train adapters only; null: all weights of the network")
     optimizer: Optimizer = Optimizer(learning_rate=1e-5, betas=(0.9, 0.999), weight_decay=1e-2, max_grad_norm=1.0)

@@ -23,3 +23,12 @@ class Optimizer(Section):
     )
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     decay_from: Fraction = Field(0.0, description="part of the run after which the rate decays")
+
+
+class Lora(Section):
+    """Low-rank adapters (2106.09685)."""
+
+    rank: Count = 8
+    targets: tuple[str, ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="ends of the names of the layers adapted"
+    )

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from diffdistill.attention_names import attention_name
 from diffdistill.config.methods import Methods
-from diffdistill.config.parts import Count, Fraction, Optimizer, Positive, Section
+from diffdistill.config.parts import Count, Fraction, Lora, Optimizer, Positive, Section
 
 
 class Data(Section):
@@ -22,12 +22,15 @@ class Data(Section):
     )
     limit: Count | None = Field(None, description="use the first N images only")
     horizontal_flip: bool = Field(False, description="mirror half of the training images")
+    prompts: str | None = Field(
+        None, description="file of prompts (.txt, .csv, .jsonl) in place of captioned images, for a text teacher"
+    )
 
 
 class Level(Section):
     """Law of the noise level sigma (units of the data's standard deviation; images span [-1, 1])."""
 
-    law: Literal["lognormal", "karras", "uniform", "loguniform", "shifted"] = "karras"
+    law: Literal["lognormal", "karras", "uniform", "loguniform", "shifted", "timestep"] = "karras"
     mean: float = Field(-1.2, description="lognormal: mean of ln sigma")
     std: Positive = Field(1.2, description="lognormal: standard deviation of ln sigma")
     sigma_min: Positive | None = Field(
@@ -37,8 +40,8 @@ class Level(Section):
         None, description="karras, uniform and loguniform: highest level; null: the network's own"
     )
     rho: Positive = Field(7.0, description="karras: curvature")
-    u_min: Fraction = Field(0.0, description="karras: part of the range, 0 is sigma_min")
-    u_max: Fraction = Field(1.0, description="karras: part of the range, 1 is sigma_max")
+    u_min: Fraction = Field(0.0, description="karras and timestep: part of the range, 0 is the lowest level")
+    u_max: Fraction = Field(1.0, description="karras and timestep: part of the range, 1 is the highest level")
     shift: Positive = Field(3.0, description="shifted: resolution shift of a flow time, t' = s t / (1 + (s - 1) t)")
 
 
@@ -141,18 +144,30 @@ class Regression(Section):
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup_steps=20)
 
 
+class RoleLora(Lora):
+    """Low-rank adapters on the teacher's frozen weights, which all networks of the run then share."""
+
+    alpha: Positive | None = Field(None, description="the adapters' product is scaled by alpha / rank; null: by 1")
+
+
 class Student(Section):
     steps: Count = Field(1, description="sampling steps K")
     levels: tuple[Positive, ...] | None = Field(
         None, description="K input levels, descending; null: sigma_init and the stock spacing below it"
     )
     sigma_init: Positive = Field(2.5, description="input level of the first step, x = sigma_init * z")
+    timesteps: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
+        None,
+        description="text teachers: K times of the network (of 1000), descending; null: those that its stock "
+        "scheduler visits in K steps",
+    )
     training_input: Literal["backward_simulation", "noised_data"] = Field(
         "backward_simulation",
         description="what steps after the first are trained on: the student's own samples, or noised images",
     )
     optimizer: Optimizer = Optimizer()
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    lora: RoleLora | None = Field(None, description="text teachers: train adapters only; null: all weights")
     regression: Regression | None = Field(
         None, description="start by regression on the teacher's trajectories; null: start as the teacher's denoiser"
     )
@@ -161,6 +176,7 @@ class Student(Section):
 class Critic(Section):
     updates_per_step: Count = Field(2, description="critic (and discriminator) updates per student update")
     level: Level = Field(Level(law="lognormal"), description="law of the levels of its denoising loss")
+    lora: RoleLora | None = Field(None, description="text teachers: train adapters only; null: all weights")
     optimizer: Optimizer = Optimizer()
 
 
@@ -177,3 +193,4 @@ class Distill(Run):
     )
     student: Student = Student()
     critic: Critic = Critic()
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")

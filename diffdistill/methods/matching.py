@@ -19,7 +19,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.discriminators import AdversarialTerm
 from diffdistill.divergences import get_divergence
 from diffdistill.errors import ConfigError
-from diffdistill.level_weights import LevelNormaliser
+from diffdistill.level_weights import LevelNormaliser, native_weight
 from diffdistill.losses import (
     denoising_loss,
     fisher_gradient,
@@ -101,7 +101,8 @@ class DistributionMatching:
         self.adversarial = AdversarialTerm(settings, teacher, critic) if settings is not None else None
         ratio = choices.ratio
         self.ratio = RatioTracker(ratio.bins, ratio.decay, ratio.clip).to(device) if ratio and settings else None
-        self.reward = None if choices.reward is None else reward_term(choices.reward, device)
+        decode = None if teacher.prompts is None else teacher.decode
+        self.reward = None if choices.reward is None else reward_term(choices.reward, device, decode)
         if self.reward is not None:
             self.reward.check(teacher.num_classes)
         self.normaliser = LevelNormaliser().to(device) if choices.level_weight == "dmd_level" else None
@@ -198,13 +199,14 @@ class DistributionMatching:
             if bool((bins == k).any()):
                 metrics[f"score_gap/level_{k}"] = relative[bins == k].mean()
         metrics["x0/std"] = x.std()
-        # A tenth of half the range: a black background that is a shade too black is no harm.
-        metrics["x0/saturation"] = (x.abs() > 1.1).float().mean()
+        if self.teacher.prompts is None:  # latents have no bounds
+            # A tenth of half the range: a black background that is a shade too black is no harm.
+            metrics["x0/saturation"] = (x.abs() > 1.1).float().mean()
         if self.ratio is not None:
             metrics |= {f"ratio/{name.removeprefix('ratio_')}": value for name, value in self.ratio.metrics().items()}
         return metrics
 
-    def critic_loss(self, x0: Tensor, cond: Tensor | None, real: Tensor) -> tuple[Tensor, Metrics]:
+    def critic_loss(self, x0: Tensor, cond: Tensor | None, real: Tensor | None) -> tuple[Tensor, Metrics]:
         """Scalar loss of the critic (denoising score matching on the student's images) and of the discriminator.
 
         x0: student images, detached here; real: as many real images of the same labels, for the discriminator only.
@@ -213,9 +215,10 @@ class DistributionMatching:
         _, sigma = self.critic_level.draw(len(x0), x0.device)
         with self.autocast():
             prediction = self.critic(x0 + per_sample(sigma, x0) * torch.randn_like(x0), sigma, cond)
-        loss = denoising_loss(prediction, x0, sigma, getattr(self.teacher.process, "sigma_data", 0.5)).mean()
+        weight = native_weight(self.teacher.process, sigma)
+        loss = denoising_loss(prediction, x0, sigma, weight=weight).mean()
         metrics: Metrics = {"critic/loss": loss.detach()}
-        if self.adversarial is not None:
+        if self.adversarial is not None and real is not None:
             _, sigma = self.level.draw(len(x0), x0.device)
             with self.autocast():
                 term, more = self.adversarial.loss(real, x0, sigma, cond)

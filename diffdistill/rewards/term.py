@@ -93,7 +93,9 @@ class RewardTerm:
         return parts | {"score": score}
 
 
-def reward_term(settings: RewardSettings, device: str | torch.device = "cpu") -> RewardTerm:
+def reward_term(
+    settings: RewardSettings, device: str | torch.device = "cpu", decode: Callable[[Tensor], Tensor] | None = None
+) -> RewardTerm:
     """The term that `method.reward` means; raises what `load_reward` raises."""
     if settings.sum:
         terms = {name: (w, load_reward(name, batch_size=settings.batch_size)) for name, w in settings.sum.items()}
@@ -101,4 +103,4 @@ def reward_term(settings: RewardSettings, device: str | torch.device = "cpu") ->
     else:
         assert settings.name is not None
         reward = load_reward(settings.name, batch_size=settings.batch_size)
-    return RewardTerm(reward.to(device), settings.weight, settings.class_prompts, batch_size=settings.batch_size)
+    return RewardTerm(reward.to(device), settings.weight, settings.class_prompts, decode, settings.batch_size)

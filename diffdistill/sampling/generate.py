@@ -1,6 +1,7 @@
 """Images from a model: which noise, in which batches, through the network and to pixels."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -150,8 +151,8 @@ def _solve(
     noise = ImageNoise(seed, indices, model.image_shape, device, [plan.torch_seed(seed, i) for i in indices])
     if not plan.scheduled and observe is None:
         solve = SOLVERS[plan.sampler].solve
-        if solve is consistency and model.prompts is not None:
-            solve = renoise  # latents have no bounds
+        if solve is consistency and model.prompts is not None:  # latents have no bounds
+            solve = partial(renoise, start=model.process.start_scale(plan.levels[0]))
         return solve(denoise, noise, plan.levels)
     scheduler = plan.scheduler(model)
     # Time-Shift looks at the state: with a scheduler an image it cannot see an image's neighbours.

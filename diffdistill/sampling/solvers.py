@@ -77,9 +77,13 @@ def ddpm(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
     return x
 
 
-def renoise(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
-    """x0, fresh noise up to the next level, x0 ... (2303.01469, Algorithm 1): a student's K steps on latents."""
-    x = noise.draw() * sigmas[0]
+def renoise(denoise: Denoise, noise: Noise, sigmas: Sequence[float], start: float | None = None) -> Tensor:
+    """x0, fresh noise up to the next level, x0 ... (2303.01469, Algorithm 1): a student's K steps on latents.
+
+    start: factor of the first noise, `process.start_scale(sigmas[0])` for what stock pipelines begin with; None: the
+    first level.
+    """
+    x = noise.draw() * (sigmas[0] if start is None else start)
     for sigma, following in pairwise(sigmas):
         x = denoise(x, sigma)
         if following > 0:
