@@ -10,7 +10,7 @@ from diffusers import UNet2DModel
 from PIL import Image
 
 from diffdistill.denoiser import Denoiser
-from diffdistill.errors import CheckpointError, ConfigError, DiskError
+from diffdistill.errors import CheckpointError, ConfigError, DataError, DiskError
 from diffdistill.process import EDM
 from diffdistill.sampling import command
 from diffdistill.sampling.generate import generate
@@ -46,6 +46,7 @@ def arguments(model, out, **changed):
         "class_labels": None,
         "prompt": None,
         "prompts": None,
+        "negative_prompt": None,
         "guidance_scale": None,
         "sampler": None,
         "epsilon_scaling": None,
@@ -108,8 +109,9 @@ def test_a_folder_that_holds_files_is_refused_and_kept(model, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "error", "sentence"),
     [
-        ({"prompt": "a cat"}, ConfigError, "prompts need a text-to-image model"),
-        ({"prompts": "file.txt"}, ConfigError, "prompts need a text-to-image model"),
+        ({"prompt": "a cat"}, ConfigError, "prompts need a text-to-image model, and this model has classes 0 to 1"),
+        ({"negative_prompt": "a cat"}, ConfigError, "prompts need a text-to-image model"),
+        ({"prompts": "absent.txt"}, DataError, "'absent.txt' cannot be read"),
         (
             {"epsilon_scaling": "auto"},
             CheckpointError,

@@ -53,6 +53,13 @@ def read_prompts(file: str | Path) -> tuple[Prompt, ...]:
     return prompts
 
 
+def given_prompts(text: str | None, file: str | None) -> tuple[Prompt, ...] | None:
+    """What `--prompt TEXT` or `--prompts FILE` names; None where neither is given."""
+    if text is not None:
+        return (Prompt(text),)
+    return None if file is None else read_prompts(file)
+
+
 def read_text(path: Path) -> str:
     """A file as text with LF at the ends of lines; UTF-8, or what its byte order mark says. DataError otherwise.
 
