@@ -148,7 +148,8 @@ def _solve(
 
         return _by_rows(some, len(x), rows, device)
 
-    noise = ImageNoise(seed, indices, model.image_shape, device, [plan.torch_seed(seed, i) for i in indices])
+    seeds = [plan.torch_seed(seed, i) for i in indices]
+    noise = ImageNoise(seed, indices, model.image_shape, device, seeds, start_of(model, plan.levels[0]))
     if not plan.scheduled and observe is None:
         solve = SOLVERS[plan.sampler].solve
         if solve is consistency and model.prompts is not None:  # latents have no bounds
@@ -158,6 +159,11 @@ def _solve(
     # Time-Shift looks at the state: with a scheduler an image it cannot see an image's neighbours.
     own = copies(scheduler, len(indices)) if plan.corrections.shifts else [scheduler]
     return solve_scheduled(denoise, noise, own, observe)
+
+
+def start_of(model: Denoiser, sigma: float) -> float:
+    """Factor of sigma z, where a sampler starts. Stock text-to-image pipelines show the network z, of variance 1."""
+    return 1.0 if model.prompts is None else model.process.start_scale(sigma) / sigma
 
 
 def _cpu_rows(model: Denoiser) -> int:

@@ -39,7 +39,7 @@ class ImageNoise:
     noise.seeds]`: it, too, draws one `(1, C, H, W)` tensor an image (diffusers' `randn_tensor`), on the CPU whatever
     the device of the model.
 
-    seeds: of the generators, where they are not `image_seed(seed, index)`.
+    seeds: of the generators, where they are not `image_seed(seed, index)`. start: factor of the first draw.
     """
 
     def __init__(
@@ -49,7 +49,9 @@ class ImageNoise:
         shape: tuple[int, int, int],
         device: torch.device | str = "cpu",
         seeds: Sequence[int] | None = None,
+        start: float = 1.0,
     ) -> None:
+        self.start = start
         self.shape = tuple(shape)
         self.device = device
         self.seeds = [image_seed(seed, index) for index in indices] if seeds is None else list(seeds)
@@ -58,4 +60,5 @@ class ImageNoise:
     def draw(self) -> Tensor:
         """The next noise of every image: float32 `(B, C, H, W)`."""
         rows = [torch.randn((1, *self.shape), generator=generator) for generator in self.generators]
-        return torch.cat(rows).to(self.device)
+        factor, self.start = self.start, 1.0
+        return factor * torch.cat(rows).to(self.device)

@@ -1,5 +1,6 @@
 """A sampling request, checked against the model: sampler, levels, what is drawn, corrections."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -126,6 +127,8 @@ def require_steps(sampler: str) -> None:
 
 def _levels(model: Denoiser, name: str, steps: int) -> tuple[float, ...]:
     """Where a sampler calls the network, then 0; ConfigError for a number of steps it does not have."""
+    if name == "flow_euler" and model.prompts is not None and isinstance(model.process, Flow):
+        return _pipeline_levels(model, steps)
     if name in SOLVERS:
         return tuple(SOLVERS[name].levels(steps, model.sigma_min, model.sigma_max))
     scheduler = make_scheduler(name, model.process)
@@ -134,6 +137,14 @@ def _levels(model: Denoiser, name: str, steps: int) -> tuple[float, ...]:
         raise ConfigError(f"steps is {steps}; sampler '{name}' takes {fewest} to {most}")
     set_steps(scheduler, steps)
     return levels_of(scheduler)
+
+
+def _pipeline_levels(model: Denoiser, steps: int) -> tuple[float, ...]:
+    """The levels that the flow's stock pipeline visits, shifted as its scheduler says; the first may be t = 1."""
+    scheduler = copy.deepcopy(model.adapter.scheduler)  # type: ignore[union-attr]
+    scheduler.set_timesteps(steps)
+    levels = model.process.level_at(scheduler.sigmas[:-1] * model.process.time_scale)
+    return (*levels.tolist(), 0.0)
 
 
 def _student_levels(model: Denoiser, steps: int | None, sampler: str | None) -> tuple[float, ...]:

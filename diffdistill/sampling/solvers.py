@@ -29,6 +29,15 @@ def euler(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
     return x
 
 
+def flow_euler(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
+    """`euler` as x_next = r x + (1 - r) D, r = sigma_next / sigma, which stays exact where a flow's time is 1."""
+    x = noise.draw() * sigmas[0]
+    for sigma, following in pairwise(sigmas):
+        ratio = following / sigma
+        x = ratio * x + (1 - ratio) * denoise(x, sigma)
+    return x
+
+
 def heun(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
     """Second order, two evaluations a step, one in a step that ends at 0 (2206.00364, Algorithm 1)."""
     x = noise.draw() * sigmas[0]
@@ -140,9 +149,7 @@ SOLVERS: dict[str, Solver] = {
     "heun": Solver(heun, karras, 18, "EDM, second order, 2n - 1 evaluations, Karras levels"),
     "euler": Solver(euler, karras, 35, "first order, n evaluations, Karras levels"),
     "ddim": Solver(euler, angular, 50, "DDIM with eta 0: Euler on levels even in the time of the cosine process"),
-    "flow_euler": Solver(
-        euler, even_in_flow, 28, "Euler on levels even in a flow's time, or shifted as its pipeline has them"
-    ),
+    "flow_euler": Solver(flow_euler, even_in_flow, 28, "Euler, even in a flow's time, or as its pipeline shifts it"),
     "dpm_solver": Solver(dpm_solver, karras, 20, "DPM-Solver++(2M), second order, n evaluations, Karras levels"),
     "ddpm": Solver(ddpm, karras, 250, "ancestral, stochastic, n evaluations, Karras levels"),
     "consistency": Solver(consistency, karras, 1, "x0, fresh noise, x0 ...: n evaluations; for students"),
