@@ -168,3 +168,22 @@ def test_half_precision_stays_half_and_is_scaled_nonetheless(name: str, dtype: t
     for key, value in results[1.001].items():
         if value is not None:
             assert value.dtype == results[1.0][key].dtype or value.dtype == dtype
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loop_in_half_precision_is_the_one_in_float32(name: str) -> None:
+    """Solvers of third order remember two steps; lambda is 1 at the last one, where nothing is scaled."""
+    order = {"solver_order": 3} if "solver_order" in inspect.signature(getattr(diffusers, name)).parameters else {}
+    ends = {}
+    for dtype in (torch.float32, torch.float16):
+        scheduler = epsilon_scaling(plain(name, **order), b=1.0, k=1e-3)
+        scheduler.set_timesteps(8)
+        torch.manual_seed(0)
+        x = (noise() * float(getattr(scheduler, "init_noise_sigma", 1))).to(dtype)
+        for t in scheduler.timesteps:
+            seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            x = scheduler.step((0.3 * seen).to(dtype), t, x).prev_sample
+            assert x.dtype == dtype
+        ends[dtype] = x.float()
+    difference = (ends[torch.float16] - ends[torch.float32]).abs().max()
+    assert difference < 5e-3 * ends[torch.float32].abs().max()

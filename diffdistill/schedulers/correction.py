@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import diffusers
+import torch
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
@@ -65,14 +66,17 @@ class Corrections:
     def _corrected_step(
         self, step: Callable, model_output: Tensor, timestep: Any, sample: Tensor, args: tuple, kwargs: dict
     ) -> Any:
-        output = model_output
+        output, state = model_output, sample
         if self._epsilon is not None:
-            output = self._epsilon(self, model_output, timestep, sample, kwargs)
+            # Half precision becomes float32, at every step and in both tensors: solvers that remember earlier steps
+            # mix them, and UniPC's einsum takes one dtype only.
+            output = _precise(self._epsilon(self, model_output, timestep, sample, kwargs))
+            state = _precise(sample)
         if self._time_shift is None:
-            result = step(self, output, timestep, sample, *args, **kwargs)
+            result = step(self, output, timestep, state, *args, **kwargs)
         else:
-            result = self._shifted_step(self._time_shift, step, output, timestep, sample, args, kwargs)
-        # Half precision was scaled in float32; the loop gets back what it works in.
+            result = self._shifted_step(self._time_shift, step, output, timestep, state, args, kwargs)
+        # The loop gets back what it works in.
         return result if output.dtype == model_output.dtype else _cast(result, sample)
 
     def _shifted_step(
@@ -136,6 +140,10 @@ def build(scheduler: Any, settings: dict[str, Any]) -> tuple[EpsilonScaling | No
             settings["time_shift_sampler_data_variance"],
         )
     return None if schedule.is_identity else epsilon, shift
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _cast(result: Any, sample: Tensor) -> Any:
