@@ -29,6 +29,7 @@ class Denoiser(nn.Module):
     """
 
     prompts: Any = None  # the `PromptTable` of a text-to-image model, whose `cond` are its rows
+    adapter: Any = None  # its `text.adapters.Adapter`
 
     def __init__(
         self, network: nn.Module, process: Process, *, null_class: int | None = None, metadata: dict | None = None
@@ -38,6 +39,11 @@ class Denoiser(nn.Module):
         self.process = process
         self.null_class = null_class
         self.metadata: dict[str, Any] = metadata or {}
+
+    @property
+    def layers(self) -> nn.Module:
+        """The module that names of layers belong to; networks that share their weights name it themselves."""
+        return getattr(self.network, "shared_layers", self.network)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -179,7 +185,7 @@ class Denoiser(nn.Module):
 
     def check_taps(self, taps: Sequence[str]) -> dict[str, nn.Module]:
         """The submodules of the network by name; ConfigError, with the names there are, if one is missing."""
-        modules = dict(self.network.named_modules())
+        modules = dict(self.layers.named_modules())
         modules |= {name: modules[layer] for name, layer in getattr(self.network, "tap_aliases", {}).items()}
         for name in taps:
             if name not in modules or name == "":

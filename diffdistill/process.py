@@ -35,8 +35,8 @@ class LevelLaw:
     - loguniform: ln sigma uniform in [sigma_min, sigma_max]
     - shifted: t uniform, t' = s t / (1 + (s - 1) t), sigma = t' / (1 - t') (flow time with a resolution shift,
       2403.03206, eq. 23)
-    - timestep: uniform between the parts u_min and u_max of the training steps of a VP network, as the papers on Stable
-      Diffusion have it (2006.11239, Algorithm 1)
+    - timestep: uniform between the parts u_min and u_max of the training steps of a VP network (2006.11239,
+      Algorithm 1), as in the papers on Stable Diffusion
     """
 
     settings: Level

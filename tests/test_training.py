@@ -14,10 +14,11 @@ from diffdistill.config.schema import Distill, Optimizer, Train
 from diffdistill.data import ImageSet
 from diffdistill.errors import CheckpointError, ConfigError, DiskError, Interrupted, NonFiniteError, Preempted
 from diffdistill.training.device import Device
-from diffdistill.training.distiller import DistillTask, student_levels
+from diffdistill.training.distiller import DistillTask
 from diffdistill.training.loop import Log, run_loop
 from diffdistill.training.optim import Ema, Updater
 from diffdistill.training.randomness import mix
+from diffdistill.training.roles import student_levels
 from diffdistill.training.store import MANIFEST, CheckpointStore, problem_of, tensors_of
 from diffdistill.training.teacher import TeacherTask
 

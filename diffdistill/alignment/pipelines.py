@@ -12,7 +12,7 @@ from diffdistill.text.adapters import (
     rows_of,
 )
 
-__all__ = ["ADAPTERS", "Condition", "StableDiffusion", "load_pipeline", "rows_of"]
+__all__ = ["ADAPTERS", "Adapter", "Condition", "load_pipeline", "rows_of"]
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "StableDiffusionPipeline": StableDiffusion,

@@ -19,7 +19,7 @@ def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = 
         _front_matter(student, metadata),
         f"# {_title(student, levels, metadata)}\n\n{_summary(student, levels, metadata)}",
         f"## Use\n\n{_student_use(levels, metadata) if student else _teacher_use(metadata)}",
-        _metrics(evaluation or {}),
+        metrics_section(evaluation or {}),
         f"## Made from\n\n{_origin(student, metadata)}",
         f"## Limits\n\n{_limits(student)}",
         f"## Settings\n\n```yaml\n{public_settings(config)}\n```" if config else "",
@@ -113,7 +113,7 @@ The network is a {network} with the preconditioning of EDM (2206.00364, Table 1)
 a teacher is not: use the command above."""
 
 
-def _metrics(evaluation: dict[str, Any]) -> str:
+def metrics_section(evaluation: dict[str, Any]) -> str:
     found = figures(evaluation)
     if not found:
         return ""

@@ -34,7 +34,7 @@ class TextDenoiser(Denoiser):
         super().__init__(
             adapter.network if network is None else network, process, null_class=PromptTable.null, metadata=metadata
         )
-        self.adapter = adapter
+        self.adapter: Adapter = adapter
         self.prompts: PromptTable = prompts or PromptTable(adapter)
 
     def with_network(self, network: nn.Module, metadata: dict[str, Any] | None = None) -> "TextDenoiser":
@@ -76,10 +76,18 @@ class TextDenoiser(Denoiser):
     def _call(self, x_in: Tensor, time: Tensor, cond: Condition) -> Tensor:
         if not isinstance(cond, Tensor):
             raise ConfigError("a text-to-image model needs prompts; give their numbers, model.prompts.ids(texts)")
-        dtype = next(self.network.parameters()).dtype
-        output = self.adapter.predict(self.network, x_in.to(dtype), time, self.prompts.arguments(cond))
+        dtype = next(self.layers.parameters()).dtype
+        output = self.adapter.predict(self.network, x_in.to(dtype), time, self.prompts.arguments(cond, dtype))
         # Networks with learned variance append it as further channels.
         return output[:, : x_in.shape[1]]
+
+    @torch.no_grad()
+    def example_pass(self) -> Tensor:
+        """The raw output of the network for one latent of noise and the null prompt: to see what runs."""
+        device = next(self.layers.parameters()).device
+        x = torch.randn(1, *self.image_shape, generator=torch.Generator().manual_seed(0)).to(device)
+        cond = self.example_condition(1, device)
+        return self._call(x, torch.full((1,), 500.0, device=device), cond)
 
     def save_pretrained(
         self, folder: str | Path, *, role: str, levels: Sequence[float] = (), **provenance: Any

@@ -45,6 +45,6 @@ class PromptTable:
     def texts(self, ids: Tensor) -> list[str]:
         return [self.text(row) for row in ids.tolist()]
 
-    def arguments(self, ids: Tensor) -> Condition:
+    def arguments(self, ids: Tensor, dtype: torch.dtype | None = None) -> Condition:
         """What the network is called with for prompts `(B,)`, a row an image, on the adapter's device."""
-        return self.adapter.joined([self._texts[row] for row in ids.tolist()])
+        return self.adapter.joined([self._texts[row] for row in ids.tolist()], dtype=dtype)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffdistill.alignment import MaPOOutput, NoisedPairs, diffusion_dpo_loss, mapo_loss, noise_pairs
 from diffdistill.alignment.lora import add_lora, trainable
 from diffdistill.alignment.pairs import both
-from diffdistill.alignment.pipelines import Condition, StableDiffusion, rows_of
+from diffdistill.alignment.pipelines import Adapter, Condition, rows_of
 from diffdistill.config.align import Align, DiffusionDPO
 from diffdistill.data import batch_indices
 from diffdistill.data.pairs import Pair, PairSet, Picture, picture
@@ -31,7 +31,7 @@ class AlignTask:
 
     denoisers: dict[str, Denoiser]
 
-    def __init__(self, config: Align, model: StableDiffusion, pairs: PairSet, device: Device):
+    def __init__(self, config: Align, model: Adapter, pairs: PairSet, device: Device):
         self.config, self.model, self.pairs, self.device = config, model, pairs, device
         self.size = config.data.image_size or model.image_size
         self.network = model.network

@@ -1,7 +1,6 @@
 """The verb `align`: pairs, pipeline, run folder, and the aligned pipeline in `model/`."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from diffdistill.config.align import Align
 from diffdistill.data.pairs import PairSet, digest_of, load_pairs, split_by_caption
 from diffdistill.errors import DataError
 from diffdistill.models.attention import set_attention
-from diffdistill.models.folder import METADATA, PICKLES, new_folder, read_json, sha256
+from diffdistill.models.folder import METADATA, new_folder, read_json, sha256
 from diffdistill.reporting.model_card import public_settings
 from diffdistill.reporting.report import write_report
+from diffdistill.text.student import copy_parts
 from diffdistill.training.alignment import AlignTask
 from diffdistill.training.alignment_observer import AlignObserver
 from diffdistill.training.device import Device
@@ -77,7 +77,7 @@ def publish(task: AlignTask, resolved: Resolved, folder: Path, evaluation: dict[
         type(model.pipeline).save_lora_weights(folder / "lora", **lora, safe_serialization=True)
         network = merged(task.network, model.source / model.part, config.lora.rank, config.lora.targets)
     with new_folder(folder / "model") as staged:
-        copy_parts(model.source, staged, leave=model.part)
+        copy_parts(model.source, staged, leave=(model.part,))
         network.save_pretrained(staged / model.part, safe_serialization=True)
         # The folder's own names must not depend on where it was trained.
         for file in (staged / "model_index.json", staged / model.part / "config.json"):
@@ -93,22 +93,6 @@ def publish(task: AlignTask, resolved: Resolved, folder: Path, evaluation: dict[
         }
         write_json(staged / METADATA, metadata)
         (staged / "README.md").write_text(card(metadata, evaluation, resolved.text_yaml))
-
-
-def copy_parts(source: Path, target: Path, leave: str) -> None:
-    """The parts that `model_index.json` names, but one; no pickles, and no second precision (`*.fp16.safetensors`)."""
-
-    def unwanted(folder: str, names: list[str]) -> set[str]:
-        variants = {name for name in names if name.count(".") > 1 and name.endswith((".safetensors", ".json"))}
-        whole = {name for name in variants if name.endswith(".index.json") or "-of-" in name}
-        other = {name for name in names if Path(name).suffix in {*PICKLES, ".msgpack", ".onnx", ".onnx_data", ".xml"}}
-        return (variants - whole) | other
-
-    for name, value in read_json(source / "model_index.json").items():
-        part = source / name
-        if isinstance(value, list) and part.is_dir() and name != leave:
-            shutil.copytree(part, target / name, ignore=unwanted)
-    shutil.copyfile(source / "model_index.json", target / "model_index.json")
 
 
 def card(metadata: dict[str, Any], evaluation: dict[str, Any], settings: str) -> str:

@@ -27,6 +27,6 @@ class Device:
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.name.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
 
-    def put(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def put(self, images: Tensor | None, labels: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """A batch on the device."""
-        return images.to(self.name), None if labels is None else labels.to(self.name)
+        return None if images is None else images.to(self.name), None if labels is None else labels.to(self.name)

@@ -11,31 +11,15 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.methods import choices_of
 from diffdistill.methods.matching import DistributionMatching
-from diffdistill.models.folder import clone_network, snap_levels, stock_levels
 from diffdistill.process import LevelLaw
+from diffdistill.text.data import TextSet
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim import Ema, Updater
 from diffdistill.training.regression import TrajectoryPairs, TrajectoryRegression
+from diffdistill.training.roles import build_roles, levels_of
 from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
 from diffdistill.training.teacher import draw_batch
-
-
-def student_levels(config: Distill) -> tuple[float, ...]:
-    """The student's input levels, on the grid of the stock scheduler that will sample it."""
-    student = config.student
-    if student.levels is None:
-        return stock_levels(student.steps, student.sigma_init)
-    if len(student.levels) != student.steps:
-        raise ConfigError(
-            f"student.steps is {student.steps} and student.levels has {len(student.levels)} values; give one "
-            f"level a step"
-        )
-    if any(low >= high for high, low in zip(student.levels, student.levels[1:], strict=False)):
-        raise ConfigError(
-            f"student.levels {list(student.levels)} must descend, from the noisiest input to the cleanest"
-        )
-    return snap_levels(student.levels)[0]
 
 
 def regression_steps(config: Distill) -> int:
@@ -56,23 +40,12 @@ class DistillTask:
     kept.
     """
 
-    def __init__(self, config: Distill, teacher: Denoiser, data: ImageSet, device: Device):
+    def __init__(self, config: Distill, teacher: Denoiser, data: ImageSet | TextSet, device: Device):
         self.config, self.data, self.device = config, data, device
-        self.levels = student_levels(config)
-        if self.levels[0] > teacher.sigma_max:
-            raise ConfigError(
-                f"student level {self.levels[0]:g} is above the teacher's highest, {teacher.sigma_max:g}; lower "
-                f"student.sigma_init"
-            )
+        self.levels = levels_of(config, teacher)
         torch.manual_seed(config.seed)
-        classes = teacher.num_classes
-        self.student = Denoiser(
-            clone_network(teacher.network, classes),
-            teacher.process,
-            metadata={"role": "student", "levels": list(self.levels)},
-        )
-        critic = Denoiser(clone_network(teacher.network, classes), teacher.process)
-        bounds = teacher.sigma_min, teacher.sigma_max
+        self.student, critic = build_roles(config, teacher, self.levels, device)
+        bounds = teacher.sigma_min, teacher.sigma_max, teacher.process
         self.method = DistributionMatching(
             choices_of(config.method),
             teacher,
@@ -151,6 +124,7 @@ class DistillTask:
         progress = step / (config.max_train_steps - self.first)
         real, cond = draw_batch(self.data, config.train_batch_size, config.seed, batch, config.data.horizontal_flip)
         real, cond = self.device.put(real, cond)
+        prompts = None if self.student.prompts is None or cond is None else self.student.prompts.texts(cond)
         with self.device.autocast():
             x0 = self.student(*self.student_input(real, cond), cond)
 
@@ -163,7 +137,7 @@ class DistillTask:
             metrics |= critic_metrics
 
         if progress >= method.choices.critic_warmup:
-            gradient, student_metrics = method.student_gradient(x0, cond, progress)
+            gradient, student_metrics = method.student_gradient(x0, cond, progress, prompts)
             # The mean over C, H, W too, so that clipping thresholds mean what they mean in the papers.
             x0.backward(gradient / x0.numel())
             metrics |= student_metrics | self.student_updater.step(step)
@@ -171,20 +145,21 @@ class DistillTask:
         return metrics
 
     @torch.no_grad()
-    def student_input(self, real: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+    def student_input(self, real: Tensor | None, cond: Tensor | None) -> tuple[Tensor, Tensor]:
         """`(x, sigma)` for one of the student's K steps, drawn for the whole batch.
 
         Step 1 sees pure noise. A later step sees what it will see when sampling, the student's own previous image
         noised again (backward simulation, 2405.14867, section 4.5), or, cheaper and mismatched, a noised real image.
         """
         k = int(torch.randint(len(self.levels), ()))
-        x = self.levels[0] * torch.randn_like(real)
-        if k and self.config.student.training_input == "noised_data":
+        shape = (self.config.train_batch_size, *self.student.image_shape)
+        x = self.student.process.start_scale(self.levels[0]) * torch.randn(shape, device=self.device.name)
+        if k and real is not None and self.config.student.training_input == "noised_data":
             x = real + self.levels[k] * torch.randn_like(real)
         elif k:
             for level, below in zip(self.levels[:k], self.levels[1:], strict=False):
                 with self.device.autocast():
-                    x0 = self.student(x, x.new_full((len(x),), level), cond).clamp(-1, 1)
+                    x0 = self.student.clip(self.student(x, x.new_full((len(x),), level), cond))
                 x = x0 + below * torch.randn_like(x)
         return x, x.new_full((len(x),), self.levels[k])
 

@@ -1,19 +1,24 @@
 """What a run looks at between updates: fixed-seed grids and metrics of the averaged model."""
 
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from diffdistill.config.schema import Run
+from diffdistill.config.schema import Distill, Run
 from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation import Evaluator
 from diffdistill.reporting.grid import image_grid
 from diffdistill.sampling.generate import generate
+from diffdistill.text.data import TextSet
 
 GRID_ROWS, GRID_COLUMNS = 8, 10
+# Of texts: a column a prompt; as many images as 32 of 64x64 pixels take time, and one at least.
+TEXT_ROWS, TEXT_COLUMNS, TEXT_PIXELS = 4, 8, 32 * 64 * 64
 
 
 class RunObserver:
@@ -25,11 +30,8 @@ class RunObserver:
 
     def grid(self, model: Denoiser, file: Path) -> None:
         columns = min(model.num_classes or GRID_COLUMNS, GRID_COLUMNS)
-        images = torch.cat(
-            [batch for batch, _ in generate(model, num_images=GRID_ROWS * columns, batch_size=GRID_ROWS * columns)]
-        )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        image_grid(images, columns).save(file)
+        count = GRID_ROWS * columns
+        write_grid(file, generate(model, num_images=count, batch_size=count), columns)
 
     def evaluate(self, model: Denoiser) -> dict[str, Any]:
         settings = self.config.evaluation
@@ -52,3 +54,63 @@ class RunObserver:
             channels, _, size = self.data.images.shape[1:]
             reference = load_images(settings.reference, split=split, image_size=size, channels=channels)
         return Evaluator(reference, settings.features, settings.metrics)
+
+
+class TextObserver:
+    """The same of a text-to-image model: grids of the first prompts, metrics of images of all prompts in turn."""
+
+    def __init__(self, config: Distill, data: TextSet):
+        self.config, self.data = config, data
+
+    def grid(self, model: Denoiser, file: Path) -> None:
+        """A column a prompt, a row a seed; the teacher's with its guidance."""
+        count = max(1, min(TEXT_ROWS * TEXT_COLUMNS, TEXT_PIXELS // (model.picture_shape[1] * model.picture_shape[2])))
+        prompts = list(dict.fromkeys(model.prompts.texts(self.data.ids[:1000])))[: min(count, TEXT_COLUMNS)]
+        count = max(1, count // len(prompts)) * len(prompts)
+        write_grid(file, self._images(model, prompts, count, seed=0, batch_size=count), len(prompts))
+
+    def evaluate(self, model: Denoiser) -> dict[str, Any]:
+        settings = self.config.evaluation
+        prompts = model.prompts.texts(self.data.ids)
+        return self.evaluator(
+            self._images(model, prompts, settings.num_images, settings.seed, settings.batch_size, settings.steps)
+        )
+
+    def _images(
+        self,
+        model: Denoiser,
+        prompts: Sequence[str],
+        count: int,
+        seed: int,
+        batch_size: int,
+        steps: int | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        guidance = None if model.role == "student" else self.config.method.guidance_scale
+        return generate(
+            model, prompts=prompts, num_images=count, seed=seed, batch_size=batch_size, steps=steps,
+            guidance_scale=guidance,
+        )  # fmt: skip
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        settings = self.config.evaluation
+        reference = self.data.images
+        if settings.reference is not None:
+            split = settings.reference_split or self.config.data.split
+            size = self.config.data.image_size or (reference.images.shape[-1] if reference is not None else None)
+            reference = load_images(settings.reference, split=split, image_size=size, channels=3)
+        assert reference is not None  # text_data has refused prompts alone without a reference
+        return Evaluator(reference, settings.features, settings.metrics)
+
+
+def observer_of(config: Run, data: ImageSet | TextSet) -> RunObserver | TextObserver:
+    if isinstance(data, TextSet):
+        assert isinstance(config, Distill)
+        return TextObserver(config, data)
+    return RunObserver(config, data)
+
+
+def write_grid(file: Path, batches: Iterator[tuple[Tensor, Tensor | None]], columns: int) -> None:
+    images = torch.cat([batch for batch, _ in batches])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image_grid(images, columns).save(file)

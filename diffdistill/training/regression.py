@@ -12,6 +12,7 @@ from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.sampling.noise import GivenNoise
 from diffdistill.sampling.solvers import dpm_solver, karras
+from diffdistill.text.data import TextSet
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim import Ema, Updater
@@ -28,7 +29,14 @@ class TrajectoryPairs:
     """
 
     def __init__(
-        self, settings: Regression, teacher: Denoiser, data: ImageSet, device: Device, batch: int, seed: int, w: float
+        self,
+        settings: Regression,
+        teacher: Denoiser,
+        data: ImageSet | TextSet,
+        device: Device,
+        batch: int,
+        seed: int,
+        w: float,
     ):
         self.teacher, self.data, self.device, self.seed, self.guidance_scale = teacher, data, device, seed, w
         self.batch, self.count = batch, max(1, settings.pairs // batch)
@@ -45,19 +53,22 @@ class TrajectoryPairs:
     @torch.no_grad()
     def _make(self, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
         labelled = draw_batch(self.data, self.batch, mix(self.seed, PAIRS_STREAM), k, flip=False)
-        real, cond = self.device.put(*labelled)  # only the labels matter, in the proportions of the data
+        _, cond = self.device.put(*labelled)  # only the labels matter, in the proportions of the data
         generator = torch.Generator().manual_seed(mix(self.seed, PAIRS_STREAM, k))
-        noise = torch.randn(real.shape, generator=generator).to(real)
+        noise = torch.randn((self.batch, *self.teacher.image_shape), generator=generator).to(self.device.name)
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
             with self.device.autocast():
                 return self.teacher.guided(x, x.new_full((len(x),), sigma), cond, self.guidance_scale)
 
-        return noise, dpm_solver(denoise, GivenNoise(noise), self.levels).clamp(-1, 1), cond
+        return noise, self.teacher.clip(dpm_solver(denoise, GivenNoise(noise), self.levels)), cond
 
 
 class TrajectoryRegression:
-    """minimise E ||G(sigma_init z, c) - x0(z, c)||^2 / (C H W), x0 the teacher's solution from the noise z."""
+    """minimise E ||G(a z, c) - x0(z, c)||^2 / (C H W), x0 the teacher's solution from the noise z.
+
+    a z is the student's first input (a = sigma_init for EDM networks).
+    """
 
     def __init__(
         self, settings: Regression, student: Denoiser, ema: Ema, pairs: TrajectoryPairs, level: float, device: Device
@@ -68,7 +79,8 @@ class TrajectoryRegression:
     def update(self, step: int) -> Metrics:
         noise, target, cond = self.pairs[step]
         with self.device.autocast():
-            x0 = self.student(self.level * noise, noise.new_full((len(noise),), self.level), cond)
+            start = self.student.process.start_scale(self.level)
+            x0 = self.student(start * noise, noise.new_full((len(noise),), self.level), cond)
         loss = (x0 - target).square().mean()
         loss.backward()
         metrics = self.updater.step(step)

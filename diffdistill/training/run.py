@@ -21,9 +21,12 @@ from diffdistill.models.attention import set_attention
 from diffdistill.models.folder import locate, weights_digest
 from diffdistill.reporting.model_card import model_card
 from diffdistill.reporting.report import write_report
+from diffdistill.text.card import text_card
+from diffdistill.text.data import TextSet, text_data
+from diffdistill.text.denoiser import TextDenoiser
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Task, flat, run_loop
-from diffdistill.training.observer import RunObserver
+from diffdistill.training.observer import observer_of
 
 
 def train(resolved: Resolved) -> int:
@@ -44,7 +47,7 @@ def distill(resolved: Resolved) -> int:
     config: Distill = resolved.config
     device = Device(config.mixed_precision, config.num_threads)
     teacher = Denoiser.from_pretrained(config.teacher, device.name)
-    data = training_data(config, teacher)
+    data = distillation_data(config, teacher)
     task = DistillTask(config, teacher, data, device)
     attention = choose_attention(task, config, device)
     # A student of converted weights is under their licence too, so its card must name them.
@@ -57,12 +60,21 @@ def distill(resolved: Resolved) -> int:
 
 def choose_attention(task: Task, config: Run, device: Device) -> str:
     """Let every network of the run attend by `config.attention`; the kernels seen to run, for the record."""
-    found = {
-        name: str(set_attention(model.network, config.attention, context=device.autocast))
-        for name, model in task.denoisers.items()
-    }
+    found: dict[str, str] = {}
+    seen: dict[int, str] = {}  # roles may share their layers
+    for name, model in task.denoisers.items():
+        layers = model.layers
+        if id(layers) not in seen:
+            run = model.example_pass if isinstance(model, TextDenoiser) else None
+            seen[id(layers)] = str(set_attention(layers, config.attention, run=run, context=device.autocast))
+        found[name] = seen[id(layers)]
     same = len(set(found.values())) == 1
     return next(iter(found.values())) if same else "; ".join(f"{name} {text}" for name, text in found.items())
+
+
+def distillation_data(config: Distill, teacher: Denoiser) -> ImageSet | TextSet:
+    """Images of the teacher's kind, or what a text-to-image teacher is asked to draw."""
+    return text_data(config, teacher) if isinstance(teacher, TextDenoiser) else training_data(config, teacher)
 
 
 def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
@@ -96,7 +108,7 @@ def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
 def execute(
     task: Task,
     resolved: Resolved,
-    data: ImageSet,
+    data: ImageSet | TextSet,
     name: str,
     attention: str,
     example: Denoiser | None = None,
@@ -105,11 +117,12 @@ def execute(
     """Run a task in its folder and publish the averaged model with its card and the report."""
     config: Run = resolved.config
     folder = open_folder(config, resolved, attention)
-    observer = RunObserver(config, data)
+    observer = observer_of(config, data)
     if example is not None and config.sample_every:
         observer.grid(example, folder / "samples" / "teacher.png")
     evaluation = run_loop(task, config, folder, observer)
     model = task.averaged()
+    write_card = model_card if model.prompts is None else text_card
     if not evaluation and config.evaluation.at_end:  # a finished run, resumed
         evaluation = observer.evaluate(model)
     machine = json.loads((folder / "environment.json").read_text())
@@ -123,7 +136,7 @@ def execute(
         }
         model.save_pretrained(
             folder / name, role=card["role"], levels=card.get("levels", ()), **provenance,
-            card=lambda metadata: model_card(metadata=metadata, evaluation=evaluation, config=resolved.text_yaml),
+            card=lambda metadata: write_card(metadata=metadata, evaluation=evaluation, config=resolved.text_yaml),
         )  # fmt: skip
     if evaluation:
         write_json(folder / "evaluation.json", {card["role"]: evaluation} | recorded(card.get("teacher"), evaluation))

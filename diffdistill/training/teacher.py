@@ -10,6 +10,7 @@ from diffdistill.errors import ConfigError
 from diffdistill.losses import denoising_loss
 from diffdistill.models import UViT, apply_scalelong
 from diffdistill.process import EDM, LevelLaw, per_sample
+from diffdistill.text.data import TextSet
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim import Ema, Updater
@@ -83,6 +84,7 @@ class TeacherTask:
             self.data, self.config.train_batch_size, self.config.seed, step, self.config.data.horizontal_flip
         )
         x0, labels = self.device.put(x0, labels)
+        assert x0 is not None
         if labels is not None and self.model.null_class is not None:
             dropped = torch.rand(len(labels), device=labels.device) < self.config.class_dropout
             labels = torch.where(dropped, self.model.null_class, labels)
@@ -101,9 +103,11 @@ class TeacherTask:
 
 
 def draw_batch(
-    data: ImageSet, size: int, seed: int, step: int, flip: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The images (in [-1, 1]) and labels of one step; half of them mirrored if `flip`."""
+    data: ImageSet | TextSet, size: int, seed: int, step: int, flip: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The images (in [-1, 1]) or latents, and the labels or prompts, of one step; half mirrored if `flip`."""
+    if isinstance(data, TextSet):
+        return data.draw(size, seed, step)
     chosen = batch_indices(len(data.images), size, seed, step)
     x0 = to_model_range(data.images[chosen])
     if flip:

@@ -59,6 +59,11 @@ class Adapter:
         return self.network.config.sample_size * self.pipeline.vae_scale_factor
 
     @property
+    def size_multiple(self) -> int:
+        """What sides in pixels must be multiples of: the VAE's factor, times that of the network's down-sampling."""
+        return self.pipeline.vae_scale_factor * 2 ** (len(self.network.config.block_out_channels) - 1)
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """`(C, h, w)` of what the network makes."""
         side = self.image_size // self.pipeline.vae_scale_factor
@@ -104,10 +109,19 @@ class Adapter:
         """Keyword arguments of the network, from encoded texts and what it is told of the images, a row an image."""
         return rows
 
-    def joined(self, prompts: Sequence[str | None], sizes: Sequence[Size] | None = None) -> Condition:
-        """`arguments` of some prompts, on the adapter's device; sizes: None is `image_size`, not cropped."""
+    def joined(
+        self,
+        prompts: Sequence[str | None],
+        sizes: Sequence[Size] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Condition:
+        """`arguments` of some prompts, on the adapter's device.
+
+        sizes: None is `image_size`, not cropped; dtype: of the texts, None leaves them as they were encoded.
+        """
         texts = [self.encoded(prompt) for prompt in prompts]
         rows = {name: torch.cat([text[name] for text in texts]).to(self.device) for name in texts[0]}
+        rows = {name: value.to(dtype) if value.is_floating_point() else value for name, value in rows.items()}
         if sizes is None:
             whole = self.image_size, self.image_size
             sizes = [Size(whole, (0, 0), whole)] * len(prompts)
@@ -155,6 +169,15 @@ class Adapter:
     def predict(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """One call of a network of this pipeline: `(B, C, H, W)`, t `(B,)` in its own units."""
         return network(x_t, t, **cond, return_dict=False)[0]
+
+    @property
+    def student_guidance(self) -> float:
+        """The `guidance_scale` that a student's pipeline is called with: 1 is none."""
+        return 1.0
+
+    def shift(self) -> float:
+        """Of a flow's times towards noise (2403.03206, eq. 23), at this size of image."""
+        return float(self.scheduler.config.shift)
 
     def default_sigmas(self, steps: int) -> list[float] | None:
         """The flow times that the pipeline hands to its scheduler where the user gives none; None: it hands none."""

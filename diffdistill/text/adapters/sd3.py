@@ -10,6 +10,10 @@ from diffdistill.text.adapters.base import Adapter, Condition
 class StableDiffusion3(Adapter):
     part = "transformer"
 
+    @property
+    def size_multiple(self) -> int:
+        return self.pipeline.vae_scale_factor * self.network.config.patch_size
+
     def text(self, prompt: str) -> Condition:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             prompt, None, None, device=self.device, do_classifier_free_guidance=False

@@ -1,0 +1,93 @@
+"""The networks of a distillation: student and critic, copies of the teacher or adapters on its weights."""
+
+import torch
+from torch import nn
+
+from diffdistill.config.schema import Distill
+from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
+from diffdistill.models.folder import clone_network, snap_levels, stock_levels
+from diffdistill.text.denoiser import TextDenoiser
+from diffdistill.text.lora import SharedWeights
+from diffdistill.text.student import stock_schedule
+from diffdistill.training.device import Device
+
+Roles = tuple[Denoiser, Denoiser]
+
+
+def student_levels(config: Distill) -> tuple[float, ...]:
+    """The student's input levels, on the grid of the stock scheduler that will sample it."""
+    student = config.student
+    if student.levels is None:
+        return stock_levels(student.steps, student.sigma_init)
+    if len(student.levels) != student.steps:
+        raise ConfigError(
+            f"student.steps is {student.steps} and student.levels has {len(student.levels)} values; give one "
+            f"level a step"
+        )
+    if any(low >= high for high, low in zip(student.levels, student.levels[1:], strict=False)):
+        raise ConfigError(
+            f"student.levels {list(student.levels)} must descend, from the noisiest input to the cleanest"
+        )
+    return snap_levels(student.levels)[0]
+
+
+def levels_of(config: Distill, teacher: Denoiser) -> tuple[float, ...]:
+    """The levels of the run's student, checked against its teacher."""
+    student = config.student
+    if isinstance(teacher, TextDenoiser):
+        if student.levels is not None or ("sigma_init" in student.model_fields_set and student.sigma_init != 2.5):
+            raise ConfigError(
+                "student.levels and student.sigma_init are of networks in EDM's units; a text teacher has times: give "
+                "student.timesteps, or leave all out"
+            )
+        return stock_schedule(teacher.adapter, teacher.process, student.steps, student.timesteps).levels
+    for name, value in (
+        ("student.timesteps", student.timesteps),
+        ("student.lora", student.lora),
+        ("critic.lora", config.critic.lora),
+    ):
+        if value is not None:
+            raise ConfigError(
+                f"{name} is for text-to-image teachers, and '{config.teacher}' draws no texts; leave it out"
+            )
+    levels = student_levels(config)
+    if levels[0] > teacher.sigma_max:
+        raise ConfigError(
+            f"student level {levels[0]:g} is above the teacher's highest, {teacher.sigma_max:g}; lower "
+            f"student.sigma_init"
+        )
+    return levels
+
+
+def build_roles(config: Distill, teacher: Denoiser, levels: tuple[float, ...], device: Device) -> Roles:
+    """`(student, critic)`, both starting as the teacher (without its null class)."""
+    about: dict[str, object] = {"role": "student", "levels": list(levels)}
+    if isinstance(teacher, TextDenoiser):
+        return _text_roles(config, teacher, about, device)
+    classes = teacher.num_classes
+    student = Denoiser(clone_network(teacher.network, classes), teacher.process, metadata=about)
+    critic = Denoiser(clone_network(teacher.network, classes), teacher.process)
+    if config.gradient_checkpointing:
+        for model in (student, critic):
+            model.network.enable_gradient_checkpointing()
+    return student, critic
+
+
+def _text_roles(config: Distill, teacher: TextDenoiser, about: dict[str, object], device: Device) -> Roles:
+    """Copies in float32, adapters on the teacher's own weights, which are in the precision of autocast."""
+    teacher.adapter.place(torch.device(device.name), device.dtype)
+    shared = SharedWeights(teacher.network)
+    settings = {"student": config.student.lora, "critic": config.critic.lora}
+    copies = {role: clone_network(teacher.network, None) for role, lora in settings.items() if lora is None}
+    nn.Module.to(teacher.network, device.dtype or torch.float32)
+    networks = {
+        role: copies[role] if lora is None else shared.adapted(lora.rank, lora.alpha, lora.targets)
+        for role, lora in settings.items()
+    }
+    if config.gradient_checkpointing:
+        teacher.network.enable_gradient_checkpointing(shared.checkpointed)
+        for network in copies.values():
+            network.enable_gradient_checkpointing()
+    student = teacher.with_network(networks["student"], about)
+    return student, teacher.with_network(networks["critic"])
