@@ -46,11 +46,13 @@ def read_folder(folder: Path, name: str, split: str) -> Source:
     if subfolders and not loose and all(sub.lower() in SPLIT_NAMES for sub in subfolders):
         return read_folder(subfolders[pick_split(split, subfolders, name)], name, "train")
     only_split(split, name)
+    texts = None
     if (folder / SAMPLES).is_file():
         loose = [path for path in loose if path.stem.isdecimal()]  # not the grid
+        texts = _sampled_texts(folder / SAMPLES, loose)
     classes = {sub: _pictures(path) for sub, path in subfolders.items()}
     if not any(classes.values()):
-        return _files(folder, name, loose)
+        return _files(folder, name, loose, texts=texts)
     if loose:
         raise DataError(
             f"{name} has both loose images ({loose[0].name}) and subfolders of images ({next(iter(classes))}): "
@@ -61,6 +63,16 @@ def read_folder(folder: Path, name: str, split: str) -> Source:
         raise DataError(f"{name} has the class folder {empty!r} without an image: fill it or remove it")
     labels = [label for label, files in enumerate(classes.values()) for _ in files]
     return _files(folder, name, [file for files in classes.values() for file in files], labels, tuple(classes))
+
+
+def _sampled_texts(record: Path, files: list[Path]) -> list[Any] | None:
+    """The prompts of images that `diffdistill sample` drew, in the order of the files; None where one has none."""
+    try:
+        prompts = {image["file"]: image.get("prompt") for image in json.loads(_text(record))["images"]}
+    except (ValueError, KeyError, TypeError, AttributeError):  # someone else's file of that name
+        return None
+    texts = [prompts.get(file.name) for file in files]
+    return None if None in texts else texts
 
 
 def _visible(path: Path) -> bool:

@@ -21,10 +21,11 @@ from diffdistill.evaluation import table
 from diffdistill.evaluation.evaluator import Evaluator
 from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.features import load_features
-from diffdistill.evaluation.measures import NO_TEXTS
 from diffdistill.evaluation.plot import plot_evaluations
 from diffdistill.evaluation.statistics import Statistics, is_statistics, load_statistics
 from diffdistill.evaluation.subjects import Pair, Subject, subjects
+from diffdistill.evaluation.text_scores import NO_TEXTS
+from diffdistill.rewards import load_reward
 from diffdistill.sampling.generate import pick_device
 
 # What decides the numbers; batch size and device do not.
@@ -36,6 +37,8 @@ REQUEST = (
     "metrics",
     "num_images",
     "features",
+    "clip",
+    "rewards",
     "backend",
     "fid_mode",
     "seed",
@@ -43,6 +46,7 @@ REQUEST = (
     "class_labels",
     "prompt",
     "prompts",
+    "negative_prompt",
     "guidance_scale",
     "sampler",
     "epsilon_scaling",
@@ -58,8 +62,11 @@ def run(args: Namespace) -> int:
     if target is not None:
         refuse_other(target, request)
     waiting = subjects(args)
-    if "clip" in args.metrics and args.images is not None and not waiting[0]().texts:
+    if "clip" in args.metrics and args.images is not None and not waiting[0](None).texts:
         raise ConfigError(NO_TEXTS)
+    if args.clip is not None and "clip" not in args.metrics:
+        raise ConfigError("--clip names the CLIP of metric 'clip', which is not asked for: add it to --metrics")
+    rewards = [load_reward(name) for name in args.rewards or ()]
     reference = read_reference(args.reference, args.split)
     device = pick_device(args.device)
     extractor, warning = choose_features(args.features, args.fid_mode, reference, device)
@@ -70,10 +77,13 @@ def run(args: Namespace) -> int:
         backend=args.backend,
         seed=args.seed,
         device=device,
+        clip_model=args.clip,
+        rewards=rewards,
         progress=True,
     )
     picture, plot = args.neighbours, args.plot
-    results = [measure(evaluator, opened(), warning, picture) for opened in waiting]
+    captions = reference.texts if isinstance(reference, ImageSet) else None
+    results = [measure(evaluator, opened(captions), warning, picture) for opened in waiting]
     print(table.one(results[0]) if len(results) == 1 else table.comparison(results))
     for text in dict.fromkeys(text for result in results for text in result["warnings"]):
         print(f"warning: {text}", file=sys.stderr)

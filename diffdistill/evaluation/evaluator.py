@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 
 from diffdistill.data import ImageSet
+from diffdistill.data.prompts import Prompt, digest_of
 from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.backends import BACKENDS, backend_version
-from diffdistill.evaluation.clip_similarity import cosines
 from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.extractors.hub import DEFAULTS, HubFeatures
 from diffdistill.evaluation.features import load_features
 from diffdistill.evaluation.frechet import Moments
-from diffdistill.evaluation.measures import MEASURES, NO_TEXTS, Context, Generated
+from diffdistill.evaluation.measures import MEASURES, Context, Generated, text_score
 from diffdistill.evaluation.memorisation import thumbnails
 from diffdistill.evaluation.reference import Reference, load_reference, sample_rows
 from diffdistill.evaluation.resize import check_images
 from diffdistill.evaluation.statistics import Statistics, check_same_features
+from diffdistill.evaluation.text_scores import TextScores, joined
+from diffdistill.rewards.protocol import Reward
 
 Batches = Tensor | Iterable[Tensor] | Iterable[tuple[Tensor, Tensor | None]]
 
@@ -94,6 +96,7 @@ class Evaluator:
         resamples: of the bootstrap that gives fid its standard error; 0: none.
         clip_model: folder or Hub id of the CLIP that scores texts; None: the extractor if it is one, else the largest
             of OpenAI's.
+        rewards: further scores of images for their texts, under `reward/NAME`.
         progress: show a bar while the reference is computed.
 
     Raises:
@@ -114,6 +117,7 @@ class Evaluator:
         floor: bool = True,
         resamples: int = 50,
         clip_model: str | None = None,
+        rewards: Sequence[Reward] = (),
         progress: bool = False,
     ) -> None:
         unknown = [metric for metric in metrics if metric not in MEASURES]
@@ -126,7 +130,8 @@ class Evaluator:
         self.extractor = load_features(extractor, device=device) if isinstance(extractor, str) else extractor
         if mode is not None:
             self.extractor.mode = mode
-        self.clip = self._clip_model(clip_model, torch.device(device)) if "clip" in metrics else None
+        clip = self._clip_model(clip_model, torch.device(device)) if "clip" in metrics else None
+        self.text_scores = TextScores(clip, rewards, torch.device(device))
         self.warning: str | None = None
         if isinstance(reference, Statistics):
             check_same_features(reference, self.extractor)
@@ -154,7 +159,7 @@ class Evaluator:
         Args:
             batches: uint8 `(N, C, H, W)`, or batches of it, or of `(images, labels)`, such as `generate` yields.
             labels: int64 `(N,)`, for `per_class_fid`.
-            texts: for `clip`; image i is scored with text i mod len(texts).
+            texts: for `clip` and rewards; image i is scored with text i mod len(texts).
             num_images: measure the first so many; None: all.
             picture: where `neighbours` writes its PNG.
 
@@ -162,17 +167,18 @@ class Evaluator:
             DataError: too few images, images of several sizes without a mode, features that are not finite.
         """
         start = time.perf_counter()
-        if self.clip is not None and not texts:
-            raise ConfigError(NO_TEXTS)
+        self.text_scores.check(texts)
         generated, resizes, shape = self._pass(_pairs(batches, labels, num_images), texts, picture is not None)
         context = Context(
             self.reference, generated, self.extractor, self.backend, self.seed, self.floor, self.resamples,
             None if picture is None else Path(picture), self._warnings(generated, resizes, shape), self._floors,
+            self._real_scores,
         )  # fmt: skip
         found = {metric: MEASURES[metric](context) for metric in self.metrics}
+        found |= {name: text_score(context, name) for name in self.text_scores.rewards}
         return {
             "metrics": found,
-            "protocol": self._protocol(generated, resizes),
+            "protocol": self._protocol(generated, resizes, texts),
             "warnings": context.warnings,
             "seconds": round(time.perf_counter() - start, 2),
         }
@@ -187,10 +193,8 @@ class Evaluator:
         shape = torch.Size()
         for images, own in rebatched(pairs, self.extractor.batch_size, self.extractor.mode is not None):
             new = self.extractor(images)
-            if self.clip is not None:
-                assert texts
-                chosen = [texts[(moments.n + i) % len(texts)] for i in range(len(images))]
-                scores.append(cosines(self.clip(images), self.clip.embed_texts(chosen)))
+            chosen = None if not texts else [texts[(moments.n + i) % len(texts)] for i in range(len(images))]
+            scores.append(self.text_scores(images, chosen, own))
             moments.update(new)
             features.append(new[:room])
             room -= len(features[-1])
@@ -207,9 +211,17 @@ class Evaluator:
             torch.cat(features),
             torch.cat(known) if len(known) == len(labels) else None,
             torch.cat(small) if small else None,
-            torch.cat(scores) if scores else None,
+            joined(scores),
         )
         return generated, list(resizes), shape
+
+    def _real_scores(self, count: int) -> dict[str, float]:
+        images = self.reference.images
+        if not self.floor or images is None:
+            return {}
+        if (key := ("text scores", count)) not in self._floors:
+            self._floors[key] = self.text_scores.of_real(images, count, self.extractor.batch_size)
+        return self._floors[key]
 
     def _warnings(self, generated: Generated, resizes: list[str], shape: torch.Size) -> list[str]:
         found = [] if self.warning is None else [self.warning]
@@ -225,7 +237,7 @@ class Evaluator:
             )
         return found
 
-    def _protocol(self, generated: Generated, resizes: list[str]) -> dict[str, Any]:
+    def _protocol(self, generated: Generated, resizes: list[str], texts: Sequence[str] | None) -> dict[str, Any]:
         return {
             "num_images": generated.n,
             "features": {"id": self.extractor.id, "sha256": self.extractor.sha256, "dim": self.extractor.dim},
@@ -238,7 +250,10 @@ class Evaluator:
             },
             "backend": self.backend_version,
             "seed": self.seed,
-            "clip_model": None if self.clip is None else {"id": self.clip.id, "sha256": self.clip.sha256},
+            "texts": None
+            if not texts
+            else {"count": len(texts), "sha256": digest_of([Prompt(text) for text in texts])},
+            **self.text_scores.protocol(),
         }
 
 

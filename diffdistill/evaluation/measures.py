@@ -14,7 +14,6 @@ from diffdistill.evaluation.arrays import Estimate
 from diffdistill.evaluation.backends import FRECHET, KERNEL
 from diffdistill.evaluation.bootstrap import bootstrap_error, interval
 from diffdistill.evaluation.clip_mmd import cmmd
-from diffdistill.evaluation.clip_similarity import score_of
 from diffdistill.evaluation.entropy import inception_score
 from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.frechet import Gaussian, fit, frechet_terms
@@ -22,11 +21,11 @@ from diffdistill.evaluation.memorisation import nearest_neighbours, neighbour_pi
 from diffdistill.evaluation.per_class import per_class_frechet
 from diffdistill.evaluation.precision_recall import prdc
 from diffdistill.evaluation.reference import Reference
+from diffdistill.evaluation.text_scores import summary
 
 KID_SUBSETS, KID_SIZE = 100, 1000
 PRDC_K, PRDC_LIMIT = 5, 10_000
 SPLITS = 10
-NO_TEXTS = "metric 'clip' needs a text for each image: give images with captions, --prompt or --prompts"
 
 
 @dataclass
@@ -38,7 +37,7 @@ class Generated:
     features: Tensor
     labels: Tensor | None = None
     thumbnails: Tensor | None = None
-    cosines: Tensor | None = None
+    scores: dict[str, Tensor] = field(default_factory=dict)  # of images for their texts, each `(N,)`
 
 
 @dataclass
@@ -55,6 +54,7 @@ class Context:
     picture: Path | None = None
     warnings: list[str] = field(default_factory=list)
     floors: dict[Any, Any] = field(default_factory=dict)
+    real_scores: Callable[[int], dict[str, float]] = lambda _: {}
 
     @cached_property
     def real(self) -> Tensor:
@@ -163,9 +163,14 @@ def inception(context: Context) -> dict[str, Any]:
     return _entry(context, value, n=len(features), splits=min(SPLITS, len(features)), of_the_reference=real)
 
 
+def text_score(context: Context, name: str) -> dict[str, Any]:
+    """`clip` or a reward, and the same of real images for their own captions, where they have some."""
+    real = context.real_scores(context.generated.n).get(name)
+    return _entry(context, summary(name, context.generated.scores[name]), of_the_reference=real)
+
+
 def clip(context: Context) -> dict[str, Any]:
-    assert context.generated.cosines is not None
-    return _entry(context, score_of(context.generated.cosines))
+    return text_score(context, "clip")
 
 
 def clip_mmd(context: Context) -> dict[str, Any]:

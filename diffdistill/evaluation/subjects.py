@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffdistill.data.formats import open_source
 from diffdistill.data.pixels import decode
+from diffdistill.data.prompts import Prompt, digest_of, given_prompts
 from diffdistill.data.source import Source
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DataError
@@ -24,8 +25,7 @@ from diffdistill.sampling.generate import pick_device, plan_sampling, run_plan
 
 MODEL_IMAGES = 5000
 CORRECTIONS = ("epsilon_scaling", "time_shift_sampler", "calibration")
-SAMPLING = ("steps", "class_labels", "guidance_scale", "sampler", *CORRECTIONS, "attention")
-UNBUILT = ("prompt", "prompts")
+SAMPLING = ("steps", "class_labels", "negative_prompt", "guidance_scale", "sampler", *CORRECTIONS, "attention")
 Pair = tuple[Tensor, Tensor | None]
 
 
@@ -40,21 +40,23 @@ class Subject:
     about: dict[str, Any]
 
 
-def subjects(args: Namespace) -> list[Callable[[], Subject]]:
-    """One subject for `--images`, one for each `--model`; models are checked now and opened when their turn comes."""
+def subjects(args: Namespace) -> list[Callable[[Sequence[str] | None], Subject]]:
+    """One subject for `--images`, one for each `--model`; models are checked now and opened when their turn comes.
+
+    Each is opened with the captions of the reference, which a text-to-image model draws where no prompts are given.
+    Raises what reading the prompts raises, ConfigError for flags that do not fit, CheckpointError for a wrong model.
+    """
+    prompts = given_prompts(args.prompt, args.prompts)
     if args.images is not None:
         given = [f"--{name.replace('_', '-')}" for name in SAMPLING if getattr(args, name) is not None]
         if given:
             raise ConfigError(f"{given[0]} goes with --model: the images of --images are there already")
-        images = image_subject(args.images, args.num_images, prompts_of(args))
-        return [lambda: images]
-    for flag in UNBUILT:
-        if getattr(args, flag) is not None:
-            raise ConfigError(f"--{flag.replace('_', '-')} is not supported by evaluate yet; leave it out")
+        images = image_subject(args.images, args.num_images, prompts)
+        return [lambda _captions: images]
     named = [name_and_steps(given, args.steps) for given in args.model]
     for name, _ in named:
         locate(name)
-    return [partial(model_subject, name, steps, args) for name, steps in named]
+    return [partial(model_subject, name, steps, args, prompts) for name, steps in named]
 
 
 def name_and_steps(given: str, steps: int | None) -> tuple[str, int | None]:
@@ -63,31 +65,15 @@ def name_and_steps(given: str, steps: int | None) -> tuple[str, int | None]:
     return (found[1], int(found[2])) if found and not Path(given).exists() else (given, steps)
 
 
-def prompts_of(args: Namespace) -> Sequence[str] | None:
-    """The texts of `--prompt` or of the lines of `--prompts`."""
-    if args.prompt is not None:
-        return [args.prompt]
-    if args.prompts is None:
-        return None
-    try:
-        lines = Path(args.prompts).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--prompts {args.prompts} cannot be read as UTF-8 text: {error}") from error
-    texts = [line.strip() for line in lines if line.strip()]
-    if not texts:
-        raise DataError(f"--prompts {args.prompts} holds no text: write one prompt a line")
-    return texts
-
-
-def image_subject(data: str, limit: int | None, texts: Sequence[str] | None) -> Subject:
+def image_subject(data: str, limit: int | None, prompts: Sequence[Prompt] | None) -> Subject:
     """Images on disk, decoded one at a time: a set of any length, and of mixed sizes, can be measured."""
     source = open_source(data, "train")
     if source.count == 0:
         raise DataError(f"{data} holds no images")
     if limit is not None and limit > source.count:
         raise DataError(f"{data} has {source.count} images, but {limit} were asked for: lower --num-images")
-    own = None if source.texts is None else list(source.texts)
-    return Subject(data, limit or source.count, _decoded(source), texts or own, {"images": data})
+    texts = source.texts if prompts is None else [prompt.text for prompt in prompts]
+    return Subject(data, limit or source.count, _decoded(source), texts, {"images": data})
 
 
 def _decoded(source: Source) -> Iterator[Pair]:
@@ -103,13 +89,27 @@ def _arrays(source: Source) -> Iterator[np.ndarray]:
         yield from (decode(data, name) for name, data in islice(source.images, source.count))
 
 
-def model_subject(name: str, steps: int | None, args: Namespace) -> Subject:
-    """Samples of a model, class-balanced unless labels are given."""
+def model_subject(
+    name: str,
+    steps: int | None,
+    args: Namespace,
+    prompts: Sequence[Prompt] | None,
+    captions: Sequence[str] | None = None,
+) -> Subject:
+    """Samples of a model: class-balanced unless labels are given; of a text-to-image model an image of each prompt.
+
+    captions: drawn where there are no prompts; of fewer images than captions, evenly spaced ones.
+    """
     model = Denoiser.from_pretrained(name, pick_device(args.device))
     attention = set_attention(model.network, args.attention or "auto")
-    wishes = {name: getattr(args, name) for name in ("sampler", "class_labels", "guidance_scale", *CORRECTIONS)}
-    plan = plan_sampling(model, steps=steps, **wishes)
     count = args.num_images or MODEL_IMAGES
+    if model.prompts is not None and prompts is None:
+        prompts = _of_reference(name, captions, count)
+    if model.prompts is not None and args.num_images is None:
+        count = min(MODEL_IMAGES, len(prompts or ()))
+    wishes = {name: getattr(args, name) for name in ("sampler", "class_labels", "guidance_scale", *CORRECTIONS)}
+    wishes |= {"prompts": prompts, "negative_prompt": args.negative_prompt}
+    plan = plan_sampling(model, steps=steps, **wishes)
     about = {
         "model": name,
         "model_sha256": weights_digest(locate(name)),
@@ -119,8 +119,17 @@ def model_subject(name: str, steps: int | None, args: Namespace) -> Subject:
         "guidance_scale": plan.guidance_scale,
         "corrections": plan.corrections.record(),
         "class_labels": None if plan.class_labels is None else list(plan.class_labels),
+        "prompts": None if plan.prompts is None else {"count": len(plan.prompts), "sha256": digest_of(plan.prompts)},
         "seed": args.seed,
         "attention": str(attention),
     }
     batches = run_plan(model, plan, num_images=count, seed=args.seed, batch_size=args.batch_size)
-    return Subject(name, count, batches, None, about)
+    texts = None if plan.prompts is None else [prompt.text for prompt in plan.prompts]
+    return Subject(name, count, batches, texts, about)
+
+
+def _of_reference(name: str, captions: Sequence[str] | None, count: int) -> list[Prompt]:
+    if captions is None:
+        raise ConfigError(f"'{name}' draws texts, and the reference has no captions to draw; give --prompts FILE")
+    count = min(count, len(captions))
+    return [Prompt(captions[i * len(captions) // count]) for i in range(count)]

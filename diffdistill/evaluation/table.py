@@ -12,7 +12,7 @@ def metric_name(metric: str, features: str) -> str:
     """FID is what Inception measures; with other features it is a Fréchet distance, and says so."""
     if metric in ("fid", "kid", "per_class_fid") and not features.startswith("inception"):
         return f"{NAMES[metric]} ({features})"
-    return NAMES[metric]
+    return NAMES.get(metric, metric.replace("/", " "))
 
 
 def _number(value: float) -> str:
@@ -55,7 +55,20 @@ def protocol_lines(result: dict[str, Any]) -> list[str]:
         f"features   {features['id']}, {features['dim']} a picture, SHA-256 {features['sha256'][:12]}",
         f"resize     {protocol['resize']} (reference {reference['resize'] or 'unknown'})",
         f"backend    {protocol['backend']}, seed {protocol['seed']}",
+        *_text_lines(protocol),
     ]
+
+
+def _text_lines(protocol: dict[str, Any]) -> list[str]:
+    """What images were compared with, and by which networks, where there were texts."""
+    texts, clip, lines = protocol.get("texts"), protocol.get("clip_model"), []
+    if texts:
+        lines.append(f"texts      {texts['count']:,}, SHA-256 {texts['sha256'][:12]}")
+    if clip:
+        lines.append(f"CLIP       {clip['id']}, SHA-256 {clip['sha256'][:12]}")
+    for name, version in (protocol.get("rewards") or {}).items():
+        lines.append(f"reward     {name.removeprefix('reward/')}: {version or 'the version is not known'}")
+    return lines
 
 
 def subject_line(result: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.convert.source import read_pickle, read_safetensors
 from diffdistill.errors import CheckpointError, ConfigError
 
@@ -28,10 +29,12 @@ def features_of(output: Any) -> Tensor:
 
 
 def fetched(reward: str, where: str | None, hub: str, files: list[str]) -> Path:
-    """The folder `where`, or a snapshot of it as a Hub id, of `hub` if None, with `files` (patterns).
+    """The folder `where`, `builtin:NAME`, or a snapshot of a Hub id, `hub` if None, with `files` (patterns).
 
     CheckpointError, saying which files of `hub` to put where, if it is neither.
     """
+    if where is not None and is_builtin(where):
+        return resolve_builtin(where)
     folder = Path(where or hub).expanduser()
     if folder.is_dir():
         return folder

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256, large_batch
 from diffdistill.evaluation.resize import resize, with_channels
@@ -23,7 +24,9 @@ FILES = ["*.json", "*.safetensors", "*.txt"]
 
 
 def model_folder(name: str) -> Path:
-    """The folder of a model: a local one, or a snapshot of a Hub id; CheckpointError where there is neither."""
+    """The folder of a model: a local one, `builtin:NAME`, or a snapshot of a Hub id; CheckpointError without any."""
+    if is_builtin(name):
+        return resolve_builtin(name)
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     from huggingface_hub import snapshot_download
