@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffdistill.data.prompts import Prompt, digest_of, read_prompts
+from diffdistill.data.prompts import Prompt, digest_of, read_prompts, spread
 from diffdistill.errors import DataError
 
 WORDS = "ein Käse 🧀\nein „Haus“\n"
@@ -92,3 +92,8 @@ def test_the_digest_sees_every_part_of_every_prompt():
     changed = [[*prompts[:1], other] for other in (Prompt("x", "c", 1), Prompt("b", None, 1), Prompt("b", "c", 2))]
     assert len({digest_of(found) for found in [prompts, prompts[::-1], *changed]}) == 5
     assert digest_of(prompts) == digest_of(tuple(prompts))
+
+
+def test_some_of_sorted_captions_are_taken_from_all_along():
+    assert spread("abcdefghij", 4) == ["a", "c", "f", "h"]
+    assert spread("abc", 9) == ["a", "b", "c"]

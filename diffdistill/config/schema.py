@@ -51,7 +51,9 @@ class Evaluation(Section):
     )
     at_end: bool = True
     num_images: Annotated[int, Field(ge=2)] = 5000
-    metrics: tuple[Literal["fid", "kid", "prdc"], ...] = ("fid",)
+    metrics: tuple[Literal["fid", "kid", "prdc", "clip"], ...] = ("fid",)
+    clip: str | None = Field(None, description="CLIP of the metric clip: a folder, builtin:NAME or Hub id")
+    rewards: tuple[str, ...] = Field((), description="scores of images for their prompts; best not those optimised")
     features: str = Field("fashion_mnist", description="feature extractor: an id or a path")
     reference: str | None = Field(None, description="DATA to compare with; null: the training data")
     reference_split: str | None = Field(None, description="split of the reference; null: data.split")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from diffdistill.errors import DataError
 
@@ -23,6 +23,7 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 Row = tuple[int, dict[str, Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,12 @@ def problem_of(text: str) -> str | None:
     if any("\ud800" <= character <= "\udfff" for character in text):
         return "holds half of a character (a lone surrogate)"
     return None
+
+
+def spread(values: Sequence[T], count: int) -> list[T]:
+    """`count` of the values, evenly spaced, in their order; all, where there are no more. Captions may be sorted."""
+    count = min(count, len(values))
+    return [values[i * len(values) // count] for i in range(count)]
 
 
 def digest_of(prompts: Sequence[Prompt]) -> str:

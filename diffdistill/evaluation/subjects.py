@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffdistill.data.formats import open_source
 from diffdistill.data.pixels import decode
-from diffdistill.data.prompts import Prompt, digest_of, given_prompts
+from diffdistill.data.prompts import Prompt, digest_of, given_prompts, spread
 from diffdistill.data.source import Source
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DataError
@@ -131,5 +131,4 @@ def model_subject(
 def _of_reference(name: str, captions: Sequence[str] | None, count: int) -> list[Prompt]:
     if captions is None:
         raise ConfigError(f"'{name}' draws texts, and the reference has no captions to draw; give --prompts FILE")
-    count = min(count, len(captions))
-    return [Prompt(captions[i * len(captions) // count]) for i in range(count)]
+    return [Prompt(caption) for caption in spread(captions, count)]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.data import ImageSet
+from diffdistill.data.prompts import spread
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.arrays import Estimate
 from diffdistill.evaluation.clip_similarity import cosines, score_of
@@ -53,7 +54,7 @@ class TextScores:
         """Mean scores of at most `count` images of a reference, evenly spaced, for their own captions; {} without."""
         if images.texts is None or not (self.clip or self.rewards):
             return {}
-        rows = [i * len(images) // min(count, len(images)) for i in range(min(count, len(images)))]
+        rows = spread(range(len(images)), count)
         texts, labels = images.texts, images.labels
         parts = [
             self(images.images[part], [texts[i] for i in part], None if labels is None else labels[part])

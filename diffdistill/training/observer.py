@@ -10,9 +10,12 @@ from torch import Tensor
 
 from diffdistill.config.schema import Distill, Run
 from diffdistill.data import ImageSet, load_images
+from diffdistill.data.prompts import spread
 from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
 from diffdistill.evaluation import Evaluator
 from diffdistill.reporting.grid import image_grid
+from diffdistill.rewards import load_reward
 from diffdistill.sampling.generate import generate
 from diffdistill.text.data import TextSet
 
@@ -61,19 +64,25 @@ class TextObserver:
 
     def __init__(self, config: Distill, data: TextSet):
         self.config, self.data = config, data
+        settings = config.evaluation
+        self.rewards = [load_reward(name) for name in settings.rewards]
+        if "clip" in settings.metrics and (settings.every or settings.at_end):
+            self.evaluator  # noqa: B018  # weights that are absent are told of before training
 
     def grid(self, model: Denoiser, file: Path) -> None:
         """A column a prompt, a row a seed; the teacher's with its guidance."""
         count = max(1, min(TEXT_ROWS * TEXT_COLUMNS, TEXT_PIXELS // (model.picture_shape[1] * model.picture_shape[2])))
         prompts = list(dict.fromkeys(model.prompts.texts(self.data.ids[:1000])))[: min(count, TEXT_COLUMNS)]
         count = max(1, count // len(prompts)) * len(prompts)
-        write_grid(file, self._images(model, prompts, count, seed=0, batch_size=count), len(prompts))
+        images = self._images(model, prompts, count, seed=0, batch_size=count)
+        write_grid(file, images, len(prompts), [prompts[i % len(prompts)] for i in range(count)])
 
     def evaluate(self, model: Denoiser) -> dict[str, Any]:
         settings = self.config.evaluation
-        prompts = model.prompts.texts(self.data.ids)
+        prompts = spread(model.prompts.texts(self.data.ids), settings.num_images)
         return self.evaluator(
-            self._images(model, prompts, settings.num_images, settings.seed, settings.batch_size, settings.steps)
+            self._images(model, prompts, settings.num_images, settings.seed, settings.batch_size, settings.steps),
+            texts=prompts,
         )
 
     def _images(
@@ -100,17 +109,29 @@ class TextObserver:
             size = self.config.data.image_size or (reference.images.shape[-1] if reference is not None else None)
             reference = load_images(settings.reference, split=split, image_size=size, channels=3)
         assert reference is not None  # text_data has refused prompts alone without a reference
-        return Evaluator(reference, settings.features, settings.metrics)
+        return Evaluator(
+            reference, settings.features, settings.metrics, clip_model=settings.clip, rewards=self.rewards
+        )
 
 
 def observer_of(config: Run, data: ImageSet | TextSet) -> RunObserver | TextObserver:
     if isinstance(data, TextSet):
         assert isinstance(config, Distill)
         return TextObserver(config, data)
+    if "clip" in config.evaluation.metrics or config.evaluation.rewards:
+        raise ConfigError(
+            "evaluation.metrics=clip and evaluation.rewards score images for their texts, and this model draws none; "
+            "leave them out"
+        )
     return RunObserver(config, data)
 
 
-def write_grid(file: Path, batches: Iterator[tuple[Tensor, Tensor | None]], columns: int) -> None:
+def write_grid(
+    file: Path,
+    batches: Iterator[tuple[Tensor, Tensor | None]],
+    columns: int,
+    captions: Sequence[str] | None = None,
+) -> None:
     images = torch.cat([batch for batch, _ in batches])
     file.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(images, columns).save(file)
+    image_grid(images, columns, captions).save(file)
