@@ -3,8 +3,8 @@
     python scripts/embed_emoji.py TRAIN.parquet TEST.parquet [OUT]
 
 Columns `image`, `text`, `style`, `name`, `category` and `codepoint`. Pictures are reduced to 32x32 (bicubic,
-antialiased) and kept as IDX files under xz, in the order of the source; captions as JSON lines beside them. One style of
-some 200 concepts of TRAIN becomes the split `held_out` (diffdistill/data/emoji.py: `held_out_style`).
+antialiased) and kept as IDX files under xz, in the order of the source; captions as JSON lines beside them. One style
+of some 200 concepts of TRAIN becomes the split `held_out` (diffdistill/data/emoji.py: `held_out_style`).
 """
 
 import argparse

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffdistill.assets import BUILTIN, is_builtin
+from diffdistill.data.emoji import PAIRS, emoji_pairs
 from diffdistill.data.folder import parse_jsonl
 from diffdistill.data.parquet import column_of, files_of_split, open_table
 from diffdistill.data.pixels import decode, fit
@@ -21,7 +23,7 @@ COLUMNS = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
 METADATA = "metadata.jsonl"
 ALLOWED = (
     f"a parquet file or folder with the columns {', '.join(COLUMNS)}, or a folder with a {METADATA} of lines "
-    '{"win": FILE, "lose": FILE, "text": CAPTION}'
+    '{"win": FILE, "lose": FILE, "text": CAPTION}, or builtin:emoji_pairs'
 )
 
 
@@ -88,6 +90,8 @@ def load_pairs(data: str, *, split: str = "train", limit: int | None = None, tie
     Raises DataError for a missing image, labels that name no winner, an empty caption, and a set without a pair.
     """
     path = Path(data).expanduser()
+    if is_builtin(data):
+        return _bundled_pairs(data, split, limit)
     if not path.exists():
         raise DataError(f"there is no file or folder {data!r} with pairs: give {ALLOWED}")
     counts: dict[str, int] = {"ties": 0, "without label": 0, "of one image": 0}
@@ -112,6 +116,15 @@ def load_pairs(data: str, *, split: str = "train", limit: int | None = None, tie
         raise DataError(f"{data} has no pair to learn from ({left_out}): give pairs of which one image is wanted")
     pairs = pairs[:limit]
     return PairSet(tuple(pairs), data, counts, digest_of(pairs))
+
+
+def _bundled_pairs(data: str, split: str, limit: int | None) -> PairSet:
+    """One concept in two drawing styles; the caption names the concept, the choice is the style."""
+    name = data.removeprefix(BUILTIN)
+    if name not in PAIRS:
+        raise DataError(f"{data} holds no pairs: choose one of {', '.join(BUILTIN + known for known in PAIRS)}")
+    pairs = [Pair(win, lose, text) for win, lose, text in emoji_pairs(split, PAIRS[name])[:limit]]
+    return PairSet(tuple(pairs), data, {}, digest_of(pairs))
 
 
 def _folder_pairs(folder: Path) -> list[Pair]:

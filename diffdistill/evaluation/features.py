@@ -9,10 +9,10 @@ import torch
 from diffdistill.assets import asset
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.evaluation.extractors.base import FeatureExtractor
-from diffdistill.evaluation.extractors.bundled import FashionFeatures, PixelFeatures
+from diffdistill.evaluation.extractors.bundled import EmojiFeatures, FashionFeatures, PixelFeatures
 from diffdistill.evaluation.resize import MODES
 
-NAMES = ("fashion_mnist", "pixels", "inception", "dinov2", "clip")
+NAMES = ("fashion_mnist", "emoji", "pixels", "inception", "dinov2", "clip")
 
 
 def _from_folder(folder: Path, device: torch.device) -> FeatureExtractor:
@@ -24,6 +24,8 @@ def _from_folder(folder: Path, device: torch.device) -> FeatureExtractor:
         ) from error
     if config.get("architecture") == "FashionNet":
         return FashionFeatures(folder, device)
+    if config.get("architecture") == "EmojiNet":
+        return EmojiFeatures(folder, device)
     from diffdistill.evaluation.extractors.hub import HubFeatures
 
     return HubFeatures(str(folder), device)
@@ -33,9 +35,9 @@ def load_features(name: str, *, mode: str | None = None, device: str | torch.dev
     """The extractor that `name` means.
 
     Args:
-        name: `fashion_mnist` (bundled, 128 features), `pixels`, `inception[:FILE]` (the 2015 graph as TorchScript,
-            2048 features, from FILE, the cache or the network), `dinov2[:MODEL]`, `clip[:MODEL]` (transformers, folder
-            or Hub id), a TorchScript file, a folder with config.json and safetensors, or a Hub id `owner/name`.
+        name: `fashion_mnist` and `emoji` (bundled, 128 features), `pixels`, `inception[:FILE]` (the 2015 graph as
+            TorchScript, 2048 features, from FILE, the cache or the network), `dinov2[:MODEL]`, `clip[:MODEL]`
+            (transformers, folder or Hub id), a TorchScript file, a folder with config.json and safetensors, or a Hub id `owner/name`.
         mode: resize where image sizes differ, `tf` or `clean`; None: the extractor's own (see resize.py).
         device: where the network runs; features come back as float64 on the CPU.
 
@@ -54,6 +56,8 @@ def _load(name: str, device: torch.device) -> FeatureExtractor:
     kind, _, detail = name.partition(":")
     if name == "fashion_mnist":
         return FashionFeatures(asset("fashion_mnist_features"), device)
+    if name == "emoji":
+        return EmojiFeatures(asset("emoji_features"), device)
     if name == "pixels":
         return PixelFeatures()
     if kind == "inception":

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 
+from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.rewards.combine import CallableReward
 from diffdistill.rewards.protocol import Reward
@@ -62,8 +63,9 @@ def load_reward(name: str, *, batch_size: int = 16) -> Reward:
 
     Args:
         name: `pickscore`, `imagereward`, `hps_v2` (2.1), `clip`, `aesthetic`, `classifier` (bundled, Fashion-MNIST),
-            each also as `NAME:FOLDER` or `NAME:HUB_ID`; a folder, told by the files in it (a CLIP without further
-            files is `clip`); or `FILE.py:function` or `module:function`, called with (images, prompts), or a `Reward`.
+            each also as `NAME:FOLDER` or `NAME:HUB_ID`; a folder (`builtin:emoji_clip` too), told by the files in
+            it (a CLIP without further files is `clip`); or `FILE.py:function` or `module:function`, called with
+            (images, prompts), or a `Reward`.
         batch_size: images at a time through a network.
 
     Raises:
@@ -72,8 +74,8 @@ def load_reward(name: str, *, batch_size: int = 16) -> Reward:
     kind, _, where = name.partition(":")
     if kind in LOADERS:
         return LOADERS[kind](where or None, batch_size)
-    if Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser()
+    folder = resolve_builtin(name) if is_builtin(name) else Path(name).expanduser()
+    if folder.is_dir():
         for pattern, found in CONTENTS:
             if any(folder.glob(pattern)):
                 return LOADERS[found](str(folder), batch_size)

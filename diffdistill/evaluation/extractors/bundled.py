@@ -1,4 +1,4 @@
-"""Extractors that need no download: the bundled Fashion-MNIST classifier and the pixels themselves."""
+"""Extractors that need no download: the bundled classifiers and the pixels themselves."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffdistill.errors import CheckpointError
 from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256
+from diffdistill.evaluation.extractors.emoji_net import EmojiNet
 from diffdistill.evaluation.extractors.fashion_net import FashionNet
 
 
@@ -18,6 +19,7 @@ class FashionFeatures(FeatureExtractor):
     """Penultimate features of `FashionNet`, in units in which their mean variance over Fashion-MNIST is 1."""
 
     channels = 1
+    network: type[FashionNet] | type[EmojiNet] = FashionNet
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         weights = folder / "model.safetensors"
@@ -28,7 +30,7 @@ class FashionFeatures(FeatureExtractor):
                 raise CheckpointError(
                     f"{weights} is damaged: its SHA-256 is {self.sha256}, config.json says {config['sha256']}"
                 )
-            net = FashionNet(config["channels"], config["dim"])
+            net = self.network(config["channels"], config["dim"])
             net.load_state_dict(load_file(weights))
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
@@ -36,7 +38,7 @@ class FashionFeatures(FeatureExtractor):
             ) from error
         self.id, self.dim, self.device = config["id"], config["dim"], device
         self.size = (config["image_size"], config["image_size"])
-        self.net = net.fused().requires_grad_(False).to(device)
+        self.net: FashionNet | EmojiNet = net.fused().requires_grad_(False).to(device)
 
     def embed(self, images: Tensor) -> Tensor:
         return self.net.features(images / 127.5 - 1)
@@ -44,6 +46,19 @@ class FashionFeatures(FeatureExtractor):
     @torch.no_grad()
     def probabilities(self, features: Tensor) -> Tensor:
         return self.net.head(features.float().to(self.device).relu()).double().softmax(1).cpu()
+
+
+class EmojiFeatures(FashionFeatures):
+    """Penultimate features of the judge `EmojiNet`, in units of their mean variance over its data."""
+
+    channels = 3
+    network = EmojiNet
+
+    @torch.no_grad()
+    def styles(self, features: Tensor) -> Tensor:
+        """Probabilities `(N, 2)` of `diffdistill.data.emoji.STYLES`, of features."""
+        assert isinstance(self.net, EmojiNet)
+        return self.net.style(features.float().to(self.device).relu()).double().softmax(1).cpu()
 
 
 class PixelFeatures(FeatureExtractor):
