@@ -87,12 +87,8 @@ def train(pipeline: StableDiffusionPipeline, args: argparse.Namespace, log: Log)
         text = place[index, torch.multinomial(torch.tensor(CHANCES), args.batch, replacement=True)]
         text = torch.where(torch.rand(args.batch) < EMPTY, 0, text)
         time = (1000 * torch.rand(args.batch) ** TIME_POWER).long()
-        x0, noise, alpha, sigma = (
-            latents[index],
-            torch.randn(args.batch, *latents.shape[1:]),
-            alphas[time],
-            sigmas[time],
-        )
+        x0, alpha, sigma = latents[index], alphas[time], sigmas[time]
+        noise = torch.randn_like(x0)
         # Flash attention's backward is slow on a CPU.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             found = unet(alpha * x0 + sigma * noise, time, states[text], return_dict=False)[0]
