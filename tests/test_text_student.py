@@ -11,8 +11,6 @@ from diffusers import DiffusionPipeline
 from tiny_text import stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 
 from diffdistill import Denoiser
-from diffdistill.errors import ConfigError
-from diffdistill.process import PURE_NOISE
 from diffdistill.sampling.noise import ImageNoise
 from diffdistill.sampling.solvers import renoise
 from diffdistill.text.student import stock_schedule

@@ -152,3 +152,14 @@ def pair_folder(folder: Path, count: int = 24) -> Path:
         lines.append(json.dumps({"win": f"win{i}.png", "lose": f"lose{i}.png", "text": f"thing {i // 2}"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def captioned_folder(folder: Path, count: int = 8) -> Path:
+    """Images with captions, as Hugging Face image folders have them."""
+    folder.mkdir()
+    lines = []
+    for i in range(count):
+        (folder / f"{i}.png").write_bytes(png(20 + 25 * i, (16, 16), seed=i))
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": f"thing {i}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder

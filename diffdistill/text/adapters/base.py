@@ -82,15 +82,16 @@ class Adapter:
                 wanted = encoder_dtype if name.startswith("text_encoder") else None
                 nn.Module.to(part, device, wanted or torch.float32)
 
-    @torch.no_grad()
     def encoded(self, prompt: str | None) -> Condition:
         """What the text encoders say, on the CPU; None is what guidance sets the prompt against.
 
         One prompt at a time, so that it does not depend on the batch it is in. The last `KEPT` are kept.
         """
         if prompt not in self._texts:
-            found = self.null() if prompt is None else self.text(prompt)
-            self._texts[prompt] = rows_of(found, lambda rows: rows.cpu())
+            # A grid may ask first, in inference mode, whose tensors no later gradient may meet.
+            with torch.inference_mode(False), torch.no_grad():
+                found = self.null() if prompt is None else self.text(prompt)
+                self._texts[prompt] = rows_of(found, lambda rows: rows.cpu())
             if len(self._texts) > KEPT:
                 self._texts.popitem(last=False)
         self._texts.move_to_end(prompt)

@@ -1,0 +1,232 @@
+"""Distilling a text-to-image pipeline: who learns, who must not, what is saved, and what is refused."""
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from test_training import Observer, lines, without
+from tiny_text import captioned_folder, png, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
+
+from diffdistill import Denoiser
+from diffdistill.config.schema import Distill
+from diffdistill.errors import ConfigError
+from diffdistill.text.data import text_data
+from diffdistill.training.device import Device
+from diffdistill.training.distiller import DistillTask
+from diffdistill.training.loop import run_loop
+from diffdistill.training.store import CheckpointStore, tensors_of
+
+MAKERS = {"sd": stable_diffusion, "sdxl": stable_diffusion_xl, "sd3": stable_diffusion_3}
+LORA = {"student": {"steps": 2, "lora": {"rank": 2}}, "critic": {"lora": {"rank": 3, "alpha": 6.0}}}
+TAPS = {"sd": ("mid_block",), "sdxl": ("mid_block",)}
+METHODS = [
+    "diff_instruct",
+    "diff_instruct_pp",
+    "diff_instruct_star",
+    "dmd2",
+    "f_distill",
+    "sid",
+    "sim",
+    "uni_instruct",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("text")
+    for name, make in MAKERS.items():
+        make(made / name)
+    captioned_folder(made / "images")
+    (made / "plain").mkdir()
+    (made / "plain" / "0.png").write_bytes(png(60, (16, 16)))
+    (made / "prompts.txt").write_text("".join(f"thing {i}\n" for i in range(8)))
+    (made / "bright.py").write_text(
+        "seen = []\ndef bright(images, prompts):\n    seen.append((images.detach(), prompts))\n"
+        "    return images.flatten(1).mean(1)\n"
+    )
+    return made
+
+
+def settings(folder, kind="sd", method="diff_instruct", images=False, **more):
+    data = {"path": str(folder / "images")} if images else {"prompts": str(folder / "prompts.txt")}
+    chosen = {"name": method, "guidance_scale": 2.0} | more.pop("options", {})
+    if not images:
+        chosen = {"adversarial": None} | chosen
+    common = {
+        "output_dir": "unused", "max_train_steps": 3, "train_batch_size": 2, "log_every": 1, "sample_every": 2,
+        "checkpoint_every": 1, "keep_checkpoints": 10, "evaluation": {"at_end": False}, "data": data,
+    }  # fmt: skip
+    if kind == "sd3":
+        common |= {"level": {"law": "shifted"}}
+    return Distill(**common | more, teacher=str(folder / kind), method=chosen)
+
+
+def task(config):
+    teacher = Denoiser.from_pretrained(config.teacher)
+    return DistillTask(config, teacher, text_data(config, teacher), Device("no"))
+
+
+def everything(made):
+    """All tensors of the run: of the pipeline's parts, and of what is trained."""
+    adapter = made.student.adapter
+    parts = {name: part for name, part in adapter.pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    return {
+        f"{name}.{key}": value.clone()
+        for name, part in (parts | made.parts).items()
+        for key, value in tensors_of(part).items()
+    }
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("more", [{}, LORA], ids=["full", "lora"])
+def test_only_student_and_critic_learn(folder, kind, more):
+    made = task(settings(folder, kind, **more))
+    before = everything(made)
+    for step in range(2):  # in the first, B is 0, so A has no gradient
+        made.update(step)
+    after = everything(made)
+    changed = {
+        name.partition(".")[0] for name, value in after.items() if not torch.equal(value, before.get(name, value))
+    }
+    assert changed == {"student", "critic", "student_ema"}
+    frozen = [
+        made.method.teacher,
+        *(p for p in made.student.adapter.pipeline.components.values() if hasattr(p, "train")),
+    ]
+    for part in frozen:
+        assert all(p.grad is None and not p.requires_grad for p in part.parameters())
+
+
+def test_the_networks_of_a_lora_run_are_one_copy_and_start_as_the_teacher(folder):
+    made = task(settings(folder, **LORA))
+    student, critic, teacher = made.student, made.denoisers["critic"], made.method.teacher
+    assert student.layers is critic.layers is teacher.network
+    sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in made.denoisers.items()}
+    assert sizes["student"] == sizes["average"] < 0.1 * sizes["teacher"]
+    x, sigma, cond = torch.randn(2, 4, 8, 8), torch.tensor([1.0, 3.0]), student.prompts.ids(["a", "b"])
+    with torch.no_grad():
+        assert torch.equal(student(x, sigma, cond), teacher(x, sigma, cond))
+        for parameter in student.parameters():
+            parameter.add_(0.1)
+        assert not torch.allclose(student(x, sigma, cond), teacher(x, sigma, cond))
+        assert torch.equal(critic(x, sigma, cond), teacher(x, sigma, cond))
+
+
+def test_a_checkpoint_of_adapters_holds_adapters_only(folder, tmp_path):
+    made = task(settings(folder, **LORA))
+    run_loop(made, made.config.model_copy(update={"output_dir": str(tmp_path)}), tmp_path, Observer())
+    newest, _ = CheckpointStore(tmp_path / "checkpoints", 10).find("latest")
+    names = {name for name, part in made.parts.items() if name in ("student", "critic") for name in tensors_of(part)}
+    assert names
+    assert all(".low_rank." in name for name in names)
+    assert sum(f.stat().st_size for f in newest.iterdir()) < 4 * sum(
+        p.nbytes for p in made.method.teacher.parameters()
+    )
+
+
+@pytest.mark.parametrize("more", [{}, LORA], ids=["full", "lora"])
+def test_a_run_resumed_at_any_step_is_bit_equal_to_one_never_stopped(folder, tmp_path, more):
+    def run(where, **extra):
+        where.mkdir(exist_ok=True)
+        made = task(settings(folder, method="sid", images=True, output_dir=str(where), **more, **extra))
+        run_loop(made, made.config, where, Observer())
+        return {f"{n}.{k}": v.clone() for n, part in made.parts.items() for k, v in tensors_of(part).items()}
+
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "parts")
+    for step in (2,):
+        without(tmp_path / "parts", step)
+        resumed = run(tmp_path / "parts", resume_from_checkpoint="latest")
+        assert all(torch.equal(value, resumed[name]) for name, value in whole.items()), step
+        assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("method", ["diff_instruct", "sid"])
+def test_checkpointed_activations_change_nothing_though_three_roles_share_the_weights(folder, method):
+    found = []
+    for checkpointing in (False, True):
+        made = task(settings(folder, method=method, gradient_checkpointing=checkpointing, **LORA))
+        for step in range(3):
+            torch.manual_seed(step)
+            made.update(step)
+        found.append({name: value.clone() for name, value in made.student.state_dict().items()})
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_distils(folder, method):
+    options = (
+        {"reward": {"name": f"{folder / 'bright.py'}:bright", "weight": 1.0}}
+        if "pp" in method or "star" in method
+        else {}
+    )
+    made = task(settings(folder, method=method, images=True, options=options, max_train_steps=2, **LORA))
+    before = {name: value.clone() for name, value in made.student.state_dict().items()}
+    for step in range(2):
+        torch.manual_seed(step)
+        metrics = made.update(step)
+        assert all(torch.isfinite(torch.as_tensor(value)) for value in metrics.values())
+    assert any(not torch.equal(value, before[name]) for name, value in made.student.state_dict().items())
+    assert ("discriminator/loss" in metrics) == (made.method.adversarial is not None)
+
+
+def test_a_reward_sees_decoded_pixels_and_the_texts(folder):
+    reward = {"name": f"{folder / 'bright.py'}:bright", "weight": 1.0}
+    made = task(settings(folder, method="diff_instruct_pp", options={"reward": reward}))
+    made.update(0)
+    images, prompts = made.method.reward.reward.function.__globals__["seen"][-1]
+    assert images.shape[1:] == (3, 16, 16)
+    assert 0 <= float(images.min()) <= float(images.max()) <= 1
+    assert all(prompt.startswith("thing ") for prompt in prompts)
+
+
+def test_a_student_starts_by_regression_on_the_guided_teacher(folder):
+    student = {"regression": {"steps": 2, "pairs": 4, "solver_steps": 2}, "lora": {"rank": 2}}
+    made = task(settings(folder, student=student))
+    assert "regression/loss" in made.update(0)
+    assert "regression/loss" in made.update(1)
+    assert "critic/loss" in made.update(2)
+
+
+def test_data_are_the_latents_of_the_images_and_their_captions(folder):
+    config = settings(folder, images=True)
+    model = Denoiser.from_pretrained(config.teacher)
+    data = text_data(config, model)
+    assert model.prompts.texts(data.ids) == [f"thing {i}" for i in range(8)]
+    pixels = data.images.images[3:4] / 127.5 - 1
+    torch.testing.assert_close(data.latents[3:4], model.encode(pixels))
+    latents, ids = data.draw(3, seed=0, step=1)
+    assert latents.shape == (3, 4, 8, 8)
+    assert ids.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"options": {"adversarial": {}}}, "gives prompts alone"),
+        ({"data": {"path": "PLAIN"}}, "has no texts"),
+        ({"student": {"levels": (2.0,)}}, "give student.timesteps"),
+        ({"student": {"timesteps": (900.0, 400.0)}}, "student.timesteps has 2 values"),
+        ({"student": {"steps": 2, "timesteps": (400.0, 900.0)}}, "must descend"),
+        ({"student": {"timesteps": (2000.0,)}}, "between 0 and 1000"),
+        ({"student": {"lora": {"targets": ("to_z",)}}}, "LoRA target 'to_z' matches no"),
+        ({"critic": {"lora": {"targets": ("to_z",)}}}, "LoRA target 'to_z' matches no"),
+        ({"evaluation": {}}, "set evaluation.reference"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_a_sentence(folder, more, sentence):
+    if more.get("data") == {"path": "PLAIN"}:
+        more = {"data": {"path": str(folder / "plain")}}
+    with pytest.raises(ConfigError, match=sentence):
+        task(settings(folder, **more))
+
+
+def test_settings_of_text_are_refused_for_a_teacher_of_classes():
+    from tiny import tiny_teacher
+
+    for more in ({"student": {"timesteps": (999.0,)}}, {"student": {"lora": {}}}, {"critic": {"lora": {}}}):
+        config = Distill(output_dir="x", method={"name": "sid"}, **more)
+        with pytest.raises(ConfigError, match="is for text-to-image teachers"):
+            DistillTask(config, tiny_teacher(), None, Device("no"))
