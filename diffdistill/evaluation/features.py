@@ -37,8 +37,8 @@ def load_features(name: str, *, mode: str | None = None, device: str | torch.dev
     Args:
         name: `fashion_mnist` and `emoji` (bundled, 128 features), `pixels`, `inception[:FILE]` (the 2015 graph as
             TorchScript, 2048 features, from FILE, the cache or the network), `dinov2[:MODEL]`, `clip[:MODEL]`
-            (transformers, folder or Hub id), a TorchScript file, a folder with config.json and safetensors, or a Hub id
-            `owner/name`.
+            (transformers, folder or Hub id), a TorchScript file, a folder with config.json and safetensors, or a
+            Hub id `owner/name`.
         mode: resize where image sizes differ, `tf` or `clean`; None: the extractor's own (see resize.py).
         device: where the network runs; features come back as float64 on the CPU.
 
