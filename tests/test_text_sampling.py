@@ -1,0 +1,168 @@
+"""Text-to-image teachers: the images of stock diffusers from the same seeds, prompts in turn, what is refused."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs transformers (extra `text`)")
+
+from diffusers import DDIMScheduler, DiffusionPipeline
+from tiny_text import stable_diffusion, stable_diffusion_3, stable_diffusion_xl
+
+from diffdistill import Denoiser
+from diffdistill.data.prompts import Prompt
+from diffdistill.errors import ConfigError
+from diffdistill.sampling.generate import generate, plan_sampling, sample_batch
+from diffdistill.sampling.noise import image_seed
+from diffdistill.text.student import stock_schedule
+
+MAKERS = {"sd": stable_diffusion, "sdxl": stable_diffusion_xl, "sd3": stable_diffusion_3}
+PROMPTS = ["a cat", "two red dogs", "hat"]
+SEED = 5
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teachers")
+    return {name: make(folder / name) for name, make in MAKERS.items()}
+
+
+@pytest.fixture(scope="module")
+def teacher(folders):
+    return Denoiser.from_pretrained(str(folders["sd"]))
+
+
+def pictures(model, count=3, seed=SEED, **wishes):
+    """Images in [0, 1] as stock pipelines return them."""
+    plan = plan_sampling(model, **wishes)
+    return (sample_batch(model, plan, seed, range(count), None, 64) / 2 + 0.5).clamp(0, 1)
+
+
+def images(model, count, **wishes):
+    return torch.cat([batch for batch, _ in generate(model, num_images=count, **wishes)])
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize(("scale", "negative"), [(1.0, None), (4.0, None), (4.0, "blue")])
+def test_a_teacher_draws_the_images_of_its_stock_pipeline_from_the_same_seeds(folders, kind, scale, negative):
+    pipe = DiffusionPipeline.from_pretrained(folders[kind])
+    pipe.set_progress_bar_config(disable=True)
+    sampler = None  # of a flow: what its pipeline does
+    if kind != "sd3":
+        sampler = "vp_ddim"
+        # As `vp_ddim` has it: steps end at t = 999, not one stride below; the last ends at alpha = 1, not at alpha_0.
+        settings = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **settings)
+    generators = [torch.Generator().manual_seed(image_seed(SEED, i)) for i in range(3)]
+    given = None if negative is None else [negative] * 3
+    theirs = pipe(
+        PROMPTS, negative_prompt=given, num_inference_steps=5, guidance_scale=scale, generator=generators,
+        output_type="pt",
+    ).images  # fmt: skip
+    model = Denoiser.from_pretrained(str(folders[kind]))
+    ours = pictures(model, prompts=PROMPTS, sampler=sampler, steps=5, guidance_scale=scale, negative_prompt=negative)
+    assert float(theirs.std()) > 0.1
+    assert float((ours - theirs).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_student_from_its_folder_draws_the_images_of_its_stock_pipeline(folders, tmp_path, steps):
+    model = Denoiser.from_pretrained(str(folders["sd"]))
+    levels = stock_schedule(model.adapter, model.process, steps).levels
+    model.save_pretrained(tmp_path / "student", role="student", levels=levels)
+    ours = pictures(Denoiser.from_pretrained(str(tmp_path / "student")), prompts=PROMPTS)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "student")
+    pipe.set_progress_bar_config(disable=True)
+    call = json.loads((tmp_path / "student" / "diffdistill.json").read_text())["call"]
+    generators = [torch.Generator().manual_seed(image_seed(SEED, i)) for i in range(3)]
+    theirs = pipe(PROMPTS, **call, generator=generators, output_type="pt").images
+    # An eighth of a grey level: at level 14.6 x0 is 15 times the network's output, and so is its rounding.
+    assert float((ours - theirs).abs().max()) < 0.125 / 255
+
+
+def test_prompt_and_noise_decide_an_image_and_its_neighbours_do_not(teacher):
+    wishes = {"steps": 2, "guidance_scale": 3.0}
+    many = images(teacher, 6, prompts=PROMPTS, **wishes)
+    assert tuple(many.shape) == (6, 3, 16, 16)
+    assert torch.equal(images(teacher, 6, prompts=PROMPTS, batch_size=17, **wishes), many)
+    assert torch.equal(images(teacher, 1, prompts=PROMPTS, first=4, **wishes), many[4:5])
+    other = images(teacher, 2, prompts=["a cat", "zebra"], **wishes)
+    assert torch.equal(other[0], many[0])
+    assert not torch.equal(other[1], many[1])
+
+
+def test_a_prompts_own_seed_and_negative_text_come_before_those_of_the_call(teacher):
+    prompts = [Prompt("a cat", "blue", 9), Prompt("a cat"), Prompt("a cat", "", 9)]
+    wishes = {"steps": 2, "guidance_scale": 3.0}
+    plan = plan_sampling(teacher, prompts=prompts, negative_prompt="red", **wishes)
+    assert [plan.prompt(i).negative for i in range(4)] == ["blue", "red", "", "blue"]
+    assert [plan.torch_seed(5, i) for i in range(3)] == [image_seed(9, 0), image_seed(5, 1), image_seed(9, 0)]
+    assert [plan.torch_seed(5, i) for i in range(3, 5)] == [image_seed(9, 1), image_seed(5, 4)]
+    found = images(teacher, 3, prompts=prompts, negative_prompt="red", seed=5, **wishes)
+    blue = images(teacher, 1, prompts=["a cat"], negative_prompt="blue", seed=9, **wishes)
+    red = images(teacher, 1, prompts=["a cat"], negative_prompt="red", seed=5, first=1, **wishes)
+    empty = images(teacher, 1, prompts=["a cat"], seed=9, **wishes)
+    assert torch.equal(found, torch.cat([blue, red, empty]))
+    assert not torch.equal(blue, empty)
+
+
+def test_what_the_user_leaves_open(folders, teacher):
+    plan = plan_sampling(teacher, prompts=["a"])
+    assert (plan.sampler, plan.evaluations, plan.guidance_scale) == ("dpm_solver", 20, 7.5)
+    flow = plan_sampling(Denoiser.from_pretrained(str(folders["sd3"])), prompts=["a"])
+    assert (flow.sampler, flow.evaluations, flow.guidance_scale) == ("flow_euler", 28, 7.0)
+    unguided = plan_sampling(teacher, prompts=[Prompt("a", "b")], guidance_scale=1.0)
+    assert unguided.prompts == (Prompt("a"),)  # what a file says of negatives does not act, and is not recorded
+
+
+@pytest.mark.parametrize("sampler", ["heun", "euler", "ddim", "ddpm", "deis", "unipc", "euler_ancestral"])
+def test_every_sampler_draws_texts(teacher, sampler):
+    found = pictures(teacher, 2, prompts=PROMPTS, sampler=sampler, steps=4)
+    assert bool(found.isfinite().all())
+    assert float(found.std()) > 0.1
+
+
+def test_corrections_act_on_text_models_too(teacher):
+    plain = pictures(teacher, prompts=PROMPTS, sampler="vp_ddim", steps=4)
+    same = pictures(teacher, prompts=PROMPTS, sampler="vp_ddim", steps=4, epsilon_scaling="1")
+    scaled = pictures(teacher, prompts=PROMPTS, sampler="vp_ddim", steps=4, epsilon_scaling="1.05")
+    assert torch.equal(plain, same)
+    assert float((plain - scaled).abs().max()) > 1e-3
+
+
+def test_latents_of_a_student_are_not_clamped(teacher):
+    student = teacher.with_network(teacher.network, {"role": "student", "levels": [14.0]}).eval()
+    plan = plan_sampling(student, prompts=PROMPTS)
+    seen = []
+    student.decode = lambda latents: seen.append(latents) or latents[:, :3]
+    sample_batch(student, plan, 0, range(3), None, 64)
+    assert float(torch.cat(seen).abs().max()) > 1.5
+
+
+@pytest.mark.parametrize(
+    ("wishes", "sentence"),
+    [
+        ({}, "this model draws texts; give --prompt TEXT or --prompts FILE"),
+        ({"prompts": []}, "this model draws texts; give"),
+        ({"prompts": [" "]}, "the prompt ' ' is empty; write a text"),
+        ({"class_labels": [0]}, "this model draws texts and takes no class labels; give --prompt"),
+        (
+            {"prompts": ["a"], "guidance_scale": 1.0, "negative_prompt": "b"},
+            "a negative prompt acts through guidance, and here there is none; leave it out, or set a guidance scale",
+        ),
+        ({"prompts": ["a"], "steps": 2000, "sampler": "vp_ddim"}, "sampler 'vp_ddim' takes 1 to 1000"),
+    ],
+)
+def test_what_a_text_model_cannot_draw_is_one_sentence(teacher, wishes, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        generate(teacher, num_images=1, **wishes)
+
+
+def test_a_student_refuses_a_negative_prompt_and_takes_a_file_with_some(teacher):
+    student = teacher.with_network(teacher.network, {"role": "student", "levels": [14.0]})
+    with pytest.raises(ConfigError, match=r"here there is none; leave it out$"):
+        plan_sampling(student, prompts=["a"], negative_prompt="b")
+    with pytest.raises(ConfigError, match="a student has its teacher's guidance built in"):
+        plan_sampling(student, prompts=["a"], guidance_scale=5.0)
+    assert plan_sampling(student, prompts=[Prompt("a", "b")]).prompts == (Prompt("a"),)
