@@ -113,6 +113,27 @@ def test_report_shows_the_run(run):
     assert "gpu" not in text
 
 
+def test_clip_score_and_rewards_of_a_run_on_texts_are_in_the_table_with_what_scored(run):
+    held = evaluation(1.8)
+    held["metrics"] |= {
+        "clip": {"value": 27.25, "standard_error": 0.2, "of_the_reference": 29.5},
+        "reward/hps_v2": {"value": 0.26, "standard_error": 0.01, "of_the_reference": None},
+    }
+    held["protocol"] |= {
+        "texts": {"count": 3000, "sha256": "12" * 32},
+        "clip_model": {"id": "clip:tiny", "sha256": "34" * 32},
+        "rewards": {"reward/hps_v2": "hps_v2 0123456789ab"},
+    }
+    (run / "evaluation.json").write_text(json.dumps({"student": held}))
+    text = parsed(write_report(run))
+    assert "Student CLIP score 27.25 29.50 of real images and their captions" in text
+    assert "CLIP score higher is better 27.25 ± 0.20 29.50" in text
+    assert "Reward hps_v2 higher is better 0.26 ± 0.01" in text
+    assert "Texts 3,000, SHA-256 121212121212" in text
+    assert "CLIP clip:tiny, SHA-256 343434343434" in text
+    assert "Rewards hps_v2 0123456789ab" in text
+
+
 def test_report_needs_no_network_and_no_other_file(run):
     html = write_report(run).read_text()
     assert not re.findall(r"<(?:link|script|iframe|object)\b", html)

@@ -30,6 +30,11 @@ def run(args: Namespace) -> int:
     """Calibrate, write `--out` after every entry and the plot beside it; an unfinished file is continued."""
     out = Path(args.out)
     model = Denoiser.from_pretrained(args.model, pick_device(args.device))
+    if model.prompts is not None:
+        raise ConfigError(
+            f"'{args.model}' draws texts, and calibrate compares states with images, not with latents; give the "
+            "corrections as numbers: sample --epsilon-scaling B"
+        )
     plans = [plan_sampling(model, sampler=name, steps=steps) for name in args.sampler for steps in args.steps]
     for name in args.sampler:
         require_steps(name)

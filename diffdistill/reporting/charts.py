@@ -30,6 +30,8 @@ CATALOGUE = (
     Chart("Precision and recall",
           ("evaluation/precision", "evaluation/recall", "evaluation/density", "evaluation/coverage"),
           "Fidelity and variety, higher is better."),
+    Chart("CLIP score", ("evaluation/clip",), "Cosine of image and prompt, times 100; higher is better."),
+    Chart("Rewards of the evaluation", ("evaluation/reward/*",), "Of prompts in turn; higher is better."),
     Chart("Margin", ("margin", "evaluation/margin"), "Between wanted and other image; above 0: the right way round."),
     Chart("Win rate", ("win_rate", "evaluation/win_rate*"), "Part of the pairs the right way round; 50% is chance.",
           percent=True, reference=(0.5, "chance")),

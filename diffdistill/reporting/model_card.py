@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from diffdistill.reporting.tables import NAMES, figures, number, protocol_words
+from diffdistill.reporting.tables import figures, metric_name, number, protocol_words
 
 
 def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = None, config: str = "") -> str:
@@ -121,7 +121,7 @@ def metrics_section(evaluation: dict[str, Any]) -> str:
     for name, figure in found.items():
         error = "" if figure.error is None else f" ± {number(figure.error)}"
         floor = "" if figure.floor is None else number(figure.floor)
-        lines.append(f"| {NAMES.get(name, name)} | {number(figure.value)}{error} | {floor} |")
+        lines.append(f"| {metric_name(name)} | {number(figure.value)}{error} | {floor} |")
     words = [f"- {key}: {value}" for key, value in protocol_words(evaluation.get("protocol") or {}).items()]
     words += [f"- Warning: {warning}" for warning in evaluation.get("warnings") or ()]
     protocol = "\n\nProtocol; figures compare only under the same one:\n\n" + "\n".join(words) if words else ""

@@ -46,7 +46,8 @@ def _title(run: RunData) -> str:
 
 
 def _header(run: RunData, title: str) -> str:
-    teacher, data = run.config.get("teacher"), (run.config.get("data") or {}).get("path")
+    teacher, source = run.config.get("teacher"), run.config.get("data") or {}
+    data = source.get("prompts") or source.get("path")
     method = (run.config.get("method") or {}).get("name")
     if teacher:
         levels = len(run.model.get("levels", ())) or (run.config.get("student") or {}).get("steps", 1)

@@ -15,6 +15,7 @@ NAMES = {
 }  # fmt: skip
 HIGHER_IS_BETTER = {"is", "clip", "precision", "recall", "density", "coverage"}
 HIGHER_IS_BETTER |= {"margin", "win_rate", "win_rate_at_start", "win_rate_over_start"}
+REWARD = "reward/"
 PRDC = ("precision", "recall", "density", "coverage")
 
 
@@ -31,13 +32,20 @@ def figures(result: dict[str, Any]) -> dict[str, Figure]:
     """The metrics of an evaluation by name; `prdc` is four of them."""
     found: dict[str, Figure] = {}
     for name, entry in result.get("metrics", {}).items():
-        floor = (entry.get("floor") or {}).get("value")
+        floor = (entry.get("floor") or {}).get("value", entry.get("of_the_reference"))
         if "value" in entry:
             found[name] = Figure(entry["value"], entry.get("standard_error"), floor)
         for part in PRDC:
             if part in entry:
                 found[part] = Figure(entry[part], None, floor.get(part) if isinstance(floor, dict) else None)
     return found
+
+
+def metric_name(metric: str) -> str:
+    """`clip` -> CLIP score; `reward/hps_v2` -> Reward hps_v2."""
+    if metric.startswith(REWARD):
+        return f"Reward {metric.removeprefix(REWARD)}"
+    return NAMES.get(metric, metric.replace("_", " "))
 
 
 def evaluations(run: RunData, name: str) -> int | None:
@@ -64,11 +72,25 @@ def headline(run: RunData) -> list[tuple[str, str, str]]:
     floor = next((f["fid"].floor for f in found.values() if "fid" in f and f["fid"].floor is not None), None)
     if floor is not None:
         tiles.append(("Real images", f"{floor:.2f}", "FID of real against real, the floor"))
+    tiles += _clip_tiles(found)
     if run.steps:
         batch = run.config.get("train_batch_size")
         tiles.append(
             ("Training", duration(run.seconds), f"{run.steps:,} steps" + (f" of {batch} images" if batch else ""))
         )
+    return tiles
+
+
+def _clip_tiles(found: dict[str, dict[str, Figure]]) -> list[tuple[str, str, str]]:
+    """The CLIP score of what was trained, beside that of the teacher, or of real images with their captions."""
+    tiles = []
+    for name in ("student", "model"):
+        score, teacher = (found.get(model, {}).get("clip") for model in (name, "teacher"))
+        if score is None:
+            continue
+        beside = "" if score.floor is None else f"{score.floor:.2f} of real images and their captions"
+        beside = beside if teacher is None else f"{teacher.value:.2f} of the teacher"
+        tiles.append((f"{name.capitalize()} CLIP score", f"{score.value:.2f}", beside))
     return tiles
 
 
@@ -84,8 +106,9 @@ def metrics_table(run: RunData) -> str:
         cells = "".join(f"<td>{_cell(found.get(metric))}</td>" for found in columns.values())
         floors = [found[metric].floor for found in columns.values() if metric in found]
         floor = next((f"{number(f)}" for f in floors if f is not None), "–")
-        arrow = "higher is better" if metric in HIGHER_IS_BETTER else "lower is better"
-        name = NAMES.get(metric, metric.replace("_", " "))
+        higher = metric in HIGHER_IS_BETTER or metric.startswith(REWARD)
+        arrow = "higher is better" if higher else "lower is better"
+        name = metric_name(metric)
         body.append(
             f'<tr><th scope="row">{escape(name)}<small>{arrow}</small></th>{cells}<td class="quiet">{floor}</td></tr>'
         )
@@ -132,6 +155,7 @@ def protocol(run: RunData) -> dict[str, str]:
 
 def protocol_words(protocol: dict[str, Any]) -> dict[str, str]:
     features, reference = protocol.get("features") or {}, protocol.get("reference") or {}
+    texts, clip = protocol.get("texts") or {}, protocol.get("clip_model") or {}
     words = {
         "Generated images": _count(protocol.get("num_images")),
         "Features": _joined(features.get("id"), _width(features.get("dim")), _hash(features.get("sha256"))),
@@ -139,6 +163,9 @@ def protocol_words(protocol: dict[str, Any]) -> dict[str, str]:
             reference.get("name"), _images(reference.get("num_images")), _hash(reference.get("fingerprint"))
         ),
         "Resize": protocol.get("resize"),
+        "Texts": _joined(_count(texts.get("count")), _hash(texts.get("sha256"))),
+        "CLIP": _joined(clip.get("id"), _hash(clip.get("sha256"))),
+        "Rewards": _joined(*(protocol.get("rewards") or {}).values()),
         "Backend": protocol.get("backend"),
         "Seed of subsets": None if protocol.get("seed") is None else str(protocol["seed"]),
     }

@@ -1,8 +1,8 @@
 """A sampling request, checked against the model: sampler, levels, what is drawn, corrections."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,11 +140,14 @@ def _levels(model: Denoiser, name: str, steps: int) -> tuple[float, ...]:
 
 
 def _pipeline_levels(model: Denoiser, steps: int) -> tuple[float, ...]:
-    """The levels that the flow's stock pipeline visits, shifted as its scheduler says; the first may be t = 1."""
-    scheduler = copy.deepcopy(model.adapter.scheduler)  # type: ignore[union-attr]
-    scheduler.set_timesteps(steps)
-    levels = model.process.level_at(scheduler.sigmas[:-1] * model.process.time_scale)
-    return (*levels.tolist(), 0.0)
+    """The levels that the flow's stock pipeline visits, shifted as it is at this size of image; the first is t = 1."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    adapter: Any = model.adapter
+    settings = dict(adapter.scheduler.config) | {"shift": adapter.shift(), "use_dynamic_shifting": False}
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(settings)
+    scheduler.set_timesteps(steps, sigmas=adapter.default_sigmas(steps))
+    return (*model.process.level_at(scheduler.timesteps).tolist(), 0.0)
 
 
 def _student_levels(model: Denoiser, steps: int | None, sampler: str | None) -> tuple[float, ...]:
