@@ -17,13 +17,15 @@ from diffdistill.verification import (
     checks_guidance,
     checks_optima,
     checks_processes,
+    checks_ring,
     checks_score_gap,
     checks_training,
     command,
 )
-from diffdistill.verification.analytic import TEACHER_1, gaussian, hermite, nodes_at
+from diffdistill.verification.analytic import TEACHER_1, Mixture, gaussian, hermite, nodes_at
 from diffdistill.verification.check import Check, table_line
 from diffdistill.verification.reference import F, Grid
+from diffdistill.verification.ring import Points, coverage, ring
 
 
 def failures(checks):
@@ -49,7 +51,9 @@ def test_every_check_holds(group):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", [checks_optima.methods, checks_optima.thorough, checks_training.thorough])
+@pytest.mark.parametrize(
+    "group", [checks_optima.methods, checks_optima.thorough, checks_ring.thorough, checks_training.thorough]
+)
 def test_every_thorough_check_holds(group):
     assert failures(group()) == []
 
@@ -68,6 +72,27 @@ def test_a_gaussians_denoiser_is_the_wiener_filter():
     x = torch.linspace(-4, 4, 33, dtype=torch.float64).reshape(-1, 1, 1, 1)
     sigma = torch.full((33,), 0.7, dtype=torch.float64)
     torch.testing.assert_close(gaussian(0.5, 1.2)(x, sigma), (1.44 * x + 0.49 * 0.5) / 1.93)
+
+
+def test_the_rings_denoiser_is_its_score_by_tweedie_and_its_density_is_the_mixtures():
+    plane = torch.randn(64, 2, 1, 1, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    sigma = torch.linspace(0.05, 2, 64, dtype=torch.float64)
+    points = Points(torch.tensor([[0.3, -1.0], [0.3, 2.0]], dtype=torch.float64), 0.5)
+    (score,) = torch.autograd.grad(points.log_density(plane, sigma).sum(), plane)
+    torch.testing.assert_close(points(plane, sigma), plane + sigma.reshape(-1, 1, 1, 1) ** 2 * score)
+    across, along = plane.detach().split(1, dim=1)
+    product = gaussian(0.3, 0.5).log_density(across, sigma) + Mixture([0.5, 0.5], [-1.0, 2.0], 0.5).log_density(
+        along, sigma
+    )
+    torch.testing.assert_close(points.log_density(plane.detach(), sigma), product)
+
+
+def test_coverage_counts_modes_with_a_hundredth_of_the_images_and_measures_the_rest():
+    centres = ring().centres
+    even = centres.repeat(100, 1)
+    assert coverage(even) == (8, pytest.approx(0, abs=1e-6))
+    assert coverage(torch.cat([even[:2], centres[:1].repeat(998, 1)])) == (1, pytest.approx(math.log(8), abs=0.02))
+    assert coverage(0.5 * even)[0] == 0  # nearest to a mode, but not in it
 
 
 def test_densities_of_several_dimensions_multiply():

@@ -18,6 +18,7 @@ from diffdistill.verification import (
     checks_guidance,
     checks_optima,
     checks_processes,
+    checks_ring,
     checks_score_gap,
     checks_training,
 )
@@ -34,6 +35,7 @@ TITLES = {
 }
 THOROUGH = {
     checks_optima: "C  every start leads to one end",
+    checks_ring: "C  a ring of eight modes in the plane (a minute)",
     checks_training: "C  trainings, with exact and with learned critic and ratio (minutes)",
 }
 
