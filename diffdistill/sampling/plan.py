@@ -144,6 +144,7 @@ def _pipeline_levels(model: Denoiser, steps: int) -> tuple[float, ...]:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     adapter: Any = model.adapter
+    assert isinstance(model.process, Flow)
     settings = dict(adapter.scheduler.config) | {"shift": adapter.shift(), "use_dynamic_shifting": False}
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(settings)
     scheduler.set_timesteps(steps, sigmas=adapter.default_sigmas(steps))

@@ -75,5 +75,5 @@ def guidance_for(model: Denoiser, given: float | None, labels: tuple[int, ...] |
 def _usual_guidance(model: Denoiser) -> float:
     """What diffdistill.json names, else the default of the call of the stock pipeline."""
     named = model.metadata.get("guidance_scale")
-    call = inspect.signature(type(model.adapter.pipeline).__call__)  # type: ignore[operator]
+    call = inspect.signature(type(model.adapter.pipeline).__call__)
     return float(call.parameters["guidance_scale"].default if named is None else named)
