@@ -24,7 +24,7 @@ from diffdistill.errors import DiskError
 PIP = f"{shlex.quote(sys.executable)} -m pip"
 NAMES = (
     *("torch", "torchvision", "diffusers", "transformers", "torchmetrics"),
-    *("scipy", "clean-fid", "xformers", "pyarrow", "matplotlib"),
+    *("scipy", "clean-fid", "xformers", "pyarrow", "matplotlib", "peft"),
 )
 GIB = 1 << 30
 
@@ -172,7 +172,13 @@ def check_references(versions: Mapping[str, str | None]) -> list[Check]:
 
 def check_optional(versions: Mapping[str, str | None]) -> list[Check]:
     checks = []
-    for name, use in (("pyarrow", "parquet files"), ("matplotlib", "curves in reports")):
+    uses = {
+        "pyarrow": "parquet files",
+        "matplotlib": "curves in reports",
+        "transformers": "text-to-image models, CLIP scores and rewards",
+        "peft": "LoRA",
+    }
+    for name, use in uses.items():
         if versions[name]:
             checks.append(Check(name, "ok", str(versions[name])))
         else:

@@ -58,7 +58,10 @@ def test_a_package_that_breaks_on_import_is_reported_and_not_suffered(monkeypatc
 def test_what_is_not_installed_is_no_fault():
     absent = [doctor.check_torchvision(NONE, {}), doctor.check_xformers(NONE, {})]
     assert [check.status for check in absent] == ["ok", "ok"]
-    assert [check.status for check in doctor.check_optional(NONE)] == ["warn", "warn"]
+    optional = {check.name: check for check in doctor.check_optional(NONE)}
+    assert {check.status for check in optional.values()} == {"warn"}
+    assert optional["transformers"].detail == "not installed: no text-to-image models, CLIP scores and rewards"
+    assert optional["transformers"].fix.endswith("-m pip install transformers")
 
 
 def test_a_probe_reports_the_complaint_of_what_it_ran():
