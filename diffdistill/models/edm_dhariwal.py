@@ -46,7 +46,9 @@ class DhariwalUNet(EDMNetwork, ModelMixin, ConfigMixin):
         self.map_layer0 = nn.Linear(model_channels, self.embedding_channels)
         self.map_layer1 = nn.Linear(self.embedding_channels, self.embedding_channels)
         self.map_label = nn.Linear(label_dim, self.embedding_channels, bias=False) if label_dim else None
-        self._build_decoder(self._build_encoder())
+        channels = self.build_decoder(self.build_encoder(model_channels * channel_mult[0]))
+        self.out_norm = group_norm(channels)
+        self.out_conv = Conv(channels, out_channels, 3)
 
     def _block(self, in_channels: int, out_channels: int, attention: bool = False, direction: Any = None) -> Block:
         return Block(
@@ -61,45 +63,6 @@ class DhariwalUNet(EDMNetwork, ModelMixin, ConfigMixin):
             eps=1e-5,
             dropout=self.config.dropout,
         )
-
-    def _build_encoder(self) -> list[int]:
-        """Channels of what every encoder layer sends across."""
-        c = self.config
-        across: list[int] = []
-        self.enc = nn.ModuleDict()
-        channels = c.model_channels * c.channel_mult[0]
-        for level, multiple in enumerate(c.channel_mult):
-            size = c.sample_size >> level
-            if level == 0:
-                self.enc[f"{size}x{size}_conv"] = Conv(c.in_channels, channels, 3)
-            else:
-                self.enc[f"{size}x{size}_down"] = self._block(channels, channels, direction="down")
-            across.append(channels)
-            for index in range(c.num_blocks):
-                out = c.model_channels * multiple
-                self.enc[f"{size}x{size}_block{index}"] = self._block(channels, out, size in c.attn_resolutions)
-                channels = out
-                across.append(channels)
-        return across
-
-    def _build_decoder(self, across: list[int]) -> None:
-        c = self.config
-        self.dec = nn.ModuleDict()
-        channels = across[-1]
-        for level, multiple in reversed(list(enumerate(c.channel_mult))):
-            size = c.sample_size >> level
-            if level == len(c.channel_mult) - 1:
-                self.dec[f"{size}x{size}_in0"] = self._block(channels, channels, attention=True)
-                self.dec[f"{size}x{size}_in1"] = self._block(channels, channels)
-            else:
-                self.dec[f"{size}x{size}_up"] = self._block(channels, channels, direction="up")
-            for index in range(c.num_blocks + 1):
-                out = c.model_channels * multiple
-                attention = size in c.attn_resolutions
-                self.dec[f"{size}x{size}_block{index}"] = self._block(channels + across.pop(), out, attention)
-                channels = out
-        self.out_norm = group_norm(channels)
-        self.out_conv = Conv(channels, c.out_channels, 3)
 
     def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         count = self.config.model_channels // 2

@@ -1,20 +1,23 @@
 """What the two EDM networks share: how they are called, and the way down and up a UNet."""
 
+from typing import Any
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffdistill.models.edm_layers import Block
+from diffdistill.models.edm_layers import Block, Conv
 from diffdistill.models.edm_preconditioning import Preconditioning
 
 
 class EDMNetwork(ModelMixin, ConfigMixin):
     """A diffusers model that is called as the UNets of consistency models are: time input 250 ln(sigma), output F.
 
-    Subclasses have `outer`, `map_label` (or None), `map_augment` (or None), `enc`, `dec`, and say how noise, labels
-    and augmentation become one embedding and how the last features become an image.
+    Subclasses have `outer`, `map_label` (or None), `map_augment` (or None), build `enc` and `dec` by the methods here,
+    and say what a block is, how noise, labels and augmentation become one embedding and how the last features become
+    an image.
     """
 
     outer: Preconditioning
@@ -55,6 +58,56 @@ class EDMNetwork(ModelMixin, ConfigMixin):
 
     def head(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def _block(self, in_channels: int, out_channels: int, attention: bool = False, direction: Any = None) -> Block:
+        raise NotImplementedError
+
+    def _attends_up(self, size: int, index: int) -> bool:
+        """Whether block `index` of a level has attention on the way up, at `size` pixels."""
+        return size in self.config.attn_resolutions
+
+    def _build_down(self, level: int, channels: int) -> None:
+        """The layers that halve the resolution, into `level`."""
+        size = self.config.sample_size >> level
+        self.enc[f"{size}x{size}_down"] = self._block(channels, channels, direction="down")
+
+    def build_encoder(self, channels: int) -> list[int]:
+        """`enc`, `channels` after its first convolution; the channels of what every layer sends across."""
+        c = self.config
+        across: list[int] = []
+        self.enc = nn.ModuleDict()
+        for level, multiple in enumerate(c.channel_mult):
+            size = c.sample_size >> level
+            if level == 0:
+                self.enc[f"{size}x{size}_conv"] = Conv(c.in_channels, channels, 3)
+            else:
+                self._build_down(level, channels)
+            across.append(channels)
+            for index in range(c.num_blocks):
+                out = c.model_channels * multiple
+                self.enc[f"{size}x{size}_block{index}"] = self._block(channels, out, size in c.attn_resolutions)
+                channels = out
+                across.append(channels)
+        return across
+
+    def build_decoder(self, across: list[int]) -> int:
+        """`dec`, one block more a level; the channels of the last features."""
+        c = self.config
+        self.dec = nn.ModuleDict()
+        channels = across[-1]
+        for level, multiple in reversed(list(enumerate(c.channel_mult))):
+            size = c.sample_size >> level
+            if level == len(c.channel_mult) - 1:
+                self.dec[f"{size}x{size}_in0"] = self._block(channels, channels, attention=True)
+                self.dec[f"{size}x{size}_in1"] = self._block(channels, channels)
+            else:
+                self.dec[f"{size}x{size}_up"] = self._block(channels, channels, direction="up")
+            for index in range(c.num_blocks + 1):
+                out = c.model_channels * multiple
+                block = self._block(channels + across.pop(), out, self._attends_up(size, index))
+                self.dec[f"{size}x{size}_block{index}"] = block
+                channels = out
+        return channels
 
     def _one_hot(self, labels: Tensor | None, like: Tensor) -> Tensor | None:
         """`(B, label_dim)` float; "no class" is the zero vector."""

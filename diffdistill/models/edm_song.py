@@ -54,7 +54,9 @@ class SongUNet(EDMNetwork, ModelMixin, ConfigMixin):
         self.map_augment = nn.Linear(augment_dim, noise, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(noise, self.embedding_channels)
         self.map_layer1 = nn.Linear(self.embedding_channels, self.embedding_channels)
-        self._build_decoder(self._build_encoder())
+        channels = self.build_decoder(self.build_encoder(model_channels))
+        self.dec[f"{sample_size}x{sample_size}_aux_norm"] = group_norm(channels, 1e-6)
+        self.dec[f"{sample_size}x{sample_size}_aux_conv"] = Conv(channels, out_channels, 3)
 
     def _block(self, in_channels: int, out_channels: int, attention: bool = False, direction: Any = None) -> Block:
         return Block(
@@ -71,47 +73,16 @@ class SongUNet(EDMNetwork, ModelMixin, ConfigMixin):
             dropout=self.config.dropout,
         )
 
-    def _build_encoder(self) -> list[int]:
-        """Channels of what every encoder layer sends across."""
-        c = self.config
-        across: list[int] = []
-        self.enc = nn.ModuleDict()
-        channels, pyramid = c.model_channels, c.in_channels
-        for level, multiple in enumerate(c.channel_mult):
-            size = c.sample_size >> level
-            if level == 0:
-                self.enc[f"{size}x{size}_conv"] = Conv(c.in_channels, channels, 3)
-            else:
-                self.enc[f"{size}x{size}_down"] = self._block(channels, channels, direction="down")
-                if c.encoder_type == "residual":
-                    self.enc[f"{size}x{size}_aux_residual"] = PyramidDown(pyramid, channels, c.resample_filter)
-                    pyramid = channels
-            across.append(channels)
-            for index in range(c.num_blocks):
-                out = c.model_channels * multiple
-                self.enc[f"{size}x{size}_block{index}"] = self._block(channels, out, size in c.attn_resolutions)
-                channels = out
-                across.append(channels)
-        return across
+    def _attends_up(self, size: int, index: int) -> bool:
+        return index == self.config.num_blocks and super()._attends_up(size, index)
 
-    def _build_decoder(self, across: list[int]) -> None:
-        c = self.config
-        self.dec = nn.ModuleDict()
-        channels = across[-1]
-        for level, multiple in reversed(list(enumerate(c.channel_mult))):
-            size = c.sample_size >> level
-            if level == len(c.channel_mult) - 1:
-                self.dec[f"{size}x{size}_in0"] = self._block(channels, channels, attention=True)
-                self.dec[f"{size}x{size}_in1"] = self._block(channels, channels)
-            else:
-                self.dec[f"{size}x{size}_up"] = self._block(channels, channels, direction="up")
-            for index in range(c.num_blocks + 1):
-                out = c.model_channels * multiple
-                attention = index == c.num_blocks and size in c.attn_resolutions
-                self.dec[f"{size}x{size}_block{index}"] = self._block(channels + across.pop(), out, attention)
-                channels = out
-        self.dec[f"{size}x{size}_aux_norm"] = group_norm(channels, 1e-6)
-        self.dec[f"{size}x{size}_aux_conv"] = Conv(channels, c.out_channels, 3)
+    def _build_down(self, level: int, channels: int) -> None:
+        super()._build_down(level, channels)
+        c, size = self.config, self.config.sample_size >> level
+        if c.encoder_type == "residual":
+            # The pyramid is an image at first, and then what it became a level above.
+            pyramid = c.in_channels if level == 1 else c.model_channels * c.channel_mult[level - 2]
+            self.enc[f"{size}x{size}_aux_residual"] = PyramidDown(pyramid, channels, c.resample_filter)
 
     def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         if self.map_noise is not None:
