@@ -167,10 +167,7 @@ class Denoiser(nn.Module):
 
         def hook(name: str) -> Callable[..., None]:
             def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                value = output[0] if isinstance(output, tuple) else output
-                if value.dim() == 3 and hasattr(self.network, "feature_map"):  # tokens of a U-ViT
-                    value = self.network.feature_map(value)
-                found[name] = value.float()
+                found[name] = self.feature(output).float()
                 if stop and len(found) == len(taps):
                     raise _Reached
 
@@ -182,6 +179,13 @@ class Denoiser(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def feature(self, output: Any) -> Tensor:
+        """What a submodule returned, as a map `(B, C, h, w)`."""
+        value = output[0] if isinstance(output, tuple) else output
+        # Tokens of a U-ViT.
+        tokens = value.dim() == 3 and hasattr(self.network, "feature_map")
+        return self.network.feature_map(value) if tokens else value
 
     def check_taps(self, taps: Sequence[str]) -> dict[str, nn.Module]:
         """The submodules of the network by name; ConfigError, with the names there are, if one is missing."""

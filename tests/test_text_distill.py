@@ -6,7 +6,15 @@ import torch
 pytest.importorskip("transformers")
 
 from test_training import Observer, lines, without
-from tiny_text import captioned_folder, png, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
+from tiny_text import (
+    captioned_folder,
+    flux,
+    pixart,
+    png,
+    stable_diffusion,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+)
 
 from diffdistill import Denoiser
 from diffdistill.config.schema import Distill
@@ -17,9 +25,11 @@ from diffdistill.training.distiller import DistillTask
 from diffdistill.training.loop import run_loop
 from diffdistill.training.store import CheckpointStore, tensors_of
 
-MAKERS = {"sd": stable_diffusion, "sdxl": stable_diffusion_xl, "sd3": stable_diffusion_3}
+MAKERS = {
+    "sd": stable_diffusion, "sdxl": stable_diffusion_xl, "sd3": stable_diffusion_3, "flux": flux, "pixart": pixart,
+}  # fmt: skip
 LORA = {"student": {"steps": 2, "lora": {"rank": 2}}, "critic": {"lora": {"rank": 3, "alpha": 6.0}}}
-TAPS = {"sd": ("mid_block",), "sdxl": ("mid_block",)}
+TAPS = {"sd3": "transformer_blocks.0", "flux": "single_transformer_blocks.0", "pixart": "transformer_blocks.1"}
 METHODS = [
     "diff_instruct",
     "diff_instruct_pp",
@@ -49,7 +59,7 @@ def folder(tmp_path_factory):
 
 
 def settings(folder, kind="sd", method="diff_instruct", images=False, **more):
-    data = {"path": str(folder / "images")} if images else {"prompts": str(folder / "prompts.txt")}
+    data: dict = {"path": str(folder / "images")} if images else {"prompts": str(folder / "prompts.txt")}
     chosen = {"name": method, "guidance_scale": 2.0} | more.pop("options", {})
     if not images:
         chosen = {"adversarial": None} | chosen
@@ -57,7 +67,8 @@ def settings(folder, kind="sd", method="diff_instruct", images=False, **more):
         "output_dir": "unused", "max_train_steps": 3, "train_batch_size": 2, "log_every": 1, "sample_every": 2,
         "checkpoint_every": 1, "keep_checkpoints": 10, "evaluation": {"at_end": False}, "data": data,
     }  # fmt: skip
-    if kind == "sd3":
+    data["image_size"] = 16
+    if kind in ("sd3", "flux"):
         common |= {"level": {"law": "shifted"}}
     return Distill(**common | more, teacher=str(folder / kind), method=chosen)
 
@@ -170,6 +181,23 @@ def test_every_method_distils(folder, method):
         assert all(torch.isfinite(torch.as_tensor(value)) for value in metrics.values())
     assert any(not torch.equal(value, before[name]) for name, value in made.student.state_dict().items())
     assert ("discriminator/loss" in metrics) == (made.method.adversarial is not None)
+
+
+@pytest.mark.parametrize("kind", TAPS)
+def test_a_discriminator_reads_the_tokens_of_a_transformer_as_a_map(folder, kind):
+    """The maps are those of the image: a change of one corner's latents shows most in that corner."""
+    options = {"adversarial": {"taps": (TAPS[kind],)}}
+    made = task(settings(folder, kind, "dmd2", images=True, options=options))
+    assert "discriminator/accuracy" in made.update(0)
+    teacher = made.method.teacher
+    x, sigma = torch.randn(1, 4, 8, 8), torch.ones(1)
+    other = x.clone()
+    other[..., 6:, :2] += 1.0
+    with torch.no_grad():
+        maps = [teacher.features(y, sigma, teacher.prompts.ids(["a"]), (TAPS[kind],))[0] for y in (x, other)]
+    assert maps[0].shape[2:] == (4, 4)
+    change = (maps[0] - maps[1]).abs().sum(1)[0]
+    assert int(change.argmax()) == 3 * 4
 
 
 def test_a_reward_sees_decoded_pixels_and_the_texts(folder):

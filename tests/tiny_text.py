@@ -11,6 +11,10 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -109,6 +113,40 @@ def stable_diffusion_3(folder: Path, seed: int = 0) -> Path:
         text_encoder=CLIPTextModelWithProjection(text_config()), tokenizer=words, text_encoder_3=t5, tokenizer_3=words,
         text_encoder_2=CLIPTextModelWithProjection(text_config()), tokenizer_2=words,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def t5() -> T5EncoderModel:
+    return T5EncoderModel(T5Config(vocab_size=190, d_model=2 * WIDTH, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
+
+
+def flux(folder: Path, seed: int = 0) -> Path:
+    """A guidance-distilled FluxPipeline whose own size is 256x256; tests ask for 16x16."""
+    torch.manual_seed(seed)
+    words = tokenizer(folder.with_name("words"))
+    network = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH, pooled_projection_dim=WIDTH, guidance_embeds=True, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    FluxPipeline(
+        vae=vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False), transformer=network,
+        text_encoder=CLIPTextModel(text_config()), tokenizer=words, text_encoder_2=t5(), tokenizer_2=words,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def pixart(folder: Path, seed: int = 0) -> Path:
+    """A PixArtAlphaPipeline with learned variance that is told the resolution; its own size is 256x256."""
+    torch.manual_seed(seed)
+    network = PixArtTransformer2DModel(
+        num_attention_heads=3, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=2, sample_size=128,
+        cross_attention_dim=12, caption_channels=2 * WIDTH, norm_num_groups=4,
+    )  # fmt: skip
+    PixArtAlphaPipeline(
+        vae=vae(), transformer=network, text_encoder=t5(), tokenizer=tokenizer(folder.with_name("words")),
+        scheduler=DDIMScheduler(beta_schedule="linear", clip_sample=False),
     ).save_pretrained(folder)  # fmt: skip
     return folder
 

@@ -21,9 +21,10 @@ __all__ = ["Plan", "generate", "pick_device", "plan_sampling", "require_steps", 
 # to the neighbouring grey level. So there the network is always called with the same number of images. 16 costs 5 % of
 # the speed of the best number (32 to 64) and, above all, little when few images are wanted.
 CPU_ROWS = 16
-# Latents this large keep a CPU busy with fewer images at a time: 16 images of 8x8 to 16x16, one of 64x64.
-CPU_PIXELS = 4096
-# A decoder's activations take some 10 kB a pixel: 4 images of 512x512 at a time on an accelerator, one on a CPU.
+# Of latents so many places go through the network at a time: 16 images of 8x8 to 16x16 or one of 64x64 on a CPU, which
+# the large ones keep busy alone; 32 of 64x64 or 8 of 128x128 on an accelerator, whose memory they fill.
+LATENT_PLACES = {"cpu": 1 << 12, "other": 1 << 17}
+# A decoder's activations take some 10 kB a pixel: one image of 512x512 at a time on a CPU, four on an accelerator.
 DECODED_PIXELS = {"cpu": 1 << 16, "other": 1 << 20}
 
 
@@ -137,7 +138,7 @@ def _solve(
 ) -> Tensor:
     """x0 as the network knows it: pixels or latents."""
     device = next(model.parameters()).device
-    rows = min(batch_size, _cpu_rows(model)) if device.type == "cpu" else len(indices)
+    rows = _network_rows(model, device, len(indices), batch_size)
     cond, null = _conditions(model, plan, indices, None if labels is None else labels.to(device))
 
     def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
@@ -153,7 +154,7 @@ def _solve(
     if not plan.scheduled and observe is None:
         solve = SOLVERS[plan.sampler].solve
         if solve is consistency and model.prompts is not None:  # latents have no bounds
-            solve = partial(renoise, start=model.process.start_scale(plan.levels[0]))
+            solve = partial(renoise, arrange=model.adapter.arrange)
         return solve(denoise, noise, plan.levels)
     scheduler = plan.scheduler(model)
     # Time-Shift looks at the state: with a scheduler an image it cannot see an image's neighbours.
@@ -166,9 +167,14 @@ def start_of(model: Denoiser, sigma: float) -> float:
     return 1.0 if model.prompts is None else model.process.start_scale(sigma) / sigma
 
 
-def _cpu_rows(model: Denoiser) -> int:
-    _, height, width = model.image_shape
-    return CPU_ROWS if model.prompts is None else max(1, min(CPU_ROWS, CPU_PIXELS // (height * width)))
+def _network_rows(model: Denoiser, device: torch.device, count: int, batch_size: int) -> int:
+    """How many images go through the network at a time; on a CPU the same number whatever the batch, from 16 on."""
+    most = min(batch_size, CPU_ROWS) if device.type == "cpu" else count
+    return most if model.prompts is None else min(most, _fitting(LATENT_PLACES, device, model.image_shape))
+
+
+def _fitting(budget: dict[str, int], device: torch.device, shape: tuple[int, int, int]) -> int:
+    return max(1, budget.get(device.type, budget["other"]) // (shape[1] * shape[2]))
 
 
 def _conditions(
@@ -192,9 +198,7 @@ def _conditions(
 
 def _decoded(model: Denoiser, latents: Tensor, batch_size: int) -> Tensor:
     """Images of latents, a few at a time: a decoder's activations take more memory than all else."""
-    height, width = model.picture_shape[1:]
-    here = latents.device.type if latents.device.type in DECODED_PIXELS else "other"
-    rows = max(1, min(CPU_ROWS, batch_size, DECODED_PIXELS[here] // (height * width)))
+    rows = min(CPU_ROWS, batch_size, _fitting(DECODED_PIXELS, latents.device, model.picture_shape))
     return _by_rows(lambda at: model.decode(latents[at]).float(), len(latents), rows, latents.device)
 
 

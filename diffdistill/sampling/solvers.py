@@ -86,17 +86,21 @@ def ddpm(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
     return x
 
 
-def renoise(denoise: Denoise, noise: Noise, sigmas: Sequence[float], start: float | None = None) -> Tensor:
+def renoise(
+    denoise: Denoise,
+    noise: Noise,
+    sigmas: Sequence[float],
+    arrange: Callable[[Tensor], Tensor] = lambda drawn: drawn,
+) -> Tensor:
     """x0, fresh noise up to the next level, x0 ... (2303.01469, Algorithm 1): a student's K steps on latents.
 
-    start: factor of the first noise, `process.start_scale(sigmas[0])` for what stock pipelines begin with; None: the
-    first level.
+    arrange: of the later noise, which may be drawn in the order of another layout (`Adapter.arrange`).
     """
-    x = noise.draw() * (sigmas[0] if start is None else start)
+    x = noise.draw() * sigmas[0]
     for sigma, following in pairwise(sigmas):
         x = denoise(x, sigma)
         if following > 0:
-            x = x + following * noise.draw()
+            x = x + following * arrange(noise.draw())
     return x
 
 

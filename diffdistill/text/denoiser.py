@@ -68,6 +68,28 @@ class TextDenoiser(Denoiser):
         """Latents have no bounds."""
         return x0
 
+    def feature(self, output: Any) -> Tensor:
+        return self.adapter.feature(output)
+
+    def guided_tapped(
+        self,
+        x_t: Tensor,
+        sigma: Tensor,
+        cond: Tensor | None,
+        guidance_scale: float,
+        taps: Sequence[str],
+        null: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As the base has it; a guidance-distilled network is told the scale instead (1: what it is told anyway)."""
+        adapter = self.adapter
+        if not adapter.embeds_guidance or guidance_scale == 1.0:
+            return super().guided_tapped(x_t, sigma, cond, guidance_scale, taps, null)
+        before, adapter.guidance = adapter.guidance, guidance_scale
+        try:
+            return self.tapped(x_t, sigma, cond, taps)
+        finally:
+            adapter.guidance = before
+
     def to(self, *args: Any, **kwargs: Any) -> "TextDenoiser":
         super().to(*args, **kwargs)
         self.adapter.place(next(self.network.parameters()).device)
@@ -102,4 +124,8 @@ def load_text_denoiser(
     folder: Path, name: str, model: str, process: Process, metadata: dict[str, Any]
 ) -> TextDenoiser:
     """The pipeline of class `name` in `folder`; raises what `load_adapter` raises."""
-    return TextDenoiser(load_adapter(folder, name, model), process, metadata=metadata).eval()
+    adapter, call = load_adapter(folder, name, model), metadata.get("call", {})
+    # What the student was trained with, beside its levels.
+    adapter.image_size = call.get("height", adapter.image_size)
+    adapter.guidance = call.get("guidance_scale", adapter.guidance)
+    return TextDenoiser(adapter, process, metadata=metadata).eval()

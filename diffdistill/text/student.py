@@ -26,7 +26,7 @@ from diffdistill.text.lora import AdaptedNetwork
 # 0 in float32: (t 2^30)^2 + 1/4 is (t 2^30)^2, and a power of two makes the root exact.
 LCM_TIME_SCALE = 2.0**30
 # Below, a signal of a schedule counts as none ("zero terminal SNR").
-NO_SIGNAL = 1e-7
+NO_SIGNAL = 1e-10
 
 
 class Schedule(NamedTuple):
@@ -161,8 +161,7 @@ def save_text_denoiser(
             schedule.scheduler.save_pretrained(staged / "scheduler")
             name = type(schedule.scheduler).__name__
             index["scheduler"] = ["diffusers", name]
-            # Without a null pass: the teacher's guidance is in the weights.
-            metadata["call"] = schedule.call | {"guidance_scale": adapter.student_guidance}
+            metadata["call"] = schedule.call | adapter.student_call()
             metadata |= {"timesteps": times_of(model.process, levels), "scheduler": name}
         _write(staged / "model_index.json", index)
         # The folder's own names must not depend on where it was trained.

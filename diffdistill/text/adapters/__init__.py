@@ -4,18 +4,23 @@ from pathlib import Path
 
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.text.adapters.base import Adapter, Condition, Size, StableDiffusion, rows_of
+from diffdistill.text.adapters.flux import Flux
+from diffdistill.text.adapters.pixart import PixArt
 from diffdistill.text.adapters.sd3 import StableDiffusion3
 from diffdistill.text.adapters.sdxl import StableDiffusionXL
 
 __all__ = [
-    "ADAPTERS", "Adapter", "Condition", "Size", "StableDiffusion", "StableDiffusion3", "StableDiffusionXL",
-    "load_adapter", "rows_of",
+    "ADAPTERS", "Adapter", "Condition", "Flux", "PixArt", "Size", "StableDiffusion", "StableDiffusion3",
+    "StableDiffusionXL", "load_adapter", "rows_of",
 ]  # fmt: skip
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "StableDiffusionPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
+    "FluxPipeline": Flux,
+    "PixArtAlphaPipeline": PixArt,
+    "PixArtSigmaPipeline": PixArt,
 }
 
 

@@ -45,6 +45,8 @@ class Adapter:
                 part.requires_grad_(False).eval()
         # Side in pixels of the images; that of the network's training until told otherwise.
         self.image_size: int = self.native_size()
+        # What a guidance-distilled network is told; others have no such input.
+        self.guidance = 1.0
         self._texts: OrderedDict[str | None, Condition] = OrderedDict()
 
     def __deepcopy__(self, _memo: Any) -> "Adapter":
@@ -171,10 +173,23 @@ class Adapter:
         """One call of a network of this pipeline: `(B, C, H, W)`, t `(B,)` in its own units."""
         return network(x_t, t, **cond, return_dict=False)[0]
 
+    def arrange(self, noise: Tensor) -> Tensor:
+        """Noise `(B, C, h, w)` that the stock scheduler draws between steps, in the order of its own state."""
+        return noise
+
+    def feature(self, output: Any) -> Tensor:
+        """What a submodule returned, as a map `(B, C, h, w)`."""
+        return output[0] if isinstance(output, tuple) else output
+
     @property
-    def student_guidance(self) -> float:
-        """The `guidance_scale` that a student's pipeline is called with: 1 is none."""
-        return 1.0
+    def embeds_guidance(self) -> bool:
+        """Whether the network is told the guidance scale, and needs no second pass."""
+        return False
+
+    def student_call(self) -> dict[str, float]:
+        """What a student's pipeline is called with beside its steps: no null pass, for guidance is in the weights."""
+        size = {} if self.image_size == self.native_size() else {"height": self.image_size, "width": self.image_size}
+        return {"guidance_scale": self.guidance if self.embeds_guidance else 1.0, **size}
 
     def shift(self) -> float:
         """Of a flow's times towards noise (2403.03206, eq. 23), at this size of image."""

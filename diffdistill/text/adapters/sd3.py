@@ -4,16 +4,11 @@ from typing import Any
 
 from torch import Tensor
 
-from diffdistill.text.adapters.base import Adapter, Condition
+from diffdistill.text.adapters.base import Condition
+from diffdistill.text.adapters.transformer import TransformerAdapter
 
 
-class StableDiffusion3(Adapter):
-    part = "transformer"
-
-    @property
-    def size_multiple(self) -> int:
-        return self.pipeline.vae_scale_factor * self.network.config.patch_size
-
+class StableDiffusion3(TransformerAdapter):
     def text(self, prompt: str) -> Condition:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             prompt, None, None, device=self.device, do_classifier_free_guidance=False
