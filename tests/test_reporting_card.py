@@ -10,6 +10,7 @@ import yaml
 from tiny import tiny_unet
 
 from diffdistill.denoiser import Denoiser
+from diffdistill.models import apply_scalelong
 from diffdistill.models.folder import snap_levels, stock_levels
 from diffdistill.process import EDM
 from diffdistill.reporting.model_card import model_card
@@ -37,6 +38,24 @@ def test_the_code_of_a_student_card_makes_the_images_of_diffdistill(tmp_path, mo
     # The batch of 8 differs in the last bits of a float; a pixel on the edge of two grey levels may fall either way.
     assert np.abs(theirs - ours).max() <= 1
     assert (theirs != ours).mean() < 0.01
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize(("mode", "said"), [("cs", "mode cs, kappa 0.8, position post_norm"), ("ls", "mode ls, pos")])
+def test_scaled_skips_are_on_the_card_and_no_stock_code(tmp_path, role, mode, said):
+    network = tiny_unet(4)
+    apply_scalelong(network, mode=mode, kappa=0.8, position="post_norm")
+    levels = stock_levels(1, 2.5) if role == "student" else ()
+    model = Denoiser(network, EDM(), metadata={"role": role, "levels": list(levels)})
+    model.save_pretrained(
+        tmp_path / "model", role=role, levels=levels, card=lambda metadata: model_card(metadata=metadata)
+    )
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert said in card
+    assert "diffusers by itself leaves the scales" in card
+    assert "DiffusionPipeline.from_pretrained(" not in card
+    assert "stock diffusers." not in card
+    assert Denoiser.from_pretrained(str(tmp_path / "model")).metadata["scalelong"]["mode"] == mode
 
 
 def test_front_matter_is_what_the_hub_reads():

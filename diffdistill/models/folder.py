@@ -261,6 +261,7 @@ def save_denoiser(
             "image_shape": list(denoiser.image_shape),
             # The module that stock diffusers must find imported, where the network is not one of its own.
             "network_module": None if home.startswith("diffusers.") else home,
+            **({CONFIG_KEY: settings[CONFIG_KEY]} if CONFIG_KEY in settings else {}),
             "sha256": weights,
             **provenance,
         }

@@ -10,8 +10,8 @@ def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = 
     """Markdown with the front matter of the Hub.
 
     metadata: content of `diffdistill.json` (`role`, `levels`, `call`; optional `num_classes`, `image_shape`,
-    `teacher`, `data`, `config_sha256`, `diffdistill`, `network_module`, `source`, `teacher_source`); evaluation: what
-    `Evaluator` returned; config: the resolved YAML.
+    `teacher`, `data`, `config_sha256`, `diffdistill`, `network_module`, `scalelong`, `source`, `teacher_source`);
+    evaluation: what `Evaluator` returned; config: the resolved YAML.
     """
     student = metadata.get("role") == "student"
     levels = tuple(metadata.get("levels") or ())
@@ -59,10 +59,13 @@ def _summary(student: bool, levels: Sequence[float], metadata: dict[str, Any]) -
         return f"A teacher: it makes images{size}{kind}, by removing noise in many steps."
     calls = "one evaluation" if len(levels) == 1 else f"{len(levels)} evaluations"
     where = "in diffusers where diffdistill is installed" if metadata.get("network_module") else "in stock diffusers"
+    where = "in diffdistill" if metadata.get("scalelong") else where
     return f"It makes images{size}{kind}, with {calls} of its network, and loads {where}."
 
 
 def _student_use(levels: Sequence[float], metadata: dict[str, Any]) -> str:
+    if metadata.get("scalelong"):
+        return f"{STUDENT_COMMAND}\n\n{SCALED}"
     classes = metadata.get("num_classes")
     call = metadata.get("call") or {"num_inference_steps": len(levels)}
     if "timesteps" in call:
@@ -89,9 +92,16 @@ images[0].save("image.png")
 The noise levels are in the scheduler, there is nothing to set. An image depends on its generator only, not on the
 batch; with these seeds they are the images of
 
-```
+{STUDENT_COMMAND}"""
+
+
+STUDENT_COMMAND = """```
 diffdistill sample student --num-images 8 --seed 0 --out samples
 ```"""
+
+SCALED = """The long skips of the network are scaled (ScaleLong, 2310.13545), and diffusers by itself leaves the scales
+out, with a line in its log: the images would be others. `remove_scalelong(network, fold=True)` puts constant scales
+into the weights, for networks that it can."""
 
 
 def _teacher_use(metadata: dict[str, Any]) -> str:
@@ -110,7 +120,7 @@ x0 = denoise(x_t, sigma, cond)  # x_t = x0 + sigma * eps, images in [-1, 1]
 
 The network is a {network} with the preconditioning of EDM (2206.00364, Table 1) and the time input
 250 ln(sigma). `DiffusionPipeline.from_pretrained` opens the folder too, but samples it like a consistency model, which
-a teacher is not: use the command above."""
+a teacher is not: use the command above.""" + (f"\n\n{SCALED}" if metadata.get("scalelong") else "")
 
 
 def metrics_section(evaluation: dict[str, Any]) -> str:
@@ -138,6 +148,7 @@ def _origin(student: bool, metadata: dict[str, Any]) -> str:
         "Teacher": metadata.get("teacher") and f"`{metadata['teacher']}`",
         "Data": data.get("path") and f"`{data['path']}`",
         "Fingerprint of the data": data.get("fingerprint") and f"`{data['fingerprint']}`",
+        "Long skips": _scales(metadata.get("scalelong")),
         "Noise levels": ", ".join(f"{level:.4g}" for level in metadata.get("levels") or ()),
         "Settings, SHA-256": metadata.get("config_sha256") and f"`{metadata['config_sha256']}`",
         "diffdistill": metadata.get("diffdistill"),
@@ -147,6 +158,15 @@ def _origin(student: bool, metadata: dict[str, Any]) -> str:
 
 def _file(source: dict[str, Any] | None) -> str | None:
     return f"`{source['file']}`, SHA-256 `{source['sha256']}`" if source else None
+
+
+def _scales(scalelong: dict[str, Any] | None) -> str | None:
+    if not scalelong:
+        return None
+    words = [f"mode {scalelong['mode']}", f"position {scalelong['position']}"]
+    if scalelong["mode"] == "cs":
+        words.insert(1, f"kappa {scalelong['kappa']:g}")
+    return f"scaled by ScaleLong (2310.13545): {', '.join(words)}"
 
 
 def public_settings(config: str) -> str:
