@@ -30,8 +30,9 @@ def prompts_for(
 ) -> tuple[Prompt, ...] | None:
     """Prompts to draw in turn, each with the negative one that acts on it; None for a model that reads no text.
 
-    A prompt's own negative text comes before `negative`. Without guidance neither acts: the one that was given to the
-    call is refused, those of a file are left out, so that teacher and student can draw the same file.
+    A prompt's own negative text comes before `negative`. Without guidance, or where the network is told the scale of
+    it, neither acts: the one that was given to the call is refused, those of a file are left out, so that teacher and
+    student can draw the same file.
     """
     if model.prompts is None:
         if prompts is not None or negative is not None:
@@ -41,17 +42,18 @@ def prompts_for(
         return None
     if not prompts:
         raise ConfigError("this model draws texts; give --prompt TEXT or --prompts FILE")
-    if negative is not None and guidance == 1:
+    told = model.adapter.embeds_guidance
+    if negative is not None and (guidance == 1 or told):
+        more = "" if model.role == "student" or told else ", or set a guidance scale other than 1"
         raise ConfigError(
-            "a negative prompt acts through guidance, and here there is none; leave it out"
-            + ("" if model.role == "student" else ", or set a guidance scale other than 1")
+            f"a negative prompt acts through the second pass of guidance, and here is none; leave it out{more}"
         )
     found = [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     for text in [prompt.text for prompt in found] + ([] if not negative else [negative]):
         problem = problem_of(text)
         if problem is not None:
             raise ConfigError(f"the prompt {text!r} {problem}; write a text")
-    if guidance == 1:
+    if guidance == 1 or told:
         return tuple(replace(prompt, negative=None) for prompt in found)
     return tuple(prompt if prompt.negative is not None else replace(prompt, negative=negative) for prompt in found)
 
