@@ -9,8 +9,9 @@ import yaml
 from pydantic import Field, model_validator
 
 from diffdistill.config import dump_config, load_config
+from diffdistill.config.align import Align
 from diffdistill.config.loader import configs_folder, find_config
-from diffdistill.config.schema import Section, Train
+from diffdistill.config.schema import Distill, Section, Train
 from diffdistill.config.yaml import flow, parse
 from diffdistill.errors import ConfigError
 
@@ -366,3 +367,13 @@ def test_all_problems_come_at_once_in_the_order_of_the_file(config):
         "x.yaml:4",
         "override 'mode=fp8'",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("fashion_mnist/teacher", []), ("fashion_mnist/dmd2", []), ("align/mapo_sd15", ["model=m", "data.path=p"])],
+)
+def test_half_precision_is_refused_where_no_loss_is_scaled(name, more):
+    verb = Align if name.startswith("align") else Train if name.endswith("teacher") else Distill
+    with pytest.raises(ConfigError, match=r"mixed_precision 'fp16' turns small gradients into 0.*use bf16"):
+        load_config(verb, name, ["output_dir=out", *more, "mixed_precision=fp16"])

@@ -3,9 +3,9 @@
 No torch here: a config must be checked in milliseconds.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from diffdistill.attention_names import attention_name
 from diffdistill.config.methods import Methods
@@ -62,6 +62,16 @@ class Evaluation(Section):
     steps: Count | None = Field(None, description="sampling steps; null: the model's own")
 
 
+def no_half(precision: Any) -> Any:
+    """`precision`; a ValueError for float16, whose range ends above the gradients of an image's elements."""
+    if precision == "fp16":
+        raise ValueError(
+            "mixed_precision 'fp16' turns small gradients into 0, for no loss is scaled here; use bf16, which has the "
+            "range of float32, or no"
+        )
+    return precision
+
+
 class Run(Section):
     """Keys that every verb that trains has."""
 
@@ -69,7 +79,7 @@ class Run(Section):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     max_train_steps: Count = 1000
     train_batch_size: Count = 64
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Annotated[Literal["no", "bf16"], BeforeValidator(no_half)] = "no"
     attention: Annotated[str, AfterValidator(attention_name)] = Field(
         "auto",
         description="auto, sdpa, sdpa-flash, sdpa-efficient, sdpa-cudnn, sdpa-math, xformers or a diffusers backend",
@@ -195,4 +205,7 @@ class Distill(Run):
     )
     student: Student = Student()
     critic: Critic = Critic()
+    micro_batch_size: Count | None = Field(
+        None, description="images in one pass of the networks, whose gradients add up; null: train_batch_size"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
