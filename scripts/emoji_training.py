@@ -68,3 +68,11 @@ def sha256(path: Path) -> str:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def say_float32(config: Path) -> None:
+    """What is stored in float16 to spare room is to be computed in float32: transformers goes by `dtype`."""
+    values = json.loads(config.read_text())
+    for part in (values, *(values[name] for name in ("text_config", "vision_config") if name in values)):
+        part["dtype"] = "float32"
+    write_json(config, values)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from emoji_tokens import LENGTH, make_tokenizer
-from emoji_training import Log, images_of, moved, rate, set_rate, sha256, write_json
+from emoji_training import Log, images_of, moved, rate, say_float32, set_rate, sha256, write_json
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -154,7 +154,9 @@ def main() -> None:
     torch.set_num_threads(1)
     log = Log(args.out / "training.jsonl")
     model, tokenizer = train(args.steps, args.concepts, args.seed, args.out, log)
-    model.save_pretrained(args.out, safe_serialization=True)
+    model.half().save_pretrained(args.out, safe_serialization=True)
+    model.float()  # the figures are those of the rounded weights
+    say_float32(args.out / "config.json")
     preprocessor = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}, "crop_size": 32}
     write_json(args.out / "preprocessor_config.json", preprocessor | {"image_mean": CLIP_MEAN, "image_std": CLIP_STD})
     results = figures(model, tokenizer, "held_out") | figures(model, tokenizer, "test")

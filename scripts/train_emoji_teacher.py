@@ -7,7 +7,6 @@ their style. Latents and texts are encoded once. Every `--save` steps the averag
 """
 
 import argparse
-import json
 import os
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from emoji_training import Log, images_of, rate, set_rate, sha256, write_json
+from emoji_training import Log, images_of, rate, say_float32, set_rate, sha256, write_json
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -55,6 +54,7 @@ def scheduler() -> DDIMScheduler:
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
         clip_sample=False,
+        steps_offset=1,
         timestep_spacing="trailing",
     )
 
@@ -109,10 +109,7 @@ def train(pipeline: StableDiffusionPipeline, args: argparse.Namespace, log: Log)
 
 
 def write(pipeline: StableDiffusionPipeline, unet: Any, args: argparse.Namespace, steps: int) -> None:
-    """The pipeline with this network, in float16 to spare room, made beside OUT and put in its place.
-
-    `dtype` of the text encoder says float32, or transformers would compute in what is stored.
-    """
+    """The pipeline with this network, in float16 to spare room, made beside OUT and put in its place."""
     out: Path = args.out
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=out.parent))
@@ -120,8 +117,7 @@ def write(pipeline: StableDiffusionPipeline, unet: Any, args: argparse.Namespace
     shared = {"tokenizer": pipeline.tokenizer, "scheduler": pipeline.scheduler}
     blank = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     StableDiffusionPipeline(**parts, **shared, **blank).save_pretrained(work, safe_serialization=True)
-    config = work / "text_encoder" / "config.json"
-    write_json(config, json.loads(config.read_text()) | {"dtype": "float32"})
+    say_float32(work / "text_encoder" / "config.json")
     digests = {file.relative_to(work).as_posix(): sha256(file) for file in sorted(work.rglob("*.safetensors"))}
     settings = {"steps": args.steps, "of_which_done": steps, "batch": args.batch, "seed": args.seed}
     write_json(work / "diffdistill.json", {"role": "teacher", "sha256": digests, "training": settings})

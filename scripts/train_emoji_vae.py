@@ -56,6 +56,21 @@ def latents_of(vae: AutoencoderKL, images: Tensor) -> Tensor:
     return torch.cat([vae.encode(x.float() / 127.5 - 1).latent_dist.mean for x in images.split(64)])
 
 
+@torch.no_grad()
+def fix_unit(vae: AutoencoderKL, latents: Tensor) -> None:
+    """Each channel of the latents to mean 0 and variance 1 over `latents`: the 1x1 convolutions on either side take it.
+
+    z' = (z - m) / s. A diffusion model begins at N(0, 1) in each channel, and the VAE's own channels differ threefold.
+    """
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    inner, outer = vae.quant_conv, vae.post_quant_conv
+    inner.weight[:LATENTS] /= std[:, None, None, None]
+    inner.bias[:LATENTS] = (inner.bias[:LATENTS] - mean) / std
+    inner.bias[LATENTS:] -= 2 * std.log()
+    outer.bias += outer.weight[:, :, 0, 0] @ mean
+    outer.weight *= std[None, :, None, None]
+
+
 def train(steps: int, batch: int, seed: int, log: Log) -> AutoencoderKL:
     torch.manual_seed(seed)
     images, held = images_of("train"), images_of("test")[::4]
@@ -90,6 +105,7 @@ def main() -> None:
     torch.set_num_threads(1)
     log = Log(args.out / "training.jsonl")
     vae = train(args.steps, args.batch, args.seed, log)
+    fix_unit(vae, latents_of(vae, images_of("train")))
     vae.register_to_config(scaling_factor=1 / float(latents_of(vae, images_of("train")).std()))
     vae.save_pretrained(args.out, safe_serialization=True)
     figures = {f"psnr_{split}": psnr(vae, images_of(split)) for split in ("train", "held_out", "test")}

@@ -1,0 +1,125 @@
+"""Measure text-to-image models of the emoji: FID, CLIP score, and what the judge says of their style.
+
+    python scripts/evaluate_emoji.py builtin:emoji_teacher --guidance 1 2 4 --out runs/emoji_teacher.json
+
+One image for each prompt, from seed 1000:
+- held_out: the captions of the split, concepts in a style that was kept from training. CLIP score; the share that the
+  judge finds to be in the style asked for.
+- plain: the same concepts with no style asked for. The share that the judge calls Noto: a preference's win rate.
+- train: evenly spaced captions. FID of the judge's features, against the whole split `train`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.assets import resolve_builtin
+from diffdistill.data import load_images
+from diffdistill.data.emoji import STYLES, emoji_rows
+from diffdistill.data.prompts import spread
+from diffdistill.denoiser import Denoiser
+from diffdistill.evaluation import clip_score, frechet_distance
+from diffdistill.evaluation.extractors.bundled import EmojiFeatures
+from diffdistill.evaluation.extractors.hub import HubFeatures
+from diffdistill.evaluation.features import load_features
+from diffdistill.reporting.grid import image_grid
+from diffdistill.sampling.generate import generate
+
+SEED = 1000
+
+
+class Measures:
+    """The networks that judge and the reference, loaded once."""
+
+    def __init__(self) -> None:
+        judge = load_features("emoji")
+        assert isinstance(judge, EmojiFeatures)
+        self.judge, self.clip = judge, HubFeatures(str(resolve_builtin("builtin:emoji_clip")), torch.device("cpu"))
+        self.reference = judge(load_images("builtin:emoji").images)
+        self.clip.batch_size = 256
+
+    def clip_of(self, images: Tensor, texts: list[str]) -> float:
+        return clip_score(images, texts, self.clip).value
+
+    def noto(self, images: Tensor) -> Tensor:
+        """Whether the judge calls each image Noto, `(N,)` bool."""
+        return self.judge.styles(self.judge(images)).argmax(1) == STYLES.index("noto")
+
+    def fid(self, images: Tensor) -> float:
+        return float(frechet_distance(self.reference, self.judge(images)))
+
+
+def measure(draw: Any, measures: Measures, of_train: int) -> tuple[dict[str, float], Tensor]:
+    """Figures, and the images of the held-out captions. draw: from prompts to uint8 images, one each."""
+    rows = emoji_rows("held_out")
+    texts, plain = [row.text for row in rows], [row.plain for row in rows]
+    images, unasked = draw(texts), draw(plain)
+    asked = torch.tensor([row.style == "noto" for row in rows])
+    found = {
+        "held_out_clip": measures.clip_of(images, texts),
+        "held_out_style": float((measures.noto(images) == asked).float().mean()),
+        "plain_clip": measures.clip_of(unasked, plain),
+        "plain_noto": float(measures.noto(unasked).float().mean()),
+    }
+    if of_train:
+        captions = [str(text) for text in spread([row.text for row in emoji_rows("train")], of_train)]
+        drawn = draw(captions)
+        found |= {"train_fid": measures.fid(drawn), "train_clip": measures.clip_of(drawn, captions)}
+    return {name: round(value, 4) for name, value in found.items()}, images
+
+
+def drawer(model: Denoiser, guidance: float | None, steps: int | None, sampler: str | None) -> Any:
+    def draw(prompts: list[str]) -> Tensor:
+        wishes: dict[str, Any] = {"prompts": prompts, "guidance_scale": guidance, "steps": steps, "sampler": sampler}
+        return torch.cat([part for part, _ in generate(model, num_images=len(prompts), seed=SEED, **wishes)])
+
+    return draw
+
+
+def data_figures(measures: Measures) -> dict[str, float]:
+    """What real images of the held-out captions score: as good as it gets."""
+    held = load_images("builtin:emoji", split="held_out")
+    rows = emoji_rows("held_out")
+    asked = torch.tensor([row.style == "noto" for row in rows])
+    found = {
+        "held_out_clip": measures.clip_of(held.images, [row.text for row in rows]),
+        "held_out_style": float((measures.noto(held.images) == asked).float().mean()),
+    }
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="+", help="MODEL or MODEL@STEPS")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[None])
+    parser.add_argument("--steps", type=int, help="of the sampler; a student has its own")
+    parser.add_argument("--sampler")
+    parser.add_argument("--train", type=int, default=1000, help="images for the FID; 0: no FID")
+    parser.add_argument("--out", type=Path, required=True, help="JSON; the grids lie beside it")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    measures, results = Measures(), []
+    results.append({"model": "the data itself", **data_figures(measures)})
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for name in args.model:
+        model = Denoiser.from_pretrained(name)
+        for guidance in args.guidance:
+            draw = drawer(model, guidance, args.steps, args.sampler)
+            figures, images = measure(draw, measures, args.train)
+            results.append({"model": name, "guidance": guidance, "steps": args.steps, **figures})
+            print(json.dumps(results[-1]), flush=True)
+            place = args.out.with_name(
+                f"{args.out.stem}-{Path(name).name.partition(':')[2] or Path(name).name}-{guidance}.png"
+            )
+            image_grid(
+                images[:60], 12, [row.text.replace(" style emoji of", ":") for row in emoji_rows("held_out")][:60]
+            ).save(place)
+            args.out.write_text(json.dumps({"seed": SEED, "train": args.train, "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
