@@ -200,6 +200,32 @@ def test_a_discriminator_reads_the_tokens_of_a_transformer_as_a_map(folder, kind
     assert int(change.argmax()) == 3 * 4
 
 
+def test_a_step_in_parts_adds_up_the_gradients_of_its_images(folder, monkeypatch):
+    """With one level and one noise for all, a batch cut into parts is the batch whole."""
+    from diffdistill.process import LevelLaw
+
+    monkeypatch.setattr(LevelLaw, "draw", lambda self, n, device="cpu": (torch.full((n,), 0.5), torch.full((n,), 0.7)))
+    monkeypatch.setattr(torch, "randn_like", lambda x: torch.ones_like(x) * torch.linspace(-1, 1, x.shape[-1]))
+    found = []
+    for size in (None, 1, 3):
+        made = task(settings(folder, "sd3", train_batch_size=4, micro_batch_size=size, max_train_steps=1))
+        seen = {}
+        for updater in (made.student_updater, *made.critic_updaters):
+
+            def step(_step, updater=updater, seen=seen):
+                seen[updater.name] = [p.grad.clone() for p in updater.parameters]
+                return {}
+
+            monkeypatch.setattr(updater, "step", step)
+        torch.manual_seed(3)
+        made.update(0)
+        found.append(seen)
+    for other in found[1:]:
+        for name, gradients in found[0].items():
+            for mine, theirs in zip(other[name], gradients, strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()) + 1e-9)
+
+
 def test_a_reward_sees_decoded_pixels_and_the_texts(folder):
     reward = {"name": f"{folder / 'bright.py'}:bright", "weight": 1.0}
     made = task(settings(folder, method="diff_instruct_pp", options={"reward": reward}))
@@ -242,6 +268,7 @@ def test_data_are_the_latents_of_the_images_and_their_captions(folder):
         ({"student": {"lora": {"targets": ("to_z",)}}}, "LoRA target 'to_z' matches no"),
         ({"critic": {"lora": {"targets": ("to_z",)}}}, "LoRA target 'to_z' matches no"),
         ({"evaluation": {}}, "set evaluation.reference"),
+        ({"method": "f_distill", "images": True, "micro_batch_size": 1}, "micro_batch_size=null"),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_sentence(folder, more, sentence):

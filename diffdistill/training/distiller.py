@@ -54,6 +54,11 @@ class DistillTask:
             LevelLaw(config.critic.level, *bounds),
             device.autocast,
         )
+        if config.micro_batch_size is not None and self.method.choices.normalize:
+            raise ConfigError(
+                f"{config.method.name} takes the mean of its weights over the batch, which micro_batch_size would cut "
+                f"up; set micro_batch_size=null and a smaller train_batch_size"
+            )
         self.first = regression_steps(config)
         self._build_updaters(config, critic)
         self.regression = self._build_regression(config, teacher)
@@ -124,25 +129,42 @@ class DistillTask:
         progress = step / (config.max_train_steps - self.first)
         real, cond = draw_batch(self.data, config.train_batch_size, config.seed, batch, config.data.horizontal_flip)
         real, cond = self.device.put(real, cond)
-        prompts = None if self.student.prompts is None or cond is None else self.student.prompts.texts(cond)
-        with self.device.autocast():
-            x0 = self.student(*self.student_input(real, cond), cond)
+        x, sigma = self.student_input(real, cond)
+        parts = parts_of(len(x), config.micro_batch_size)
+        whole = len(parts) == 1
+        with torch.set_grad_enabled(whole):  # in parts, the graph of each is made again when its turn has come
+            x0 = torch.cat([self.images(x[rows], sigma[rows], some(cond, rows)) for rows in parts])
 
         metrics: Metrics = {}
         for _ in range(config.critic.updates_per_step):
-            loss, critic_metrics = method.critic_loss(x0, cond, real)
-            loss.backward()
+            seen = []
+            for rows in parts:
+                loss, found = method.critic_loss(x0[rows], some(cond, rows), some(real, rows))
+                (len(x0[rows]) / len(x0) * loss).backward()
+                seen.append(found)
             for updater in self.critic_updaters:
                 metrics |= updater.step(step)
-            metrics |= critic_metrics
+            metrics |= mean_of(seen)
 
         if progress >= method.choices.critic_warmup:
-            gradient, student_metrics = method.student_gradient(x0, cond, progress, prompts)
-            # The mean over C, H, W too, so that clipping thresholds mean what they mean in the papers.
-            x0.backward(gradient / x0.numel())
-            metrics |= student_metrics | self.student_updater.step(step)
+            seen = []
+            for rows in parts:
+                made = x0 if whole else self.images(x[rows], sigma[rows], some(cond, rows))
+                gradient, found = method.student_gradient(made, some(cond, rows), progress, self.texts(cond, rows))
+                # The mean over C, H, W too, so that clipping thresholds mean what they mean in the papers.
+                made.backward(gradient / x0.numel())
+                seen.append(found)
+            metrics |= mean_of(seen) | self.student_updater.step(step)
             self.ema.update(self.student)
         return metrics
+
+    def images(self, x: Tensor, sigma: Tensor, cond: Tensor | None) -> Tensor:
+        with self.device.autocast():
+            return self.student(x, sigma, cond)
+
+    def texts(self, cond: Tensor | None, rows: slice) -> list[str] | None:
+        """The prompts of some images, for a reward; None where the condition is no text."""
+        return None if self.student.prompts is None or cond is None else self.student.prompts.texts(cond[rows])
 
     @torch.no_grad()
     def student_input(self, real: Tensor | None, cond: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -158,10 +180,28 @@ class DistillTask:
             x = real + self.levels[k] * torch.randn_like(real)
         elif k:
             for level, below in zip(self.levels[:k], self.levels[1:], strict=False):
-                with self.device.autocast():
-                    x0 = self.student.clip(self.student(x, x.new_full((len(x),), level), cond))
-                x = x0 + below * torch.randn_like(x)
+                sigma = x.new_full((len(x),), level)
+                parts = parts_of(len(x), self.config.micro_batch_size)
+                x0 = torch.cat([self.images(x[rows], sigma[rows], some(cond, rows)) for rows in parts])
+                x = self.student.clip(x0) + below * torch.randn_like(x)
         return x, x.new_full((len(x),), self.levels[k])
 
     def averaged(self) -> Denoiser:
         return self.ema.module
+
+
+def parts_of(count: int, size: int | None) -> list[slice]:
+    return [slice(start, start + (size or count)) for start in range(0, count, size or count)]
+
+
+def some(values: Tensor | None, rows: slice) -> Tensor | None:
+    return None if values is None else values[rows]
+
+
+def mean_of(seen: list[Metrics]) -> Metrics:
+    """Each figure's mean over the parts that have it."""
+    if len(seen) == 1:
+        return seen[0]
+    names = dict.fromkeys(name for found in seen for name in found)
+    values = {name: [torch.as_tensor(found[name]) for found in seen if name in found] for name in names}
+    return {name: torch.stack([value.float() for value in found]).mean() for name, found in values.items()}
