@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("transformers", reason="needs transformers (extra `text`)")
 
 from diffusers import DDIMScheduler, DiffusionPipeline
-from tiny_text import stable_diffusion, stable_diffusion_3, stable_diffusion_xl
+from tiny_text import flux, pixart, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 
 from diffdistill import Denoiser
 from diffdistill.data.prompts import Prompt
@@ -17,7 +17,12 @@ from diffdistill.sampling.generate import generate, plan_sampling, sample_batch
 from diffdistill.sampling.noise import image_seed
 from diffdistill.text.student import stock_schedule
 
-MAKERS = {"sd": stable_diffusion, "sdxl": stable_diffusion_xl, "sd3": stable_diffusion_3}
+MAKERS = {
+    "sd": stable_diffusion, "sdxl": stable_diffusion_xl, "sd3": stable_diffusion_3, "flux": flux, "pixart": pixart,
+}  # fmt: skip
+FLOWS = ("sd3", "flux")
+# As `vp_ddim` has it: steps end at t = 999, not one stride below; the last ends at alpha = 1, not at alpha_0.
+AS_OURS = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
 PROMPTS = ["a cat", "two red dogs", "hat"]
 SEED = 5
 
@@ -48,22 +53,21 @@ def images(model, count, **wishes):
 def test_a_teacher_draws_the_images_of_its_stock_pipeline_from_the_same_seeds(folders, kind, scale, negative):
     pipe = DiffusionPipeline.from_pretrained(folders[kind])
     pipe.set_progress_bar_config(disable=True)
-    sampler = None  # of a flow: what its pipeline does
-    if kind != "sd3":
-        sampler = "vp_ddim"
-        # As `vp_ddim` has it: steps end at t = 999, not one stride below; the last ends at alpha = 1, not at alpha_0.
-        settings = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **settings)
-    generators = [torch.Generator().manual_seed(image_seed(SEED, i)) for i in range(3)]
-    given = None if negative is None else [negative] * 3
-    theirs = pipe(
-        PROMPTS, negative_prompt=given, num_inference_steps=5, guidance_scale=scale, generator=generators,
-        output_type="pt",
-    ).images  # fmt: skip
     model = Denoiser.from_pretrained(str(folders[kind]))
-    ours = pictures(model, prompts=PROMPTS, sampler=sampler, steps=5, guidance_scale=scale, negative_prompt=negative)
+    model.adapter.image_size = 16
+    wishes = {"prompts": PROMPTS, "steps": 5, "guidance_scale": scale}
+    call = {"num_inference_steps": 5, "guidance_scale": scale, "height": 16, "width": 16}
+    if kind not in FLOWS:  # of those `sample` does what their pipelines do
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **AS_OURS)
+        wishes["sampler"] = "vp_ddim"
+    if kind == "pixart":
+        call["use_resolution_binning"] = False
+    if kind != "flux" and negative is not None:
+        wishes["negative_prompt"], call["negative_prompt"] = negative, [negative] * 3
+    generators = [torch.Generator().manual_seed(image_seed(SEED, i)) for i in range(3)]
+    theirs = pipe(PROMPTS, **call, generator=generators, output_type="pt").images
     assert float(theirs.std()) > 0.1
-    assert float((ours - theirs).abs().max()) < 1e-5
+    assert float((pictures(model, **wishes) - theirs).abs().max()) < 2e-5
 
 
 @pytest.mark.parametrize("timesteps", [None, [399], [600, 200]])
@@ -156,6 +160,14 @@ def test_latents_of_a_student_are_not_clamped(teacher):
 def test_what_a_text_model_cannot_draw_is_one_sentence(teacher, wishes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         generate(teacher, num_images=1, **wishes)
+
+
+def test_flux_is_told_its_guidance_and_has_no_pass_for_a_negative_prompt(folders):
+    model = Denoiser.from_pretrained(str(folders["flux"]))
+    assert plan_sampling(model, prompts=["a"]).guidance_scale == 3.5
+    with pytest.raises(ConfigError, match=r"the second pass of guidance, and here is none; leave it out$"):
+        plan_sampling(model, prompts=["a"], guidance_scale=4.0, negative_prompt="b")
+    assert plan_sampling(model, prompts=[Prompt("a", "b")], guidance_scale=4.0).prompts == (Prompt("a"),)
 
 
 def test_a_student_refuses_a_negative_prompt_and_takes_a_file_with_some(teacher):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -125,17 +126,20 @@ class HubFeatures(FeatureExtractor):
             return _tensor(self.model.get_image_features(pixel_values=pixels))
         return self.model(pixel_values=pixels).last_hidden_state[:, 0]
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        return _transformers().AutoTokenizer.from_pretrained(self.folder)
+
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Projected text features `(N, dim)` of a CLIP, float64; texts are cut at the model's length."""
         if self.kind != "clip":
             raise ConfigError(f"'{self.id}' has no text side: a CLIP score needs a CLIP model")
-        tokenizer = _transformers().AutoTokenizer.from_pretrained(self.folder)
         length = self.model.config.text_config.max_position_embeddings
         chunks = []
         for start in range(0, len(texts), self.batch_size):
             part = list(texts[start : start + self.batch_size])
-            tokens = tokenizer(part, padding=True, truncation=True, max_length=length, return_tensors="pt")
+            tokens = self.tokenizer(part, padding=True, truncation=True, max_length=length, return_tensors="pt")
             tokens = {key: tokens[key].to(self.device) for key in ("input_ids", "attention_mask")}
             chunks.append(_tensor(self.model.get_text_features(**tokens)).double().cpu())
         return torch.cat(chunks)
