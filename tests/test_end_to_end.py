@@ -143,6 +143,36 @@ for i, image in enumerate(pipe(batch_size=3, class_labels={labels}, generator=no
         assert np.abs(stock - ours).max() <= 1  # one grey level: stock rounds x / 2 + 0.5 times 255
 
 
+@pytest.mark.parametrize("steps", [2, 1000])
+def test_a_run_of_regression_only_says_so(run, capsys, steps):
+    folder, data = run
+    words = [f"data.path={data}", f"teacher={folder / 't' / 'model'}", f"output_dir={folder / 's'}", *TINY]
+    small = ["student.regression.pairs=4", "student.regression.solver_steps=2", "evaluation.at_end=false"]
+    assert main(["distill", "fashion_mnist/sid", *words, *small, f"student.regression.steps={steps}"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "are regression" in line]
+    said = "all 2 steps are regression on the teacher's trajectories, as student.regression.steps asks: a first stage"
+    assert [line.startswith(said) for line in lines] == ([True] if steps == 2 else [])
+
+
+def test_the_record_of_a_student_names_the_weights_of_its_reward(run):
+    folder, data = run
+    (folder / "mine.py").write_text(
+        "class Bright:\n"
+        "    name, version, differentiable, needs_prompt = 'bright', 'bright 7', True, False\n"
+        "    def __call__(self, images, prompts=None): return images.flatten(1).mean(1)\n"
+        "    def to(self, device): return self\n"
+        "bright = Bright()\n"
+        "def red(images, prompts): return images[:, 0].flatten(1).mean(1)\n"
+    )
+    words = [f"data.path={data}", f"teacher={folder / 't' / 'model'}", f"output_dir={folder / 's'}", *TINY]
+    names = f"{{{folder / 'mine.py'}:bright: 1.0, {folder / 'mine.py'}:red: 0.5}}"
+    reward = ["student.regression=null", "method.reward.name=null", f"method.reward.sum={names}"]
+    assert main(["distill", "fashion_mnist/diff_instruct_pp", *words, *reward]) == 0
+    metadata = json.loads((folder / "s" / "student" / "diffdistill.json").read_text())
+    assert metadata["reward"] == {"mine.py:bright": "bright 7", "mine.py:red": None}
+    assert "- Reward: mine.py:bright (bright 7), mine.py:red\n" in (folder / "s" / "student" / "README.md").read_text()
+
+
 def test_an_interrupted_run_goes_on_and_ends_the_same(run):
     folder, data = run
     words = [

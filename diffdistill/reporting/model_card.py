@@ -10,8 +10,8 @@ def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = 
     """Markdown with the front matter of the Hub.
 
     metadata: content of `diffdistill.json` (`role`, `levels`, `call`; optional `num_classes`, `image_shape`,
-    `teacher`, `data`, `config_sha256`, `diffdistill`, `network_module`, `scalelong`, `source`, `teacher_source`);
-    evaluation: what `Evaluator` returned; config: the resolved YAML.
+    `teacher`, `data`, `config_sha256`, `diffdistill`, `network_module`, `scalelong`, `reward`, `source`,
+    `teacher_source`); evaluation: what `Evaluator` returned; config: the resolved YAML.
     """
     student = metadata.get("role") == "student"
     levels = tuple(metadata.get("levels") or ())
@@ -145,6 +145,7 @@ def _origin(student: bool, metadata: dict[str, Any]) -> str:
         "Training": method,
         "Converted from": _file(metadata.get("source")),
         "Teacher converted from": _file(metadata.get("teacher_source")),
+        "Reward": _rewards(metadata.get("reward") or {}),
         "Teacher": metadata.get("teacher") and f"`{metadata['teacher']}`",
         "Data": data.get("path") and f"`{data['path']}`",
         "Fingerprint of the data": data.get("fingerprint") and f"`{data['fingerprint']}`",
@@ -158,6 +159,10 @@ def _origin(student: bool, metadata: dict[str, Any]) -> str:
 
 def _file(source: dict[str, Any] | None) -> str | None:
     return f"`{source['file']}`, SHA-256 `{source['sha256']}`" if source else None
+
+
+def _rewards(versions: dict[str, str | None]) -> str:
+    return ", ".join(f"{name} ({version})" if version else name for name, version in versions.items())
 
 
 def _scales(scalelong: dict[str, Any] | None) -> str | None:

@@ -1,5 +1,6 @@
 """A reward as a term of a distillation's gradient: beside the matching term, at the same leaf copy of x0."""
 
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -55,6 +56,13 @@ class RewardTerm:
                 f"method.reward.class_prompts has {len(self.class_prompts)} texts and the teacher {num_classes} "
                 f"classes; give one text a class"
             )
+
+    def versions(self) -> dict[str, str | None]:
+        """Which weights score, by the reward's name, for the record of a run; None where a reward does not say."""
+        single = {self.reward.name: (self.weight, self.reward)}
+        terms = self.reward.terms if isinstance(self.reward, WeightedReward) else single
+        # Of folders the last part: the rest is of one machine only.
+        return {re.sub("[^:]*/", "", name): getattr(r, "version", None) for name, (_, r) in terms.items()}
 
     def gradient(self, x: Tensor, prompts: Prompts = None) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Each sample's gradient at x, `(B, C, H, W)`, and the mean scores by name.

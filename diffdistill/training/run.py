@@ -50,11 +50,17 @@ def distill(resolved: Resolved) -> int:
     data = distillation_data(config, teacher)
     task = DistillTask(config, teacher, data, device)
     attention = choose_attention(task, config, device)
+    if task.first == config.max_train_steps:
+        print(
+            f"all {task.first} steps are regression on the teacher's trajectories, as student.regression.steps asks: "
+            f"a first stage, for initialize_from"
+        )
+    reward = {} if task.method.reward is None else {"reward": task.method.reward.versions()}
     # A student of converted weights is under their licence too, so its card must name them.
     source = teacher.metadata.get("source") or teacher.metadata.get("teacher_source")
     return execute(
         task, resolved, data, "student", attention, teacher,
-        role="student", levels=task.levels, teacher=config.teacher, teacher_source=source,
+        role="student", levels=task.levels, teacher=config.teacher, teacher_source=source, **reward,
     )  # fmt: skip
 
 
