@@ -142,7 +142,10 @@ def test_a_student_takes_its_levels_or_the_first_alone():
     ("settings", "sentence"),
     [
         ({"steps": 0}, "steps is 0; use 1 or more"),
-        ({"sampler": "magic"}, "sampler 'magic' is unknown; use heun, euler, ddim, flow_euler, dpm_solver, ddpm, consistency"),
+        (
+            {"sampler": "magic"},
+            "sampler 'magic' is unknown; use heun, euler, ddim, flow_euler, dpm_solver, ddpm, consistency",
+        ),
         ({"class_labels": [0, 3]}, "class label 3 is out of range; this model has classes 0 to 2"),
         ({"class_labels": [-1]}, "class label -1 is out of range"),
         ({"class_labels": []}, "the list of class labels is empty"),
