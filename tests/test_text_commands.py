@@ -197,6 +197,8 @@ def test_without_captions_a_text_model_asks_for_prompts_and_clip_for_texts(model
     Path("real/metadata.jsonl").unlink()
     assert evaluate(models, "--model", str(models / "sd"))[0] == 2
     assert "draws texts, and the reference has no captions to draw; give --prompts FILE" in refused(capsys)
+    assert evaluate(models, "--model", str(models / "sd"), "--prompt", "a")[0] == 2
+    assert refused(capsys) == "one prompt makes one image, and metrics are of several; give --num-images N"
     assert evaluate(models, "--images", "real")[0] == 2
     assert "metric 'clip' needs a text for each image" in refused(capsys)
     assert evaluate(models, "--model", str(models / "classes"), "--num-images", "8", "--steps", "1")[0] == 2

@@ -107,6 +107,8 @@ def model_subject(
         prompts = _of_reference(name, captions, count)
     if model.prompts is not None and args.num_images is None:
         count = min(MODEL_IMAGES, len(prompts or ()))
+        if count < 2:
+            raise ConfigError("one prompt makes one image, and metrics are of several; give --num-images N")
     wishes = {name: getattr(args, name) for name in ("sampler", "class_labels", "guidance_scale", *CORRECTIONS)}
     wishes |= {"prompts": prompts, "negative_prompt": args.negative_prompt}
     plan = plan_sampling(model, steps=steps, **wishes)
