@@ -1,8 +1,9 @@
 """Run every file in configs/ for two steps.
 
 A config whose teacher or data are not on this machine gets a tiny stand-in: an untrained network of the same shape and
-classes, and random images; to align, an untrained pipeline of the same kind and random pairs. Everything else, the
-method, the levels, the optimisers, is the file's own. Configs of pipelines are passed over without the extra `text`.
+classes, and random images; for pipelines, an untrained one of the same kind, and random pairs or captioned images.
+Everything else, the method, the levels, the optimisers, is the file's own. Configs of pipelines are passed over
+without the extra `text`.
 
     python scripts/check_configs.py [FILE ...]
 """
@@ -68,30 +69,70 @@ def stand_in(folder: Path, shape: tuple[int, int, int], classes: int) -> list[st
     return [f"teacher={folder / 'teacher'}", f"data.path={folder / 'images.npz'}"]
 
 
-def pipeline_stand_in(folder: Path, name: str) -> list[str]:
-    """The tests' tiny pipeline of the kind that the config is named after, and pairs for it."""
+def tiny_pipelines() -> Any:
+    """The tests' tiny pipelines."""
     sys.path.append(str(CONFIGS.parent / "tests"))
     import tiny_text  # type: ignore[import-not-found]
 
-    kinds = {"sdxl": tiny_text.stable_diffusion_xl, "sd3": tiny_text.stable_diffusion_3}
-    make = next((kinds[kind] for kind in kinds if kind in name), tiny_text.stable_diffusion)
-    model = make(folder / "pipeline")
-    return [f"model={model}", f"data.path={tiny_text.pair_folder(folder / 'pairs')}", "data.image_size=null"]
+    return tiny_text
 
 
-def runs_here(verb: str) -> bool:
-    """Whether what the verb needs is installed."""
-    return verb != "align" or all(map(find_spec, ("transformers", "peft")))
+def tiny_pipeline(folder: Path, name: str) -> Path:
+    """An untrained pipeline of the kind that `name` holds; transformers with as many blocks as the taps ask for."""
+    tiny = tiny_pipelines()
+    if "sd3" in name:
+        return tiny.stable_diffusion_3(folder, layers=13)
+    kinds = {"sdxl": tiny.stable_diffusion_xl, "flux": tiny.flux}
+    return next((kinds[kind] for kind in kinds if kind in name), tiny.stable_diffusion)(folder)
 
 
+def pairs_stand_in(folder: Path, name: str) -> list[str]:
+    """A pipeline and pairs for it."""
+    pairs = tiny_pipelines().pair_folder(folder / "pairs")
+    return [f"model={tiny_pipeline(folder / 'pipeline', name)}", f"data.path={pairs}", "data.image_size=null"]
+
+
+def text_stand_in(folder: Path, name: str, config: Distill) -> list[str]:
+    """A pipeline, captioned images or prompts for it, and a reward where the config has one."""
+    (folder / "prompts.txt").write_text("a thing\nanother thing\n")
+    (folder / "reward.py").write_text("def bright(images, prompts):\n    return images.flatten(1).mean(1)\n")
+    images = tiny_pipelines().captioned_folder(folder / "images")
+    data = f"data.path={images}" if config.data.prompts is None else f"data.prompts={folder / 'prompts.txt'}"
+    reward = getattr(config.method, "reward", None)
+    rewards = [] if reward is None else [f"method.reward.name={folder / 'reward.py'}:bright"]
+    more = [] if config.student.regression is None else ["student.regression.steps=1", "student.regression.pairs=4"]
+    return [
+        f"teacher={tiny_pipeline(folder / 'pipeline', name)}",
+        data,
+        "data.image_size=16",
+        "train_batch_size=2",
+        *rewards,
+        *more,
+    ]
+
+
+def draws_texts(file: Path) -> bool:
+    return file.parent.name in TEXT_FOLDERS
+
+
+def runs_here(file: Path, verb: str) -> bool:
+    """Whether what the config needs is installed."""
+    needed = ["transformers", "peft"] if verb == "align" else ["transformers"] if draws_texts(file) else []
+    return all(map(find_spec, needed))
+
+
+# Folders of recipes whose teachers are text-to-image pipelines, and not shipped.
+TEXT_FOLDERS = ("sd15", "sdxl", "sd3", "flux")
 # Sets that the recipes are written for and that are not shipped: image shape and number of classes.
 ABSENT: dict[str, tuple[tuple[int, int, int], int]] = {"cifar10": ((3, 32, 32), 10), "imagenet64": ((3, 64, 64), 20)}
 
 
 def overrides_of(file: Path, verb: str, folder: Path) -> list[str]:
-    if verb == "align":
-        return pipeline_stand_in(folder, file.stem)
     config: Any = load_config(SETTINGS[verb], file).config
+    if verb == "align":
+        return [] if is_here(config.model) else pairs_stand_in(folder, file.stem)
+    if verb == "distill" and draws_texts(file):
+        return text_stand_in(folder, file.parent.name, config)
     absent = next((shape for name, shape in ABSENT.items() if name in str(file)), None)
     if absent is None or (verb == "distill" and is_here(config.teacher) and Path(config.data.path).exists()):
         return []
@@ -122,7 +163,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)  # two steps of tiny batches: more threads only wait for each other
     files = [Path(name) for name in sys.argv[1:]] or sorted(CONFIGS.rglob("*.yaml"))
     for config_file in files:
-        if runs_here(verb_of(config_file)):
+        if runs_here(config_file, verb_of(config_file)):
             check(config_file)
             print(f"ok {config_file}", flush=True)
         else:

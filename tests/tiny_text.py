@@ -98,12 +98,12 @@ def stable_diffusion_xl(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def stable_diffusion_3(folder: Path, seed: int = 0) -> Path:
+def stable_diffusion_3(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     """A StableDiffusion3Pipeline of 16x16 images; its T5 reads CLIP's words."""
     torch.manual_seed(seed)
     words = tokenizer(folder.with_name("words"))
     network = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=4,
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=layers, attention_head_dim=4,
         num_attention_heads=2, joint_attention_dim=2 * WIDTH, caption_projection_dim=8, pos_embed_max_size=8,
         pooled_projection_dim=2 * WIDTH,
     )  # fmt: skip

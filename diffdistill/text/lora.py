@@ -51,7 +51,8 @@ class LowRank(nn.Module):
         if key not in self.down:
             return None
         down, up = self.down[key], self.up[key]
-        if not torch.is_autocast_enabled(x.device.type):  # which casts by itself, and keeps one copy for all layers
+        # Autocast casts by itself, and keeps one copy for all layers; on the meta device there is none.
+        if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
             x = x.to(down.dtype)
         if isinstance(layer, nn.Conv2d):
             inner = conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
