@@ -3,8 +3,8 @@
     python scripts/sampler_table.py builtin:fashion_mnist_teacher --out runs/samplers
     python scripts/sampler_table.py builtin:fashion_mnist_teacher --out runs/samplers --report
 
-The corrections are fitted by `calibrate` on noise of its own seed and measured on other seeds; at 50 steps they are
-carried over instead. All results go row by row into `--out` (`results.jsonl`, `calibration.json`,
+The corrections are fitted by `calibrate` on noise of its own seed and measured on other seeds; at the
+steps that `--fitted` leaves out (50) they are carried over from the nearest fit. All results go row by row into `--out` (`results.jsonl`, `calibration.json`,
 `calibration_fid.json`), and a run that was stopped goes on where it was. `--report` prints the markdown table of what
 is there and draws `fid_against_steps.png`.
 
@@ -42,7 +42,6 @@ SAMPLERS = {
 }
 PLAIN, SEARCH = "plain", "fid_search"
 VARIANTS = {PLAIN: "plain", SCALE: "Epsilon Scaling", SHIFT: "Time-Shift", BOTH: "both", SEARCH: "b by FID search"}
-FITTED = (10, 5, 20)
 SEARCHED = {("euler", 10), ("vp_ddim", 10), ("euler", 5), ("vp_ddim", 5)}
 Row = dict[str, Any]
 
@@ -56,6 +55,9 @@ def main() -> None:
     parser.add_argument("--calibration-images", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1000, 1001, 1002])
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 5, 20, 50])
+    parser.add_argument(
+        "--fitted", type=int, nargs="*", default=[10, 5, 20], help="steps to fit; others: the nearest fit"
+    )
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--report", action="store_true", help="measure nothing, print what there is")
     args = parser.parse_args()
@@ -95,7 +97,7 @@ def measure(args: Namespace) -> None:
 def corrections(args: Namespace, sampler: str, steps: int) -> dict[str, Corrections]:
     """What `calibrate` finds for a sampler, fitted now unless it is in the file already or is carried over."""
     file = args.out / "calibration.json"
-    if steps in FITTED:
+    if steps in args.fitted:
         calibrate(args, file, sampler, steps, "variance")
     held = read_calibration(file)
     found = {name: Corrections(**held.lookup(sampler, steps, name)) for name in (SCALE, SHIFT, BOTH)}
