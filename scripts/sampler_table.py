@@ -3,10 +3,10 @@
     python scripts/sampler_table.py builtin:fashion_mnist_teacher --out runs/samplers
     python scripts/sampler_table.py builtin:fashion_mnist_teacher --out runs/samplers --report
 
-The corrections are fitted by `calibrate` on noise of its own seed and measured on other seeds; at the
-steps that `--fitted` leaves out (50) they are carried over from the nearest fit. All results go row by row into `--out` (`results.jsonl`, `calibration.json`,
-`calibration_fid.json`), and a run that was stopped goes on where it was. `--report` prints the markdown table of what
-is there and draws `fid_against_steps.png`.
+The corrections are fitted by `calibrate` on noise of its own seed and measured on other seeds; at the steps that
+`--fitted` leaves out (50) they are carried over by its transfer rule. All results go row by row into `--out`
+(`results.jsonl`, `calibration.json`, `calibration_fid.json`), and a run that was stopped goes on where it was.
+`--report` prints the markdown table of what is there and draws `fid_against_steps.png`.
 
 Cost: with the defaults about 2.9 million evaluations of the network, three hours on one quiet core; the rows of 10, 5
 and 20 steps come first and take half of it. `--steps 10 --num-images 200 --calibration-images 128` is done in half an
@@ -55,9 +55,7 @@ def main() -> None:
     parser.add_argument("--calibration-images", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1000, 1001, 1002])
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 5, 20, 50])
-    parser.add_argument(
-        "--fitted", type=int, nargs="*", default=[10, 5, 20], help="steps to fit; others: the nearest fit"
-    )
+    parser.add_argument("--fitted", type=int, nargs="*", default=[10, 5, 20], help="steps to fit")
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--report", action="store_true", help="measure nothing, print what there is")
     args = parser.parse_args()
