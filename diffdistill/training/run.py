@@ -122,8 +122,8 @@ def execute(
 ) -> int:
     """Run a task in its folder and publish the averaged model with its card and the report."""
     config: Run = resolved.config
+    observer = observer_of(config, data)  # first: what it asks for in vain must not leave a folder behind
     folder = open_folder(config, resolved, attention)
-    observer = observer_of(config, data)
     if example is not None and config.sample_every:
         observer.grid(example, folder / "samples" / "teacher.png")
     evaluation = run_loop(task, config, folder, observer)
