@@ -1,10 +1,10 @@
 """Memory of one distillation step of SDXL, counted on the meta device: nothing is allocated, nothing downloaded.
 
-Counted are all weights (teacher, student, critic, the student's average, heads, text encoders), gradients, AdamW's
-moments, and what autograd keeps at the end of a forward pass; with checkpointing that is the inputs of its blocks, and
-beside them what the largest block keeps while computed anew. The meta device has attention's math kernel only, which
-keeps matrices of tokens x tokens: another kernel keeps less. Not counted: what a single operation needs and frees
-again, the VAE, which is idle, and the allocator's fragments.
+Counted are all weights (networks, the student's average, heads, text encoders, VAE), gradients, AdamW's moments, and
+what autograd keeps at the end of a forward pass; with checkpointing that is the inputs of its blocks, and beside them
+what the largest block keeps while computed anew. The meta device has attention's math kernel only, which keeps
+matrices of tokens x tokens: another kernel keeps less. Not counted: what a single operation needs and frees again, and
+the allocator's fragments. Grids decode outside of the step, when its activations and gradients are gone.
 
     python scripts/distillation_memory.py [--size 1024] [--rank 64]
 """
@@ -27,7 +27,8 @@ DMD2_TARGETS = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
     "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
 )  # fmt: skip
-TEXT_ENCODERS = 123_060_480 + 694_659_840  # parameters of SDXL's two, in bfloat16
+# Parameters of SDXL's two text encoders, in bfloat16, and of its VAE, in float32.
+BESIDE = 2 * (123_060_480 + 694_659_840) + 4 * 83_653_863
 BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
 GB = 1e9
 
@@ -99,11 +100,11 @@ def size_of(parameters: Any) -> int:
     return sum(p.nbytes for p in parameters)
 
 
-def lora_step(size: int, rank: int, heads: bool) -> dict[str, float]:
+def lora_step(size: int, rank: int, heads: bool, fisher: bool) -> dict[str, float]:
     """GB: student and critic are adapters on the teacher's bfloat16 weights; one image in a pass.
 
-    The most is kept in the student's turn: its own graph, and for a Fisher form or heads that of the guided teacher
-    (two rows) or the critic. A score gap without heads keeps the first alone.
+    The most is kept in the student's turn: its own graph, that of the guided teacher (two rows) for a Fisher form and
+    for heads on it, and the critic's for a Fisher form. A score gap without heads keeps the first alone.
     """
     with torch.device("meta"):
         base = UNet2DConditionModel(**SDXL).to(torch.bfloat16)
@@ -111,18 +112,21 @@ def lora_step(size: int, rank: int, heads: bool) -> dict[str, float]:
         student, critic = (shared.adapted(rank, None, DMD2_TARGETS) for _ in range(2))
         head = Head(1280, size // 32) if heads else nn.Identity()
     nn.Module.to(student, torch.bfloat16)  # as autocast sees it
-    own = pass_bytes(student, base, size, 1, to_input=False)
+    activations = pass_bytes(student, base, size, 1, to_input=False)
+    if heads or fisher:
+        activations += pass_bytes(base, base, size, 2, to_input=True)
+    if fisher:
+        activations += pass_bytes(student, base, size, 1, to_input=True)  # the critic's, of the same shape
     nn.Module.to(student, torch.float32)
     adapters = size_of([*student.parameters(), *critic.parameters()])
     trained = adapters + size_of(head.parameters())
-    other = pass_bytes(base, base, size, 2, to_input=True) if heads else 0
     return {
-        "weights": (size_of(base.parameters()) + 2 * TEXT_ENCODERS) / GB,
+        "weights": (size_of(base.parameters()) + BESIDE) / GB,
         "adapters, average and heads": (trained + size_of(student.parameters())) / GB,
         "gradients": trained / GB,
         "moments": 2 * trained / GB,
         "adapters in bf16": 0.5 * size_of(student.parameters()) / GB,
-        "activations": (own + other) / GB,
+        "activations": activations / GB,
     }
 
 
@@ -132,7 +136,7 @@ def full_step(size: int) -> dict[str, float]:
         base = UNet2DConditionModel(**SDXL).to(torch.bfloat16)  # as autocast sees it
     one = 2 * size_of(base.parameters())
     return {
-        "weights": (0.5 * one + 2 * one + one + 2 * TEXT_ENCODERS) / GB,
+        "weights": (0.5 * one + 2 * one + one + BESIDE) / GB,
         "weights in bf16": one / GB,
         "gradients": 2 * one / GB,
         "moments": 4 * one / GB,
@@ -147,8 +151,12 @@ if __name__ == "__main__":
     args = parser.parse_args()
     print(f"SDXL, {args.size} px, one image in a pass (micro_batch_size=1), checkpointing, bf16; GB")
     for name, found in (
-        (f"LoRA of rank {args.rank}, score gap without heads", lora_step(args.size, args.rank, heads=False)),
-        (f"LoRA of rank {args.rank}, Fisher form or heads", lora_step(args.size, args.rank, heads=True)),
+        (f"LoRA of rank {args.rank}, score gap without heads", lora_step(args.size, args.rank, False, False)),
+        (
+            f"LoRA of rank {args.rank}, score gap and heads on the teacher",
+            lora_step(args.size, args.rank, True, False),
+        ),
+        (f"LoRA of rank {args.rank}, Fisher form without heads", lora_step(args.size, args.rank, False, True)),
         ("all weights, score gap without heads", full_step(args.size)),
     ):
         parts = ", ".join(f"{key} {value:.2f}" for key, value in found.items())

@@ -115,7 +115,13 @@ class DistillTask:
             raise CheckpointError(
                 f"initialize_from '{run}' is not the run of a distillation; give the run folder of a first stage"
             )
-        load_checkpoint(folder, here)
+        try:
+            load_checkpoint(folder, here)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the networks of initialize_from '{run}' have other parts than this run's; take the same teacher, "
+                f"student.lora and critic.lora"
+            ) from error
         self.student.load_state_dict(self.ema.module.state_dict())
 
     def update(self, step: int) -> Metrics:
