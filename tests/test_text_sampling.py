@@ -13,8 +13,9 @@ from tiny_text import flux, pixart, stable_diffusion, stable_diffusion_3, stable
 from diffdistill import Denoiser
 from diffdistill.data.prompts import Prompt
 from diffdistill.errors import ConfigError
+from diffdistill.process import VP
 from diffdistill.sampling.generate import generate, plan_sampling, sample_batch
-from diffdistill.sampling.noise import image_seed
+from diffdistill.sampling.noise import ImageNoise, image_seed
 from diffdistill.text.student import stock_schedule
 
 MAKERS = {
@@ -117,6 +118,25 @@ def test_what_the_user_leaves_open(folders, teacher):
     assert (flow.sampler, flow.evaluations, flow.guidance_scale) == ("flow_euler", 28, 7.0)
     unguided = plan_sampling(teacher, prompts=[Prompt("a", "b")], guidance_scale=1.0)
     assert unguided.prompts == (Prompt("a"),)  # what a file says of negatives does not act, and is not recorded
+
+
+@pytest.mark.parametrize("variance", [1.0, 0.1])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_the_usual_sampler_is_right_to_two_percent_after_20_calls_on_gaussian_latents(teacher, variance, zero_snr):
+    """D = V x / (V + sigma^2); the probability flow takes x at level s to x sqrt(V / (V + s^2))."""
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = DDIMScheduler(**settings, rescale_betas_zero_snr=zero_snr)
+    model = teacher.with_network(teacher.network)
+    model.process = VP(scheduler.alphas_cumprod, "v_prediction")
+    model.guided = lambda x, sigma, *_: variance / (variance + sigma[:, None, None, None] ** 2) * x
+    model.decode = lambda latents: latents
+    plan = plan_sampling(model, prompts=["a"])
+    assert (plan.sampler, plan.evaluations) == ("deis" if zero_snr else "dpm_solver", 20)
+    found = sample_batch(model, plan, 0, range(4), None, 4)
+    top = plan.levels[0]
+    noise = ImageNoise(0, range(4), model.image_shape).draw() * (1 + top**2) ** 0.5
+    exact = noise * (variance / (variance + top**2)) ** 0.5
+    assert float((found - exact).norm() / exact.norm()) < 0.02
 
 
 @pytest.mark.parametrize("sampler", ["heun", "euler", "ddim", "ddpm", "deis", "unipc", "euler_ancestral"])
