@@ -43,7 +43,7 @@ class Measures:
         self.clip.batch_size = 256
 
     def clip_of(self, images: Tensor, texts: list[str]) -> float:
-        return clip_score(images, texts, self.clip).value
+        return float(clip_score(images, texts, self.clip))
 
     def noto(self, images: Tensor) -> Tensor:
         """Whether the judge calls each image Noto, `(N,)` bool."""
@@ -66,7 +66,7 @@ def measure(draw: Any, measures: Measures, of_train: int) -> tuple[dict[str, flo
         "plain_noto": float(measures.noto(unasked).float().mean()),
     }
     if of_train:
-        captions = [str(text) for text in spread([row.text for row in emoji_rows("train")], of_train)]
+        captions = spread([row.text for row in emoji_rows("train")], of_train)
         drawn = draw(captions)
         found |= {"train_fid": measures.fid(drawn), "train_clip": measures.clip_of(drawn, captions)}
     return {name: round(value, 4) for name, value in found.items()}, images
@@ -92,9 +92,21 @@ def data_figures(measures: Measures) -> dict[str, float]:
     return {name: round(value, 4) for name, value in found.items()}
 
 
+def short(name: str) -> str:
+    """`builtin:emoji_teacher` -> `emoji_teacher`, `runs/emoji_one_step/student` -> `emoji_one_step`."""
+    path = Path(name.rpartition(":")[2])
+    return path.parent.name if path.name in ("student", "model") else path.name
+
+
+def grid(images: Tensor, place: Path) -> None:
+    """The first 40 held-out captions."""
+    captions = [f"{row.style}: {row.plain.removeprefix('an emoji of ')}" for row in emoji_rows("held_out")]
+    image_grid(images[:40], 10, captions[:40]).save(place)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="+", help="MODEL or MODEL@STEPS")
+    parser.add_argument("model", nargs="+", metavar="MODEL")
     parser.add_argument("--guidance", type=float, nargs="+", default=[None])
     parser.add_argument("--steps", type=int, help="of the sampler; a student has its own")
     parser.add_argument("--sampler")
@@ -102,8 +114,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON; the grids lie beside it")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    measures, results = Measures(), []
-    results.append({"model": "the data itself", **data_figures(measures)})
+    measures = Measures()
+    results: list[dict[str, Any]] = [{"model": "the data itself", **data_figures(measures)}]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for name in args.model:
         model = Denoiser.from_pretrained(name)
@@ -112,12 +124,7 @@ def main() -> None:
             figures, images = measure(draw, measures, args.train)
             results.append({"model": name, "guidance": guidance, "steps": args.steps, **figures})
             print(json.dumps(results[-1]), flush=True)
-            place = args.out.with_name(
-                f"{args.out.stem}-{Path(name).name.partition(':')[2] or Path(name).name}-{guidance}.png"
-            )
-            image_grid(
-                images[:60], 12, [row.text.replace(" style emoji of", ":") for row in emoji_rows("held_out")][:60]
-            ).save(place)
+            grid(images, args.out.with_name(f"{args.out.stem}-{short(name)}-{guidance or 1:g}.png"))
             args.out.write_text(json.dumps({"seed": SEED, "train": args.train, "results": results}, indent=2) + "\n")
 
 

@@ -58,7 +58,7 @@ def latents_of(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fix_unit(vae: AutoencoderKL, latents: Tensor) -> None:
-    """Each channel of the latents to mean 0 and variance 1 over `latents`: the 1x1 convolutions on either side take it.
+    """Each channel of the latents to mean 0, variance 1 over `latents`: the 1x1 convolutions on either side take it.
 
     z' = (z - m) / s. A diffusion model begins at N(0, 1) in each channel, and the VAE's own channels differ threefold.
     """
