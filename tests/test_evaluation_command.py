@@ -10,7 +10,9 @@ from PIL import Image
 from tiny import tiny_teacher
 
 from diffdistill.cli import main
+from diffdistill.data import load_images
 from diffdistill.evaluation import load_features
+from diffdistill.evaluation.command import choose_features
 from diffdistill.evaluation.frechet import fit
 from diffdistill.evaluation.plot import plot_evaluations
 from diffdistill.evaluation.statistics import Statistics, save_statistics
@@ -96,6 +98,11 @@ def test_what_cannot_be_done_is_one_sentence(
     monkeypatch.setitem(__import__("sys").modules, "cleanfid", None)
     assert evaluate(*words) == code
     assert sentence in refused(capsys)
+
+
+def test_the_emoji_are_judged_by_features_of_their_own():
+    extractor, warning = choose_features(None, None, load_images("builtin:emoji", limit=4), torch.device("cpu"))
+    assert (extractor.id, warning) == ("emoji", None)
 
 
 def test_images_of_several_sizes_need_a_mode(capsys: pytest.CaptureFixture[str]):

@@ -125,6 +125,8 @@ def choose_features(
         return load_features(name, mode=mode, device=device), None
     if isinstance(reference, ImageSet) and reference.images.shape[1] == 1 and max(reference.images.shape[2:]) <= 32:
         return load_features("fashion_mnist", mode=mode, device=device), None
+    if isinstance(reference, ImageSet) and reference.name == "builtin:emoji":
+        return load_features("emoji", mode=mode, device=device), None
     try:
         return load_features("inception", mode=mode, device=device), None
     except CheckpointError as error:

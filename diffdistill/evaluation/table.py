@@ -76,9 +76,11 @@ def subject_line(result: dict[str, Any]) -> str:
     if "images" in about:
         return f"images     {about['images']}, {result['protocol']['num_images']:,} images"
     calls = f"{about['evaluations']} evaluation" + ("s" if about["evaluations"] != 1 else "")
+    scale = about.get("guidance_scale") or 1
+    guided = "" if scale == 1 else f", guidance {scale:g}"
     return (
         f"model      {about['model']}, {result['protocol']['num_images']:,} images, {about['sampler']}, "
-        f"{calls}, seed {about['seed']}"
+        f"{calls}{guided}, seed {about['seed']}"
     )
 
 
