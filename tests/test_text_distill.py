@@ -183,6 +183,41 @@ def test_every_method_distils(folder, method):
     assert ("discriminator/loss" in metrics) == (made.method.adversarial is not None)
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_distilled_student_draws_the_same_in_stock_diffusers(folder, tmp_path, kind):
+    from test_text_student import ours, stock
+
+    fast = {"optimizer": {"learning_rate": 0.02}, "ema_decay": 0.0}
+    made = task(settings(folder, kind, student={"steps": 2, "lora": {"rank": 2}, **fast}))
+    for step in range(2):
+        made.update(step)
+    average = made.averaged()
+    average.save_pretrained(tmp_path / "student", role="student", levels=made.levels)
+    latents, seed = ours(average, "a red thing")
+    moved = (
+        latents
+        - ours(made.method.teacher.with_network(made.method.teacher.network, average.metadata), "a red thing")[0]
+    )
+    assert moved.abs().max() > 1e-3 * latents.abs().max()
+    theirs = stock(tmp_path / "student", "a red thing", seed)
+    torch.testing.assert_close(latents, theirs, rtol=1e-4, atol=1e-4 * float(latents.abs().max()))
+
+
+def test_heads_on_the_critic_train_its_adapter_and_not_the_shared_weights(folder):
+    made = task(settings(folder, "sd", "dmd2", images=True, options={"adversarial": {"features": "critic"}}, **LORA))
+    made.student_updater.step = lambda step: {}
+    made.critic_updaters[0].step = lambda step: {}  # its gradients stay, to be looked at
+    before = everything(made)
+    made.update(0)
+    critic = made.denoisers["critic"]
+    assert all(p.grad is not None for p in critic.parameters())
+    assert all(p.grad is None for p in made.method.teacher.parameters())
+    after = everything(made)
+    assert {n.partition(".")[0] for n, v in after.items() if not torch.equal(v, before.get(n, v))} <= {
+        "discriminator", "student_ema",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", TAPS)
 def test_a_discriminator_reads_the_tokens_of_a_transformer_as_a_map(folder, kind):
     """The maps are those of the image: a change of one corner's latents shows most in that corner."""
@@ -276,6 +311,18 @@ def test_what_does_not_fit_is_said_in_a_sentence(folder, more, sentence):
         more = {"data": {"path": str(folder / "plain")}}
     with pytest.raises(ConfigError, match=sentence):
         task(settings(folder, **more))
+
+
+def test_activations_are_computed_anew_only_where_the_network_can():
+    from edm_tiny import tiny_network
+
+    from diffdistill.denoiser import Denoiser as Plain
+    from diffdistill.process import EDM
+
+    network = tiny_network("ddpmpp")
+    config = Distill(output_dir="x", method={"name": "sid"}, gradient_checkpointing=True)
+    with pytest.raises(ConfigError, match="SongUNet cannot compute its activations anew"):
+        DistillTask(config, Plain(network, EDM()), None, Device("no"))
 
 
 def test_settings_of_text_are_refused_for_a_teacher_of_classes():

@@ -62,6 +62,11 @@ def levels_of(config: Distill, teacher: Denoiser) -> tuple[float, ...]:
 
 def build_roles(config: Distill, teacher: Denoiser, levels: tuple[float, ...], device: Device) -> Roles:
     """`(student, critic)`, both starting as the teacher (without its null class)."""
+    if config.gradient_checkpointing and not getattr(teacher.network, "_supports_gradient_checkpointing", False):
+        raise ConfigError(
+            f"gradient_checkpointing is on, and {type(teacher.network).__name__} cannot compute its activations anew; "
+            f"set it to false"
+        )
     about: dict[str, object] = {"role": "student", "levels": list(levels)}
     if isinstance(teacher, TextDenoiser):
         return _text_roles(config, teacher, about, device)

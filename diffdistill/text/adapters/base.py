@@ -17,6 +17,7 @@ from diffdistill.data.pixels import to_model_range
 Condition = dict[str, Any]
 # Encoded prompts kept on the CPU, the last used ones: of SDXL 0.3 MB each in bfloat16.
 KEPT = 16384
+ENCODED_PIXELS = 1 << 20
 
 
 class Size(NamedTuple):
@@ -155,10 +156,10 @@ class Adapter:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """The mean latents of images `(B, 3, H, W)` in [-1, 1], one at a time."""
-        images = images.to(self.device)
-        encode = self.pipeline.vae.encode
-        return self.latents(torch.cat([encode(one).latent_dist.parameters for one in images.split(1)]))
+        """The mean latents of images `(B, 3, H, W)` in [-1, 1], so many at a time as make one of 1024 pixels."""
+        images, encode = images.to(self.device), self.pipeline.vae.encode
+        rows = max(1, ENCODED_PIXELS // (images.shape[-2] * images.shape[-1]))
+        return self.latents(torch.cat([encode(part).latent_dist.parameters for part in images.split(rows)]))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images in [-1, 1], not clamped, of latents; differentiable, the VAE being a constant."""
