@@ -1,4 +1,4 @@
-"""Distilling a text-to-image pipeline: who learns, who must not, what is saved, and what is refused."""
+"""Distilling a text-to-image pipeline: who learns, who must not, and what is saved."""
 
 import pytest
 import torch
@@ -6,29 +6,11 @@ import torch
 pytest.importorskip("transformers")
 
 from test_training import Observer, lines, without
-from tiny_text import (
-    captioned_folder,
-    flux,
-    pixart,
-    png,
-    stable_diffusion,
-    stable_diffusion_3,
-    stable_diffusion_xl,
-)
+from text_world import LORA, MAKERS, settings, task, world
 
-from diffdistill import Denoiser
-from diffdistill.config.schema import Distill
-from diffdistill.errors import ConfigError
-from diffdistill.text.data import text_data
-from diffdistill.training.device import Device
-from diffdistill.training.distiller import DistillTask
 from diffdistill.training.loop import run_loop
 from diffdistill.training.store import CheckpointStore, tensors_of
 
-MAKERS = {
-    "sd": stable_diffusion, "sdxl": stable_diffusion_xl, "sd3": stable_diffusion_3, "flux": flux, "pixart": pixart,
-}  # fmt: skip
-LORA = {"student": {"steps": 2, "lora": {"rank": 2}}, "critic": {"lora": {"rank": 3, "alpha": 6.0}}}
 TAPS = {"sd3": "transformer_blocks.0", "flux": "single_transformer_blocks.0", "pixart": "transformer_blocks.1"}
 METHODS = [
     "diff_instruct",
@@ -44,38 +26,7 @@ METHODS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("text")
-    for name, make in MAKERS.items():
-        make(made / name)
-    captioned_folder(made / "images")
-    (made / "plain").mkdir()
-    (made / "plain" / "0.png").write_bytes(png(60, (16, 16)))
-    (made / "prompts.txt").write_text("".join(f"thing {i}\n" for i in range(8)))
-    (made / "bright.py").write_text(
-        "seen = []\ndef bright(images, prompts):\n    seen.append((images.detach(), prompts))\n"
-        "    return images.flatten(1).mean(1)\n"
-    )
-    return made
-
-
-def settings(folder, kind="sd", method="diff_instruct", images=False, **more):
-    data: dict = {"path": str(folder / "images")} if images else {"prompts": str(folder / "prompts.txt")}
-    chosen = {"name": method, "guidance_scale": 2.0} | more.pop("options", {})
-    if not images:
-        chosen = {"adversarial": None} | chosen
-    common = {
-        "output_dir": "unused", "max_train_steps": 3, "train_batch_size": 2, "log_every": 1, "sample_every": 2,
-        "checkpoint_every": 1, "keep_checkpoints": 10, "evaluation": {"at_end": False}, "data": data,
-    }  # fmt: skip
-    data["image_size"] = 16
-    if kind in ("sd3", "flux"):
-        common |= {"level": {"law": "shifted"}}
-    return Distill(**common | more, teacher=str(folder / kind), method=chosen)
-
-
-def task(config):
-    teacher = Denoiser.from_pretrained(config.teacher)
-    return DistillTask(config, teacher, text_data(config, teacher), Device("no"))
+    return world(tmp_path_factory.mktemp("text"))
 
 
 def everything(made):
@@ -277,58 +228,3 @@ def test_a_student_starts_by_regression_on_the_guided_teacher(folder):
     assert "regression/loss" in made.update(0)
     assert "regression/loss" in made.update(1)
     assert "critic/loss" in made.update(2)
-
-
-def test_data_are_the_latents_of_the_images_and_their_captions(folder):
-    config = settings(folder, images=True)
-    model = Denoiser.from_pretrained(config.teacher)
-    data = text_data(config, model)
-    assert model.prompts.texts(data.ids) == [f"thing {i}" for i in range(8)]
-    pixels = data.images.images[3:4] / 127.5 - 1
-    torch.testing.assert_close(data.latents[3:4], model.encode(pixels))
-    latents, ids = data.draw(3, seed=0, step=1)
-    assert latents.shape == (3, 4, 8, 8)
-    assert ids.dtype == torch.int64
-
-
-@pytest.mark.parametrize(
-    ("more", "sentence"),
-    [
-        ({"options": {"adversarial": {}}}, "gives prompts alone"),
-        ({"data": {"path": "PLAIN"}}, "has no texts"),
-        ({"student": {"levels": (2.0,)}}, "give student.timesteps"),
-        ({"student": {"timesteps": (900.0, 400.0)}}, "student.timesteps has 2 values"),
-        ({"student": {"steps": 2, "timesteps": (400.0, 900.0)}}, "must descend"),
-        ({"student": {"timesteps": (2000.0,)}}, "between 0 and 1000"),
-        ({"student": {"lora": {"targets": ("to_z",)}}}, "LoRA target 'to_z' matches no"),
-        ({"critic": {"lora": {"targets": ("to_z",)}}}, "LoRA target 'to_z' matches no"),
-        ({"evaluation": {}}, "set evaluation.reference"),
-        ({"method": "f_distill", "images": True, "micro_batch_size": 1}, "micro_batch_size=null"),
-    ],
-)
-def test_what_does_not_fit_is_said_in_a_sentence(folder, more, sentence):
-    if more.get("data") == {"path": "PLAIN"}:
-        more = {"data": {"path": str(folder / "plain")}}
-    with pytest.raises(ConfigError, match=sentence):
-        task(settings(folder, **more))
-
-
-def test_activations_are_computed_anew_only_where_the_network_can():
-    from edm_tiny import tiny_network
-
-    from diffdistill.denoiser import Denoiser as Plain
-    from diffdistill.process import EDM
-
-    network = tiny_network("ddpmpp")
-    config = Distill(output_dir="x", method={"name": "sid"}, gradient_checkpointing=True)
-    with pytest.raises(ConfigError, match="SongUNet cannot compute its activations anew"):
-        DistillTask(config, Plain(network, EDM()), None, Device("no"))
-
-
-def test_settings_of_text_are_refused_for_a_teacher_of_classes():
-    from tiny import tiny_teacher
-
-    for more in ({"student": {"timesteps": (999.0,)}}, {"student": {"lora": {}}}, {"critic": {"lora": {}}}):
-        config = Distill(output_dir="x", method={"name": "sid"}, **more)
-        with pytest.raises(ConfigError, match="is for text-to-image teachers"):
-            DistillTask(config, tiny_teacher(), None, Device("no"))
