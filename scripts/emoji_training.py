@@ -49,10 +49,10 @@ def moved(images: Tensor, zoom: float = 0.1, shift: float = 0.08, turn: float = 
 class Log:
     """Lines of JSON, printed and kept for the file beside the weights."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, before: str = "") -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.start = path, time.time()
-        path.write_text("")
+        path.write_text(before)
 
     def __call__(self, **values: Any) -> None:
         line = {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}

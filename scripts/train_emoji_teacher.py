@@ -7,6 +7,7 @@ their style. Latents and texts are encoded once. Every `--save` steps the averag
 """
 
 import argparse
+import json
 import os
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ from train_emoji_vae import latents_of
 
 from diffdistill.data.emoji import emoji_rows
 
-CHANNELS, EMPTY, PEAK_RATE, WARMUP, DECAY, WEIGHT_DECAY = (96, 128), 0.1, 1e-3, 200, 0.998, 1e-3
+CHANNELS, EMPTY, WARMUP, DECAY, WEIGHT_DECAY, GUIDANCE = (96, 128), 0.1, 200, 0.998, 1e-3, 2.0
 # t = 1000 u^TIME_POWER: the schedule is made for latents of 64x64, and 8x8 lose their content at less noise.
 TIME_POWER = 1.5
 
@@ -79,10 +80,10 @@ def train(pipeline: StableDiffusionPipeline, args: argparse.Namespace, log: Log)
     sigmas = (1 - alphas**2).sqrt()
     unet, average, running = pipeline.unet, deepcopy(pipeline.unet).requires_grad_(False), 0.0
     optimizer = torch.optim.AdamW(
-        unet.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True
+        unet.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True
     )
     for step in range(args.steps):
-        set_rate(optimizer, rate(step, args.steps, PEAK_RATE, WARMUP))
+        set_rate(optimizer, rate(step, args.steps, args.rate, WARMUP))
         index = torch.randint(len(rows), (args.batch,))
         text = place[index, torch.multinomial(torch.tensor(CHANCES), args.batch, replacement=True)]
         text = torch.where(torch.rand(args.batch) < EMPTY, 0, text)
@@ -119,14 +120,20 @@ def write(pipeline: StableDiffusionPipeline, unet: Any, args: argparse.Namespace
     StableDiffusionPipeline(**parts, **shared, **blank).save_pretrained(work, safe_serialization=True)
     say_float32(work / "text_encoder" / "config.json")
     digests = {file.relative_to(work).as_posix(): sha256(file) for file in sorted(work.rglob("*.safetensors"))}
-    settings = {"steps": args.steps, "of_which_done": steps, "batch": args.batch, "seed": args.seed}
-    write_json(work / "diffdistill.json", {"role": "teacher", "sha256": digests, "training": settings})
+    done = {"steps": steps, "of": args.steps, "batch": args.batch, "learning_rate": args.rate, "seed": args.seed}
+    record = {"role": "teacher", "guidance_scale": GUIDANCE, "sha256": digests, "training": [*earlier(args), done]}
+    write_json(work / "diffdistill.json", record)
     shutil.copy(args.log, work / "training.jsonl")
     shutil.copy(args.vae / "training.jsonl", work / "vae" / "training.jsonl")
     if out.exists():
         shutil.rmtree(out)
     work.chmod(0o755)
     work.rename(out)
+
+
+def earlier(args: argparse.Namespace) -> list[Any]:
+    """The phases of training before this one."""
+    return [] if args.start is None else json.loads((args.start / "diffdistill.json").read_text())["training"]
 
 
 def modules(pipeline: StableDiffusionPipeline) -> dict[str, Any]:
@@ -143,18 +150,23 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path("runs/emoji_teacher.jsonl"))
     parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate")
+    parser.add_argument("--start", type=Path, help="go on from the network of this teacher, with its text encoder")
     parser.add_argument("--save", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     vae = AutoencoderKL.from_pretrained(args.vae).requires_grad_(False)
     text_encoder = CLIPTextModel.from_pretrained(args.clip, dtype=torch.float32).requires_grad_(False)
-    unet = build(vae.config.latent_channels, text_encoder.config.hidden_size)
+    if args.start is None:
+        unet = build(vae.config.latent_channels, text_encoder.config.hidden_size)
+    else:
+        unet = UNet2DConditionModel.from_pretrained(args.start, subfolder="unet")
     pipeline = StableDiffusionPipeline(
         vae, text_encoder, CLIPTokenizer.from_pretrained(args.clip), unet, scheduler(), None, None,
         requires_safety_checker=False,
     )  # fmt: skip
-    log = Log(args.log)
+    log = Log(args.log, (args.start / "training.jsonl").read_text() if args.start else "")
     log(parameters=sum(parameter.numel() for parameter in unet.parameters()))
     write(pipeline, train(pipeline, args, log), args, args.steps)
 
