@@ -13,16 +13,32 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
-class Optimizer(Section):
+class Rate(Section):
+    """A learning rate over the steps, and the bound of the gradient."""
+
     learning_rate: Positive = 1e-4
-    betas: tuple[Fraction, Fraction] = (0.0, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Positive | None = Field(10.0, description="clip the global gradient norm; null: do not")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="decay of the rate after the warm-up"
     )
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     decay_from: Fraction = Field(0.0, description="part of the run after which the rate decays")
+
+
+class Optimizer(Rate):
+    """AdamW."""
+
+    betas: tuple[Fraction, Fraction] = (0.0, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Muon(Rate):
+    """Muon, for weight matrices and kernels: their updates are orthogonal."""
+
+    learning_rate: Positive = 6e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
 
 
 class Lora(Section):

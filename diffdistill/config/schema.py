@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from diffdistill.attention_names import attention_name
 from diffdistill.config.methods import Methods
-from diffdistill.config.parts import Count, Fraction, Lora, Optimizer, Positive, Section
+from diffdistill.config.parts import Count, Fraction, Lora, Muon, Optimizer, Positive, Section
 
 
 class Data(Section):
@@ -154,6 +154,9 @@ class Regression(Section):
     pairs: Count = Field(10000, description="pairs of noise and the image the teacher's solver makes of it")
     solver_steps: Count = Field(5, description="steps of DPM-Solver++(2M) that make a pair")
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup_steps=20)
+    muon: Muon | None = Field(
+        None, description="Muon for the weights of inner layers, beside AdamW for the rest; null: AdamW for all"
+    )
 
 
 class RoleLora(Lora):

@@ -72,7 +72,7 @@ class DistillTask:
             config.method.guidance_scale,
         )  # fmt: skip
         regression = TrajectoryRegression(settings, self.student, self.ema, pairs, self.levels[0], self.device)
-        self.parts["regression_optimizer"] = regression.updater.optimizer
+        self.parts |= {f"{updater.name}_optimizer": updater.optimizer for updater in regression.updaters}
         return regression
 
     def _build_updaters(self, config: Distill, critic: Denoiser) -> None:

@@ -8,29 +8,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffdistill.config.schema import Optimizer as Settings
+from diffdistill.config.parts import Muon as MuonSettings
+from diffdistill.config.parts import Optimizer
 from diffdistill.errors import NonFiniteError
+from diffdistill.training.muon import Muon
+
+
+def optimizer_of(parameters: list[nn.Parameter], settings: Optimizer | MuonSettings) -> torch.optim.Optimizer:
+    if isinstance(settings, MuonSettings):
+        return Muon(parameters, settings.learning_rate, settings.momentum)
+    return torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=settings.betas, eps=1e-8, weight_decay=settings.weight_decay
+    )
 
 
 class Updater:
-    """AdamW with a stateless rate schedule, gradient clipping and a finite check before the weights move.
+    """AdamW, or Muon, with a stateless rate schedule, gradient clipping and a finite check before the weights move.
 
     The rate is a function of the step alone, so resuming needs only the moments: they and the step count live in
     `optimizer.state`.
     """
 
-    def __init__(self, name: str, parameters: Iterable[nn.Parameter], settings: Settings, total_steps: int):
+    def __init__(
+        self, name: str, parameters: Iterable[nn.Parameter], settings: Optimizer | MuonSettings, total_steps: int
+    ):
         self.name = name
         self.settings = settings
         self.total_steps = total_steps
         self.parameters = [p for p in parameters if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=1e-8,
-            weight_decay=settings.weight_decay,
-        )
+        self.optimizer = optimizer_of(self.parameters, settings)
 
     def rate(self, step: int) -> float:
         """Learning rate at `step`: linear warm-up, then constant until `decay_from`, then down to zero at the end."""

@@ -10,11 +10,13 @@ from torch import Tensor
 from diffdistill.config.schema import Regression
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
 from diffdistill.sampling.noise import GivenNoise
 from diffdistill.sampling.solvers import dpm_solver, karras
 from diffdistill.text.data import TextSet
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
+from diffdistill.training.muon import split_weights
 from diffdistill.training.optim import Ema, Updater
 from diffdistill.training.randomness import mix
 from diffdistill.training.teacher import draw_batch
@@ -74,7 +76,15 @@ class TrajectoryRegression:
         self, settings: Regression, student: Denoiser, ema: Ema, pairs: TrajectoryPairs, level: float, device: Device
     ):
         self.student, self.ema, self.pairs, self.level, self.device = student, ema, pairs, level, device
-        self.updater = Updater("regression", student.parameters(), settings.optimizer, settings.steps)
+        weights, rest = split_weights(student.network) if settings.muon else ([], list(student.parameters()))
+        self.updaters = [Updater("regression", rest, settings.optimizer, settings.steps)]
+        if settings.muon:
+            if not weights:
+                raise ConfigError(
+                    "student.regression.muon found no inner layer whose own weights are trained; set it to null (with "
+                    "student.lora only the adapters are)"
+                )
+            self.updaters.append(Updater("regression_muon", weights, settings.muon, settings.steps))
 
     def update(self, step: int) -> Metrics:
         noise, target, cond = self.pairs[step]
@@ -83,6 +93,8 @@ class TrajectoryRegression:
             x0 = self.student(start * noise, noise.new_full((len(noise),), self.level), cond)
         loss = (x0 - target).square().mean()
         loss.backward()
-        metrics = self.updater.step(step)
+        metrics: Metrics = {}
+        for updater in self.updaters:
+            metrics |= updater.step(step)
         self.ema.update(self.student)
         return {"regression/loss": loss.detach(), "x0/std": x0.detach().std(), **metrics}
