@@ -16,7 +16,7 @@ class PixArt(TransformerAdapter):
         return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
 
     def arguments(self, rows: Condition, sizes: Sequence[Size]) -> Condition:
-        """Beside the text, height and width and their ratio, for networks made for 1024 pixels (2310.00426, 2.3)."""
+        """Beside the text, height and width and their ratio, for networks made for 1024 pixels (2310.00426)."""
         told: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if self.network.use_additional_conditions:
             resolution = torch.tensor([size.target for size in sizes], dtype=torch.float32, device=self.device)
