@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, LCMScheduler
 from diffdistill.config.schema import Level
 from diffdistill.errors import ConfigError
 from diffdistill.level_weights import native_weight
-from diffdistill.losses import denoising_loss
+from diffdistill.losses import denoising_loss, score_gap_gradient
 from diffdistill.process import EDM, PURE_NOISE, VP, Flow, LevelLaw, per_sample
 from diffdistill.text.student import LCM_TIME_SCALE
 
@@ -77,3 +77,17 @@ def test_the_stock_scheduler_of_few_steps_adds_nothing_to_x0():
         skip, out = scheduler.get_scalings_for_boundary_condition_discrete(torch.tensor(t))
         assert float(out) == 1.0
         assert float(skip) < 1e-17
+
+
+@pytest.mark.parametrize("process", [VP(TABLE, "epsilon"), Flow()], ids=["epsilon", "flow"])
+@pytest.mark.parametrize("sigma", [0.2, 2.0, 14.0])
+def test_dmds_gradient_is_free_of_the_level_in_the_networks_own_output(process, sigma):
+    """(D_F - D_T) / mean |x0 - D_T| = (e_T - e_F) / mean |e - e_T|, for epsilon and for a flow's eps - x0."""
+    x0, eps, of_teacher, of_critic = torch.randn(4, 3, 4, 8, 8)
+    level = torch.full((3,), sigma)
+    x_t = x0 + sigma * eps
+    teacher, critic = (process.to_x0(output, x_t, level) for output in (of_teacher, of_critic))
+    target = process.from_x0(x0, x_t, level)
+    expected = (of_teacher - of_critic) / (target - of_teacher).abs().mean(dim=(1, 2, 3), keepdim=True)
+    found = score_gap_gradient(x0, teacher, critic, level_weight="dmd")
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
