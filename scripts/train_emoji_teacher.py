@@ -126,6 +126,8 @@ def write(pipeline: StableDiffusionPipeline, unet: Any, args: argparse.Namespace
     shutil.copy(args.log, work / "training.jsonl")
     shutil.copy(args.vae / "training.jsonl", work / "vae" / "training.jsonl")
     if out.exists():
+        if (out / "README.md").is_file():
+            shutil.copy(out / "README.md", work)
         shutil.rmtree(out)
     work.chmod(0o755)
     work.rename(out)
