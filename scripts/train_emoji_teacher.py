@@ -119,6 +119,9 @@ def write(pipeline: StableDiffusionPipeline, unet: Any, args: argparse.Namespace
     blank = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     StableDiffusionPipeline(**parts, **shared, **blank).save_pretrained(work, safe_serialization=True)
     say_float32(work / "text_encoder" / "config.json")
+    for config in work.glob("*/config.json"):  # where a part was read from is nobody's business
+        values = json.loads(config.read_text())
+        write_json(config, {key: value for key, value in values.items() if key != "_name_or_path"})
     digests = {file.relative_to(work).as_posix(): sha256(file) for file in sorted(work.rglob("*.safetensors"))}
     done = {"steps": steps, "of": args.steps, "batch": args.batch, "learning_rate": args.rate, "seed": args.seed}
     record = {"role": "teacher", "guidance_scale": GUIDANCE, "sha256": digests, "training": [*earlier(args), done]}
