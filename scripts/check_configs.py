@@ -117,7 +117,8 @@ def draws_texts(file: Path) -> bool:
 
 def runs_here(file: Path, verb: str) -> bool:
     """Whether what the config needs is installed."""
-    needed = ["transformers", "peft"] if verb == "align" else ["transformers"] if draws_texts(file) else []
+    draws = draws_texts(file) or file.parent.name == "emoji"
+    needed = ["transformers", "peft"] if verb == "align" else ["transformers"] if draws else []
     return all(map(find_spec, needed))
 
 
