@@ -221,6 +221,13 @@ def test_between_fits_b_is_linear_in_one_over_steps():
     assert exact.lookup("euler", 50, SCALE)["b"] == pytest.approx(exact_b(50), abs=0.001)
 
 
+def test_beyond_the_most_steps_a_correction_does_not_grow():
+    """Heun's fits at 5 and 10 steps lie on both sides of 1; along their line 20 steps have twice the plain FID."""
+    held = calibration([(5, 1.017), (10, 0.99)])
+    assert held.lookup("euler", 20, SCALE)["b"] == pytest.approx(0.99)
+    assert held.lookup("euler", 4, SCALE)["b"] == pytest.approx(1.017 + 0.027 / (1 / 5 - 1 / 10) * (1 / 4 - 1 / 5))
+
+
 def test_one_fit_grows_towards_fewer_steps_and_stays_towards_more():
     held = calibration([(20, 1.01)])
     assert held.lookup("euler", 10, SCALE)["b"] == pytest.approx(1.02)

@@ -67,7 +67,7 @@ def test_nothing_there(here):
 
 
 def test_unknown_builtin(here):
-    begins("nothing named 'cifar' is bundled: choose one of fashion_mnist", "builtin:cifar")
+    begins("nothing named 'cifar' is bundled: choose one of emoji, ", "builtin:cifar")
     begins("nothing named '../secret' is bundled", "builtin:../secret")
 
 

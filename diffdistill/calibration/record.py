@@ -47,9 +47,10 @@ class Calibration:
     def lookup(self, sampler: str, steps: int, name: str) -> Fit:
         """The fit `name` (SCALE, SHIFT or BOTH) for a sampler at any number of steps; ConfigError if there is none.
 
-        Between and beyond the step counts that were fitted, b is linear in 1 / N: b = 1 + a + c / N, a the bias of the
-        network, c that of the discretisation. A single fit is scaled by N0 / N towards fewer steps and kept as
-        it is towards more. A window keeps its size in steps: W N0 / N, from the nearest N0; the cutoff, a time, stays.
+        Between and below the step counts that were fitted, b is linear in 1 / N: b = 1 + a + c / N, a the bias of the
+        network, c that of the discretisation. Beyond the largest N it goes no farther from 1 than the fit there: more
+        steps need no more correction. A single fit is scaled by N0 / N towards fewer steps and kept towards more. A
+        window keeps its size in steps: W N0 / N, from the nearest N0; the cutoff, a time, stays.
         """
         fitted = sorted((e for e in self.entries if e.sampler == sampler), key=lambda e: e.steps)
         if not fitted:
@@ -84,7 +85,9 @@ def _transferred(fits: list[tuple[int, float]], steps: int) -> float:
     after = next((i for i, (known, _) in enumerate(fits) if known > steps), len(fits) - 1)
     (n0, b0), (n1, b1) = fits[max(after - 1, 0)], fits[max(after, 1)]
     slope = (b0 - b1) / (1 / n0 - 1 / n1)
-    return b1 + slope * (1 / steps - 1 / n1)
+    b = b1 + slope * (1 / steps - 1 / n1)
+    bound = abs(b1 - 1) if steps > n1 else math.inf
+    return min(max(b, 1 - bound), 1 + bound)
 
 
 def read_calibration(path: Path) -> Calibration:
