@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python scripts/train_emoji_vae.py --out assets/emoji_vae
 
-8x8 and not 16x16: a step of the UNet costs about half, for the teacher and all that is distilled from it; 8 channels keep enough.
-Writes a diffusers folder; `config.json` has `scaling_factor` = 1 / std of the latents of `train`.
+8x8 and not 16x16: a step of the UNet costs about half, for the teacher and all that is distilled from it; 8 channels
+keep enough. Writes a diffusers folder; `config.json` has `scaling_factor` = 1 / std of the latents of `train`.
 """
 
 import argparse
