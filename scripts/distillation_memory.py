@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from alignment_memory import SDXL
+from alignment_memory import SDXL, watched
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -29,7 +29,6 @@ DMD2_TARGETS = (
 )  # fmt: skip
 # Parameters of SDXL's two text encoders, in bfloat16, and of its VAE, in float32.
 BESIDE = 2 * (123_060_480 + 694_659_840) + 4 * 83_653_863
-BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
 GB = 1e9
 
 
@@ -73,27 +72,6 @@ def pass_bytes(call: Any, base: Any, size: int, rows: int, to_input: bool) -> in
     held = run()[0]
     base.disable_gradient_checkpointing()
     return held + max(run()[1].values())
-
-
-@contextmanager
-def watched(network: nn.Module, found: dict[int, int], blocks: dict[str, int]) -> Iterator[None]:
-    """What each block that checkpointing computes anew adds to `found`, into `blocks`."""
-    handles = []
-    for name, module in network.named_modules():
-        if type(module).__name__ in BLOCKS:
-
-            def before(*_: Any, name: str = name) -> None:
-                blocks[name] = -sum(found.values())
-
-            def after(*_: Any, name: str = name) -> None:
-                blocks[name] += sum(found.values())
-
-            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def size_of(parameters: Any) -> int:

@@ -40,7 +40,10 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                average = self.state[p].setdefault("average", torch.zeros_like(p))
+                state = self.state[p]
+                if not state:
+                    state["average"] = torch.zeros_like(p)
+                average = state["average"]
                 average.lerp_(p.grad, 1 - group["momentum"])
                 update = orthogonal(p.grad.lerp(average, group["momentum"]).flatten(1))
                 rows, columns = update.shape
