@@ -1,7 +1,6 @@
 """Pairs from parquet and folders: their order, ties, what is refused, and what SDXL is told of each image."""
 
 import json
-import runpy
 
 import pytest
 import torch
@@ -137,17 +136,3 @@ def test_a_mirrored_image_has_the_other_margin():
     assert mirrored.crop == (0, 2)
     assert mirrored.pixels[0].tolist() == [[1, 0], [3, 2]]
     assert mirrored.mirrored().crop == one.crop
-
-
-def test_pairs_of_emoji_want_one_style_and_do_not_name_it(tmp_path, root):
-    script = runpy.run_path(str(root / "scripts" / "emoji_pairs.py"))
-    rows = [
-        {"image": {"bytes": png(60 if style == "noto" else 200, seed=i)}, "text": f"a {style} style emoji of thing{i}",
-         "style": style, "codepoint": str(i)}
-        for i in range(3) for style in ("twemoji", "noto")
-    ]  # fmt: skip
-    for want, dark in (("noto", True), ("twemoji", False)):
-        columns = script["emoji_pairs"](rows[:-1], want)  # the last concept has one style only
-        pairs = load_pairs(str(pair_parquet(tmp_path / f"{want}.parquet", columns))).pairs
-        assert [pair.text for pair in pairs] == ["an emoji of thing0", "an emoji of thing1"]
-        assert all((brightness(pair.win) < 100) == dark for pair in pairs)

@@ -44,7 +44,9 @@ def test_distil_sample_and_the_same_image_from_stock_diffusers(tmp_path, python)
     run = tmp_path / "run"
     assert {"teacher.png", "step-000000.png", "step-000002.png"} <= {f.name for f in (run / "samples").iterdir()}
     assert (run / "report.html").is_file()
-    assert "num_inference_steps=2" in (run / "student" / "README.md").read_text()
+    card = (run / "student" / "README.md").read_text()
+    assert "num_inference_steps=2" in card
+    assert f"- Teacher: `{teacher}`" in card
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     theirs.mkdir()
     sample = ["sample", str(run / "student"), "--prompt", "thing 3", "--num-images", "2", "--seed", "4"]

@@ -20,7 +20,7 @@ def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = 
         f"# {_title(student, levels, metadata)}\n\n{_summary(student, levels, metadata)}",
         f"## Use\n\n{_student_use(levels, metadata) if student else _teacher_use(metadata)}",
         metrics_section(evaluation or {}),
-        f"## Made from\n\n{_origin(student, metadata)}",
+        f"## Made from\n\n{origin(student, metadata)}",
         f"## Limits\n\n{_limits(student)}",
         f"## Settings\n\n```yaml\n{public_settings(config)}\n```" if config else "",
     ]
@@ -138,7 +138,7 @@ def metrics_section(evaluation: dict[str, Any]) -> str:
     return "## Metrics\n\n" + "\n".join(lines) + protocol
 
 
-def _origin(student: bool, metadata: dict[str, Any]) -> str:
+def origin(student: bool, metadata: dict[str, Any]) -> str:
     data = metadata.get("data") or {}
     method = "distribution matching against its teacher" if student else "denoising score matching, averaged weights"
     rows = {

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diffdistill.reporting.model_card import metrics_section, public_settings
+from diffdistill.reporting.model_card import metrics_section, origin, public_settings
 
 
 def text_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = None, config: str = "") -> str:
@@ -16,6 +16,7 @@ def text_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = N
         f"under the licence of {teacher}.",
         f"## Use\n\n{_use(metadata)}",
         metrics_section(evaluation or {}),
+        f"## Made from\n\n{origin(True, metadata)}",
         f"## Settings\n\n```yaml\n{public_settings(config)}\n```" if config else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
