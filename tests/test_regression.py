@@ -42,7 +42,21 @@ def test_pairs_do_not_depend_on_the_order_in_which_they_are_asked_for():
     for mine, theirs in zip(forward, backward, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
     assert not torch.equal(forward[0][0], forward[1][0])
-    assert first[3] is first[0]  # the second epoch
+
+
+def test_every_later_epoch_holds_all_pairs_in_an_order_of_its_own():
+    def rows(epoch, made):
+        return [row for k in range(3) for row in zip(*made[3 * epoch + k], strict=True)]
+
+    def key(row):
+        return tuple(float(value) for part in row for value in part.flatten())
+
+    made, resumed = pairs(tiny_teacher()), pairs(tiny_teacher())
+    third = rows(2, resumed)  # a run resumed there has not seen the first two
+    epochs = [[key(row) for row in rows(epoch, made)] for epoch in range(3)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert [key(row) for row in third] == epochs[2]
 
 
 def test_regression_learns_the_map_and_leaves_critic_and_teacher_alone(tmp_path):

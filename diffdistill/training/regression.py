@@ -4,6 +4,8 @@ The teacher's solver is a deterministic map from noise to image. A student that 
 teacher's variety before distribution matching begins, and one update costs a fifth of a Fisher update.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -21,13 +23,16 @@ from diffdistill.training.optim import Ema, Updater
 from diffdistill.training.randomness import mix
 from diffdistill.training.teacher import draw_batch
 
-PAIRS_STREAM = 1  # apart from the seeds of training steps and of sampled images
+Pairs = tuple[Tensor, Tensor, Tensor | None]
+PAIRS_STREAM, ORDER_STREAM = 1, 2  # apart from the seeds of training steps and of sampled images
 
 
 class TrajectoryPairs:
     """Noise z, label and image of the teacher's DPM-Solver++(2M), made when first asked for, a batch at a time.
 
-    Batch k is a function of (seed, k) alone, so a resumed run makes again exactly the pairs it needs.
+    The first epoch takes the batches as they are made, each later one all pairs in an order of its own: with the same
+    batches again and again the student learns less of the teacher's variety (docs/design.md). Batch k is a function of
+    (seed, k) alone, so a resumed run makes again exactly the pairs it needs.
     """
 
     def __init__(
@@ -43,17 +48,32 @@ class TrajectoryPairs:
         self.teacher, self.data, self.device, self.seed, self.guidance_scale = teacher, data, device, seed, w
         self.batch, self.count = batch, max(1, settings.pairs // batch)
         self.levels = karras(settings.solver_steps, teacher.sigma_min, teacher.sigma_max)
-        self._made: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._made: dict[int, Pairs] = {}
 
-    def __getitem__(self, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __getitem__(self, k: int) -> Pairs:
         """`(z, image, label)` of batch k, `(B, C, H, W)` twice and `(B,)`."""
-        k %= self.count
+        epoch, k = divmod(k, self.count)
+        if epoch == 0:
+            return self._batch(k)
+        noise, image, cond = self._all
+        generator = torch.Generator().manual_seed(mix(self.seed, ORDER_STREAM, epoch))
+        order = torch.randperm(len(noise), generator=generator)
+        rows = order[k * self.batch : (k + 1) * self.batch].to(noise.device)
+        return noise[rows], image[rows], None if cond is None else cond[rows]
+
+    @cached_property
+    def _all(self) -> Pairs:
+        noises, images, conds = zip(*(self._batch(k) for k in range(self.count)), strict=True)
+        self._made.clear()
+        return torch.cat(noises), torch.cat(images), None if conds[0] is None else torch.cat(conds)
+
+    def _batch(self, k: int) -> Pairs:
         if k not in self._made:
             self._made[k] = self._make(k)
         return self._made[k]
 
     @torch.no_grad()
-    def _make(self, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _make(self, k: int) -> Pairs:
         labelled = draw_batch(self.data, self.batch, mix(self.seed, PAIRS_STREAM), k, flip=False)
         _, cond = self.device.put(*labelled)  # only the labels matter, in the proportions of the data
         generator = torch.Generator().manual_seed(mix(self.seed, PAIRS_STREAM, k))
