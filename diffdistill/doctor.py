@@ -100,7 +100,7 @@ def check_torch(versions: Mapping[str, str | None], facts: Mapping[str, Any]) ->
             Check("torch", "fail", f"{versions['torch']}: {facts['error']}", f"{PIP} install --force-reinstall torch")
         ]
     checks = [Check("torch", "ok", f"{versions['torch']}, {facts['threads']} threads")]
-    bf16 = "bf16 in hardware" if facts["bf16"] else "no bf16 in hardware: mixed_precision=no is faster"
+    bf16 = "bf16 in hardware" if facts["bf16"] else "no fast bf16 in hardware: mixed_precision=no is faster"
     if facts["cuda"]:
         checks.append(Check("device", "ok", f"{facts['cuda']}, {bf16}"))
     elif shutil.which("nvidia-smi"):

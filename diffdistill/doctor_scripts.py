@@ -7,8 +7,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 cuda = torch.cuda.is_available()
 facts = {"cuda": torch.cuda.get_device_name(0) if cuda else None, "build": torch.version.cuda or torch.version.hip}
 facts["threads"] = torch.get_num_threads()
-on_cpu = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
-facts["bf16"] = bool(torch.cuda.is_bf16_supported() if cuda else on_cpu())
+of_cpu = getattr(torch.cpu, "get_capabilities", dict)()
+facts["bf16"] = bool(torch.cuda.is_bf16_supported() if cuda else of_cpu.get("amx_bf16"))
 where = {"device": "cuda", "dtype": torch.float16} if cuda else {}
 q, k, v = torch.randn(3, 1, 2, 64, 32, **where)
 exact = ((q.double() @ k.double().mT) / 32**0.5).softmax(-1) @ v.double()

@@ -79,7 +79,10 @@ class Run(Section):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     max_train_steps: Count = 1000
     train_batch_size: Count = 64
-    mixed_precision: Annotated[Literal["no", "bf16"], BeforeValidator(no_half)] = "no"
+    mixed_precision: Annotated[Literal["auto", "no", "bf16"], BeforeValidator(no_half)] = Field(
+        "no",
+        description="precision of the networks' passes; auto: bf16 on GPUs that have it and CPUs with AMX",
+    )
     attention: Annotated[str, AfterValidator(attention_name)] = Field(
         "auto",
         description="auto, sdpa, sdpa-flash, sdpa-efficient, sdpa-cudnn, sdpa-math, xformers or a diffusers backend",

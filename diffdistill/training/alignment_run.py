@@ -20,7 +20,7 @@ from diffdistill.training.alignment import AlignTask
 from diffdistill.training.alignment_observer import AlignObserver
 from diffdistill.training.device import Device
 from diffdistill.training.loop import run_loop
-from diffdistill.training.run import open_folder, peak_memory, write_json
+from diffdistill.training.run import chosen, open_folder, peak_memory, write_json
 
 
 def align(resolved: Resolved) -> int:
@@ -33,7 +33,7 @@ def align(resolved: Resolved) -> int:
     model = load_pipeline(config.model)
     task = AlignTask(config, model, pairs, device)
     attention = str(set_attention(task.network, config.attention, run=task.example, context=device.autocast))
-    folder = open_folder(config, resolved, attention)
+    folder = open_folder(config, resolved, chosen(attention, device))
     observer = AlignObserver(task, held_out, config.evaluation)
     evaluation = run_loop(task, config, folder, observer)
     if not evaluation and config.evaluation.at_end:  # a finished run, resumed

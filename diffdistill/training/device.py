@@ -1,6 +1,7 @@
 """Where a run computes, and in which precision."""
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -9,19 +10,34 @@ from torch import Tensor
 from diffdistill.errors import ConfigError
 
 
+def fast_bf16(device_type: str) -> bool:
+    """Whether the hardware makes autocast to bfloat16 pay: GPUs that have it, and CPUs with AMX tiles.
+
+    AVX-512's bfloat16 instructions alone do not: small convolutions with them took up to eight times as long as in
+    float32 (docs/design.md).
+    """
+    if device_type == "cpu":
+        capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(capabilities.get("amx_bf16"))
+    return device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 class Device:
     """The device accelerate finds, and the autocast of `mixed_precision`.
 
     Weights, losses, score differences, averages and moments are float32 always; only the networks' forward passes are
-    cast.
+    cast. `auto` is bf16 where `fast_bf16` says so, else no.
     """
 
     def __init__(self, mixed_precision: str, num_threads: int | None = None):
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self.name = PartialState().device
+        if mixed_precision == "auto":
+            mixed_precision = "bf16" if fast_bf16(self.name.type) else "no"
         if mixed_precision == "fp16" and self.name.type == "cpu":
             raise ConfigError("mixed_precision 'fp16' needs a GPU; use 'no' or 'bf16' on this machine")
+        self.precision = mixed_precision
         self.dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
 
     def autocast(self) -> AbstractContextManager[None]:

@@ -37,7 +37,8 @@ def train(resolved: Resolved) -> int:
     device = Device(config.mixed_precision, config.num_threads)
     data = training_data(config)
     task = TeacherTask(config, data, device)
-    return execute(task, resolved, data, "model", choose_attention(task, config, device), role="teacher")
+    attention = choose_attention(task, config, device)
+    return execute(task, resolved, data, "model", chosen(attention, device), role="teacher")
 
 
 def distill(resolved: Resolved) -> int:
@@ -59,9 +60,14 @@ def distill(resolved: Resolved) -> int:
     # A student of converted weights is under their licence too, so its card must name them.
     source = teacher.metadata.get("source") or teacher.metadata.get("teacher_source")
     return execute(
-        task, resolved, data, "student", attention, teacher,
+        task, resolved, data, "student", chosen(attention, device), teacher,
         role="student", levels=task.levels, teacher=config.teacher, teacher_source=source, **reward,
     )  # fmt: skip
+
+
+def chosen(attention: str, device: Device) -> dict[str, str]:
+    """What `auto` became on this machine, for the record."""
+    return {"attention": attention, "mixed_precision": device.precision}
 
 
 def choose_attention(task: Task, config: Run, device: Device) -> str:
@@ -116,14 +122,14 @@ def execute(
     resolved: Resolved,
     data: ImageSet | TextSet,
     name: str,
-    attention: str,
+    record: dict[str, str],
     example: Denoiser | None = None,
     **card: Any,
 ) -> int:
     """Run a task in its folder and publish the averaged model with its card and the report."""
     config: Run = resolved.config
     observer = observer_of(config, data)  # first: what it asks for in vain must not leave a folder behind
-    folder = open_folder(config, resolved, attention)
+    folder = open_folder(config, resolved, record)
     if example is not None and config.sample_every:
         observer.grid(example, folder / "samples" / "teacher.png")
     evaluation = run_loop(task, config, folder, observer)
@@ -175,8 +181,11 @@ def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any]:
     return {"teacher" if i == 0 else f"teacher at {calls}": row for i, (calls, row) in enumerate(best_first)}
 
 
-def open_folder(config: Run, resolved: Resolved, attention: str) -> Path:
-    """The run folder: new, or the one to resume (with the same settings but for length and logging)."""
+def open_folder(config: Run, resolved: Resolved, record: dict[str, str]) -> Path:
+    """The run folder: new, or the one to resume (with the same settings but for length and logging).
+
+    record: what `auto` became, for `environment.json`.
+    """
     folder = Path(config.output_dir)
     settings = folder / "config.yaml"
     if folder.exists() and any(folder.iterdir()):
@@ -187,10 +196,11 @@ def open_folder(config: Run, resolved: Resolved, attention: str) -> Path:
             )
         if settings.exists():
             check_same(config, settings)
+            warn_of_precision(folder / "environment.json", record["mixed_precision"])
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         settings.write_text(resolved.text_yaml)
-        write_json(folder / "environment.json", environment() | {"attention": attention})
+        write_json(folder / "environment.json", environment() | record)
     except OSError as error:
         raise DiskError(f"cannot write to '{folder}' ({error.strerror}); choose another output_dir") from error
     return folder
@@ -219,6 +229,13 @@ def check_same(config: Run, settings: Path) -> None:
             f"'{settings.parent}' was run with other {', '.join(changed)}; resume with its own config.yaml, or "
             f"set another output_dir"
         )
+
+
+def warn_of_precision(environment: Path, precision: str) -> None:
+    """`auto` may mean another precision on another machine."""
+    before = json.loads(environment.read_text()).get("mixed_precision") if environment.is_file() else None
+    if before not in (None, precision):
+        print(f"resuming with mixed_precision={precision} what ran with {before}: results will differ")
 
 
 def environment() -> dict[str, Any]:
