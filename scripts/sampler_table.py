@@ -69,18 +69,20 @@ def measure(args: Namespace) -> None:
     """Every row that is not in `results.jsonl` yet, coarse steps first."""
     model = Denoiser.from_pretrained(args.model)
     evaluator = Evaluator(load_images(args.data), "fashion_mnist", ("fid",), floor=False, resamples=0)
-    done = {(row["sampler"], row["steps"], row["variant"], row["seed"]) for row in rows(args)}
+    held = rows(args)
+    done = {(row["sampler"], row["steps"], row["variant"], row["seed"]) for row in held}
     for steps in args.steps:
         for sampler in args.samplers:
             chosen = {PLAIN: NONE} | corrections(args, sampler, steps)
-            values: dict[tuple[Corrections, int], float] = {}
+            same = [row for row in held if (row["sampler"], row["steps"]) == (sampler, steps)]
+            values = {(wanted_of(row["corrections"] or {}), row["seed"]): float(row["fid"]) for row in same}
             for variant, wanted in chosen.items():
                 for seed in args.seeds:
                     if (sampler, steps, variant, seed) in done:
                         continue
                     begin = time.perf_counter()
+                    plan = replace(plan_sampling(model, sampler=sampler, steps=steps), corrections=wanted)
                     if (wanted, seed) not in values:  # a correction that was not chosen is the plain sampler
-                        plan = replace(plan_sampling(model, sampler=sampler, steps=steps), corrections=wanted)
                         batches = run_plan(model, plan, num_images=args.num_images, seed=seed, batch_size=100)
                         values[wanted, seed] = float(evaluator(batches)["metrics"]["fid"]["value"])
                     row = {"sampler": sampler, "steps": steps, "variant": variant, "seed": seed}
@@ -92,17 +94,23 @@ def measure(args: Namespace) -> None:
                     print(sampler, steps, variant, seed, round(row["fid"], 3), f"{row['seconds']} s", flush=True)
 
 
+def wanted_of(fit: dict[str, Any]) -> Corrections:
+    """A fit that corrects nothing is the plain sampler, whatever else it says."""
+    found = Corrections(**fit)
+    return NONE if found.record() is None else found
+
+
 def corrections(args: Namespace, sampler: str, steps: int) -> dict[str, Corrections]:
     """What `calibrate` finds for a sampler, fitted now unless it is in the file already or is carried over."""
     file = args.out / "calibration.json"
     if steps in args.fitted:
         calibrate(args, file, sampler, steps, "variance")
     held = read_calibration(file)
-    found = {name: Corrections(**held.lookup(sampler, steps, name)) for name in (SCALE, SHIFT, BOTH)}
+    found = {name: wanted_of(held.lookup(sampler, steps, name)) for name in (SCALE, SHIFT, BOTH)}
     if (sampler, steps) in SEARCHED:
         file = args.out / "calibration_fid.json"
         calibrate(args, file, sampler, steps, "fid")
-        found[SEARCH] = Corrections(**read_calibration(file).lookup(sampler, steps, SCALE))
+        found[SEARCH] = wanted_of(read_calibration(file).lookup(sampler, steps, SCALE))
     return found
 
 
@@ -187,23 +195,30 @@ def about(values: list[float], sign: str = "") -> str:
 
 def plot(table: dict[tuple[str, int], dict[str, dict[int, Row]]], target: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
     figure = Figure(figsize=(12, 7), layout="constrained")
     for axes, (sampler, title) in zip(figure.subplots(2, 3).flat, SAMPLERS.items(), strict=True):
-        for variant, label in VARIANTS.items():
+        for place, (variant, label) in enumerate(VARIANTS.items()):
             points = [
-                (steps, [row["fid"] for row in found[variant].values()])
+                (steps * 1.025 ** (place - 2), [row["fid"] for row in found[variant].values()])
                 for (name, steps), found in sorted(table.items())
                 if name == sampler and variant in found
-            ]
+            ]  # side by side: a correction that is off lies on plain
             if points:
                 means = [statistics.mean(values) for _, values in points]
                 spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
                 style: Row = {"linestyle": "none"} if variant == SEARCH else {}
-                axes.errorbar([s for s, _ in points], means, spreads, marker="o", capsize=3, label=label, **style)
+                axes.errorbar(
+                    [at for at, _ in points], means, spreads, marker="o", markersize=4, capsize=2, linewidth=1,
+                    label=label, **style,
+                )  # fmt: skip
         axes.set(title=title, xscale="log", yscale="log", xlabel="steps", ylabel="FID")
         axes.set_xticks([5, 10, 20, 50], ["5", "10", "20", "50"])
         axes.set_xticks([], minor=True)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(ScalarFormatter())
         if axes.lines:
             axes.legend(fontsize=8)
     figure.savefig(target, dpi=110)

@@ -50,7 +50,8 @@ class Calibration:
         Between and below the step counts that were fitted, b is linear in 1 / N: b = 1 + a + c / N, a the bias of the
         network, c that of the discretisation. Beyond the largest N it goes no farther from 1 than the fit there: more
         steps need no more correction. A single fit is scaled by N0 / N towards fewer steps and kept towards more. A
-        window keeps its size in steps: W N0 / N, from the nearest N0; the cutoff, a time, stays.
+        window keeps its size in steps: W N0 / N, from the nearest N0; the cutoff, a time, stays. Beyond the largest N
+        there is no window: carried there it did harm (docs/samplers.md), and BOTH is SCALE.
         """
         fitted = sorted((e for e in self.entries if e.sampler == sampler), key=lambda e: e.steps)
         if not fitted:
@@ -61,10 +62,14 @@ class Calibration:
         for entry in fitted:
             if entry.steps == steps:
                 return entry.fits[name]
+        beyond = steps > fitted[-1].steps
+        if beyond and name == BOTH:
+            name = SCALE
         nearest = min(fitted, key=lambda e: abs(math.log(e.steps / steps)))
         fit = nearest.fits[name]
         moved = {"b": _transferred([(e.steps, e.fits[name]["b"]) for e in fitted], steps)}
-        return {**fit, **moved, "window": round(fit["window"] * nearest.steps / steps)}
+        window = 0 if beyond else round(fit["window"] * nearest.steps / steps)
+        return {**fit, **moved, "window": window}
 
     def save(self, path: Path) -> None:
         """Write the file at once or not at all."""
