@@ -7,6 +7,8 @@ One image for each prompt, from seed 1000:
   judge finds to be in the style asked for.
 - plain: the same concepts with no style asked for. The share that the judge calls Noto: a preference's win rate.
 - train: evenly spaced captions. FID of the judge's features, against the whole split `train`.
+The grids lie beside OUT: one for each model, and one of the real pictures and all models for the same captions.
+--guidance, --steps and --sampler are for teachers; a student has its own.
 """
 
 import argparse
@@ -104,11 +106,20 @@ def grid(images: Tensor, place: Path) -> None:
     image_grid(images[:40], 10, captions[:40]).save(place)
 
 
+def side_by_side(drawn: dict[str, Tensor], place: Path) -> None:
+    """A row a model, evenly spaced held-out captions; they stand under the real pictures, the names under the rest."""
+    texts = [row.text for row in emoji_rows("held_out")]
+    chosen = spread(range(len(texts)), 12)
+    pictures = torch.stack([images[i] for images in drawn.values() for i in chosen])
+    captions = [texts[i] if name == "real" else name for name in drawn for i in chosen]
+    image_grid(pictures, len(chosen), captions).save(place)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="+", metavar="MODEL")
     parser.add_argument("--guidance", type=float, nargs="+", default=[None])
-    parser.add_argument("--steps", type=int, help="of the sampler; a student has its own")
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--sampler")
     parser.add_argument("--train", type=int, default=1000, help="images for the FID; 0: no FID")
     parser.add_argument("--out", type=Path, required=True, help="JSON; the grids lie beside it")
@@ -117,14 +128,19 @@ def main() -> None:
     measures = Measures()
     results: list[dict[str, Any]] = [{"model": "the data itself", **data_figures(measures)}]
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    drawn = {"real": load_images("builtin:emoji", split="held_out").images}
     for name in args.model:
         model = Denoiser.from_pretrained(name)
-        for guidance in args.guidance:
-            draw = drawer(model, guidance, args.steps, args.sampler)
-            figures, images = measure(draw, measures, args.train)
-            results.append({"model": name, "guidance": guidance, "steps": args.steps, **figures})
+        student = bool(model.levels)
+        for guidance in [None] if student else args.guidance:
+            steps, sampler = (None, None) if student else (args.steps, args.sampler)
+            figures, images = measure(drawer(model, guidance, steps, sampler), measures, args.train)
+            results.append({"model": name, "guidance": guidance, "steps": steps, **figures})
             print(json.dumps(results[-1]), flush=True)
-            grid(images, args.out.with_name(f"{args.out.stem}-{short(name)}-{guidance or 1:g}.png"))
+            title = short(name) if guidance is None else f"{short(name)}-{guidance:g}"
+            drawn[title] = images
+            grid(images, args.out.with_name(f"{args.out.stem}-{title}.png"))
+            side_by_side(drawn, args.out.with_suffix(".png"))
             args.out.write_text(json.dumps({"seed": SEED, "train": args.train, "results": results}, indent=2) + "\n")
 
 
