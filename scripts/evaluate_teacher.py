@@ -4,7 +4,7 @@
 
 Rows that are there already, of the same weights, seed and number of images, are kept. A distillation run that
 evaluates by the same protocol (N, features, reference) shows these figures next to the student's. Cost on one quiet
-CPU core: about 10 minutes for the 35-evaluation row, 40 for the whole table.
+CPU core: about 10 minutes for the 35-evaluation row, half an hour for the whole table.
 """
 
 import argparse
