@@ -48,7 +48,7 @@ def seen(images: Tensor) -> Tensor:
 def accuracies(net: EmojiNet, split: str) -> dict[str, float]:
     net.eval()
     images, (category, style, _) = images_of(split), labels_of(split)
-    kinds, styles = net(images.float() / 127.5 - 1)
+    kinds, styles = net.both(images.float() / 127.5 - 1)
     net.train()
     right = {"category": kinds.argmax(1) == category, "style": styles.argmax(1) == style}
     return {f"{split}_{name}": float(found.float().mean()) for name, found in right.items()}
@@ -105,7 +105,8 @@ def main() -> None:
     log(**results)
     weights = args.out / "model.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, weights)
-    shape = {"id": "emoji", "architecture": "EmojiNet", "channels": CHANNELS, "dim": DIM, "image_size": 32}
+    shape = {"id": "emoji", "architecture": "EmojiNet", "channels": CHANNELS, "dim": DIM}
+    shape |= {"image_channels": 3, "image_size": 32}
     settings = {key: value for key, value in vars(args).items() if key != "out"}
     write_json(args.out / "config.json", shape | {"sha256": sha256(weights), **results, "training": settings})
 

@@ -1,6 +1,8 @@
 """Feature extractors: what they compute, what they refuse, and where they say weights belong."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +210,26 @@ def test_inception_checks_its_digest_and_chooses_its_resize(tmp_path: Path, monk
     features = extractor(images)
     assert torch.allclose(features.float(), expected, atol=1e-5)
     assert torch.allclose(extractor.probabilities(features), logits.double().softmax(1), atol=1e-6)
+
+
+def test_features_trained_on_ones_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Two classes, dark and bright, which a small classifier tells apart; colour, 32 pixels, no split `test`.
+    for label, low, high in ((0, 0, 120), (1, 136, 256)):
+        (tmp_path / "data" / str(label)).mkdir(parents=True)
+        generator = np.random.default_rng(label)
+        for k in range(160):
+            pixels = generator.integers(low, high, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / str(label) / f"{k:03}.png")
+    script = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "train_features.py"))
+    words = [str(tmp_path / "data"), "--out", str(tmp_path / "two_features"), "--epochs", "20", "--convs", "2"]
+    monkeypatch.setattr(sys, "argv", ["train_features.py", *words, "--channels", "8", "8", "8", "--dim", "16"])
+    script["main"]()
+    extractor, data = load_features(str(tmp_path / "two_features")), load_images(str(tmp_path / "data"))
+    features = extractor(data.images)
+    assert (extractor.id, extractor.channels, extractor.size, extractor.dim) == ("two", 3, (32, 32), 16)
+    tenth = torch.arange(len(features)) % 10 == 9
+    assert features[~tenth].var(0).mean() == pytest.approx(1, rel=1e-3)
+    assert data.labels is not None
+    probabilities = extractor.probabilities(features)
+    assert probabilities is not None
+    assert torch.equal(probabilities.argmax(1)[tenth], data.labels[tenth])

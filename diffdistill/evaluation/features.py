@@ -9,7 +9,7 @@ import torch
 from diffdistill.assets import asset
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.evaluation.extractors.base import FeatureExtractor
-from diffdistill.evaluation.extractors.bundled import EmojiFeatures, FashionFeatures, PixelFeatures
+from diffdistill.evaluation.extractors.bundled import ClassifierFeatures, EmojiFeatures, PixelFeatures
 from diffdistill.evaluation.resize import MODES
 
 NAMES = ("fashion_mnist", "emoji", "pixels", "inception", "dinov2", "clip")
@@ -22,8 +22,8 @@ def _from_folder(folder: Path, device: torch.device) -> FeatureExtractor:
         raise CheckpointError(
             f"{folder} has no readable config.json: features lie in config.json and model.safetensors ({error})"
         ) from error
-    if config.get("architecture") == "FashionNet":
-        return FashionFeatures(folder, device)
+    if config.get("architecture") == "ConvNet":
+        return ClassifierFeatures(folder, device)
     if config.get("architecture") == "EmojiNet":
         return EmojiFeatures(folder, device)
     from diffdistill.evaluation.extractors.hub import HubFeatures
@@ -56,7 +56,7 @@ def load_features(name: str, *, mode: str | None = None, device: str | torch.dev
 def _load(name: str, device: torch.device) -> FeatureExtractor:
     kind, _, detail = name.partition(":")
     if name == "fashion_mnist":
-        return FashionFeatures(asset("fashion_mnist_features"), device)
+        return ClassifierFeatures(asset("fashion_mnist_features"), device)
     if name == "emoji":
         return EmojiFeatures(asset("emoji_features"), device)
     if name == "pixels":

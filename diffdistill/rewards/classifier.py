@@ -7,12 +7,12 @@ from torch import Tensor
 
 from diffdistill.assets import asset
 from diffdistill.errors import DataError
-from diffdistill.evaluation.extractors.bundled import FashionFeatures
+from diffdistill.evaluation.extractors.bundled import ClassifierFeatures
 from diffdistill.rewards.protocol import Prompts
 
 
 class ClassifierReward:
-    """R(x, c) = log p(c | x), at most 0, by the bundled Fashion-MNIST classifier or another `FashionNet` folder.
+    """R(x, c) = log p(c | x), at most 0, by the Fashion-MNIST classifier or a folder of scripts/train_features.py.
 
     With weight a the optimum is p(x | c) p(c | x)^a: classifier guidance, distilled. The bundled classifier's features
     also measure FID, which therefore flatters a student trained with this reward: judge it with other features.
@@ -21,14 +21,16 @@ class ClassifierReward:
     name, differentiable, needs_prompt = "classifier", True, False
 
     def __init__(self, folder: Path | None = None):
-        features = FashionFeatures(folder or asset("fashion_mnist_features"), torch.device("cpu"))
+        features = ClassifierFeatures(folder or asset("fashion_mnist_features"), torch.device("cpu"))
         assert features.size is not None
-        self.net, self.size, self.version = features.net, features.size, f"classifier {features.sha256[:12]}"
+        assert features.channels is not None
+        self.net, self.version = features.net, f"classifier {features.sha256[:12]}"
+        self.shape = (features.channels, *features.size)
 
     def __call__(self, images: Tensor, prompts: Prompts = None) -> Tensor:
-        """Gray images `(B, 1, 28, 28)` in [0, 1] and labels `(B,)` -> `(B,)`; DataError for anything else."""
-        if images.shape[1:] != (1, *self.size):
-            have, want = "x".join(map(str, images.shape[1:])), "x".join(map(str, (1, *self.size)))
+        """Images `(B, C, H, W)` of the classifier's size in [0, 1], labels `(B,)` -> `(B,)`; DataError for others."""
+        if images.shape[1:] != self.shape:
+            have, want = "x".join(map(str, images.shape[1:])), "x".join(map(str, self.shape))
             raise DataError(f"the reward classifier reads images of {want} and got {have}; choose another reward")
         if not isinstance(prompts, Tensor) or prompts.shape != (len(images),):
             raise DataError("the reward classifier needs one class label an image, a tensor (B,); give labels")

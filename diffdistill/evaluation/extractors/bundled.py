@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,15 +12,17 @@ from torch import Tensor
 
 from diffdistill.errors import CheckpointError
 from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256
+from diffdistill.evaluation.extractors.conv_net import ConvNet
 from diffdistill.evaluation.extractors.emoji_net import EmojiNet
-from diffdistill.evaluation.extractors.fashion_net import FashionNet
+
+SHAPE = ("image_channels", "image_size", "num_classes", "convs_per_block")
 
 
-class FashionFeatures(FeatureExtractor):
-    """Penultimate features of `FashionNet`, in units in which their mean variance over Fashion-MNIST is 1."""
+class ClassifierFeatures(FeatureExtractor):
+    """Penultimate features of a `ConvNet`, in units of their mean variance over the data it was trained on.
 
-    channels = 1
-    network: type[FashionNet] | type[EmojiNet] = FashionNet
+    The folder is one of scripts/train_features.py.
+    """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         weights = folder / "model.safetensors"
@@ -30,15 +33,19 @@ class FashionFeatures(FeatureExtractor):
                 raise CheckpointError(
                     f"{weights} is damaged: its SHA-256 is {self.sha256}, config.json says {config['sha256']}"
                 )
-            net = self.network(config["channels"], config["dim"])
+            net = self.build(config)
             net.load_state_dict(load_file(weights))
+            self.channels = config["image_channels"]
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"{folder} is not a folder of features (config.json and model.safetensors): {error}"
             ) from error
         self.id, self.dim, self.device = config["id"], config["dim"], device
         self.size = (config["image_size"], config["image_size"])
-        self.net: FashionNet | EmojiNet = net.fused().requires_grad_(False).to(device)
+        self.net = net.fused().requires_grad_(False).to(device)
+
+    def build(self, config: dict[str, Any]) -> ConvNet:
+        return ConvNet(config["channels"], config["dim"], **{name: config[name] for name in SHAPE})
 
     def embed(self, images: Tensor) -> Tensor:
         return self.net.features(images / 127.5 - 1)
@@ -48,11 +55,11 @@ class FashionFeatures(FeatureExtractor):
         return self.net.head(features.float().to(self.device).relu()).double().softmax(1).cpu()
 
 
-class EmojiFeatures(FashionFeatures):
-    """Penultimate features of the judge `EmojiNet`, in units of their mean variance over its data."""
+class EmojiFeatures(ClassifierFeatures):
+    """Penultimate features of the judge `EmojiNet`."""
 
-    channels = 3
-    network = EmojiNet
+    def build(self, config: dict[str, Any]) -> ConvNet:
+        return EmojiNet(config["channels"], config["dim"])
 
     @torch.no_grad()
     def styles(self, features: Tensor) -> Tensor:

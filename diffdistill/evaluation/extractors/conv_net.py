@@ -1,0 +1,57 @@
+"""A small convolutional classifier whose penultimate layer measures Fréchet distances."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+class ConvNet(nn.Module):
+    """Blocks of 3x3 convolutions, each block half the side, and a linear layer: `features(x)` is `(N, dim)`,
+    `forward(x)` the class logits.
+
+    The features are taken *before* the last ReLU, so that their law is closer to a Gaussian (which the Fréchet
+    distance assumes) and no coordinate is constant.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        dim: int,
+        *,
+        image_channels: int,
+        image_size: int,
+        num_classes: int,
+        convs_per_block: int,
+    ) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        for c_in, c_out in zip((image_channels, *channels), channels, strict=False):
+            for k in range(convs_per_block):
+                blocks += [nn.Conv2d(c_out if k else c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out)]
+                blocks += [nn.MaxPool2d(2)] if k == convs_per_block - 1 else []
+                blocks += [nn.ReLU()]
+        self.blocks = nn.Sequential(*blocks)
+        self.embed = nn.Linear(channels[-1] * (image_size >> len(channels)) ** 2, dim)
+        self.head = nn.Linear(dim, num_classes)
+
+    def fused(self) -> "ConvNet":
+        """For measuring only: normalisation folded into the convolutions, memory laid out channels last."""
+        layers: list[nn.Module] = []
+        for layer in self.eval().blocks:
+            if isinstance(layer, nn.BatchNorm2d):
+                convolution = layers.pop()
+                assert isinstance(convolution, nn.Conv2d)
+                layers.append(fuse_conv_bn_eval(convolution, layer))
+            else:
+                layers.append(layer)
+        self.blocks = nn.Sequential(*layers)
+        return self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def features(self, x: Tensor) -> Tensor:
+        """`(N, C, H, W)` in [-1, 1] -> `(N, dim)`."""
+        return self.embed(self.blocks(x).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.features(x)))
