@@ -32,9 +32,9 @@ VARIANTS = {
 TIMING_STEPS = 8
 
 
-def cells() -> list[tuple[str, str]]:
+def cells(recipes: Sequence[str]) -> list[tuple[str, str]]:
     """(recipe, divergence) of every row."""
-    return [(recipe, divergence) for recipe in RECIPES for divergence in VARIANTS.get(recipe, ["reverse_kl"])]
+    return [(recipe, divergence) for recipe in recipes for divergence in VARIANTS.get(recipe, ["reverse_kl"])]
 
 
 def distill(folder: str, recipe: str, divergence: str, out: Path, extra: Sequence[str]) -> Path:
@@ -56,7 +56,7 @@ def distill(folder: str, recipe: str, divergence: str, out: Path, extra: Sequenc
 
 def first_stage(folder: str, out: Path, extra: Sequence[str]) -> Path:
     """The recipes' regression phase as a run of its own."""
-    regression = load_config(Distill, f"{folder}/distill").config.student.regression
+    regression = load_config(Distill, f"{folder}/distill", extra).config.student.regression
     assert regression is not None
     return distill(folder, "distill", "reverse_kl", out / "start", [f"max_train_steps={regression.steps}", *extra])
 
@@ -115,6 +115,7 @@ def markdown(rows: list[dict[str, Any]], start: dict[str, Any], seconds: int, ov
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", default="fashion_mnist", help="folder of configs/ whose recipes are compared")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES, help="of that folder")
     parser.add_argument("--seconds", type=int, default=150, help="of training, for each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
@@ -126,6 +127,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
+    rivals = cells(args.recipes)
     start = first_stage(args.configs, args.out, args.overrides)
     begin = [f"initialize_from={start}", "student.regression=null"]
 
@@ -143,9 +145,9 @@ def main() -> None:
         return row
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        paces = dict(zip(cells(), pool.map(timed, cells()), strict=True))
+        paces = dict(zip(rivals, pool.map(timed, rivals), strict=True))
         # Seed by seed, so that an interrupted comparison has every method.
-        rows = list(pool.map(trained, [(cell, seed, paces[cell]) for seed in args.seeds for cell in cells()]))
+        rows = list(pool.map(trained, [(cell, seed, paces[cell]) for seed in args.seeds for cell in rivals]))
     stage = json.loads((start / "metrics.jsonl").read_text().splitlines()[-1])
     began = {**flat(json.loads((start / "evaluation.json").read_text())["student"]), "steps": stage["step"]}
     table = markdown(rows, began, args.seconds, args.overrides)
