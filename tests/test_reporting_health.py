@@ -82,8 +82,9 @@ def test_each_sign_is_recognised(name, values, kind):
 
 def test_clipping_counts_steps_above_the_bound_of_the_settings():
     config = {"student": {"optimizer": {"max_grad_norm": 2.0}}, "critic": {"optimizer": {"max_grad_norm": None}}}
-    often = health.clipping(run_with(config, student__grad_norm=[3.0] * 9 + [1.0]))
-    assert (often.kind, "90%" in often.text) == ("watch", True)
+    held = health.clipping(run_with(config, student__grad_norm=[3.0] * 9 + [1.0]))
+    assert (held.kind, "90%" in held.text) == ("good", True)
+    assert health.clipping(run_with(config, student__grad_norm=[3.0] * 5 + [6.0] * 5)).kind == "watch"
     assert health.clipping(run_with(config, student__grad_norm=[1.0] * 10)).kind == "good"
     assert health.clipping(run_with({}, student__grad_norm=[9.0] * 10)) is None
 

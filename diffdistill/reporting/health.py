@@ -161,7 +161,7 @@ def saturation(run: RunData) -> Verdict | None:
 
 
 def clipping(run: RunData) -> Verdict | None:
-    """How often a gradient was shortened."""
+    """How often a gradient was shortened; a bound that always acts is a choice, a gradient that outgrows it a sign."""
     worst: tuple[float, str, float] | None = None
     for name, limit in _limits(run.config).items():
         series = _series(run, f"{name}/grad_norm")
@@ -173,10 +173,15 @@ def clipping(run: RunData) -> Verdict | None:
     if worst is None:
         return None
     part, name, limit = worst
-    text = f"That of the {name} exceeded its bound of {limit:g} in {100 * part:.0f}% of the logged steps."
-    if part > 0.5:
-        return Verdict("watch", "Most gradients are clipped", text)
-    return Verdict("good", "Gradients stay within bounds", text)
+    text = f"That of the {name} exceeded its bound of {limit:g} in {100 * part:.0f}% of the logged steps"
+    if part <= 0.5:
+        return Verdict("good", "Gradients stay within bounds", f"{text}.")
+    series = run.metrics[f"{name}/grad_norm"]
+    middle, last = series.mean(0.25, 0.5), series.mean(0.75, 1)
+    text = f"{text}; its norm was {middle:.3g} before the middle of the run and is {last:.3g} at the end"
+    if last > 1.5 * middle:
+        return Verdict("watch", "Clipped gradients grow", f"{text}: lower the learning rate of the {name}.")
+    return Verdict("good", "Gradients are held at their bound", f"{text}.")
 
 
 def _limits(config: dict[str, Any]) -> dict[str, float]:
