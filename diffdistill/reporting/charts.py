@@ -99,7 +99,8 @@ def _figure(run: RunData, chart: Chart, group: dict[str, Series]) -> str:
     )
     hint = f'<p class="hint">{escape(chart.hint)}</p>' if chart.hint else ""
     caption = f"<figcaption><h3>{escape(chart.title)}</h3>{hint}</figcaption>"
-    many = " many" if len(lines) > 4 else ""
+    # Short names in columns; a long one would run into the next.
+    many = " many" if len(lines) > 4 and max(len(line.label) for line in lines) < 8 else ""
     return f'<figure class="card">{caption}{drawing}<p class="legend{many}">{legend}</p></figure>'
 
 
