@@ -11,6 +11,8 @@ from typing import Any, Literal
 from diffdistill.reporting.rundata import RunData, Series
 
 Metrics = dict[str, Series]
+# A critic trained on the teacher's own data, where the true gap is 0, shows 0.19 to 0.25 (docs/design.md).
+CRITIC_NOISE = 0.25
 LOWER_IS_BETTER = {"evaluation/fid": "FID", "evaluation/kid": "KID"}
 
 
@@ -68,8 +70,12 @@ def score_gap(run: RunData) -> Verdict | None:
         advice = f"after {lowest:.3g}: the student drifts away; lower its learning rate."
         return Verdict("bad", "The score gap grows again", f"{text}, {advice}")
     if last > 0.6 * peak:
-        # A critic trained on the teacher's own data shows such a gap, by the noise of its updates (docs/design.md).
-        advice = "in a short run most of it is the critic's own noise; train longer, or lower both learning rates."
+        if last <= CRITIC_NOISE:
+            text = (
+                f"{text}; a critic of the very distribution shows up to {CRITIC_NOISE:g}, by the noise of its updates."
+            )
+            return Verdict("good", "The score gap is within the critic's own noise", text)
+        advice = "part of it is the critic's own noise; train longer, or lower both learning rates."
         return Verdict("watch", "The score gap has hardly closed", f"{text}: {advice}")
     return Verdict("good", "The score gap closes", f"{text}.")
 
