@@ -15,7 +15,8 @@ from tiny import tiny_teacher, tiny_unet
 
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.models.folder import GRID, clone_network, process_of, snap_levels, stock_levels
+from diffdistill.models.folder import clone_network, process_of
+from diffdistill.models.stock import GRID, snap_levels, stock_levels
 from diffdistill.process import EDM, VP, Flow, per_sample
 
 
@@ -208,6 +209,6 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path):
     with pytest.raises(ConfigError, match="already holds files"):
         tiny_teacher(1).save_pretrained(tmp_path / "m", role="teacher")
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "m").rglob("*")}
-    with pytest.raises(ConfigError, match="only EDM networks"):
+    with pytest.raises(ConfigError, match="no stock pipeline samples"):
         Denoiser(tiny_unet(), Flow()).save_pretrained(tmp_path / "f", role="student")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]

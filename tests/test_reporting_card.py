@@ -11,7 +11,7 @@ from tiny import tiny_unet
 
 from diffdistill.denoiser import Denoiser
 from diffdistill.models import apply_scalelong
-from diffdistill.models.folder import snap_levels, stock_levels
+from diffdistill.models.stock import snap_levels, stock_levels
 from diffdistill.process import EDM
 from diffdistill.reporting.model_card import model_card
 from diffdistill.sampling.generate import generate

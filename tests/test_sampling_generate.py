@@ -6,7 +6,7 @@ from diffusers import ConsistencyModelPipeline, UNet2DModel
 
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.models.folder import stock_levels
+from diffdistill.models.stock import stock_levels
 from diffdistill.process import EDM
 from diffdistill.sampling.generate import generate, plan_sampling, sample_batch
 from diffdistill.sampling.noise import image_seed

@@ -13,6 +13,7 @@ from tiny import tiny_teacher
 from diffdistill.config.schema import Distill, Optimizer, Train
 from diffdistill.data import ImageSet
 from diffdistill.errors import CheckpointError, ConfigError, DiskError, Interrupted, NonFiniteError, Preempted
+from diffdistill.process import EDM
 from diffdistill.training.device import Device
 from diffdistill.training.distiller import DistillTask
 from diffdistill.training.loop import Log, run_loop
@@ -271,7 +272,7 @@ def test_the_log_drops_what_came_after_the_checkpoint(tmp_path):
 )
 def test_levels_that_do_not_fit_the_steps(student, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        student_levels(Distill(output_dir="x", method={"name": "sid"}, student=student))
+        student_levels(Distill(output_dir="x", method={"name": "sid"}, student=student), EDM())
 
 
 def test_noised_data_feeds_later_steps_with_real_images():

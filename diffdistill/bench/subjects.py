@@ -15,7 +15,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.methods import METHODS, choices_of
 from diffdistill.models.attention import KERNELS, reset_attention, set_attention
-from diffdistill.models.folder import stock_levels
+from diffdistill.models.stock import stock_levels
 from diffdistill.sampling.generate import CPU_ROWS, generate, plan_sampling
 from diffdistill.training.device import Device
 from diffdistill.training.distiller import DistillTask

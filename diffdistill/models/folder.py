@@ -17,6 +17,7 @@ from torch import nn
 
 from diffdistill.errors import CheckpointError, ConfigError, DiskError
 from diffdistill.models.scalelong import CONFIG_KEY, Settings, install, load_scaled
+from diffdistill.models.stock import stock_schedule
 from diffdistill.process import EDM, VP, Flow, Process
 
 if TYPE_CHECKING:
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
 
 METADATA = "diffdistill.json"
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
-# A one-step student is asked at sigma_max only; stock diffusers wants sigma_min < sigma_max and subtracts it in the
-# boundary condition, so "zero" is the honest value. Exactly 0 gives 0^(1/rho) = 0, which its schedule accepts.
-STUDENT_SIGMA_MIN = 0.0
-# The stock schedule of a student has GRID steps evenly spaced in sigma^(1/rho) between its input level and 0; 2,520 is
-# divisible by 1 to 10, and rho = 2 spreads few steps over the levels where images form (2.5, 0.63 for two).
-GRID, STUDENT_RHO = 2520, 2.0
 
 
 def sha256(path: Path) -> str:
@@ -191,44 +186,6 @@ def process_of(scheduler: dict[str, Any]) -> Process:
     return VP(made.alphas_cumprod, kind)
 
 
-def scheduler_of(process: Process, levels: Sequence[float]) -> Any:
-    """The stock scheduler that samples the model in `ConsistencyModelPipeline`; only EDM networks have one."""
-    from diffusers import CMStochasticIterativeScheduler
-
-    if not isinstance(process, EDM) or process.time_scale != 1000.0:
-        raise ConfigError("only EDM networks with time input 250 ln(sigma) can be saved; convert the teacher first")
-    low, high = (STUDENT_SIGMA_MIN, levels[0]) if levels else (process.sigma_min, process.sigma_max)
-    return CMStochasticIterativeScheduler(
-        num_train_timesteps=GRID,
-        sigma_min=low,
-        sigma_max=high,
-        sigma_data=process.sigma_data,
-        rho=STUDENT_RHO if levels else 7.0,
-    )
-
-
-def stock_level(index: float, sigma_max: float, rho: float = STUDENT_RHO) -> float:
-    """The level at a grid index of the stock schedule: sigma_max ((index) / (GRID - 1))^rho, with sigma_min = 0."""
-    return sigma_max * (index / (GRID - 1)) ** rho
-
-
-def stock_levels(steps: int, sigma_max: float) -> tuple[float, ...]:
-    """Levels that stock diffusers visits for `num_inference_steps=steps`, from sigma_max down, evenly spaced in
-    sigma^(1/rho).
-    """
-    return tuple(stock_level(GRID - 1 - k * (GRID // steps), sigma_max) for k in range(steps))
-
-
-def snap_levels(levels: Sequence[float]) -> tuple[tuple[float, ...], list[int]]:
-    """The nearest levels on the stock grid and their `timesteps=[...]`, so that training and stock sampling agree
-    exactly.
-    """
-    top = levels[0]
-    indices = [round((level / top) ** (1 / STUDENT_RHO) * (GRID - 1)) for level in levels]
-    # The stock scheduler reverses `timesteps` and counts its ramp from sigma_max.
-    return tuple(stock_level(i, top) for i in indices), [GRID - 1 - i for i in reversed(indices)]
-
-
 Card = Callable[[dict[str, Any]], str]
 
 
@@ -244,9 +201,9 @@ def save_denoiser(
     """Write `folder` as a stock `ConsistencyModelPipeline`; see `Denoiser.save_pretrained`."""
     from diffusers import ConsistencyModelPipeline
 
-    scheduler, home = scheduler_of(denoiser.process, levels), type(denoiser.network).__module__
+    schedule, home = stock_schedule(denoiser.process, levels), type(denoiser.network).__module__
     with new_folder(folder) as staged:
-        pipeline = ConsistencyModelPipeline(unet=denoiser.network, scheduler=scheduler)
+        pipeline = ConsistencyModelPipeline(unet=denoiser.network, scheduler=schedule.scheduler)
         pipeline.save_pretrained(staged, safe_serialization=True)
         # The folder's own name must not depend on where it was trained.
         config = staged / "unet" / "config.json"
@@ -266,28 +223,32 @@ def save_denoiser(
             **provenance,
         }
         if levels:
-            # How stock diffusers is asked for these levels.
-            stock = tuple(levels) == stock_levels(len(levels), levels[0])
-            metadata["call"] = {"num_inference_steps": len(levels)} if stock else {"timesteps": snap_levels(levels)[1]}
+            metadata["call"] = schedule.call
         if card is not None:
             (staged / "README.md").write_text(card(metadata))
         (staged / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
 
 
 def clone_network(network: Any, num_classes: int | None) -> Any:
-    """A trainable copy of a network, without the embedding of the null class (a student and a critic are never asked
-    it).
+    """A trainable copy of a network, without what a student and a critic are never asked: the embedding of the null
+    class, and the variances that some networks predict beside the noise.
     """
     config = dict(network.config)
+    images = config.get("in_channels")
+    learned_variance = hasattr(network, "conv_out") and images and config.get("out_channels") == 2 * images
     config.pop("_use_default_values", None)  # counts values given by position as defaults, and loses them
     scale = config.pop(CONFIG_KEY, None)
     if num_classes is not None and config.get("num_class_embeds"):
         config["num_class_embeds"] = num_classes
+    if learned_variance:
+        config["out_channels"] = images
     copy = type(network).from_config(config)
     if scale is not None:
         install(copy, Settings(**scale))
     state = dict(network.state_dict())
     if "class_embedding.weight" in state and num_classes is not None:
         state["class_embedding.weight"] = state["class_embedding.weight"][:num_classes]
+    if learned_variance:
+        state |= {name: tensor[:images] for name, tensor in state.items() if name.startswith("conv_out.")}
     copy.load_state_dict(state)
     return copy.to(next(network.parameters()).device)  # float32: built from the config

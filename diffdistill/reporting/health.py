@@ -71,9 +71,7 @@ def score_gap(run: RunData) -> Verdict | None:
         return Verdict("bad", "The score gap grows again", f"{text}, {advice}")
     if last > 0.6 * peak:
         if last <= CRITIC_NOISE:
-            text = (
-                f"{text}; a critic of real images shows up to {CRITIC_NOISE:g}, by the noise of its updates."
-            )
+            text = f"{text}; a critic of real images shows up to {CRITIC_NOISE:g}, by the noise of its updates."
             return Verdict("good", "The score gap is within the critic's own noise", text)
         advice = "part of it is the critic's own noise; train longer, or lower both learning rates."
         return Verdict("watch", "The score gap has hardly closed", f"{text}: {advice}")

@@ -163,8 +163,10 @@ def _solve(
 
 
 def start_of(model: Denoiser, sigma: float) -> float:
-    """Factor of sigma z, where a sampler starts. Stock text-to-image pipelines show the network z, of variance 1."""
-    return 1.0 if model.prompts is None else model.process.start_scale(sigma) / sigma
+    """Factor of sigma z, where a sampler starts. Stock text-to-image pipelines and students of networks with training
+    steps show the network z, of variance 1.
+    """
+    return 1.0 if model.prompts is None and model.role != "student" else model.process.start_scale(sigma) / sigma
 
 
 def _network_rows(model: Denoiser, device: torch.device, count: int, batch_size: int) -> int:

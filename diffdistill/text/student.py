@@ -10,31 +10,21 @@ import shutil
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
 from diffdistill.models.folder import METADATA, PICKLES, new_folder, read_json, sha256
+from diffdistill.models.stock import LCM_TIME_SCALE, Schedule
 from diffdistill.process import Flow, Process
 from diffdistill.text.adapters import Adapter
 from diffdistill.text.denoiser import TextDenoiser
 from diffdistill.text.lora import AdaptedNetwork
 
-# LCMScheduler mixes x0 with its input by factors made for consistency models. At this scale of its time they are 1 and
-# 0 in float32: (t 2^30)^2 + 1/4 is (t 2^30)^2, and a power of two makes the root exact.
-LCM_TIME_SCALE = 2.0**30
 # Below, a signal of a schedule counts as none ("zero terminal SNR").
 NO_SIGNAL = 1e-10
-
-
-class Schedule(NamedTuple):
-    """A stock scheduler, the levels it visits, first to last, and how the stock pipeline is asked for them."""
-
-    scheduler: Any
-    levels: tuple[float, ...]
-    call: dict[str, Any]
 
 
 def stock_schedule(

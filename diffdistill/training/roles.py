@@ -1,12 +1,16 @@
 """The networks of a distillation: student and critic, copies of the teacher or adapters on its weights."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
 from diffdistill.config.schema import Distill
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
-from diffdistill.models.folder import clone_network, snap_levels, stock_levels
+from diffdistill.models.folder import clone_network
+from diffdistill.models.stock import near_levels
+from diffdistill.process import Process
 from diffdistill.text.denoiser import TextDenoiser
 from diffdistill.text.lora import SharedWeights
 from diffdistill.text.student import stock_schedule
@@ -15,21 +19,19 @@ from diffdistill.training.device import Device
 Roles = tuple[Denoiser, Denoiser]
 
 
-def student_levels(config: Distill) -> tuple[float, ...]:
+def student_levels(config: Distill, process: Process) -> tuple[float, ...]:
     """The student's input levels, on the grid of the stock scheduler that will sample it."""
     student = config.student
-    if student.levels is None:
-        return stock_levels(student.steps, student.sigma_init)
-    if len(student.levels) != student.steps:
+    if student.levels is not None and len(student.levels) != student.steps:
         raise ConfigError(
             f"student.steps is {student.steps} and student.levels has {len(student.levels)} values; give one "
             f"level a step"
         )
-    if any(low >= high for high, low in zip(student.levels, student.levels[1:], strict=False)):
+    if student.levels is not None and any(low >= high for high, low in pairwise(student.levels)):
         raise ConfigError(
             f"student.levels {list(student.levels)} must descend, from the noisiest input to the cleanest"
         )
-    return snap_levels(student.levels)[0]
+    return near_levels(process, student.steps, student.sigma_init, student.levels)
 
 
 def levels_of(config: Distill, teacher: Denoiser) -> tuple[float, ...]:
@@ -51,13 +53,12 @@ def levels_of(config: Distill, teacher: Denoiser) -> tuple[float, ...]:
             raise ConfigError(
                 f"{name} is for text-to-image teachers, and '{config.teacher}' draws no texts; leave it out"
             )
-    levels = student_levels(config)
-    if levels[0] > teacher.sigma_max:
+    first = student.sigma_init if student.levels is None else student.levels[0]
+    if first > teacher.sigma_max:
         raise ConfigError(
-            f"student level {levels[0]:g} is above the teacher's highest, {teacher.sigma_max:g}; lower "
-            f"student.sigma_init"
+            f"student level {first:g} is above the teacher's highest, {teacher.sigma_max:g}; lower student.sigma_init"
         )
-    return levels
+    return student_levels(config, teacher.process)
 
 
 def build_roles(config: Distill, teacher: Denoiser, levels: tuple[float, ...], device: Device) -> Roles:

@@ -1,0 +1,144 @@
+"""The stock schedulers that sample students of pixel networks in `ConsistencyModelPipeline`, and their levels.
+
+EDM networks have `CMStochasticIterativeScheduler`. Networks with training steps, which predict epsilon, v or x0, have
+`LCMScheduler`, on a schedule that ends at the student's first step: so both begin where the student does, and
+`pipe()` alone is one step.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffdistill.errors import ConfigError
+from diffdistill.process import EDM, VP, Process
+
+# A one-step student is asked at sigma_max only; stock diffusers wants sigma_min < sigma_max and subtracts it in the
+# boundary condition, so "zero" is the honest value. Exactly 0 gives 0^(1/rho) = 0, which its schedule accepts.
+STUDENT_SIGMA_MIN = 0.0
+# The stock schedule of a student has GRID steps evenly spaced in sigma^(1/rho) between its input level and 0; 2,520 is
+# divisible by 1 to 10, and rho = 2 spreads few steps over the levels where images form (2.5, 0.63 for two).
+GRID, STUDENT_RHO = 2520, 2.0
+# LCMScheduler mixes x0 with its input by factors made for consistency models. At this scale of its time they are 1 and
+# 0 in float32: (t 2^30)^2 + 1/4 is (t 2^30)^2, and a power of two makes the root exact.
+LCM_TIME_SCALE = 2.0**30
+
+
+class Schedule(NamedTuple):
+    """A stock scheduler, the levels it visits, first to last, and how the stock pipeline is asked for them."""
+
+    scheduler: Any
+    levels: tuple[float, ...]
+    call: dict[str, Any]
+
+
+def stock_schedule(process: Process, levels: Sequence[float]) -> Schedule:
+    """The schedule of a student of these levels, which `near_levels` gave; without levels, of an EDM teacher.
+
+    ConfigError where no stock pipeline can sample the network.
+    """
+    if isinstance(process, VP) and levels:
+        return _vp_schedule(process, _times(process, levels))
+    check_stock(process)
+    assert isinstance(process, EDM)
+    if not levels:
+        return Schedule(_edm_scheduler(process, process.sigma_min, process.sigma_max, 7.0), (), {})
+    stock = tuple(levels) == stock_levels(len(levels), levels[0])
+    call = {"num_inference_steps": len(levels)} if stock else {"timesteps": snap_levels(levels)[1]}
+    scheduler = _edm_scheduler(process, STUDENT_SIGMA_MIN, levels[0], STUDENT_RHO)
+    return Schedule(scheduler, tuple(levels), call)
+
+
+def check_stock(process: Process) -> None:
+    """ConfigError for a pixel network that `ConsistencyModelPipeline` cannot sample."""
+    if not isinstance(process, EDM) or process.time_scale != 1000.0:
+        raise ConfigError(
+            "no stock pipeline samples students of this pixel network: only those with training steps (DDPM and its "
+            "kin) and EDM networks with time input 250 ln(sigma) have one; 'diffdistill convert' makes the latter"
+        )
+
+
+def _edm_scheduler(process: EDM, low: float, high: float, rho: float) -> Any:
+    from diffusers import CMStochasticIterativeScheduler
+
+    return CMStochasticIterativeScheduler(
+        num_train_timesteps=GRID, sigma_min=low, sigma_max=high, sigma_data=process.sigma_data, rho=rho
+    )
+
+
+def near_levels(process: Process, steps: int, first: float, levels: Sequence[float] | None) -> tuple[float, ...]:
+    """The nearest levels that the stock scheduler visits: to `levels`, or from `first` down in its own spacing."""
+    if isinstance(process, VP):
+        return _vp_levels(process, _times(process, levels) if levels else _even_times(process, first, steps))
+    check_stock(process)
+    return snap_levels(levels)[0] if levels else stock_levels(steps, first)
+
+
+def stock_level(index: float, sigma_max: float, rho: float = STUDENT_RHO) -> float:
+    """The level at a grid index of EDM's stock schedule: sigma_max ((index) / (GRID - 1))^rho, with sigma_min = 0."""
+    return sigma_max * (index / (GRID - 1)) ** rho
+
+
+def stock_levels(steps: int, sigma_max: float) -> tuple[float, ...]:
+    """Levels that it visits for `num_inference_steps=steps`, from sigma_max down, evenly spaced in sigma^(1/rho)."""
+    return tuple(stock_level(GRID - 1 - k * (GRID // steps), sigma_max) for k in range(steps))
+
+
+def snap_levels(levels: Sequence[float]) -> tuple[tuple[float, ...], list[int]]:
+    """The nearest levels on its grid and their `timesteps=[...]`: training and stock sampling then agree exactly."""
+    top = levels[0]
+    indices = [round((level / top) ** (1 / STUDENT_RHO) * (GRID - 1)) for level in levels]
+    # The stock scheduler reverses `timesteps` and counts its ramp from sigma_max.
+    return tuple(stock_level(i, top) for i in indices), [GRID - 1 - i for i in reversed(indices)]
+
+
+def _vp_schedule(process: VP, times: Sequence[int]) -> Schedule:
+    scheduler = _lcm_scheduler(process, times[0])
+    scheduler.set_timesteps(len(times))
+    stock = scheduler.timesteps.tolist() == list(times)
+    call: dict[str, Any] = {"num_inference_steps": len(times)} if stock else {"timesteps": list(times)}
+    return Schedule(scheduler, _vp_levels(process, times), call)
+
+
+def _lcm_scheduler(process: VP, last: int) -> Any:
+    """The network's schedule up to the step `last`, where the student begins."""
+    from diffusers import LCMScheduler
+
+    abar = 1 / (1 + (2 * process.log_sigmas[: last + 1]).exp())
+    betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
+    return LCMScheduler(
+        num_train_timesteps=last + 1,
+        original_inference_steps=last + 1,
+        trained_betas=betas.tolist(),
+        prediction_type=process.kind,
+        timestep_scaling=LCM_TIME_SCALE,
+        clip_sample=True,  # to [-1, 1], as `sampling.solvers.consistency` does
+    )
+
+
+def _times(process: VP, levels: Sequence[float]) -> list[int]:
+    """The nearest training steps; step 0 is left out, where LCMScheduler returns its input."""
+    times = [max(1, round(t)) for t in process.time(torch.tensor(tuple(levels), dtype=torch.float64)).tolist()]
+    if len(set(times)) < len(times):
+        raise ConfigError(
+            f"student.levels {[round(level, 4) for level in levels]} fall on training steps {times}, two on one; "
+            f"give levels further apart"
+        )
+    return times
+
+
+def _even_times(process: VP, first: float, steps: int) -> list[int]:
+    (last,) = _times(process, (first,))
+    if steps > last:
+        raise ConfigError(
+            f"student.steps is {steps}, and the network has {last} training steps below sigma_init {first:g}"
+        )
+    scheduler = _lcm_scheduler(process, last)
+    scheduler.set_timesteps(steps)
+    return scheduler.timesteps.tolist()
+
+
+def _vp_levels(process: VP, times: Sequence[int]) -> tuple[float, ...]:
+    wanted: Tensor = torch.tensor(tuple(times), dtype=torch.float64)
+    return tuple(process.level_at(wanted).tolist())
