@@ -172,8 +172,8 @@ class Student(Section):
     steps: Count = Field(1, description="sampling steps K")
     levels: tuple[Positive, ...] | None = Field(
         None,
-        description="K input levels, descending; null: sigma_init and the stock spacing below it. With a teacher that has "
-        "training steps, the nearest step",
+        description="K input levels, descending; null: sigma_init and the stock spacing below it; of a teacher "
+        "with training steps the nearest of them",
     )
     sigma_init: Positive = Field(2.5, description="input level of the first step, x = sigma_init * z")
     timesteps: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
