@@ -30,15 +30,16 @@ SDXL: dict[str, Any] = {
 
 
 @contextlib.contextmanager
-def kept(network: nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes of the distinct tensors that autograd keeps, weights left out."""
-    weights = {id(p.untyped_storage()._cdata) for p in network.parameters()}
+def kept(weights: set[int]) -> Iterator[dict[int, int]]:
+    """Bytes of the distinct tensors that autograd keeps, those in the storages `weights` left out (a linear layer keeps
+    a view of its weight).
+    """
     found: dict[int, int] = {}
     alive: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if not isinstance(tensor, nn.Parameter) and storage._cdata not in found and id(storage._cdata) not in weights:
+        if storage._cdata not in weights and storage._cdata not in found:
             found[storage._cdata] = storage.nbytes()
             alive.append(tensor)  # or its place could be given to another one
         return tensor
@@ -75,8 +76,9 @@ def forward_bytes(network: Any, dtype: torch.dtype, size: int, rows: int) -> tup
     def meta(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
     extra = {"text_embeds": meta(rows, 1280), "time_ids": meta(rows, 6)}
-    with kept(network) as found, watched(network, found, blocks), torch.autocast("cpu", torch.bfloat16):
+    with kept(weights) as found, watched(network, found, blocks), torch.autocast("cpu", torch.bfloat16):
         network(
             meta(rows, 4, size // 8, size // 8), torch.empty(rows, device="meta"),
             encoder_hidden_states=meta(rows, 77, 2048), added_cond_kwargs=extra,

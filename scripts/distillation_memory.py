@@ -10,12 +10,10 @@ the allocator's fragments. Grids decode outside of the step, when its activation
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from alignment_memory import SDXL, watched
+from alignment_memory import SDXL, kept, watched
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -30,23 +28,6 @@ DMD2_TARGETS = (
 # Parameters of SDXL's two text encoders, in bfloat16, and of its VAE, in float32.
 BESIDE = 2 * (123_060_480 + 694_659_840) + 4 * 83_653_863
 GB = 1e9
-
-
-@contextmanager
-def kept(weights: set[int]) -> Iterator[dict[int, int]]:
-    """Bytes of the distinct tensors that autograd keeps, those of `weights` left out."""
-    found: dict[int, int] = {}
-    alive: list[Tensor] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights and storage._cdata not in found:
-            found[storage._cdata] = storage.nbytes()
-            alive.append(tensor)  # or its place could be given to another one
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield found
 
 
 def pass_bytes(call: Any, base: Any, size: int, rows: int, to_input: bool) -> int:

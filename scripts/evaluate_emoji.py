@@ -2,7 +2,7 @@
 
     python scripts/evaluate_emoji.py builtin:emoji_teacher --guidance 1 2 4 --out runs/emoji_teacher.json
 
-One image for each prompt, from seed 1000:
+One image for each prompt (--repeat: more, of the two sets that the judge sees), from seed 1000:
 - held_out: the captions of the split, concepts in a style that was kept from training. CLIP score; the share that the
   judge finds to be in the style asked for.
 - plain: the same concepts with no style asked for. The share that the judge calls Noto: a preference's win rate.
@@ -55,23 +55,33 @@ class Measures:
         return float(frechet_distance(self.reference, self.judge(images)))
 
 
-def measure(draw: Any, measures: Measures, of_train: int) -> tuple[dict[str, float], Tensor]:
-    """Figures, and the images of the held-out captions. draw: from prompts to uint8 images, one each."""
+def share(hits: Tensor, repeat: int) -> tuple[float, float]:
+    """The share of hits, and its standard error over the prompts: images of one prompt are not independent."""
+    of_prompt = hits.float().view(repeat, -1).mean(0)
+    return float(of_prompt.mean()), float(of_prompt.std() / len(of_prompt) ** 0.5)
+
+
+def measure(draw: Any, measures: Measures, of_train: int, repeat: int) -> tuple[dict[str, float], Tensor]:
+    """Figures, and an image of each held-out caption. draw: from prompts to uint8 images, one each."""
     rows = emoji_rows("held_out")
-    texts, plain = [row.text for row in rows], [row.plain for row in rows]
+    texts, plain = [row.text for row in rows] * repeat, [row.plain for row in rows] * repeat
     images, unasked = draw(texts), draw(plain)
-    asked = torch.tensor([row.style == "noto" for row in rows])
+    asked = torch.tensor([row.style == "noto" for row in rows]).repeat(repeat)
+    style, style_error = share(measures.noto(images) == asked, repeat)
+    noto, noto_error = share(measures.noto(unasked), repeat)
     found = {
         "held_out_clip": measures.clip_of(images, texts),
-        "held_out_style": float((measures.noto(images) == asked).float().mean()),
+        "held_out_style": style,
+        "held_out_style_error": style_error,
         "plain_clip": measures.clip_of(unasked, plain),
-        "plain_noto": float(measures.noto(unasked).float().mean()),
+        "plain_noto": noto,
+        "plain_noto_error": noto_error,
     }
     if of_train:
         captions = spread([row.text for row in emoji_rows("train")], of_train)
         drawn = draw(captions)
         found |= {"train_fid": measures.fid(drawn), "train_clip": measures.clip_of(drawn, captions)}
-    return {name: round(value, 4) for name, value in found.items()}, images
+    return {name: round(value, 4) for name, value in found.items()}, images[: len(rows)]
 
 
 def drawer(model: Denoiser, guidance: float | None, steps: int | None, sampler: str | None) -> Any:
@@ -122,6 +132,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--sampler")
     parser.add_argument("--train", type=int, default=1000, help="images for the FID; 0: no FID")
+    parser.add_argument("--repeat", type=int, default=1, help="images for each prompt, held out and plain")
     parser.add_argument("--out", type=Path, required=True, help="JSON; the grids lie beside it")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -134,14 +145,14 @@ def main() -> None:
         student = bool(model.levels)
         for guidance in [None] if student else args.guidance:
             steps, sampler = (None, None) if student else (args.steps, args.sampler)
-            figures, images = measure(drawer(model, guidance, steps, sampler), measures, args.train)
+            figures, images = measure(drawer(model, guidance, steps, sampler), measures, args.train, args.repeat)
             results.append({"model": name, "guidance": guidance, "steps": steps, **figures})
             print(json.dumps(results[-1]), flush=True)
             title = short(name) if guidance is None else f"{short(name)}-{guidance:g}"
             drawn[title] = images
             grid(images, args.out.with_name(f"{args.out.stem}-{title}.png"))
             side_by_side(drawn, args.out.with_suffix(".png"))
-            args.out.write_text(json.dumps({"seed": SEED, "train": args.train, "results": results}, indent=2) + "\n")
+            args.out.write_text(json.dumps({"seed": SEED, "train": args.train, "repeat": args.repeat, "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import tiny_teacher
 
 from diffdistill.config.schema import Distill, Optimizer, Train
 from diffdistill.data import ImageSet
 from diffdistill.errors import CheckpointError, ConfigError, DiskError, Interrupted, NonFiniteError, Preempted
+from diffdistill.models.folder import new_folder
 from diffdistill.process import EDM
 from diffdistill.training.device import Device
 from diffdistill.training.distiller import DistillTask
@@ -287,3 +289,13 @@ def test_noised_data_feeds_later_steps_with_real_images():
     for x, sigma in inputs:
         assert (x.mean() > 4) == (float(sigma[0]) < 2.5)
     assert sorted({float(sigma[0]) for _, sigma in inputs}) == pytest.approx(sorted(made.levels))
+
+
+def test_weights_are_as_readable_as_other_files(tmp_path):
+    run("dmd2", tmp_path / "run")
+    with new_folder(tmp_path / "model") as staged:
+        save_file({"x": torch.zeros(1)}, staged / "model.safetensors")
+    files = list(tmp_path.rglob("*.safetensors"))
+    assert len(files) > 1
+    for file in files:
+        assert file.stat().st_mode & 0o777 == file.parent.stat().st_mode & 0o666, file

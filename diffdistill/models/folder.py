@@ -41,6 +41,13 @@ def weights_digest(folder: Path) -> str:
     return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
 
 
+def share(staged: Path) -> None:
+    """Give weights the mode that the user's umask gives other files: safetensors leaves them to their owner alone."""
+    mode = staged.stat().st_mode & 0o666
+    for file in staged.rglob("*.safetensors"):
+        file.chmod(mode)
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Fill a folder that must not exist yet: written beside it under another name, then renamed. Nothing is
@@ -52,6 +59,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         staged.mkdir(parents=True)
         yield staged
+        share(staged)
         if folder.exists():
             folder.rmdir()
         staged.rename(folder)

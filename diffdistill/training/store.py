@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffdistill.errors import CheckpointError, DiskError, NonFiniteError
-from diffdistill.models.folder import sha256
+from diffdistill.models.folder import sha256, share
 
 MANIFEST = "MANIFEST.json"
 
@@ -100,6 +100,7 @@ class CheckpointStore:
             for name, tensors in flat.items():
                 save_file(tensors, staged / f"{name}.safetensors")
             (staged / "state.json").write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
+            share(staged)
             files = sorted(staged.iterdir())
             entries = {file.name: {"size": file.stat().st_size, "sha256": sha256(file)} for file in files}
             (staged / MANIFEST).write_text(json.dumps({"files": entries}, indent=2) + "\n")
