@@ -31,8 +31,8 @@ SDXL: dict[str, Any] = {
 
 @contextlib.contextmanager
 def kept(weights: set[int]) -> Iterator[dict[int, int]]:
-    """Bytes of the distinct tensors that autograd keeps, those in the storages `weights` left out (a linear layer keeps
-    a view of its weight).
+    """Bytes of the distinct tensors that autograd keeps, without those in the storages `weights`: a linear layer keeps
+    a view of its weight.
     """
     found: dict[int, int] = {}
     alive: list[Tensor] = []

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from alignment_memory import SDXL, kept, watched
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import nn
 
 from diffdistill.discriminators import Head
 from diffdistill.text.lora import SharedWeights

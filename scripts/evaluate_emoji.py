@@ -152,7 +152,8 @@ def main() -> None:
             drawn[title] = images
             grid(images, args.out.with_name(f"{args.out.stem}-{title}.png"))
             side_by_side(drawn, args.out.with_suffix(".png"))
-            args.out.write_text(json.dumps({"seed": SEED, "train": args.train, "repeat": args.repeat, "results": results}, indent=2) + "\n")
+            protocol = {"seed": SEED, "train": args.train, "repeat": args.repeat}
+            args.out.write_text(json.dumps(protocol | {"results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
