@@ -5,6 +5,7 @@ every usage error come at once. An error is one line on stderr; the exit code is
 """
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -145,6 +146,8 @@ def _dispatch(argv: list[str]) -> int:
     args = _verb_parser(name).parse(argv[:position] + argv[position + 1 :])
     if args.quiet or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read by tqdm itself, so the bars of every library obey
+    # diffusers imports image processors that no verb uses; without torchvision, which none needs, each warns.
+    logging.getLogger("transformers.utils.import_utils").addFilter(lambda told: "torchvision" not in told.getMessage())
     verb = VERBS[name]
     what: Any = args
     if verb.settings:
