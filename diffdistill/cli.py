@@ -136,6 +136,11 @@ def _check_verb(name: str) -> None:
         raise ConfigError(f"there is no verb '{name}'; {hint}")
 
 
+def _not_of_torchvision(told: logging.LogRecord) -> bool:
+    """diffusers imports image processors that no verb uses; without torchvision, which none needs, each warns."""
+    return "torchvision" not in told.getMessage()
+
+
 def _dispatch(argv: list[str]) -> int:
     position = next((index for index, word in enumerate(argv) if not word.startswith("-")), None)
     if position is None:
@@ -146,8 +151,7 @@ def _dispatch(argv: list[str]) -> int:
     args = _verb_parser(name).parse(argv[:position] + argv[position + 1 :])
     if args.quiet or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read by tqdm itself, so the bars of every library obey
-    # diffusers imports image processors that no verb uses; without torchvision, which none needs, each warns.
-    logging.getLogger("transformers.utils.import_utils").addFilter(lambda told: "torchvision" not in told.getMessage())
+    logging.getLogger("transformers.utils.import_utils").addFilter(_not_of_torchvision)
     verb = VERBS[name]
     what: Any = args
     if verb.settings:

@@ -297,5 +297,4 @@ def test_weights_are_as_readable_as_other_files(tmp_path):
         save_file({"x": torch.zeros(1)}, staged / "model.safetensors")
     files = list(tmp_path.rglob("*.safetensors"))
     assert len(files) > 1
-    for file in files:
-        assert file.stat().st_mode & 0o777 == file.parent.stat().st_mode & 0o666, file
+    assert all(file.stat().st_mode & 0o777 == file.parent.stat().st_mode & 0o666 for file in files)
