@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,3 +53,37 @@ def python() -> Callable[..., Finished]:
         return Finished(done.returncode, done.stdout, done.stderr, seconds)
 
     return run
+
+
+@pytest.fixture
+def ask(capsys):
+    """Run a command line in this process: (exit code, what it printed, what it complained)."""
+    from diffdistill import cli
+
+    def run(*words):
+        code = cli.main(words)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Put a function in the place of a verb's; returns what it was called with."""
+    from diffdistill.cli import VERBS
+
+    def place(verb, behaviour=lambda what: 0):
+        calls = []
+
+        def function(what):
+            calls.append(what)
+            return behaviour(what)
+
+        module, _, name = VERBS[verb].target.partition(":")
+        fake = types.ModuleType(module)
+        setattr(fake, name, function)
+        monkeypatch.setitem(sys.modules, module, fake)
+        return calls
+
+    return place
