@@ -6,13 +6,16 @@ One image for each prompt (--repeat: more, of the two sets that the judge sees),
 - held_out: the captions of the split, concepts in a style that was kept from training. CLIP score; the share that the
   judge finds to be in the style asked for.
 - plain: the same concepts with no style asked for. The share that the judge calls Noto: a preference's win rate.
-- train: evenly spaced captions. FID of the judge's features, against the whole split `train`.
+- train: evenly spaced captions. FID of the judge's features, against the whole split `train`; CLIP score and style as
+  above.
+Where several models are given, the shares of the later ones are compared with the first's caption by caption.
 The grids lie beside OUT: one for each model, and one of the real pictures and all models for the same captions.
 --guidance, --steps and --sampler are for teachers; a student has its own.
 """
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from torch import Tensor
 
 from diffdistill.assets import resolve_builtin
 from diffdistill.data import load_images
-from diffdistill.data.emoji import STYLES, emoji_rows
+from diffdistill.data.emoji import STYLES, Emoji, emoji_rows
 from diffdistill.data.prompts import spread
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation import clip_score, frechet_distance
@@ -55,33 +58,55 @@ class Measures:
         return float(frechet_distance(self.reference, self.judge(images)))
 
 
-def share(hits: Tensor, repeat: int) -> tuple[float, float]:
-    """The share of hits, and its standard error over the prompts: images of one prompt are not independent."""
-    of_prompt = hits.float().view(repeat, -1).mean(0)
-    return float(of_prompt.mean()), float(of_prompt.std() / len(of_prompt) ** 0.5)
+def by_caption(hits: Tensor, repeat: int) -> Tensor:
+    """The share of hits of each caption: its images are not independent, so errors are those over captions."""
+    return hits.float().view(repeat, -1).mean(0)
 
 
-def measure(draw: Any, measures: Measures, of_train: int, repeat: int) -> tuple[dict[str, float], Tensor]:
-    """Figures, and an image of each held-out caption. draw: from prompts to uint8 images, one each."""
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean, and its standard error."""
+    return round(float(values.mean()), 4), round(float(values.std() / len(values) ** 0.5), 4)
+
+
+def asked_for_noto(rows: list[Emoji]) -> Tensor:
+    return torch.tensor([row.style == "noto" for row in rows])
+
+
+@dataclass(frozen=True)
+class Measured:
+    figures: dict[str, float]
+    shares: dict[str, Tensor]  # of each caption, (N,), for comparisons
+    images: Tensor  # one of each held-out caption
+
+
+def measure(draw: Any, measures: Measures, of_train: int, repeat: int) -> Measured:
+    """draw: from prompts to uint8 images, one each."""
     rows = emoji_rows("held_out")
     texts, plain = [row.text for row in rows] * repeat, [row.plain for row in rows] * repeat
     images, unasked = draw(texts), draw(plain)
-    asked = torch.tensor([row.style == "noto" for row in rows]).repeat(repeat)
-    style, style_error = share(measures.noto(images) == asked, repeat)
-    noto, noto_error = share(measures.noto(unasked), repeat)
-    found = {
-        "held_out_clip": measures.clip_of(images, texts),
-        "held_out_style": style,
-        "held_out_style_error": style_error,
-        "plain_clip": measures.clip_of(unasked, plain),
-        "plain_noto": noto,
-        "plain_noto_error": noto_error,
+    figures = {"held_out_clip": measures.clip_of(images, texts), "plain_clip": measures.clip_of(unasked, plain)}
+    shares = {
+        "held_out_style": by_caption(measures.noto(images) == asked_for_noto(rows).repeat(repeat), repeat),
+        "plain_noto": by_caption(measures.noto(unasked), repeat),
     }
     if of_train:
-        captions = spread([row.text for row in emoji_rows("train")], of_train)
+        chosen = spread(emoji_rows("train"), of_train)
+        captions = [row.text for row in chosen]
         drawn = draw(captions)
-        found |= {"train_fid": measures.fid(drawn), "train_clip": measures.clip_of(drawn, captions)}
-    return {name: round(value, 4) for name, value in found.items()}, images[: len(rows)]
+        figures |= {"train_fid": measures.fid(drawn), "train_clip": measures.clip_of(drawn, captions)}
+        shares["train_style"] = by_caption(measures.noto(drawn) == asked_for_noto(chosen), 1)
+    figures = {name: round(value, 4) for name, value in figures.items()}
+    for name, values in shares.items():
+        figures[name], figures[f"{name}_error"] = mean_and_error(values)
+    return Measured(figures, shares, images[: len(rows)])
+
+
+def over(first: Measured, later: Measured) -> dict[str, float]:
+    """By how much the shares of `later` are above those of `first`, paired by caption, with standard errors."""
+    found = {}
+    for name, values in later.shares.items():
+        found[f"{name}_over_first"], found[f"{name}_over_first_error"] = mean_and_error(values - first.shares[name])
+    return found
 
 
 def drawer(model: Denoiser, guidance: float | None, steps: int | None, sampler: str | None) -> Any:
@@ -139,18 +164,21 @@ def main() -> None:
     measures = Measures()
     results: list[dict[str, Any]] = [{"model": "the data itself", **data_figures(measures)}]
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    first: Measured | None = None
     drawn = {"real": load_images("builtin:emoji", split="held_out").images}
     for name in args.model:
         model = Denoiser.from_pretrained(name)
         student = bool(model.levels)
         for guidance in [None] if student else args.guidance:
             steps, sampler = (None, None) if student else (args.steps, args.sampler)
-            figures, images = measure(drawer(model, guidance, steps, sampler), measures, args.train, args.repeat)
+            found = measure(drawer(model, guidance, steps, sampler), measures, args.train, args.repeat)
+            figures = found.figures | (over(first, found) if first else {})
+            first = first or found
             results.append({"model": name, "guidance": guidance, "steps": steps, **figures})
             print(json.dumps(results[-1]), flush=True)
             title = short(name) if guidance is None else f"{short(name)}-{guidance:g}"
-            drawn[title] = images
-            grid(images, args.out.with_name(f"{args.out.stem}-{title}.png"))
+            drawn[title] = found.images
+            grid(found.images, args.out.with_name(f"{args.out.stem}-{title}.png"))
             side_by_side(drawn, args.out.with_suffix(".png"))
             protocol = {"seed": SEED, "train": args.train, "repeat": args.repeat}
             args.out.write_text(json.dumps(protocol | {"results": results}, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """The small text-to-image world: data, tokens, CLIP, judge and the teacher that stock diffusers draws with."""
 
 import json
+import runpy
 
 import pytest
 import torch
@@ -141,3 +142,15 @@ def test_stock_diffusers_draws_with_the_teacher():
     reward = load_reward("builtin:emoji_clip")
     own, another = reward(drawn, prompts), reward(drawn, prompts[1:] + prompts[:1])
     assert float((own > another).float().mean()) > 0.8
+
+
+def test_shares_of_two_models_are_compared_caption_by_caption(root):
+    """Two images each of three captions, drawn one set after the other: errors are those over captions."""
+    script = runpy.run_path(str(root / "scripts" / "evaluate_emoji.py"))
+    first, later = [[1, 0, 0], [0, 0, 1]], [[1, 1, 0], [1, 0, 1]]
+    shares = [script["by_caption"](torch.tensor(hits).flatten(), 2) for hits in (first, later)]
+    assert [values.tolist() for values in shares] == [[0.5, 0.0, 0.5], [1.0, 0.5, 0.5]]
+    before, after = (script["Measured"]({}, {"style": values}, torch.empty(0)) for values in shares)
+    rise = script["over"](before, after)
+    assert rise["style_over_first"] == pytest.approx(1 / 3, abs=1e-4)
+    assert rise["style_over_first_error"] == pytest.approx((1 / 12) ** 0.5 / 3**0.5, abs=1e-4)
