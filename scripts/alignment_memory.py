@@ -1,6 +1,6 @@
 """Memory of one aligning step of SDXL, counted on the meta device: nothing is allocated, nothing downloaded.
 
-Counted are weights, gradients, AdamW's moments and what autograd keeps at the end of the forward pass; with
+Counted are weights, gradients, the optimiser's state and what autograd keeps at the end of the forward pass; with
 checkpointing that is the inputs of its blocks, and beside them what the largest block keeps while computed anew. The
 meta device has attention's math kernel only, which keeps matrices of tokens x tokens: another kernel keeps less. Not
 counted: what a single operation needs and frees again, the VAE, the text encoders and the allocator's fragments.
@@ -10,7 +10,7 @@ counted: what a single operation needs and frees again, the VAE, the text encode
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -48,8 +48,22 @@ def kept(weights: set[int]) -> Iterator[dict[int, int]]:
         yield found
 
 
-def count(dtype: torch.dtype, lora: bool, checkpointing: bool, size: int, pairs: int) -> dict[str, float]:
-    """GB of one step: weights, of a reference, trained (weights' gradients and moments), kept activations."""
+def adamw(weight: Tensor) -> int:
+    """Bytes of both moments."""
+    return 2 * weight.nbytes
+
+
+def adafactor(weight: Tensor) -> int:
+    """Bytes of the means over the last axis and over the one before; of the second moment, where there is one axis."""
+    if weight.ndim < 2:
+        return weight.nbytes
+    return weight.nbytes // weight.shape[-1] + weight.nbytes // weight.shape[-2]
+
+
+def count(
+    dtype: torch.dtype, lora: bool, checkpointing: bool, state: Callable[[Tensor], int], size: int, pairs: int
+) -> dict[str, float]:
+    """GB of one step: weights, of those trained the gradients and the optimiser's state, and kept activations."""
     with torch.device("meta"):
         network = UNet2DConditionModel(**SDXL)
     nn.Module.to(network, dtype)
@@ -64,8 +78,13 @@ def count(dtype: torch.dtype, lora: bool, checkpointing: bool, size: int, pairs:
         network.disable_gradient_checkpointing()
         activations += forward_bytes(network, dtype, size, 2 * pairs)[1]
     weights = sum(p.nbytes for p in network.parameters())
-    trained = sum(p.nbytes for p in trainable(network))
-    gb = {"weights": weights, "gradients": trained, "moments": 2 * trained, "activations": activations}
+    trained = list(trainable(network))
+    gb = {
+        "weights": weights,
+        "gradients": sum(p.nbytes for p in trained),
+        "state": sum(state(p) for p in trained),
+        "activations": activations,
+    }
     return {name: value / 1e9 for name, value in gb.items()}
 
 
@@ -113,13 +132,15 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=1)
     args = parser.parse_args()
     print(f"SDXL, {args.size} px, {args.pairs} pair(s) a call, GB")
-    for name, dtype, lora, checkpointing in (
-        ("LoRA, bf16 base, checkpointing", torch.bfloat16, True, True),
-        ("LoRA, bf16 base", torch.bfloat16, True, False),
-        ("all weights, float32, checkpointing", torch.float32, False, True),
+    for name, dtype, lora, checkpointing, state in (
+        ("LoRA, bf16 base, checkpointing, AdamW", torch.bfloat16, True, True, adamw),
+        ("LoRA, bf16 base, AdamW", torch.bfloat16, True, False, adamw),
+        ("all weights, float32, checkpointing, AdamW", torch.float32, False, True, adamw),
+        ("all weights, float32, checkpointing, Adafactor", torch.float32, False, True, adafactor),
     ):
-        found = count(dtype, lora, checkpointing, args.size, args.pairs)
+        found = count(dtype, lora, checkpointing, state, args.size, args.pairs)
         total = sum(found.values())
         parts = ", ".join(f"{key} {value:.2f}" for key, value in found.items())
         reference = 0.0 if lora else found["weights"]
-        print(f"{name}: {parts}; MaPO {total:.2f}, Diffusion-DPO {total + reference:.2f}")
+        ratio = total / (total + reference)
+        print(f"{name}: {parts}; MaPO {total:.2f}, Diffusion-DPO {total + reference:.2f}, ratio {ratio:.3f}")

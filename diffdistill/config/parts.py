@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -26,10 +26,20 @@ class Rate(Section):
 
 
 class Optimizer(Rate):
-    """AdamW."""
+    """AdamW; or Adafactor (1804.04235), whose state is a tenth of SDXL's weights, where AdamW's is twice the weights.
 
+    Adafactor's learning rate is a part of each weight tensor's root mean square: one like 1e-3, not 1e-5.
+    """
+
+    name: Literal["adamw", "adafactor"] = "adamw"
     betas: tuple[Fraction, Fraction] = (0.0, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _no_first_moment(self) -> "Optimizer":
+        if self.name == "adafactor" and self.betas[0] != 0:
+            raise ValueError("adafactor keeps no first moment; set betas to [0.0, 0.999]")
+        return self
 
 
 class Muon(Rate):

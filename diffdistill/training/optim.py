@@ -17,13 +17,17 @@ from diffdistill.training.muon import Muon
 def optimizer_of(parameters: list[nn.Parameter], settings: Optimizer | MuonSettings) -> torch.optim.Optimizer:
     if isinstance(settings, MuonSettings):
         return Muon(parameters, settings.learning_rate, settings.momentum)
+    if settings.name == "adafactor":  # one tensor at a time: all at once would need a copy of the weights
+        return torch.optim.Adafactor(
+            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=False
+        )
     return torch.optim.AdamW(
         parameters, lr=settings.learning_rate, betas=settings.betas, eps=1e-8, weight_decay=settings.weight_decay
     )
 
 
 class Updater:
-    """AdamW, or Muon, with a stateless rate schedule, gradient clipping and a finite check before the weights move.
+    """AdamW, Adafactor or Muon, with a stateless rate schedule, gradient clipping and a finite check before the weights move.
 
     The rate is a function of the step alone, so resuming needs only the moments: they and the step count live in
     `optimizer.state`.
