@@ -27,7 +27,7 @@ def optimizer_of(parameters: list[nn.Parameter], settings: Optimizer | MuonSetti
 
 
 class Updater:
-    """AdamW, Adafactor or Muon, with a stateless rate schedule, gradient clipping and a finite check before the weights move.
+    """AdamW, Adafactor or Muon: a stateless rate schedule, clipping, and a finite check before the weights move.
 
     The rate is a function of the step alone, so resuming needs only the moments: they and the step count live in
     `optimizer.state`.
