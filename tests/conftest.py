@@ -87,3 +87,11 @@ def stub(monkeypatch):
         return calls
 
     return place
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder; no pickle that leaves the trace `opened` may have been opened when the test is over."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    assert not (tmp_path / "opened").exists()

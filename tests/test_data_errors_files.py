@@ -11,44 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-from diffdistill.data import load_images
-from diffdistill.errors import DataError
-
-PIXELS = np.arange(4 * 5 * 7, dtype=np.uint8).reshape(4, 5, 7)
-
-
-class Trap:
-    """Its pickle leaves a trace when it is opened."""
-
-    def __reduce__(self):
-        return (Path.touch, (Path("opened"),))
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    assert not (tmp_path / "opened").exists()
-
-
-def says(sentence: str, data: str, **kwargs) -> None:
-    """The whole sentence, as the user sees it."""
-    with pytest.raises(DataError) as caught:
-        load_images(data, **kwargs)
-    assert str(caught.value) == sentence
-    assert "\n" not in sentence
-    assert caught.value.exit_code == 3
-
-
-def begins(start: str, data: str, **kwargs) -> None:
-    with pytest.raises(DataError) as caught:
-        load_images(data, **kwargs)
-    assert str(caught.value).startswith(start), caught.value
-    assert "\n" not in str(caught.value)
-
-
-ALLOWED = "a folder of images, a parquet, zip, npz or IDX file, builtin:NAME, or a Hub id OWNER/NAME"
+from wrong_data import ALLOWED, PIXELS, Trap, begins, says
 
 
 def test_object_arrays_are_refused(here):
