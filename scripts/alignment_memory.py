@@ -54,10 +54,10 @@ def adamw(weight: Tensor) -> int:
 
 
 def adafactor(weight: Tensor) -> int:
-    """Bytes of the means over the last axis and over the one before; of the second moment, where there is one axis."""
+    """Bytes of the means over rows and columns, a kernel being a matrix; of the second moment, for vectors."""
     if weight.ndim < 2:
         return weight.nbytes
-    return weight.nbytes // weight.shape[-1] + weight.nbytes // weight.shape[-2]
+    return weight.nbytes // len(weight) + len(weight) * weight.element_size()
 
 
 def count(

@@ -24,12 +24,19 @@ def test_a_gradient_of_rank_one_moves_each_weight_by_the_rate_times_the_tensors_
     assert torch.allclose(weight.detach(), expected, atol=1e-6)
 
 
-def test_its_state_is_a_row_and_a_column_of_each_matrix():
-    weight = nn.Parameter(torch.randn(60, 50))
-    updater = Updater("student", [weight], Optimizer(**ADAFACTOR), 10)
-    weight.grad = torch.randn(60, 50)
-    updater.step(0)
-    assert sum(value.numel() for value in updater.optimizer.state[weight].values()) == 60 + 50 + 1
+@pytest.mark.parametrize("shape", [(60, 50), (60, 10, 5), (60, 2, 5, 5)])
+def test_its_state_is_a_row_and_a_column_of_each_matrix_and_a_kernel_is_a_matrix(shape):
+    start, gradients = torch.randn(60, 50), torch.randn(3, 60, 50)
+    weights = [nn.Parameter(start.clone()), nn.Parameter(start.view(shape).clone())]
+    memory = weights[1].data_ptr()
+    for weight in weights:
+        updater = Updater("student", [weight], Optimizer(**ADAFACTOR), 10)
+        for step, gradient in enumerate(gradients):
+            weight.grad = gradient.view(weight.shape).clone()
+            updater.step(step)
+        assert sum(value.numel() for value in updater.optimizer.state[weight].values()) == 60 + 50 + 1
+    assert (weights[1].shape, weights[1].data_ptr()) == (shape, memory)
+    assert torch.equal(weights[0].flatten(), weights[1].flatten())
 
 
 @pytest.mark.parametrize("kind", ["train", "dmd2"])

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from diffdistill.config.parts import Muon as MuonSettings
 from diffdistill.config.parts import Optimizer
 from diffdistill.errors import NonFiniteError
+from diffdistill.training.adafactor import Adafactor
 from diffdistill.training.muon import Muon
 
 
 def optimizer_of(parameters: list[nn.Parameter], settings: Optimizer | MuonSettings) -> torch.optim.Optimizer:
     if isinstance(settings, MuonSettings):
         return Muon(parameters, settings.learning_rate, settings.momentum)
-    if settings.name == "adafactor":  # one tensor at a time: all at once would need a copy of the weights
-        return torch.optim.Adafactor(
-            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=False
-        )
+    if settings.name == "adafactor":
+        return Adafactor(parameters, settings.learning_rate, settings.weight_decay)
     return torch.optim.AdamW(
         parameters, lr=settings.learning_rate, betas=settings.betas, eps=1e-8, weight_decay=settings.weight_decay
     )
