@@ -11,6 +11,7 @@ counted: what a single operation needs and frees again, the VAE, the text encode
 import argparse
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,29 +61,48 @@ def adafactor(weight: Tensor) -> int:
     return weight.nbytes // len(weight) + len(weight) * weight.element_size()
 
 
-def count(
-    dtype: torch.dtype, lora: bool, checkpointing: bool, state: Callable[[Tensor], int], size: int, pairs: int
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, and how; in_backward: each weight moves as soon as its gradient is known."""
+
+    name: str
+    dtype: torch.dtype
+    lora: bool = False
+    checkpointing: bool = True
+    state: Callable[[Tensor], int] = adamw
+    in_backward: bool = False
+
+
+SETTINGS = (
+    Setting("LoRA, bf16 base, checkpointing, AdamW", torch.bfloat16, lora=True),
+    Setting("LoRA, bf16 base, AdamW", torch.bfloat16, lora=True, checkpointing=False),
+    Setting("all weights, float32, checkpointing, AdamW", torch.float32),
+    Setting("all weights, float32, checkpointing, Adafactor", torch.float32, state=adafactor),
+    Setting("the same, updated in the backward pass", torch.float32, state=adafactor, in_backward=True),
+)
+
+
+def count(setting: Setting, size: int, pairs: int) -> dict[str, float]:
     """GB of one step: weights, of those trained the gradients and the optimiser's state, and kept activations."""
     with torch.device("meta"):
         network = UNet2DConditionModel(**SDXL)
-    nn.Module.to(network, dtype)
-    if lora:
+    nn.Module.to(network, setting.dtype)
+    if setting.lora:
         add_lora(network, 8, ("to_q", "to_k", "to_v", "to_out.0"))
         network.to("meta")
-    if checkpointing:
+    if setting.checkpointing:
         network.enable_gradient_checkpointing()
     network.train()
-    activations = forward_bytes(network, dtype, size, 2 * pairs)[0]
-    if checkpointing:
+    activations = forward_bytes(network, setting.dtype, size, 2 * pairs)[0]
+    if setting.checkpointing:
         network.disable_gradient_checkpointing()
-        activations += forward_bytes(network, dtype, size, 2 * pairs)[1]
+        activations += forward_bytes(network, setting.dtype, size, 2 * pairs)[1]
     weights = sum(p.nbytes for p in network.parameters())
-    trained = list(trainable(network))
+    trained = trainable(network)
     gb = {
         "weights": weights,
-        "gradients": sum(p.nbytes for p in trained),
-        "state": sum(state(p) for p in trained),
+        "gradients": (max if setting.in_backward else sum)(p.nbytes for p in trained),
+        "state": sum(setting.state(p) for p in trained),
         "activations": activations,
     }
     return {name: value / 1e9 for name, value in gb.items()}
@@ -132,15 +152,10 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=1)
     args = parser.parse_args()
     print(f"SDXL, {args.size} px, {args.pairs} pair(s) a call, GB")
-    for name, dtype, lora, checkpointing, state in (
-        ("LoRA, bf16 base, checkpointing, AdamW", torch.bfloat16, True, True, adamw),
-        ("LoRA, bf16 base, AdamW", torch.bfloat16, True, False, adamw),
-        ("all weights, float32, checkpointing, AdamW", torch.float32, False, True, adamw),
-        ("all weights, float32, checkpointing, Adafactor", torch.float32, False, True, adafactor),
-    ):
-        found = count(dtype, lora, checkpointing, state, args.size, args.pairs)
+    for setting in SETTINGS:
+        found = count(setting, args.size, args.pairs)
         total = sum(found.values())
         parts = ", ".join(f"{key} {value:.2f}" for key, value in found.items())
-        reference = 0.0 if lora else found["weights"]
+        reference = 0.0 if setting.lora else found["weights"]
         ratio = total / (total + reference)
-        print(f"{name}: {parts}; MaPO {total:.2f}, Diffusion-DPO {total + reference:.2f}, ratio {ratio:.3f}")
+        print(f"{setting.name}: {parts}; MaPO {total:.2f}, Diffusion-DPO {total + reference:.2f}, ratio {ratio:.3f}")

@@ -91,7 +91,10 @@ def test_adapters_by_themselves_give_the_image_of_the_merged_pipeline(tmp_path, 
     torch.testing.assert_close(image, draw(tmp_path / "run" / "model"), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("words", [["lora.rank=2"], ["lora=null", "method.name=diffusion_dpo"]])
+IN_BACKWARD = ["lora=null", "update_in_backward=true", "optimizer.max_grad_norm=null"]
+
+
+@pytest.mark.parametrize("words", [["lora.rank=2"], ["lora=null", "method.name=diffusion_dpo"], IN_BACKWARD])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, world, words):
     words = [*words, "data.horizontal_flip=true", "max_train_steps=4", "checkpoint_every=2"]
     assert align(world, tmp_path / "whole", *words) == 0
@@ -123,6 +126,14 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, world, lora):
     one, two = (load_file(tmp_path / n / "model/unet/diffusion_pytorch_model.safetensors") for n in ("false", "true"))
     for name, value in one.items():
         torch.testing.assert_close(value, two[name], rtol=1e-5, atol=1e-6)
+
+
+def test_updates_in_the_backward_pass_change_nothing(tmp_path, world):
+    for name in ("true", "false"):
+        words = [*IN_BACKWARD, "gradient_checkpointing=true", f"update_in_backward={name}", "evaluation.at_end=false"]
+        assert align(world, tmp_path / name, *words) == 0
+    one, two = (tmp_path / name / "model/unet/diffusion_pytorch_model.safetensors" for name in ("true", "false"))
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_training_moves_the_margins_of_held_out_pairs(tmp_path, world):
@@ -183,6 +194,16 @@ def test_a_pipeline_without_adapter_is_refused_with_those_there_are(tmp_path, wo
         (["lora.targets=[to_q,to_z]"], 2, "LoRA target 'to_z' matches no linear or convolutional layer"),
         (["method.name=mapo", "method.link_mode=power"], 2, "needs beta"),
         (["method.name=dpo"], 2, "method.name"),
+        (
+            ["update_in_backward=true"],
+            2,
+            "before the norm of all gradients is known; set optimizer.max_grad_norm=null",
+        ),
+        (
+            [*IN_BACKWARD, "micro_batch_size=2"],
+            2,
+            "micro_batch_size=2 cuts up train_batch_size=4; set both to the same",
+        ),
         (["data.held_out=0"], 3, "leaves one side empty"),
         (["model=nowhere"], 4, "is not a diffusers folder"),
     ],

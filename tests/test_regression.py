@@ -11,17 +11,18 @@ from diffdistill.sampling.noise import GivenNoise
 from diffdistill.sampling.solvers import dpm_solver, karras
 from diffdistill.training.device import Device
 from diffdistill.training.loop import run_loop
-from diffdistill.training.regression import TrajectoryPairs
+from diffdistill.training.regression import TrajectoryPairs, through
 
 
-def pairs(teacher, w=1.0, **more):
+def pairs(teacher, w=1.0, levels=(2.5,), batch=4, **more):
     chosen = Regression(**{"pairs": 12, "solver_steps": 3} | more)
-    return TrajectoryPairs(chosen, teacher, data(), Device("no"), batch=4, seed=7, w=w)
+    return TrajectoryPairs(chosen, teacher, levels, data(), Device("no"), batch=batch, seed=7, w=w)
 
 
 def test_an_image_is_the_solvers_own_of_its_noise_and_label():
     teacher = tiny_teacher()
-    noise, image, label = pairs(teacher, w=1.5)[1]
+    x, sigma, image, label = pairs(teacher, w=1.5)[1]
+    noise = x / teacher.process.start_scale(2.5)
 
     def denoise(x, sigma):
         level = torch.full((len(x),), sigma)
@@ -31,8 +32,51 @@ def test_an_image_is_the_solvers_own_of_its_noise_and_label():
     with torch.no_grad():
         mine = dpm_solver(denoise, GivenNoise(noise), karras(3, teacher.sigma_min, teacher.sigma_max))
     assert torch.allclose(image, mine.clamp(-1, 1), atol=1e-6)
-    assert image.shape == noise.shape == (4, 1, 8, 8)
+    assert image.shape == x.shape == (4, 1, 8, 8)
     assert set(label.tolist()) <= {0, 1, 2}
+    assert sigma.tolist() == [2.5] * 4
+
+
+def test_a_student_of_several_steps_sees_the_trajectory_at_each_of_its_levels():
+    teacher, levels = tiny_teacher(), (2.5, 0.7, 0.2)
+    x, sigma, image, label = pairs(teacher, levels=levels, batch=64, solver_steps=6)[0]
+    at = torch.tensor([levels.index(round(float(level), 4)) for level in sigma])
+    counts = torch.bincount(at, minlength=3)
+    assert 24 <= counts[0] <= 40  # half of 64, within two standard deviations
+    assert min(counts[1:]) >= 8  # a quarter each
+    states = {}
+
+    def denoise(x, sigma):
+        states[sigma] = x
+        return teacher(x, torch.full((len(x),), sigma), label)
+
+    noise = pairs(teacher, batch=64, solver_steps=6)[0][0] / teacher.process.start_scale(2.5)
+    with torch.no_grad():
+        end = dpm_solver(
+            denoise, GivenNoise(noise), through(karras(6, teacher.sigma_min, teacher.sigma_max), levels[1:])
+        )
+    assert torch.allclose(image, end.clamp(-1, 1), atol=1e-6)
+    for k, level in enumerate(levels[1:], 1):
+        assert torch.allclose(x[at == k], states[level][at == k], atol=1e-5)
+    assert torch.allclose(x[at == 0], 2.5 * noise[at == 0], atol=1e-5)
+
+
+def test_the_solver_stops_at_the_levels_wanted_and_is_no_longer_for_it():
+    grid = karras(10, 0.002, 80.0)
+    moved = through(grid, [9.0, 1.5, 0.69])
+    assert {9.0, 1.5, 0.69} < set(moved)
+    assert len(moved) == len(grid) == len(set(moved))
+    assert moved == sorted(moved, reverse=True)
+    assert (moved[0], moved[-1]) == (grid[0], 0.0)
+    assert len(set(moved) & set(grid)) == len(grid) - 3
+    assert through(grid, []) == grid
+    near = through(karras(3, 0.1, 80.0), [9.0, 8.9])  # both are nearest to the same level
+    assert near == [pytest.approx(80.0), 9.0, 8.9, 0.0]
+
+
+def test_a_solver_of_fewer_steps_than_the_student_is_refused():
+    with pytest.raises(ConfigError, match="solver_steps is 2 and the student has 3 steps"):
+        pairs(tiny_teacher(), levels=(2.5, 0.7, 0.2), solver_steps=2)
 
 
 def test_pairs_do_not_depend_on_the_order_in_which_they_are_asked_for():
@@ -59,9 +103,10 @@ def test_every_later_epoch_holds_all_pairs_in_an_order_of_its_own():
     assert [key(row) for row in third] == epochs[2]
 
 
-def test_regression_learns_the_map_and_leaves_critic_and_teacher_alone(tmp_path):
+@pytest.mark.parametrize("steps", [1, 2])
+def test_regression_learns_the_map_and_leaves_critic_and_teacher_alone(tmp_path, steps):
     regression = {"steps": 60, "pairs": 8, "solver_steps": 2, "optimizer": {"learning_rate": 3e-3}}
-    config = settings("dmd2", tmp_path, max_train_steps=61, student={"regression": regression})
+    config = settings("dmd2", tmp_path, max_train_steps=61, student={"steps": steps, "regression": regression})
     made = task(config)
     before = {name: value.clone() for name, value in made.parts["critic"].state_dict().items()}
     teacher = {name: value.clone() for name, value in made.method.teacher.state_dict().items()}

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from diffdistill.config.parts import Count, Lora, Optimizer, Positive, Section
 from diffdistill.config.schema import Data, Run
@@ -72,8 +72,25 @@ class Align(Run):
     train_batch_size: Count = Field(16, description="pairs a step")
     micro_batch_size: Count | None = Field(None, description="pairs in one call of the network; null: all of a step's")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    update_in_backward: bool = Field(
+        False, description="move each weight as soon as its gradient is known: no two gradients are held at once"
+    )
     data: PairData
     evaluation: PairEvaluation = PairEvaluation()  # type: ignore[assignment]  # the loop reads every and at_end only
     method: Annotated[MaPO | DiffusionDPO, Field(discriminator="name")]
     lora: PairLora | None = Field(None, description="train adapters only; null: all weights of the network")
     optimizer: Optimizer = Optimizer(learning_rate=1e-5, betas=(0.9, 0.999), weight_decay=1e-2, max_grad_norm=1.0)
+
+    @model_validator(mode="after")
+    def _one_pass_without_clipping(self) -> "Align":
+        if self.update_in_backward and self.optimizer.max_grad_norm is not None:
+            raise ValueError(
+                "update_in_backward moves weights before the norm of all gradients is known; set "
+                "optimizer.max_grad_norm=null"
+            )
+        if self.update_in_backward and self.micro_batch_size not in (None, self.train_batch_size):
+            raise ValueError(
+                f"update_in_backward takes a step in one backward pass, and micro_batch_size={self.micro_batch_size} "
+                f"cuts up train_batch_size={self.train_batch_size}; set both to the same"
+            )
+        return self

@@ -26,7 +26,7 @@ class Rate(Section):
 
 
 class Optimizer(Rate):
-    """AdamW; or Adafactor (1804.04235), whose state is a tenth of SDXL's weights, where AdamW's is twice the weights.
+    """AdamW; or Adafactor (1804.04235), whose state is a five-hundredth of SDXL's weights, AdamW's twice the weights.
 
     Adafactor's learning rate is a part of each weight tensor's root mean square: one like 1e-3, not 1e-5.
     """

@@ -17,6 +17,7 @@ from diffdistill.data import batch_indices
 from diffdistill.data.pairs import Pair, PairSet, Picture, picture
 from diffdistill.denoiser import Denoiser
 from diffdistill.training.device import Device
+from diffdistill.training.in_backward import BackwardUpdater
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim import Updater
 from diffdistill.training.store import Parts
@@ -46,7 +47,8 @@ class AlignTask:
             self.network.enable_gradient_checkpointing()
         self.reference = self._reference()
         weights = trainable(self.network)
-        self.updater = Updater("network", weights, config.optimizer, config.max_train_steps)
+        kind = BackwardUpdater if config.update_in_backward else Updater
+        self.updater = kind("network", weights, config.optimizer, config.max_train_steps)
         self.denoisers = {}
         # Only what is trained: the rest is in the folder that the run started from.
         self.parts: Parts = {"network": nn.ParameterList(weights), "optimizer": self.updater.optimizer}
@@ -81,6 +83,7 @@ class AlignTask:
         cond = self.model.conditions([pair.text for pair in pairs] * 2, pictures)
         ties = torch.tensor([pair.tie for pair in pairs], device=latents.device)
         self.network.train()
+        self.updater.begin(step)
         metrics: Metrics = {}
         for rows in parts:
             out, extra = self.loss(noised.part(rows), part_of(cond, rows), ties[rows])

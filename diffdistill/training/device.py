@@ -41,7 +41,11 @@ class Device:
         self.dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
 
     def autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self.name.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+        """One pass of a network. Autocast's cache would keep a copy of every weight until its end, for a second use
+        that no network here makes.
+        """
+        on = self.dtype is not None
+        return torch.autocast(self.name.type, self.dtype or torch.bfloat16, enabled=on, cache_enabled=False)
 
     def put(self, images: Tensor | None, labels: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """A batch on the device."""

@@ -68,10 +68,10 @@ class DistillTask:
         if settings is None:
             return None
         pairs = TrajectoryPairs(
-            settings, teacher, self.data, self.device, config.train_batch_size, config.seed,
+            settings, teacher, self.levels, self.data, self.device, config.train_batch_size, config.seed,
             config.method.guidance_scale,
         )  # fmt: skip
-        regression = TrajectoryRegression(settings, self.student, self.ema, pairs, self.levels[0], self.device)
+        regression = TrajectoryRegression(settings, self.student, self.ema, pairs, self.device)
         self.parts |= {f"{updater.name}_optimizer": updater.optimizer for updater in regression.updaters}
         return regression
 

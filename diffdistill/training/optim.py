@@ -50,23 +50,34 @@ class Updater:
         decay = {"constant": 1.0, "linear": 1 - part, "cosine": 0.5 * (1 + math.cos(math.pi * part))}[s.schedule]
         return s.learning_rate * warm * decay
 
+    def begin(self, step: int) -> None:
+        """Before the backward passes of `step`."""
+
     def step(self, step: int) -> dict[str, Tensor | float]:
         """Clip, check, update, clear. NonFiniteError, before any weight moves, if the gradient is not finite."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
+        self.require_finite(norm, step)
+        if self.settings.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
+        self.set_rate(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.figures(norm, step)
+
+    def set_rate(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(step)
+
+    def require_finite(self, norm: Tensor, step: int) -> None:
         if not torch.isfinite(norm):
             raise NonFiniteError(
                 f"the gradient of the {self.name} is not finite at step {step}; lower its learning_rate or use "
                 f"mixed_precision=no"
             )
-        if self.settings.max_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
-        rate = self.rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {f"{self.name}/grad_norm": norm, f"{self.name}/learning_rate": rate}
+
+    def figures(self, norm: Tensor, step: int) -> dict[str, Tensor | float]:
+        return {f"{self.name}/grad_norm": norm, f"{self.name}/learning_rate": self.rate(step)}
 
 
 class Ema(nn.Module):
