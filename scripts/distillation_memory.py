@@ -84,7 +84,6 @@ def lora_step(size: int, rank: int, heads: bool, fisher: bool) -> dict[str, floa
         "adapters, average and heads": (trained + size_of(student.parameters())) / GB,
         "gradients": trained / GB,
         "moments": 2 * trained / GB,
-        "adapters in bf16": 0.5 * size_of(student.parameters()) / GB,
         "activations": activations / GB,
     }
 
@@ -96,7 +95,6 @@ def full_step(size: int) -> dict[str, float]:
     one = 2 * size_of(base.parameters())
     return {
         "weights": (0.5 * one + 2 * one + one + BESIDE) / GB,
-        "weights in bf16": one / GB,
         "gradients": 2 * one / GB,
         "moments": 4 * one / GB,
         "activations": pass_bytes(base, base, size, 1, to_input=False) / GB,

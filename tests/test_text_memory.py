@@ -22,6 +22,5 @@ def test_the_sdxl_lora_recipe_fits_a_card_of_24_gib(root, monkeypatch):
     adapter = found["adapters, average and heads"] / 3
     assert found["gradients"] == pytest.approx(2 * adapter)
     assert found["moments"] == pytest.approx(4 * adapter)
-    assert found["adapters in bf16"] == pytest.approx(adapter / 2)
     # A quarter is left for what single operations need.
     assert sum(found.values()) < 0.75 * CARD
