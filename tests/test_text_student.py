@@ -19,6 +19,7 @@ from diffdistill.sampling.generate import start_of
 from diffdistill.sampling.noise import ImageNoise
 from diffdistill.sampling.solvers import renoise
 from diffdistill.text.adapters.flux import pack, unpack
+from diffdistill.text.card import text_card
 from diffdistill.text.student import stock_schedule
 
 MAKERS = {
@@ -95,7 +96,9 @@ def test_stock_diffusers_draws_at_times_of_ones_own(folders, tmp_path, kind, tim
     theirs = stock(tmp_path / "student", "a red thing", seed)
     torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5 * float(mine.abs().max()))
     expected = "sigmas" if kind in ("sd3", "flux") else "timesteps"
-    assert expected in json.loads((tmp_path / "student" / "diffdistill.json").read_text())["call"]
+    metadata = json.loads((tmp_path / "student" / "diffdistill.json").read_text())
+    assert expected in metadata["call"]
+    assert "The levels are in the call: leave none of it out" in text_card(metadata=metadata)
 
 
 @pytest.mark.parametrize("kind", MAKERS)

@@ -38,6 +38,7 @@ def _use(metadata: dict[str, Any]) -> str:
     # These pipelines draw the noise between their steps from torch's own generator.
     flow = str(metadata.get("scheduler")).startswith("FlowMatch")
     own = OWN_GENERATOR if flow and len(metadata.get("levels") or ()) > 1 else ""
+    levels = "in the call: leave none of it out" if {"timesteps", "sigmas"} & call.keys() else "in the scheduler"
     return f"""```python
 import torch
 from diffusers import DiffusionPipeline
@@ -47,7 +48,7 @@ image = pipe("a caption"{arguments}, generator=torch.Generator().manual_seed(0))
 image.save("image.png")
 ```
 
-The levels are in the scheduler, the guidance in the weights.{own}"""
+The levels are {levels}; the guidance is in the weights.{own}"""
 
 
 OWN_GENERATOR = """ This pipeline draws the noise between its steps from torch's own generator: for the
