@@ -79,8 +79,9 @@ def test_a_solver_of_fewer_steps_than_the_student_is_refused():
         pairs(tiny_teacher(), levels=(2.5, 0.7, 0.2), solver_steps=2)
 
 
-def test_pairs_do_not_depend_on_the_order_in_which_they_are_asked_for():
-    first, second = pairs(tiny_teacher()), pairs(tiny_teacher())
+@pytest.mark.parametrize("levels", [(2.5,), (2.5, 0.7)])
+def test_pairs_do_not_depend_on_the_order_in_which_they_are_asked_for(levels):
+    first, second = pairs(tiny_teacher(), levels=levels), pairs(tiny_teacher(), levels=levels)
     forward = [first[k] for k in range(3)]
     backward = [second[k] for k in (2, 1, 0)][::-1]
     for mine, theirs in zip(forward, backward, strict=True):

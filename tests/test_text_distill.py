@@ -222,9 +222,10 @@ def test_a_reward_sees_decoded_pixels_and_the_texts(folder):
     assert all(prompt.startswith("thing ") for prompt in prompts)
 
 
-def test_a_student_starts_by_regression_on_the_guided_teacher(folder):
-    student = {"regression": {"steps": 2, "pairs": 4, "solver_steps": 2}, "lora": {"rank": 2}}
-    made = task(settings(folder, student=student))
+@pytest.mark.parametrize(("kind", "steps"), [("sd", 1), ("sd", 4), ("sd3", 4)])
+def test_a_student_starts_by_regression_on_the_guided_teacher(folder, kind, steps):
+    student = {"steps": steps, "regression": {"steps": 2, "pairs": 4, "solver_steps": 4}, "lora": {"rank": 2}}
+    made = task(settings(folder, kind, student=student))
     assert "regression/loss" in made.update(0)
     assert "regression/loss" in made.update(1)
     assert "critic/loss" in made.update(2)

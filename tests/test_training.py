@@ -105,8 +105,9 @@ def test_a_run_resumed_at_any_step_is_bit_equal_to_one_never_stopped(tmp_path, k
         assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
 
 
-def test_a_run_that_starts_by_regression_resumes_in_both_phases(tmp_path):
-    student = {"regression": {"steps": 3, "pairs": 8, "solver_steps": 2, "muon": {}}}
+@pytest.mark.parametrize("student_steps", [1, 2])
+def test_a_run_that_starts_by_regression_resumes_in_both_phases(tmp_path, student_steps):
+    student = {"steps": student_steps, "regression": {"steps": 3, "pairs": 8, "solver_steps": 2, "muon": {}}}
     whole = run("sid", tmp_path / "whole", student=student)
     run("sid", tmp_path / "parts", student=student, checkpoint_every=1)
     for step in (4, 3, 2, 1):  # 2: the pairs of step 0 are made again, those of a first epoch are not yet
