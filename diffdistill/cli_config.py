@@ -44,7 +44,10 @@ def keys(model: type[BaseModel], defaults: BaseModel | None = None, prefix: str 
 def run(args: argparse.Namespace) -> int:
     """Print what was asked for; `diff` returns 1 when the two differ, as the tool of that name."""
     if args.verb not in MODELS:
-        raise ConfigError(f"config: '{args.verb}' has no settings; choose one of {', '.join(MODELS)}")
+        raise ConfigError(
+            f"config {args.action}: '{args.verb}' has no settings; say whose first: one of {', '.join(MODELS)}, "
+            "before any CONFIG"
+        )
     if len(args.configs) != FILES[args.action]:
         raise ConfigError(
             f"config {args.action} {args.verb}: {len(args.configs)} CONFIG given, needed are {FILES[args.action]}; "
