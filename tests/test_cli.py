@@ -119,7 +119,7 @@ def test_every_verb_has_help(verb, capsys):
         ),
         ([*EVALUATE, "--images", "a", "--backend", "x"], "evaluate: --backend: invalid choice: 'x'"),
         (["checkpoint", "rm", "x"], "checkpoint: action: invalid choice: 'rm'"),
-        (["config", "show", "sample"], "config show: 'sample' has no settings; say whose first: one of train, distill"),
+        (["config", "show", "sample"], "config show: 'sample' has no settings; say whose first: one of train"),
         (["config", "diff", "train", "a"], "config diff train: 1 CONFIG given, needed are 2"),
     ],
 )
