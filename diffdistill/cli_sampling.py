@@ -102,13 +102,18 @@ def add_evaluate(parser: Parser) -> None:
     source.add_argument("--images", metavar="DIR", help="images to judge, in any form of DATA")
     source.add_argument("--model", metavar="MODEL", action="append", help="model to sample from; may be repeated")
     parser.add_argument(
-        "--reference", metavar="DATA", required=True, help="folder, parquet, zip, npz, IDX, builtin:NAME"
+        "--reference",
+        metavar="DATA",
+        help="images to compare with: folder, parquet, zip, npz, IDX, builtin:NAME; clip and rewards need none",
     )
     parser.add_argument(
         "--split", help="split of the reference, where it has several (default: train)", default="train"
     )
     parser.add_argument(
-        "--metrics", metavar="fid,kid", type=metrics, default=("fid",), help=f"of {','.join(METRICS)} (default: fid)"
+        "--metrics",
+        metavar="fid,kid",
+        type=metrics,
+        help=f"of {','.join(METRICS)} (default: fid, or --rewards alone where there is no --reference)",
     )
     parser.add_argument(
         "--num-images", metavar="N", type=whole(2), help="images to judge (default: all of --images, 5000 of a model)"

@@ -15,6 +15,9 @@ from diffusers import DiffusionPipeline
 from tiny_text import pair_folder, pair_parquet, pair_rows, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 
 from diffdistill.cli import main
+from diffdistill.data.pairs import load_pairs, split_by_caption
+from diffdistill.data.prompts import spread
+from diffdistill.sampling.noise import image_seed
 
 TINY = [
     "data.image_size=null", "max_train_steps=2", "train_batch_size=4", "micro_batch_size=null", "log_every=1",
@@ -155,6 +158,60 @@ def test_ties_are_kept_when_asked(tmp_path, world):
     metadata = json.loads((tmp_path / "run" / "model" / "diffdistill.json").read_text())
     held = json.loads((tmp_path / "run" / "evaluation.json").read_text())["aligned"]["protocol"]["num_pairs"]
     assert metadata["data"]["pairs"] + held in (7, 8)  # a tie among the held-out pairs is not measured
+
+
+JUDGE = "def red(images, prompts):\n    assert len(prompts) == len(images)\n    return images[:, 0].mean((1, 2))\n"
+
+
+def test_judges_score_what_is_drawn_before_and_after_from_the_same_noise(tmp_path, world, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judge.py").write_text(JUDGE)
+    words = ["evaluation.judges=[judge.py:red]", "evaluation.judged_images=6", "evaluation.every=1", "sample_every=1"]
+    assert align(world, tmp_path / "run", *words) == 0
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())["aligned"]
+    score, rate = found["metrics"]["judge/red"], found["metrics"]["judge_win_rate/red"]
+
+    def reds(model):
+        pipe = DiffusionPipeline.from_pretrained(model)
+        pipe.set_progress_bar_config(disable=True)
+        held_out = split_by_caption(load_pairs(str(world / "pairs.parquet")), 0.3)[1].pairs
+        captions = spread(list(dict.fromkeys(pair.text for pair in held_out)), 6)
+        noise = [torch.Generator().manual_seed(image_seed(1000, i)) for i in range(6)]
+        prompts = [captions[i % len(captions)] for i in range(6)]
+        size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+        images = pipe(prompts, size, size, 2, guidance_scale=5.0, generator=noise, output_type="pt").images
+        return images[:, 0].mean((1, 2)).double()
+
+    before, after = reds(world / "sd"), reds(tmp_path / "run" / "model")
+    assert score["value"] == pytest.approx(float(after.mean()), abs=1e-4)
+    assert rate["value"] == float((after > before).double().mean())
+    assert not torch.equal(before, after)
+    assert found["protocol"]["judges"] == {"judge/red": None}
+    assert "Win rate over start, judge red" in (tmp_path / "run" / "report.html").read_text()
+    lines = [line for line in logged(tmp_path / "run") if "evaluation/judge/red" in line]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert align(world, tmp_path / "run", *words, "resume_from_checkpoint=latest", "max_train_steps=3") == 0
+    again = logged(tmp_path / "run")[-1]
+    assert 0 <= again["evaluation/judge_win_rate/red"] <= 1
+    assert "evaluation/judge/red" in again
+
+
+def test_an_aligning_run_ends_where_its_judge_says(tmp_path, world, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judge.py").write_text(
+        "calls = 0\ndef less(images, prompts):\n    global calls\n    calls += 1\n"
+        "    return images[:, 0, 0, 0] * 0 - calls\n"
+    )
+    words = ["evaluation.judges=[judge.py:less]", "evaluation.judged_images=2", "evaluation.every=1"]
+    stop = ["evaluation.stop.metric=judge/less", "evaluation.stop.margin=0.5", "max_train_steps=5"]
+    assert align(world, tmp_path / "run", *words, *stop) == 0
+    assert torch.equal(draw(tmp_path / "run" / "model"), draw(world / "sd"))  # worse from the first step on
+    assert max(line["step"] for line in logged(tmp_path / "run")) == 1
+    assert align(world, tmp_path / "two", *words, *stop, "evaluation.stop.metric=judge/more") == 2
+    assert "judge/less, judge_win_rate/less; watch one" in capsys.readouterr().err
+    assert align(world, tmp_path / "two", "evaluation.judges=[absent.py:f]") == 2
+    assert "'absent.py' does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "two").exists()
 
 
 def test_bf16_and_grids_run(tmp_path, world):

@@ -196,10 +196,65 @@ def test_without_captions_a_text_model_asks_for_prompts_and_clip_for_texts(model
     reference()
     Path("real/metadata.jsonl").unlink()
     assert evaluate(models, "--model", str(models / "sd"))[0] == 2
-    assert "draws texts, and the reference has no captions to draw; give --prompts FILE" in refused(capsys)
+    assert "draws texts, and no captions of a reference are there; give --prompts FILE" in refused(capsys)
     assert evaluate(models, "--model", str(models / "sd"), "--prompt", "a")[0] == 2
     assert refused(capsys) == "one prompt makes one image, and metrics are of several; give --num-images N"
     assert evaluate(models, "--images", "real")[0] == 2
     assert "metric 'clip' needs a text for each image" in refused(capsys)
     assert evaluate(models, "--model", str(models / "classes"), "--num-images", "8", "--steps", "1")[0] == 2
     assert "metric 'clip' needs a text for each image" in refused(capsys)
+
+
+# ---- without a reference
+
+
+def alone(models, *words):
+    code = main(["evaluate", "--quiet", "--device", "cpu", "--json", "r.json", *words])
+    return code, json.loads(Path("r.json").read_text()) if code == 0 else None
+
+
+def test_texts_alone_are_measured_as_they_are_beside_a_reference(models, capsys):
+    reference()
+    drawn = ("--model", str(models / "sd"), "--steps", "1", "--num-images", "10")
+    _, whole = evaluate(models, *drawn)
+    Path("r.json").unlink()
+    Path("p.txt").write_text("\n".join(CAPTIONS[::2]))
+    texts = ("--prompts", "p.txt", "--metrics", "clip", "--clip", str(models / "clip"))
+    capsys.readouterr()
+    code, result = alone(models, *drawn, *texts, "--rewards", "mean.py:brightness")
+    assert code == 0
+    assert set(result["metrics"]) == {"clip", "reward/brightness"}
+    for name, entry in result["metrics"].items():
+        same = ("value", "standard_error", "n")
+        assert [entry[key] for key in same] == [whole["metrics"][name][key] for key in same]
+    for key in ("num_images", "texts", "clip_model", "rewards"):
+        assert result["protocol"][key] == whole["protocol"][key]
+    printed = capsys.readouterr().out
+    assert "CLIP       clip:clip" in printed
+    assert "reference" not in printed
+
+
+def test_rewards_alone_and_several_models(models, capsys):
+    reference()
+    Path("p.txt").write_text("\n".join(CAPTIONS[:3]))
+    models_ = ("--model", f"{models / 'sd'}@1", "--model", f"{models / 'sd'}@2")
+    code, result = alone(models, *models_, "--prompts", "p.txt", "--rewards", "mean.py:brightness")
+    assert code == 0
+    assert [set(one["metrics"]) for one in result["models"]] == [{"reward/brightness"}] * 2
+    assert "reward brightness" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "fid needs images to compare with: give --reference DATA, or measure --metrics clip and --rewards alone"),
+        (("--metrics", "clip,kid"), "kid needs images to compare with"),
+        (("--metrics", "clip", "--features", "pixels"), "--features needs images to compare with"),
+        (("--metrics", "clip", "--neighbours", "n.png"), "--neighbours needs images to compare with"),
+        (("--metrics", "clip", "--prompt", ""), "prompt"),
+    ],
+)
+def test_what_needs_a_reference_says_so(models, capsys, words, sentence):
+    reference()
+    assert alone(models, "--images", "real", *words)[0] in (2, 3)
+    assert sentence in refused(capsys)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from diffdistill.config.parts import Count, Lora, Optimizer, Positive, Section
+from diffdistill.config.parts import Count, Evaluations, Lora, Optimizer, Positive, Section
 from diffdistill.config.schema import Data, Run
 
 LossSpace = Literal["native", "epsilon", "x0"]
@@ -25,11 +25,9 @@ class PairData(Data):
     held_out_split: str = Field("train", description="split of held_out_path")
 
 
-class PairEvaluation(Section):
-    """Margins of held-out pairs, at the same noise for every model, and grids of their captions."""
+class PairEvaluation(Evaluations):
+    """Margins of held-out pairs, at the same noise for every model; grids of their captions, and what judges say."""
 
-    every: Annotated[int, Field(ge=0)] = Field(0, description="steps between evaluations; 0: only at the end")
-    at_end: bool = True
     num_pairs: Count = Field(256, description="held-out pairs measured, at most")
     levels: Count = Field(8, description="times at which each pair is measured, evenly spread over their law")
     batch_size: Count = Field(8, description="pairs in one call of the network")
@@ -37,6 +35,15 @@ class PairEvaluation(Section):
     prompts: tuple[str, ...] = Field((), description="captions of the grids; empty: the first eight held-out ones")
     sampling_steps: Count = Field(25, description="steps of the pipeline's own scheduler in the grids")
     guidance_scale: Annotated[float, Field(ge=0)] = Field(5.0, description="classifier-free guidance in the grids")
+
+    judges: tuple[str, ...] = Field(
+        (), description="rewards that score images of held-out captions, before and after; best not those of the pairs"
+    )
+    judged_images: Annotated[int, Field(ge=2)] = Field(64, description="images that each judge sees, captions in turn")
+
+    def figures(self) -> tuple[str, ...]:
+        pairs = "margin", "win_rate", "win_rate_over_start", "loss_win", "loss_lose"
+        return (*pairs, "judge/", "judge_win_rate/") if self.judges else pairs
 
 
 class MaPO(Section):
@@ -76,7 +83,7 @@ class Align(Run):
         False, description="move each weight as soon as its gradient is known: no two gradients are held at once"
     )
     data: PairData
-    evaluation: PairEvaluation = PairEvaluation()  # type: ignore[assignment]  # the loop reads every and at_end only
+    evaluation: PairEvaluation = PairEvaluation()  # type: ignore[assignment]  # the loop reads what both have
     method: Annotated[MaPO | DiffusionDPO, Field(discriminator="name")]
     lora: PairLora | None = Field(None, description="train adapters only; null: all weights of the network")
     optimizer: Optimizer = Optimizer(learning_rate=1e-5, betas=(0.9, 0.999), weight_decay=1e-2, max_grad_norm=1.0)

@@ -1,6 +1,6 @@
-"""What all settings are made of: a frozen section, numbers with bounds, an optimiser."""
+"""What all settings are made of: a frozen section, numbers with bounds, an optimiser, evaluations."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -58,3 +58,39 @@ class Lora(Section):
     targets: tuple[str, ...] = Field(
         ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="ends of the names of the layers adapted"
     )
+
+
+class EarlyStop(Section):
+    """Ends a run whose held-out figure gets worse, as where a reward is exploited; its best model is what is kept."""
+
+    metric: str = Field(description="figure to watch, of those measured: fid, recall, clip, reward/NAME, ...")
+    margin: Annotated[float, Field(ge=0)] = Field(
+        description="how much worse than the best so far is too much, in the figure's own units"
+    )
+    patience: Count = Field(1, description="evaluations in a row that must be so much worse")
+
+
+class Evaluations(Section):
+    """When a run measures its model, and when what it finds ends the run."""
+
+    every: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps between evaluations of the model to keep; 0: only at the end"
+    )
+    at_end: bool = True
+    stop: EarlyStop | None = Field(None, description="end the run early, at its best model; null: do not")
+
+    def figures(self) -> tuple[str, ...]:
+        """Names of what is measured; one that ends in `/` begins the names of several."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _watched_figure_is_measured(self) -> Self:
+        if self.stop is None:
+            return self
+        if not self.every:
+            raise ValueError("stop compares evaluations, and every is 0; set every to the steps between them")
+        metric, figures = self.stop.metric, self.figures()
+        if not any(metric == name or (name.endswith("/") and metric.startswith(name)) for name in figures):
+            known = ", ".join(name + "NAME" if name.endswith("/") else name for name in figures)
+            raise ValueError(f"stop.metric is '{metric}', and what is measured is {known}; watch one of these")
+        return self

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from diffdistill.attention_names import attention_name
 from diffdistill.config.methods import Methods
-from diffdistill.config.parts import Count, Fraction, Lora, Muon, Optimizer, Positive, Section
+from diffdistill.config.parts import Count, Evaluations, Fraction, Lora, Muon, Optimizer, Positive, Section
 
 
 class Data(Section):
@@ -45,11 +45,10 @@ class Level(Section):
     shift: Positive = Field(3.0, description="shifted: resolution shift of a flow time, t' = s t / (1 + (s - 1) t)")
 
 
-class Evaluation(Section):
-    every: Annotated[int, Field(ge=0)] = Field(
-        0, description="steps between evaluations of the EMA model; 0: only at the end"
-    )
-    at_end: bool = True
+PRDC = ("precision", "recall", "density", "coverage")  # what the metric of this name measures
+
+
+class Evaluation(Evaluations):
     num_images: Annotated[int, Field(ge=2)] = 5000
     metrics: tuple[Literal["fid", "kid", "prdc", "clip"], ...] = ("fid",)
     clip: str | None = Field(None, description="CLIP of the metric clip: a folder, builtin:NAME or Hub id")
@@ -57,9 +56,18 @@ class Evaluation(Section):
     features: str = Field("fashion_mnist", description="feature extractor: an id or a path")
     reference: str | None = Field(None, description="DATA to compare with; null: the training data")
     reference_split: str | None = Field(None, description="split of the reference; null: data.split")
+    prompts: str | None = Field(
+        None,
+        description="text teachers: file of prompts to draw (.txt, .csv, .jsonl); null: the captions of reference, "
+        "else those of training",
+    )
     batch_size: Count = 250
     seed: int = 1000
     steps: Count | None = Field(None, description="sampling steps; null: the model's own")
+
+    def figures(self) -> tuple[str, ...]:
+        found = [name for metric in self.metrics for name in (PRDC if metric == "prdc" else (metric,))]
+        return (*found, "reward/") if self.rewards else tuple(found)
 
 
 def no_half(precision: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,16 @@ class Estimate(float):
 
     def __repr__(self) -> str:
         return f"{float(self):.6g} ± {self.standard_error:.2g}"
+
+    def record(self) -> dict[str, Any]:
+        """Value, error and the 95 % interval of a normal law, for JSON; None for what is not known."""
+        error = self.standard_error
+        known = error == error
+        return {
+            "value": float(self),
+            "standard_error": error if known else None,
+            "interval": [self - 1.96 * error, self + 1.96 * error] if known else None,
+        }
 
 
 def as_features(features: Tensor | np.ndarray, name: str = "features", minimum: int = 2) -> Tensor:

@@ -20,8 +20,3 @@ def bootstrap_error(reference: Gaussian, features: Tensor, *, resamples: int = 5
         for _ in range(resamples)
     ]
     return float(torch.tensor(values, dtype=torch.float64).std())
-
-
-def interval(value: float, error: float) -> list[float]:
-    """The 95 % interval of a normal law."""
-    return [value - 1.96 * error, value + 1.96 * error]

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from diffdistill.evaluation.features import load_features
 from diffdistill.evaluation.plot import plot_evaluations
 from diffdistill.evaluation.statistics import Statistics, is_statistics, load_statistics
 from diffdistill.evaluation.subjects import Pair, Subject, subjects
+from diffdistill.evaluation.text_evaluator import ALONE, TextEvaluator
 from diffdistill.evaluation.text_scores import NO_TEXTS
 from diffdistill.rewards import load_reward
+from diffdistill.rewards.protocol import Reward
 from diffdistill.sampling.generate import pick_device
 
 # What decides the numbers; batch size and device do not.
@@ -57,18 +59,57 @@ REQUEST = (
 
 def run(args: Namespace) -> int:
     """Evaluate, print, write; raises the errors of errors.py."""
+    if args.metrics is None:
+        args.metrics = ("fid",) if args.reference or not args.rewards else ()
     request = {key: getattr(args, key) for key in REQUEST}
     target = None if args.json is None else Path(args.json)
     if target is not None:
         refuse_other(target, request)
+    if args.reference is None:
+        refuse_comparisons(args)
     waiting = subjects(args)
     if "clip" in args.metrics and args.images is not None and not waiting[0](None).texts:
         raise ConfigError(NO_TEXTS)
     if args.clip is not None and "clip" not in args.metrics:
         raise ConfigError("--clip names the CLIP of metric 'clip', which is not asked for: add it to --metrics")
     rewards = [load_reward(name) for name in args.rewards or ()]
-    reference = read_reference(args.reference, args.split)
+    reference = None if args.reference is None else read_reference(args.reference, args.split)
+    evaluator, warning = evaluator_of(args, reference, rewards)
+    captions = reference.texts if isinstance(reference, ImageSet) else None
+    results = [measure(evaluator, opened(captions), warning, args.neighbours) for opened in waiting]
+    print(table.one(results[0]) if len(results) == 1 else table.comparison(results))
+    for text in dict.fromkeys(text for result in results for text in result["warnings"]):
+        print(f"warning: {text}", file=sys.stderr)
+    if args.plot is not None:
+        plot_evaluations(results, args.plot)
+    if target is not None:
+        whole = results[0] if len(results) == 1 else {"models": results}
+        write_json(target, {"request": request, **whole})
+    return 0
+
+
+# Flags that say how images are compared with others.
+COMPARING = ("features", "fid_mode", "neighbours", "plot")
+
+
+def refuse_comparisons(args: Namespace) -> None:
+    """ConfigError for what compares images with others, where there is no reference."""
+    wrong = [metric for metric in args.metrics if metric not in ALONE]
+    wrong += [f"--{name.replace('_', '-')}" for name in COMPARING if getattr(args, name) is not None]
+    if wrong:
+        raise ConfigError(
+            f"{wrong[0]} needs images to compare with: give --reference DATA, or measure --metrics clip and --rewards "
+            f"alone"
+        )
+
+
+def evaluator_of(
+    args: Namespace, reference: ImageSet | Statistics | None, rewards: Sequence[Reward]
+) -> tuple[Evaluator | TextEvaluator, str | None]:
+    """What measures, and a warning about its features."""
     device = pick_device(args.device)
+    if reference is None:
+        return TextEvaluator(args.metrics, clip_model=args.clip, rewards=rewards, device=device), None
     extractor, warning = choose_features(args.features, args.fid_mode, reference, device)
     evaluator = Evaluator(
         reference,
@@ -81,22 +122,11 @@ def run(args: Namespace) -> int:
         rewards=rewards,
         progress=True,
     )
-    picture, plot = args.neighbours, args.plot
-    captions = reference.texts if isinstance(reference, ImageSet) else None
-    results = [measure(evaluator, opened(captions), warning, picture) for opened in waiting]
-    print(table.one(results[0]) if len(results) == 1 else table.comparison(results))
-    for text in dict.fromkeys(text for result in results for text in result["warnings"]):
-        print(f"warning: {text}", file=sys.stderr)
-    if plot is not None:
-        plot_evaluations(results, plot)
-    if target is not None:
-        whole = results[0] if len(results) == 1 else {"models": results}
-        write_json(target, {"request": request, **whole})
-    return 0
+    return evaluator, warning
 
 
 def measure(
-    evaluator: Evaluator, subject: Subject, warning: str | None = None, picture: str | None = None
+    evaluator: Evaluator | TextEvaluator, subject: Subject, warning: str | None = None, picture: str | None = None
 ) -> dict[str, Any]:
     """The result of one subject, with what it is."""
     with tqdm(total=subject.count, desc=subject.name[-30:], unit="image", leave=False) as bar:
@@ -106,7 +136,8 @@ def measure(
                 yield images, labels
                 bar.update(len(images))
 
-        result = evaluator(watched(), texts=subject.texts, num_images=subject.count, picture=picture)
+        more: dict[str, Any] = {} if picture is None else {"picture": picture}
+        result = evaluator(watched(), texts=subject.texts, num_images=subject.count, **more)
     if warning is not None:
         result["warnings"].insert(0, warning)
     return {"subject": subject.about, **result}

@@ -1,7 +1,7 @@
 """`Evaluator`: the metrics of generated images against one reference, as a JSON-able result with its protocol."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from diffdistill.data import ImageSet
-from diffdistill.data.prompts import Prompt, digest_of
-from diffdistill.errors import ConfigError, DataError
+from diffdistill.errors import ConfigError
 from diffdistill.evaluation.backends import BACKENDS, backend_version
+from diffdistill.evaluation.batches import Batches, labelled, rebatched
 from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.extractors.hub import DEFAULTS, HubFeatures
 from diffdistill.evaluation.features import load_features
@@ -19,64 +19,9 @@ from diffdistill.evaluation.frechet import Moments
 from diffdistill.evaluation.measures import MEASURES, Context, Generated, text_score
 from diffdistill.evaluation.memorisation import thumbnails
 from diffdistill.evaluation.reference import Reference, load_reference, sample_rows
-from diffdistill.evaluation.resize import check_images
 from diffdistill.evaluation.statistics import Statistics, check_same_features
 from diffdistill.evaluation.text_scores import TextScores, joined
 from diffdistill.rewards.protocol import Reward
-
-Batches = Tensor | Iterable[Tensor] | Iterable[tuple[Tensor, Tensor | None]]
-
-
-def _pairs(batches: Batches, labels: Tensor | None, limit: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """(images, labels) of each batch, the first `limit` images."""
-    done = 0
-    for batch in batches.split(1000) if isinstance(batches, Tensor) else batches:
-        images, own = batch if isinstance(batch, tuple) else (batch, None)
-        check_images(images)
-        if own is None and labels is not None:
-            own = labels[done : done + len(images)]
-        keep = len(images) if limit is None else min(len(images), limit - done)
-        if keep:
-            yield images[:keep], None if own is None else own[:keep]
-        done += keep
-        if done == limit:
-            return
-    if limit is not None:
-        raise DataError(f"{limit} images were asked for and there are {done}: lower the number or give more images")
-
-
-def rebatched(
-    pairs: Iterable[tuple[Tensor, Tensor | None]], size: int, resizes: bool
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The same images in batches of exactly `size`, whatever came in, so that features do not depend on the caller's.
-
-    A batch ends early where the shape changes; an extractor that `resizes` by a chosen mode may see several sizes.
-    """
-    images: list[Tensor] = []
-    labels: list[Tensor | None] = []
-    shape = None
-
-    def joined() -> tuple[Tensor, Tensor | None]:
-        known = [x for x in labels if x is not None]
-        return torch.cat(images), torch.cat(known) if len(known) == len(labels) else None
-
-    for batch, own in pairs:
-        if shape is not None and batch.shape[1:] != shape:
-            if batch.shape[2:] != shape[1:] and not resizes:
-                sizes = " and ".join("x".join(map(str, s[-2:])) for s in (shape, batch.shape))
-                raise DataError(f"the images have sizes {sizes} (H x W): choose --fid-mode tf or clean")
-            if images:
-                yield joined()
-            images, labels = [], []
-        shape = batch.shape[1:]
-        images.append(batch)
-        labels.append(own)
-        while sum(map(len, images)) >= size:
-            whole, known = joined()
-            yield whole[:size], None if known is None else known[:size]
-            images, labels = [whole[size:]], [None if known is None else known[size:]]
-    if sum(map(len, images)):
-        yield joined()
 
 
 class Evaluator:
@@ -168,7 +113,7 @@ class Evaluator:
         """
         start = time.perf_counter()
         self.text_scores.check(texts)
-        generated, resizes, shape = self._pass(_pairs(batches, labels, num_images), texts, picture is not None)
+        generated, resizes, shape = self._pass(labelled(batches, labels, num_images), texts, picture is not None)
         context = Context(
             self.reference, generated, self.extractor, self.backend, self.seed, self.floor, self.resamples,
             None if picture is None else Path(picture), self._warnings(generated, resizes, shape), self._floors,
@@ -250,10 +195,7 @@ class Evaluator:
             },
             "backend": self.backend_version,
             "seed": self.seed,
-            "texts": None
-            if not texts
-            else {"count": len(texts), "sha256": digest_of([Prompt(text) for text in texts])},
-            **self.text_scores.protocol(),
+            **self.text_scores.protocol(texts),
         }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.arrays import Estimate
 from diffdistill.evaluation.backends import FRECHET, KERNEL
-from diffdistill.evaluation.bootstrap import bootstrap_error, interval
+from diffdistill.evaluation.bootstrap import bootstrap_error
 from diffdistill.evaluation.clip_mmd import cmmd
 from diffdistill.evaluation.entropy import inception_score
 from diffdistill.evaluation.extractors.base import FeatureExtractor
@@ -88,12 +88,9 @@ class Context:
 
 
 def _entry(context: Context, estimate: float, **more: Any) -> dict[str, Any]:
-    error = estimate.standard_error if isinstance(estimate, Estimate) else float("nan")
-    known = error == error
+    known = estimate if isinstance(estimate, Estimate) else Estimate(estimate)
     return {
-        "value": float(estimate),
-        "standard_error": error if known else None,
-        "interval": interval(float(estimate), error) if known else None,
+        **known.record(),
         "n": context.generated.n,
         "n_reference": context.reference.n,
         "backend": "native",

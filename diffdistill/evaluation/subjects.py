@@ -132,5 +132,5 @@ def model_subject(
 
 def _of_reference(name: str, captions: Sequence[str] | None, count: int) -> list[Prompt]:
     if captions is None:
-        raise ConfigError(f"'{name}' draws texts, and the reference has no captions to draw; give --prompts FILE")
+        raise ConfigError(f"'{name}' draws texts, and no captions of a reference are there; give --prompts FILE")
     return [Prompt(caption) for caption in spread(captions, count)]

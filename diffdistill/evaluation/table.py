@@ -26,7 +26,7 @@ def _with_error(entry: dict[str, Any]) -> str:
 
 def rows_of(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """(metric, value ± standard error, N, the same between real images) of one result."""
-    features = result["protocol"]["features"]["id"]
+    features = (result["protocol"].get("features") or {}).get("id", "")
     rows = []
     for metric, entry in result["metrics"].items():
         floor = entry.get("floor")
@@ -47,6 +47,8 @@ def rows_of(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 def protocol_lines(result: dict[str, Any]) -> list[str]:
     """Everything that a reader needs to compare the numbers with others."""
     protocol = result["protocol"]
+    if "reference" not in protocol:
+        return _text_lines(protocol)
     reference, features = protocol["reference"], protocol["features"]
     n = f", {reference['num_images']:,} images" if reference["num_images"] else ""
     mark = f", fingerprint {reference['fingerprint'][:12]}" if reference["fingerprint"] else " (statistics only)"

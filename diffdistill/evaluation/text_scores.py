@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.data import ImageSet
-from diffdistill.data.prompts import spread
+from diffdistill.data.prompts import Prompt, digest_of, spread
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.arrays import Estimate
 from diffdistill.evaluation.clip_similarity import cosines, score_of
@@ -22,16 +22,13 @@ class TextScores:
 
     Args:
         clip: for the metric `clip`, or None.
-        rewards: scored under `reward/NAME`; a second one of the same name is `reward/NAME-2`.
+        rewards: scored under the names of `by_name`.
         device: where the rewards run.
     """
 
     def __init__(self, clip: HubFeatures | None, rewards: Sequence[Reward], device: torch.device):
         self.clip, self.device = clip, device
-        self.rewards: dict[str, Reward] = {}
-        for reward in rewards:
-            same = sum(other.name == reward.name for other in self.rewards.values())
-            self.rewards[f"reward/{reward.name}" + (f"-{same + 1}" if same else "")] = reward.to(device)
+        self.rewards = {name: reward.to(device) for name, reward in by_name(rewards).items()}
 
     def check(self, texts: Sequence[str] | None) -> None:
         """ConfigError where there is nothing to compare images with; a reward that may read labels speaks itself."""
@@ -63,13 +60,24 @@ class TextScores:
         whole = joined(parts)
         return {name: float(summary(name, values)) for name, values in whole.items()}
 
-    def protocol(self) -> dict[str, Any]:
-        """Which networks scored."""
+    def protocol(self, texts: Sequence[str] | None) -> dict[str, Any]:
+        """Which texts, and which networks scored."""
+        known = None if not texts else {"count": len(texts), "sha256": digest_of([Prompt(text) for text in texts])}
         clip = None if self.clip is None else {"id": self.clip.id, "sha256": self.clip.sha256}
         return {
+            "texts": known,
             "clip_model": clip,
             "rewards": {name: getattr(reward, "version", None) for name, reward in self.rewards.items()},
         }
+
+
+def by_name(rewards: Sequence[Reward], kind: str = "reward") -> dict[str, Reward]:
+    """Rewards as `reward/NAME`; a second one of the same name is `reward/NAME-2`."""
+    found: dict[str, Reward] = {}
+    for reward in rewards:
+        same = sum(other.name == reward.name for other in found.values())
+        found[f"{kind}/{reward.name}" + (f"-{same + 1}" if same else "")] = reward
+    return found
 
 
 def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

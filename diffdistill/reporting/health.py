@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diffdistill.reporting.rundata import RunData, Series
+from diffdistill.reporting.rundata import STOPPED_FOR, RunData, Series
 
 Metrics = dict[str, Series]
 # A critic trained on the teacher's own data, where the true gap is 0, shows 0.19 to 0.25 (docs/design.md).
 CRITIC_NOISE = 0.25
-LOWER_IS_BETTER = {"evaluation/fid": "FID", "evaluation/kid": "KID"}
+DISTANCES = {"evaluation/fid": "FID", "evaluation/kid": "KID"}
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,26 @@ def _series(run: RunData, name: str, least: int = 4) -> Series | None:
     return series if series is not None and len(series) >= least else None
 
 
+def early_stop(run: RunData) -> Verdict | None:
+    """A run that `evaluation.stop` ended."""
+    settings = (run.config.get("evaluation") or {}).get("stop") or {}
+    series = run.metrics.get(f"evaluation/{settings.get('metric')}")
+    best = run.metrics[STOPPED_FOR].values[-1] if STOPPED_FOR in run.metrics else None
+    if series is None or best not in series.steps:
+        return None
+    last = series.steps[-1]
+    text = (
+        f"{settings['metric']} was {series.values[series.steps.index(best)]:.4g} at step {best:g} and "
+        f"{series.values[-1]:.4g} at step {last:g}: the model is that of step {best:g}"
+    )
+    return Verdict("watch", "The run was ended early", f"{text}; a lower rate or weight of the reward may go further.")
+
+
 def quality(run: RunData) -> Verdict | None:
     """Whether the last evaluation is the best."""
-    for name, label in LOWER_IS_BETTER.items():
+    if STOPPED_FOR in run.metrics:
+        return None
+    for name, label in DISTANCES.items():
         series = _series(run, name, least=2)
         if series is None:
             continue
@@ -218,5 +235,5 @@ def teacher_loss(run: RunData) -> Verdict | None:
 
 
 CHECKS: tuple[Callable[[RunData], Verdict | None], ...] = (
-    quality, score_gap, critic, discriminator, reward, ratio, spread, saturation, clipping, teacher_loss
+    early_stop, quality, score_gap, critic, discriminator, reward, ratio, spread, saturation, clipping, teacher_loss
 )  # fmt: skip

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from diffdistill.reporting.charts import duration
-from diffdistill.reporting.rundata import RunData
+from diffdistill.reporting.rundata import LOWER_IS_BETTER, RunData
 from diffdistill.reporting.svg import short
 
 NAMES = {
@@ -13,9 +13,7 @@ NAMES = {
     "per_class_fid": "FID per class, mean", "neighbours": "Nearest neighbour",
     "precision": "Precision", "recall": "Recall", "density": "Density", "coverage": "Coverage",
 }  # fmt: skip
-HIGHER_IS_BETTER = {"is", "clip", "precision", "recall", "density", "coverage"}
-HIGHER_IS_BETTER |= {"margin", "win_rate", "win_rate_at_start", "win_rate_over_start"}
-REWARD = "reward/"
+SCORES = {"reward/": "Reward {}", "judge/": "Judge {}", "judge_win_rate/": "Win rate over start, judge {}"}
 PRDC = ("precision", "recall", "density", "coverage")
 
 
@@ -43,8 +41,9 @@ def figures(result: dict[str, Any]) -> dict[str, Figure]:
 
 def metric_name(metric: str) -> str:
     """`clip` -> CLIP score; `reward/hps_v2` -> Reward hps_v2."""
-    if metric.startswith(REWARD):
-        return f"Reward {metric.removeprefix(REWARD)}"
+    for prefix, words in SCORES.items():
+        if metric.startswith(prefix):
+            return words.format(metric.removeprefix(prefix))
     return NAMES.get(metric, metric.replace("_", " "))
 
 
@@ -106,8 +105,7 @@ def metrics_table(run: RunData) -> str:
         cells = "".join(f"<td>{_cell(found.get(metric))}</td>" for found in columns.values())
         floors = [found[metric].floor for found in columns.values() if metric in found]
         floor = next((f"{number(f)}" for f in floors if f is not None), "–")
-        higher = metric in HIGHER_IS_BETTER or metric.startswith(REWARD)
-        arrow = "higher is better" if higher else "lower is better"
+        arrow = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
         name = metric_name(metric)
         body.append(
             f'<tr><th scope="row">{escape(name)}<small>{arrow}</small></th>{cells}<td class="quiet">{floor}</td></tr>'

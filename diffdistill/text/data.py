@@ -72,10 +72,12 @@ def _prompts_only(config: Distill, model: TextDenoiser) -> TextSet:
             "student.training_input=noised_data needs images, and data.prompts gives prompts alone; use "
             "backward_simulation"
         )
-    if config.evaluation.reference is None and (config.evaluation.at_end or config.evaluation.every):
+    settings = config.evaluation
+    compared = [metric for metric in settings.metrics if metric != "clip"]
+    if compared and settings.reference is None and (settings.at_end or settings.every):
         raise ConfigError(
-            "evaluation needs images to compare with, and data.prompts gives prompts alone; set evaluation.reference, "
-            "or evaluation.at_end=false and evaluation.every=0"
+            f"evaluation.metrics={','.join(compared)} compares with images, and data.prompts gives prompts alone; set "
+            "evaluation.reference, or evaluation.metrics=[clip], or evaluation.at_end=false and evaluation.every=0"
         )
     prompts = read_prompts(file)[: config.data.limit]
     return TextSet(model.prompts.ids([prompt.text for prompt in prompts]), None, None, file, digest_of(prompts))

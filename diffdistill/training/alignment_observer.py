@@ -1,5 +1,6 @@
 """What an aligning run looks at: margins of held-out pairs at fixed noise, and grids of their captions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,15 @@ from diffdistill.alignment import bernoulli_link, noise_pairs
 from diffdistill.alignment.mapo import accuracy
 from diffdistill.config.align import PairEvaluation
 from diffdistill.data.pairs import PairSet
+from diffdistill.data.prompts import spread
+from diffdistill.evaluation.text_scores import by_name, joined
 from diffdistill.reporting.grid import image_grid
+from diffdistill.rewards import load_reward
+from diffdistill.rewards.protocol import Reward
 from diffdistill.sampling.noise import image_seed
 from diffdistill.training.alignment import AlignTask, pictures_of
+from diffdistill.training.device import Device
+from diffdistill.training.early_stop import check_watched
 from diffdistill.training.randomness import mix
 
 GRID = 8
@@ -22,44 +29,70 @@ LINK_SCALE = 0.5  # of every method, so that margins compare
 class AlignObserver:
     """Same pairs, same noise, same times for every model it looks at, from the untrained one on."""
 
-    def __init__(self, task: AlignTask, held_out: PairSet, settings: PairEvaluation):
-        self.task, self.settings = task, settings
+    def __init__(self, task: AlignTask, held_out: PairSet, settings: PairEvaluation, judges: dict[str, Reward]):
+        self.task, self.settings, self.judges = task, settings, judges
         self.pairs = held_out.pairs[: settings.num_pairs]
         self.fingerprint = held_out.fingerprint
-        captions = settings.prompts or tuple(dict.fromkeys(pair.text for pair in held_out.pairs))
-        self.prompts = list(captions[:GRID])
+        self.captions = list(dict.fromkeys(pair.text for pair in held_out.pairs))
+        self.prompts = list(settings.prompts or self.captions)[:GRID]
         # Before a checkpoint is loaded: this is the model that the run started from.
-        self.start = self.margins()[0] if settings.every or settings.at_end else None
+        if settings.every or settings.at_end:
+            self.start = self.margins()[0]
+            self.start_scores = self.scores()
 
     def grid(self, model: Any, file: Path) -> None:
-        settings = self.settings
-        model.network.eval()
-        with torch.no_grad(), self.task.device.autocast():
-            images = model.pipeline(
-                self.prompts,
+        images = self.draw(self.prompts, range(len(self.prompts)))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image_grid((images * 255).round().to(torch.uint8), min(len(self.prompts), GRID)).save(file)
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[str], numbers: Sequence[int]) -> Tensor:
+        """Images `(B, 3, H, W)` in [0, 1] of the network as it is; of number i from the seed and i alone."""
+        settings, pipeline = self.settings, self.task.model.pipeline
+        self.task.network.eval()
+        with self.task.device.autocast():
+            images = pipeline(
+                list(prompts),
                 height=self.task.size,
                 width=self.task.size,
                 num_inference_steps=settings.sampling_steps,
                 guidance_scale=settings.guidance_scale,
-                generator=[
-                    torch.Generator().manual_seed(image_seed(settings.seed, i)) for i in range(len(self.prompts))
-                ],
+                generator=[torch.Generator().manual_seed(image_seed(settings.seed, i)) for i in numbers],
                 output_type="pt",
             ).images
-        file.parent.mkdir(parents=True, exist_ok=True)
-        image_grid((images.float().cpu() * 255).round().to(torch.uint8), min(len(self.prompts), GRID)).save(file)
+        return images.float().cpu()
+
+    @torch.no_grad()
+    def scores(self) -> dict[str, Tensor]:
+        """What each judge gives images of held-out captions, each `(N,)`; the same captions and noise every time."""
+        if not self.judges:
+            return {}
+        count = self.settings.judged_images
+        texts = spread(self.captions, count)
+        parts = []
+        for numbers in torch.arange(count).split(self.settings.batch_size):
+            prompts = [texts[i % len(texts)] for i in numbers.tolist()]
+            images = self.draw(prompts, numbers.tolist()).to(self.task.device.name)
+            parts.append({name: judge(images, prompts).double().cpu() for name, judge in self.judges.items()})
+        return joined(parts)
 
     def evaluate(self, model: Any) -> dict[str, Any]:
         """margin: mean of phi(l_w / 2) - phi(l_l / 2); win_rate: part of the pairs where it is positive;
         win_rate_over_start: part where it rose, which is what the run did: the images of one side may be easier to
-        denoise before any of it.
+        denoise before any of it. judge/NAME: mean score of images of held-out captions; judge_win_rate/NAME: part of
+        them that it prefers to those that the run's start made from the same noise.
         """
         margin, l_w, l_l = self.margins()
-        assert self.start is not None  # made when evaluations are asked for
         rise = margin - self.start
         settings = self.settings
+        judged = {}
+        for name, scores in self.scores().items():
+            judged[name] = with_error(scores)
+            over_start = wins(scores - self.start_scores[name])
+            judged[win_rate_of(name)] = with_error(over_start)
         return {
             "metrics": {
+                **judged,
                 "margin": with_error(margin),
                 "win_rate": with_error(wins(margin)),
                 "win_rate_over_start": with_error(wins(rise)),
@@ -74,6 +107,8 @@ class AlignObserver:
                 "loss_space": self.task.config.method.loss_space,
                 "image_size": self.task.size,
                 "held_out": self.fingerprint,
+                "judges": {name: getattr(judge, "version", None) for name, judge in self.judges.items()},
+                "judged_images": settings.judged_images if self.judges else None,
             },
         }
 
@@ -109,8 +144,20 @@ class AlignObserver:
         return margin.mean(0), l_w.mean(0), l_l.mean(0)
 
 
+def load_judges(settings: PairEvaluation, device: Device) -> dict[str, Reward]:
+    """The judges as `judge/NAME`; raises as `load_reward` does, and ConfigError for a watched one that is absent."""
+    judges = by_name([load_reward(name).to(device.name) for name in settings.judges], "judge")
+    check_watched(settings.stop, [*judges, *map(win_rate_of, judges)])
+    return judges
+
+
 def generator(*words: int) -> torch.Generator:
     return torch.Generator().manual_seed(mix(*words))
+
+
+def win_rate_of(judge: str) -> str:
+    """`judge/NAME` -> `judge_win_rate/NAME`."""
+    return judge.replace("judge/", "judge_win_rate/", 1)
 
 
 def wins(margin: Tensor) -> Tensor:

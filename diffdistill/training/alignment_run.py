@@ -17,7 +17,7 @@ from diffdistill.reporting.model_card import public_settings
 from diffdistill.reporting.report import write_report
 from diffdistill.text.student import copy_parts
 from diffdistill.training.alignment import AlignTask
-from diffdistill.training.alignment_observer import AlignObserver
+from diffdistill.training.alignment_observer import AlignObserver, load_judges
 from diffdistill.training.device import Device
 from diffdistill.training.loop import run_loop
 from diffdistill.training.run import chosen, open_folder, peak_memory, write_json
@@ -33,8 +33,9 @@ def align(resolved: Resolved) -> int:
     model = load_pipeline(config.model)
     task = AlignTask(config, model, pairs, device)
     attention = str(set_attention(task.network, config.attention, run=task.example, context=device.autocast))
+    judges = load_judges(config.evaluation, device)  # before there is a folder
     folder = open_folder(config, resolved, chosen(attention, device))
-    observer = AlignObserver(task, held_out, config.evaluation)
+    observer = AlignObserver(task, held_out, config.evaluation, judges)
     evaluation = run_loop(task, config, folder, observer)
     if not evaluation and config.evaluation.at_end:  # a finished run, resumed
         evaluation = observer.evaluate(model)

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffdistill.config.schema import Run
+from diffdistill.config.schema import PRDC, Run
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import Interrupted, NonFiniteError, Preempted
+from diffdistill.reporting.rundata import STOPPED_FOR
+from diffdistill.training.early_stop import Watch
 from diffdistill.training.randomness import seed_step
 from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
 
@@ -44,7 +46,8 @@ class Observer(Protocol):
 
 
 def run_loop(task: Task, config: Run, folder: Path, observer: Observer) -> dict[str, Any]:
-    """Train to `max_train_steps`, from a checkpoint if there is one to resume; returns the last evaluation.
+    """Train to `max_train_steps`, or until `evaluation.stop`, from a checkpoint if there is one to resume; returns the
+    last evaluation.
 
     A resumed run is bit-equal to one never stopped, for the same number of threads: step k seeds itself with (seed,
     k), the data order is a function of (seed, epoch), and all tensors are in the checkpoint.
@@ -52,14 +55,31 @@ def run_loop(task: Task, config: Run, folder: Path, observer: Observer) -> dict[
     store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)
     start, seconds = resume(task, config, store)
     log = Log(folder / "metrics.jsonl", start)
+    watch = Watch(config.evaluation.stop, log.file)
     evaluation: dict[str, Any] = {}
+
+    def evaluate(done: int) -> dict[str, Any]:
+        found = observer.evaluate(task.averaged())
+        figures = flat(found)
+        log.write({"step": done, "time": round(seconds, 3), **{f"evaluation/{k}": v for k, v in figures.items()}})
+        bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+        watch.look()
+        return found
+
+    def save(done: int) -> None:
+        state = {"seconds": seconds, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        store.save(done, task.parts, state, spare=watch.best)
+
     with (
         stop_requests() as stop,
         tqdm(total=config.max_train_steps, initial=start, unit="step", mininterval=1.0) as bar,
     ):
         if start == 0 and config.sample_every:
             observer.grid(task.averaged(), folder / "samples" / "step-000000.png")
-        for step in range(start, config.max_train_steps):
+        if start == 0 and config.evaluation.stop is not None:
+            evaluate(0)
+            save(0)
+        for step in range(start, start if watch.fallen else config.max_train_steps):
             began = time.perf_counter()
             seed_step(config.seed, step)
             metrics = task.update(step)
@@ -74,18 +94,16 @@ def run_loop(task: Task, config: Run, folder: Path, observer: Observer) -> dict[
             if config.sample_every and (due(done, config.sample_every) or last):
                 observer.grid(task.averaged(), folder / "samples" / f"step-{done:06d}.png")
             if due(done, config.evaluation.every) or (last and config.evaluation.at_end):
+                evaluation = evaluate(done)
+            if watch.fallen:
+                log.write({"step": done, "time": round(seconds, 3), STOPPED_FOR: watch.best})
+                bar.write(f"step {done}: {watch.reason()}, so the run ends here, with the model of step {watch.best}")
+                go_back(task, store, watch.best)
                 evaluation = observer.evaluate(task.averaged())
-                figures = flat(evaluation)
-                log.write(
-                    {"step": done, "time": round(seconds, 3), **{f"evaluation/{k}": v for k, v in figures.items()}}
-                )
-                bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
-            if due(done, config.checkpoint_every) or last or stop.requested:
-                store.save(
-                    done,
-                    task.parts,
-                    {"seconds": seconds, "threads": torch.get_num_threads(), "torch": torch.__version__},
-                )
+            if due(done, config.checkpoint_every) or last or stop.requested or watch.fallen or watch.best == done:
+                save(done)
+            if watch.fallen:
+                break
             if stop.requested and not last:
                 raise stop.error(f"stopped at step {done}, state saved; continue with resume_from_checkpoint=latest")
     return evaluation
@@ -98,11 +116,7 @@ def flat(evaluation: dict[str, Any]) -> dict[str, float]:
     """The figures of an evaluation by name: `fid`, `kid`, `precision`, `recall`, ..."""
     figures: dict[str, float] = {}
     for name, entry in evaluation["metrics"].items():
-        names = (
-            {name: "value"}
-            if "value" in entry
-            else {key: key for key in ("precision", "recall", "density", "coverage")}
-        )
+        names = {name: "value"} if "value" in entry else {key: key for key in PRDC}
         figures |= {shown: entry[key] for shown, key in names.items()}
     return figures
 
@@ -138,6 +152,14 @@ def resume(task: Task, config: Run, store: CheckpointStore) -> tuple[int, float]
         )
     tqdm.write(f"resumed {folder.name}")
     return state["step"], state["seconds"]
+
+
+def go_back(task: Task, store: CheckpointStore, step: int | None) -> None:
+    """Everything as it was at `step`; saved again as the last checkpoint, it is what later runs start from."""
+    assert step is not None
+    folder, _ = store.find(step)
+    assert folder is not None  # find refuses a step that it has not
+    load_checkpoint(folder, task.parts)
 
 
 class Log:

@@ -10,14 +10,17 @@ from torch import Tensor
 
 from diffdistill.config.schema import Distill, Run
 from diffdistill.data import ImageSet, load_images
-from diffdistill.data.prompts import spread
+from diffdistill.data.prompts import read_prompts, spread
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation import Evaluator
+from diffdistill.evaluation.text_evaluator import TextEvaluator
+from diffdistill.evaluation.text_scores import by_name
 from diffdistill.reporting.grid import image_grid
 from diffdistill.rewards import load_reward
-from diffdistill.sampling.generate import generate
+from diffdistill.sampling.generate import generate, pick_device
 from diffdistill.text.data import TextSet
+from diffdistill.training.early_stop import check_watched
 
 GRID_ROWS, GRID_COLUMNS = 8, 10
 # Of texts: a column a prompt; as many images as 32 of 64x64 pixels take time, and one at least.
@@ -30,6 +33,8 @@ class RunObserver:
     def __init__(self, config: Run, data: ImageSet):
         self.config = config
         self.data = data
+        if config.evaluation.every or config.evaluation.at_end:
+            self.evaluator  # noqa: B018  # what is absent is told of before training
 
     def grid(self, model: Denoiser, file: Path) -> None:
         columns = min(model.num_classes or GRID_COLUMNS, GRID_COLUMNS)
@@ -56,18 +61,28 @@ class RunObserver:
             split = settings.reference_split or self.config.data.split
             channels, _, size = self.data.images.shape[1:]
             reference = load_images(settings.reference, split=split, image_size=size, channels=channels)
-        return Evaluator(reference, settings.features, settings.metrics)
+        return Evaluator(reference, settings.features, settings.metrics, device=pick_device(None))
 
 
 class TextObserver:
-    """The same of a text-to-image model: grids of the first prompts, metrics of images of all prompts in turn."""
+    """The same of a text-to-image model: grids of the first prompts, metrics of images of evenly spaced ones."""
 
     def __init__(self, config: Distill, data: TextSet):
         self.config, self.data = config, data
         settings = config.evaluation
         self.rewards = [load_reward(name) for name in settings.rewards]
-        if "clip" in settings.metrics and (settings.every or settings.at_end):
-            self.evaluator  # noqa: B018  # weights that are absent are told of before training
+        if settings.every or settings.at_end:
+            self.evaluator  # noqa: B018  # what is absent is told of before training
+            self.prompts = self._prompts()
+        check_watched(settings.stop, by_name(self.rewards))
+
+    def _prompts(self) -> Sequence[str] | None:
+        """What evaluations draw: the prompts asked for, else the captions of another reference; None: of training."""
+        settings = self.config.evaluation
+        if settings.prompts is not None:
+            return [prompt.text for prompt in read_prompts(settings.prompts)]
+        other = None if settings.reference is None else self.reference
+        return None if other is None else other.texts
 
     def grid(self, model: Denoiser, file: Path) -> None:
         """A column a prompt, a row a seed; the teacher's with its guidance."""
@@ -79,7 +94,7 @@ class TextObserver:
 
     def evaluate(self, model: Denoiser) -> dict[str, Any]:
         settings = self.config.evaluation
-        prompts = spread(model.prompts.texts(self.data.ids), settings.num_images)
+        prompts = spread(self.prompts or model.prompts.texts(self.data.ids), settings.num_images)
         return self.evaluator(
             self._images(model, prompts, settings.num_images, settings.seed, settings.batch_size, settings.steps),
             texts=prompts,
@@ -101,27 +116,33 @@ class TextObserver:
         )  # fmt: skip
 
     @cached_property
-    def evaluator(self) -> Evaluator:
-        settings = self.config.evaluation
-        reference = self.data.images
-        if settings.reference is not None:
-            split = settings.reference_split or self.config.data.split
-            size = self.config.data.image_size or (reference.images.shape[-1] if reference is not None else None)
-            reference = load_images(settings.reference, split=split, image_size=size, channels=3)
-        assert reference is not None  # text_data has refused prompts alone without a reference
-        return Evaluator(
-            reference, settings.features, settings.metrics, clip_model=settings.clip, rewards=self.rewards
-        )
+    def reference(self) -> ImageSet | None:
+        """Images to compare with; None for prompts alone, which are measured by what needs none."""
+        settings, images = self.config.evaluation, self.data.images
+        if settings.reference is None:
+            return images
+        split = settings.reference_split or self.config.data.split
+        size = self.config.data.image_size or (images.images.shape[-1] if images is not None else None)
+        return load_images(settings.reference, split=split, image_size=size, channels=3)
+
+    @cached_property
+    def evaluator(self) -> Evaluator | TextEvaluator:
+        settings, device = self.config.evaluation, pick_device(None)
+        texts: dict[str, Any] = {"clip_model": settings.clip, "rewards": self.rewards, "device": device}
+        if self.reference is None:
+            return TextEvaluator(settings.metrics, **texts)
+        return Evaluator(self.reference, settings.features, settings.metrics, **texts)
 
 
 def observer_of(config: Run, data: ImageSet | TextSet) -> RunObserver | TextObserver:
     if isinstance(data, TextSet):
         assert isinstance(config, Distill)
         return TextObserver(config, data)
-    if "clip" in config.evaluation.metrics or config.evaluation.rewards:
+    settings = config.evaluation
+    if "clip" in settings.metrics or settings.rewards or settings.prompts is not None:
         raise ConfigError(
-            "evaluation.metrics=clip and evaluation.rewards score images for their texts, and this model draws none; "
-            "leave them out"
+            "evaluation.metrics=clip, evaluation.rewards and evaluation.prompts are of models that draw texts, and "
+            "this one draws none; leave them out"
         )
     return RunObserver(config, data)
 

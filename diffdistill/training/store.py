@@ -80,11 +80,15 @@ class CheckpointStore:
     def folders(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
 
-    def save(self, step: int, parts: Parts, state: dict[str, Any]) -> Path:
-        """Publish a checkpoint; NonFiniteError (nothing written) for non-finite tensors, DiskError if there is no
-        room.
+    def of(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}"
+
+    def save(self, step: int, parts: Parts, state: dict[str, Any], spare: int | None = None) -> Path:
+        """Publish a checkpoint and prune the old ones, but not that of step `spare`.
+
+        NonFiniteError (nothing written) for non-finite tensors, DiskError if there is no room.
         """
-        target = self.folder / f"step-{step:06d}"
+        target = self.of(step)
         if target.exists() and problem_of(target) is None:
             return target
         flat = {name: tensors_of(part) for name, part in parts.items()}
@@ -117,7 +121,7 @@ class CheckpointStore:
             shutil.rmtree(staged, ignore_errors=True)
         if problem := problem_of(target):
             raise DiskError(f"checkpoint '{target}' does not read back as written: {problem}; check the disk")
-        self.prune(self.keep)
+        self.prune(self.keep, spare)
         return target
 
     def _check_room(self, size: int) -> None:
@@ -129,10 +133,10 @@ class CheckpointStore:
                 f"space and resume"
             )
 
-    def prune(self, keep: int) -> list[Path]:
-        """Remove all but the newest `keep` verified checkpoints (at least one stays)."""
+    def prune(self, keep: int, spare: int | None = None) -> list[Path]:
+        """Remove all but the newest `keep` verified checkpoints (at least one stays) and that of step `spare`."""
         good = [folder for folder in self.folders() if problem_of(folder) is None]
-        removed = good[: -max(keep, 1)]
+        removed = [folder for folder in good[: -max(keep, 1)] if spare is None or folder != self.of(spare)]
         for folder in removed:
             shutil.rmtree(folder)
         return removed
@@ -144,7 +148,7 @@ class CheckpointStore:
         """
         folders = self.folders()
         if wanted != "latest":
-            folders = [f for f in folders if f.name == f"step-{wanted:06d}"]
+            folders = [folder for folder in folders if folder == self.of(int(wanted))]
             if not folders:
                 have = ", ".join(f.name for f in self.folders()) or "none"
                 raise CheckpointError(f"there is no checkpoint of step {wanted} in '{self.folder}'; there are {have}")

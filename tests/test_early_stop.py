@@ -1,0 +1,196 @@
+"""Early stop: which evaluations end a run, that the best model is what is kept, and that a resume decides alike."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from pydantic import ValidationError
+from test_training import lines, run, settings, task
+
+from diffdistill.config.align import PairEvaluation
+from diffdistill.config.parts import EarlyStop
+from diffdistill.config.schema import Evaluation
+from diffdistill.errors import CheckpointError
+from diffdistill.reporting import health
+from diffdistill.reporting.rundata import read_run
+from diffdistill.training.early_stop import Watch
+from diffdistill.training.loop import run_loop
+from diffdistill.training.store import CheckpointStore, tensors_of
+
+STOP = {"metric": "fid", "margin": 0.5}
+
+
+class Figures:
+    """An observer whose FIDs are given: of the start, and then of each evaluation."""
+
+    def __init__(self, *values, done=0):
+        self.values, self.done, self.seen = values, done, []
+
+    def grid(self, model, file): ...
+
+    def evaluate(self, model):
+        torch.randn(3)  # a real one draws, too
+        self.seen.append([value.clone() for value in model.state_dict().values()])
+        self.done += 1
+        return {"metrics": {"fid": {"value": self.values[min(self.done, len(self.values)) - 1]}}}
+
+
+def watched(folder, *values, kind="sid", done=0, stop=None, **more):
+    folder.mkdir(exist_ok=True)
+    evaluation = {"every": 1, "stop": STOP | (stop or {})}
+    config = settings(kind, folder, **{"sample_every": 0, "checkpoint_every": 0, "evaluation": evaluation} | more)
+    made, observer = task(config), Figures(*values, done=done)
+    evaluation = run_loop(made, config, folder, observer)
+    return made, observer, evaluation
+
+
+def tensors(made):
+    return {f"{name}.{key}": v.clone() for name, part in made.parts.items() for key, v in tensors_of(part).items()}
+
+
+def watch(tmp_path, metric, values, **more):
+    log = tmp_path / "metrics.jsonl"
+    rows = [{"step": 10 * i, f"evaluation/{metric}": value} for i, value in enumerate(values)]
+    log.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 99, "loss": 1.0}]))
+    found = Watch(EarlyStop(metric=metric, **{"margin": 0.5} | more), log)
+    return found.best, found.fallen
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "patience", "best", "fallen"),
+    [
+        ("fid", [], 1, None, False),
+        ("fid", [3.0], 1, 0, False),
+        ("fid", [3.0, 3.5], 1, 0, False),  # the margin itself is not too much
+        ("fid", [3.0, 3.6], 1, 0, True),
+        ("fid", [3.0, 2.0, 2.4], 1, 10, False),
+        ("fid", [3.0, 2.0, 2.6], 1, 10, True),
+        ("clip", [80.0, 81.0, 80.6], 1, 10, False),
+        ("clip", [80.0, 81.0, 80.4], 1, 10, True),
+        ("reward/mine", [-0.2, -0.1, -0.7], 1, 10, True),  # of any sign
+        ("loss_win", [0.2, 0.9], 1, 0, True),
+        ("fid", [2.0, 2.6], 2, 0, False),
+        ("fid", [2.0, 2.6, 2.4], 2, 0, False),
+        ("fid", [2.0, 2.6, 2.4, 2.6], 2, 0, False),  # in a row
+        ("fid", [2.0, 2.6, 2.6], 2, 0, True),
+        ("fid", [2.0, 2.6, 1.0, 1.1], 2, 20, False),
+        ("fid", [2.0, 2.0, 2.0], 1, 0, False),
+    ],
+)
+def test_a_run_ends_when_its_last_evaluations_are_all_worse_by_more_than_the_margin(
+    tmp_path, metric, values, patience, best, fallen
+):
+    assert watch(tmp_path, metric, values, patience=patience) == (best, fallen)
+
+
+@pytest.mark.parametrize("kind", ["train", "sid", "dmd2"])
+def test_a_run_that_fell_ends_with_everything_as_it_was_at_its_best(tmp_path, kind):
+    whole = run(kind, tmp_path / "whole", max_train_steps=2)
+    made, observer, evaluation = watched(tmp_path / "run", 3.0, 2.5, 2.0, 2.2, 2.6, 2.0, kind=kind, max_train_steps=9)
+    # Evaluated at 0, 1, 2, 3, 4, where it fell, and once more after going back to 2.
+    assert [row["evaluation/fid"] for row in lines(tmp_path / "run") if "evaluation/fid" in row] == [
+        3,
+        2.5,
+        2,
+        2.2,
+        2.6,
+    ]
+    assert len(observer.seen) == 6
+    assert all(torch.equal(*pair) for pair in zip(observer.seen[2], observer.seen[5], strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(observer.seen[2], observer.seen[4], strict=True))
+    assert evaluation["metrics"]["fid"]["value"] == 2.0
+    if kind == "train":  # whose rate depends on the length of the run
+        return
+    ended = tensors(made)
+    assert whole.keys() == ended.keys()
+    assert all(torch.equal(value, ended[name]) for name, value in whole.items())
+
+
+def test_the_last_checkpoint_is_the_best_one_and_a_finished_run_stays_finished(tmp_path):
+    made, _, _ = watched(tmp_path / "run", 3.0, 2.0, 2.6, 2.0)
+    store = CheckpointStore(tmp_path / "run" / "checkpoints", 10)
+    assert [folder.name for folder in store.folders()] == ["step-000000", "step-000001", "step-000002"]
+    log = lines(tmp_path / "run")
+    again, observer, evaluation = watched(tmp_path / "run", 0.0, resume_from_checkpoint="latest")
+    assert (observer.seen, evaluation, lines(tmp_path / "run")) == ([], {}, log)
+    assert all(torch.equal(value, tensors(again)[name]) for name, value in tensors(made).items())
+    # With more patience it goes on, from the best.
+    _, observer, _ = watched(tmp_path / "run", *[2.1] * 4, resume_from_checkpoint="latest", stop={"patience": 2})
+    assert len(observer.seen) == 4
+    assert lines(tmp_path / "run")[-1]["step"] == 6
+
+
+def test_the_best_checkpoint_is_never_pruned(tmp_path):
+    watched(tmp_path / "run", 3.0, 2.0, 2.1, 2.2, 2.3, 2.4, 2.5, keep_checkpoints=1)
+    store = CheckpointStore(tmp_path / "run" / "checkpoints", 1)
+    assert [folder.name for folder in store.folders()] == ["step-000001", "step-000006"]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3])
+def test_a_resumed_run_ends_where_one_never_stopped_does(tmp_path, cut):
+    values = 3.0, 2.0, 2.1, 2.2, 2.6, 2.0
+    whole, _, _ = watched(tmp_path / "whole", *values, checkpoint_every=1, keep_checkpoints=10)
+    watched(tmp_path / "cut", *values, checkpoint_every=1, keep_checkpoints=10)
+    for folder in CheckpointStore(tmp_path / "cut" / "checkpoints", 10).folders():
+        if int(folder.name[5:]) > cut:
+            folder.rename(tmp_path / f"gone-{folder.name}")
+    after = 0 if cut == 0 else cut + 1  # from the start, its evaluation is made again
+    resumed, _, _ = watched(
+        tmp_path / "cut", *values, checkpoint_every=1, keep_checkpoints=10, resume_from_checkpoint="latest", done=after
+    )
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+    assert all(torch.equal(value, tensors(resumed)[name]) for name, value in tensors(whole).items())
+
+
+def test_a_best_checkpoint_that_was_removed_is_missed_in_a_sentence(tmp_path):
+    class Careless(Figures):
+        def evaluate(self, model):
+            shutil.rmtree(tmp_path / "run" / "checkpoints", ignore_errors=True)
+            return super().evaluate(model)
+
+    config = settings("sid", tmp_path / "run", sample_every=0, evaluation={"every": 1, "stop": STOP})
+    (tmp_path / "run").mkdir()
+    with pytest.raises(CheckpointError, match="there is no checkpoint of step 0 "):
+        run_loop(task(config), config, tmp_path / "run", Careless(2.0, 3.0))
+
+
+def test_the_report_says_where_and_why(tmp_path):
+    watched(tmp_path / "run", 3.0, 2.0, 2.6, 2.0)
+    (tmp_path / "run" / "config.yaml").write_text("evaluation: {stop: {metric: fid, margin: 0.5, patience: 1}}\n")
+    data = read_run(tmp_path / "run")
+    verdict = health.early_stop(data)
+    assert verdict.title == "The run was ended early"
+    assert "fid was 2 at step 1 and 2.6 at step 2: the model is that of step 1" in verdict.text
+    assert health.quality(data) is None
+    (tmp_path / "other").mkdir()
+    run("sid", tmp_path / "other")
+    (tmp_path / "other" / "config.yaml").write_text("evaluation: {}\n")
+    assert health.early_stop(read_run(tmp_path / "other")) is None
+
+
+def test_watching_without_falling_changes_nothing(tmp_path):
+    whole = run("sid", tmp_path / "whole")
+    made, _, _ = watched(tmp_path / "run", 2.0)
+    assert all(torch.equal(value, tensors(made)[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        (Evaluation, {"stop": STOP}, "every is 0; set every"),
+        (Evaluation, {"every": 5, "stop": STOP | {"metric": "kid"}}, "what is measured is fid; watch one"),
+        (Evaluation, {"every": 5, "stop": STOP | {"metric": "reward/clip"}}, "what is measured is fid; watch one"),
+        (
+            Evaluation,
+            {"every": 5, "metrics": ["prdc"], "rewards": ["clip"], "stop": STOP},
+            "precision, recall, density, coverage, reward/NAME; watch one",
+        ),
+        (PairEvaluation, {"every": 5, "stop": STOP}, "margin, win_rate, win_rate_over_start, loss_win, loss_lose"),
+    ],
+)
+def test_a_figure_that_is_not_measured_is_refused(kind, given, said):
+    with pytest.raises(ValidationError, match="stop") as error:
+        kind(**given)
+    assert said in str(error.value)
+    assert Evaluation(every=5, rewards=["clip"], stop=STOP | {"metric": "reward/clip"}).stop.patience == 1
