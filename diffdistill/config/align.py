@@ -35,7 +35,6 @@ class PairEvaluation(Evaluations):
     prompts: tuple[str, ...] = Field((), description="captions of the grids; empty: the first eight held-out ones")
     sampling_steps: Count = Field(25, description="steps of the pipeline's own scheduler in the grids")
     guidance_scale: Annotated[float, Field(ge=0)] = Field(5.0, description="classifier-free guidance in the grids")
-
     judges: tuple[str, ...] = Field(
         (), description="rewards that score images of held-out captions, before and after; best not those of the pairs"
     )

@@ -67,7 +67,8 @@ class Evaluator:
     ) -> None:
         unknown = [metric for metric in metrics if metric not in MEASURES]
         if unknown or not metrics:
-            raise ConfigError(f"no metric '{', '.join(unknown)}': choose of {', '.join(MEASURES)}")
+            asked = f"no metric '{', '.join(unknown)}'" if unknown else "no metric is asked for"
+            raise ConfigError(f"{asked}: choose of {', '.join(MEASURES)}")
         if backend not in BACKENDS:
             raise ConfigError(f"no backend '{backend}': choose of {', '.join(BACKENDS)}")
         self.backend, self.backend_version = backend, backend_version(backend)

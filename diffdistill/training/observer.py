@@ -129,7 +129,7 @@ class TextObserver:
     def evaluator(self) -> Evaluator | TextEvaluator:
         settings, device = self.config.evaluation, pick_device(None)
         texts: dict[str, Any] = {"clip_model": settings.clip, "rewards": self.rewards, "device": device}
-        if self.reference is None:
+        if self.reference is None or not settings.metrics:
             return TextEvaluator(settings.metrics, **texts)
         return Evaluator(self.reference, settings.features, settings.metrics, **texts)
 
