@@ -136,6 +136,31 @@ def add_evaluate(parser: Parser) -> None:
     parser.add_argument("--plot", metavar="FILE", help="picture of FID against evaluations, for several models")
     parser.add_argument("--neighbours", metavar="FILE", help="picture of the nearest training images")
     add_sampling(parser)
+    parser.checks.append(_reference_missing)
+
+
+# Flags that say how images are compared with others.
+COMPARING = ("features", "fid_mode", "neighbours", "plot")
+
+
+def wanted_metrics(args: argparse.Namespace) -> tuple[str, ...]:
+    """Those asked for; else FID, or rewards alone where there is nothing to compare with."""
+    if args.metrics is not None:
+        return args.metrics
+    return () if args.rewards and args.reference is None else ("fid",)
+
+
+def _reference_missing(args: argparse.Namespace) -> str | None:
+    if args.reference is not None:
+        return None
+    wrong = [metric for metric in wanted_metrics(args) if metric != "clip"]
+    wrong += [f"--{name.replace('_', '-')}" for name in COMPARING if getattr(args, name) is not None]
+    if not wrong:
+        return None
+    return (
+        f"--reference is missing, and {wrong[0]} needs images to compare with: give it, or measure --metrics clip and "
+        f"--rewards alone"
+    )
 
 
 def add_calibrate(parser: Parser) -> None:

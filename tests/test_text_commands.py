@@ -247,7 +247,7 @@ def test_rewards_alone_and_several_models(models, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ((), "fid needs images to compare with: give --reference DATA, or measure --metrics clip and --rewards alone"),
+        ((), "--reference is missing, and fid needs images to compare with: give it, or measure --metrics clip and"),
         (("--metrics", "clip,kid"), "kid needs images to compare with"),
         (("--metrics", "clip", "--features", "pixels"), "--features needs images to compare with"),
         (("--metrics", "clip", "--neighbours", "n.png"), "--neighbours needs images to compare with"),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from diffdistill.cli_sampling import wanted_metrics
 from diffdistill.data import ImageSet, load_images
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.evaluation import table
@@ -24,7 +25,7 @@ from diffdistill.evaluation.features import load_features
 from diffdistill.evaluation.plot import plot_evaluations
 from diffdistill.evaluation.statistics import Statistics, is_statistics, load_statistics
 from diffdistill.evaluation.subjects import Pair, Subject, subjects
-from diffdistill.evaluation.text_evaluator import ALONE, TextEvaluator
+from diffdistill.evaluation.text_evaluator import TextEvaluator
 from diffdistill.evaluation.text_scores import NO_TEXTS
 from diffdistill.rewards import load_reward
 from diffdistill.rewards.protocol import Reward
@@ -59,14 +60,11 @@ REQUEST = (
 
 def run(args: Namespace) -> int:
     """Evaluate, print, write; raises the errors of errors.py."""
-    if args.metrics is None:
-        args.metrics = ("fid",) if args.reference or not args.rewards else ()
+    args.metrics = wanted_metrics(args)
     request = {key: getattr(args, key) for key in REQUEST}
     target = None if args.json is None else Path(args.json)
     if target is not None:
         refuse_other(target, request)
-    if args.reference is None:
-        refuse_comparisons(args)
     waiting = subjects(args)
     if "clip" in args.metrics and args.images is not None and not waiting[0](None).texts:
         raise ConfigError(NO_TEXTS)
@@ -86,21 +84,6 @@ def run(args: Namespace) -> int:
         whole = results[0] if len(results) == 1 else {"models": results}
         write_json(target, {"request": request, **whole})
     return 0
-
-
-# Flags that say how images are compared with others.
-COMPARING = ("features", "fid_mode", "neighbours", "plot")
-
-
-def refuse_comparisons(args: Namespace) -> None:
-    """ConfigError for what compares images with others, where there is no reference."""
-    wrong = [metric for metric in args.metrics if metric not in ALONE]
-    wrong += [f"--{name.replace('_', '-')}" for name in COMPARING if getattr(args, name) is not None]
-    if wrong:
-        raise ConfigError(
-            f"{wrong[0]} needs images to compare with: give --reference DATA, or measure --metrics clip and --rewards "
-            f"alone"
-        )
 
 
 def evaluator_of(

@@ -13,8 +13,6 @@ from diffdistill.evaluation.extractors.hub import DEFAULTS, HubFeatures
 from diffdistill.evaluation.text_scores import TextScores, joined, summary
 from diffdistill.rewards.protocol import Reward
 
-ALONE = ("clip",)  # metrics that compare images with their texts and not with other images
-
 
 class TextEvaluator:
     """The CLIP score and rewards; called as an `Evaluator` is, with the same form of result.
@@ -36,7 +34,7 @@ class TextEvaluator:
         rewards: Sequence[Reward] = (),
         device: str | torch.device = "cpu",
     ):
-        wrong = [metric for metric in metrics if metric not in ALONE]
+        wrong = [metric for metric in metrics if metric != "clip"]
         if wrong or not (metrics or rewards):
             asked = f"metric '{wrong[0]}'" if wrong else "nothing"
             raise ConfigError(f"{asked} cannot be measured without a reference: choose clip, rewards, or both")
