@@ -101,7 +101,9 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def one(result: dict[str, Any]) -> str:
     """The report of one subject."""
-    table = grid(("metric", "value", "N", "real vs real"), rows_of(result))
+    rows = rows_of(result)
+    columns = 4 if any(real for *_, real in rows) else 3
+    table = grid(("metric", "value", "N", "real vs real")[:columns], [row[:columns] for row in rows])
     return "\n".join([subject_line(result), *protocol_lines(result), "", table])
 
 
