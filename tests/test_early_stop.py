@@ -1,4 +1,4 @@
-"""Early stop: which evaluations end a run, that the best model is what is kept, and that a resume decides alike."""
+"""Early stop: which evaluations end a run, that the last good model is kept, and that a resume decides alike."""
 
 import json
 import shutil
@@ -54,41 +54,43 @@ def watch(tmp_path, metric, values, **more):
     rows = [{"step": 10 * i, f"evaluation/{metric}": value} for i, value in enumerate(values)]
     log.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 99, "loss": 1.0}]))
     found = Watch(EarlyStop(metric=metric, **{"margin": 0.5} | more), log)
-    return found.best, found.fallen
+    return found.good, found.fallen
 
 
 @pytest.mark.parametrize(
-    ("metric", "values", "patience", "best", "fallen"),
+    ("metric", "values", "patience", "good", "fallen"),
     [
         ("fid", [], 1, None, False),
         ("fid", [3.0], 1, 0, False),
-        ("fid", [3.0, 3.5], 1, 0, False),  # the margin itself is not too much
+        ("fid", [3.0, 3.5], 1, 10, False),  # the margin itself is not too much
         ("fid", [3.0, 3.6], 1, 0, True),
-        ("fid", [3.0, 2.0, 2.4], 1, 10, False),
+        ("fid", [3.0, 2.0, 2.4], 1, 20, False),
+        ("fid", [3.0, 2.0, 2.4, 2.6], 1, 20, True),
+        ("fid", [3.0, 3.4, 2.5, 3.1], 1, 20, True),  # 3.4 was good until there was a better one
         ("fid", [3.0, 2.0, 2.6], 1, 10, True),
-        ("clip", [80.0, 81.0, 80.6], 1, 10, False),
+        ("clip", [80.0, 81.0, 80.6], 1, 20, False),
         ("clip", [80.0, 81.0, 80.4], 1, 10, True),
         ("reward/mine", [-0.2, -0.1, -0.7], 1, 10, True),  # of any sign
         ("loss_win", [0.2, 0.9], 1, 0, True),
         ("fid", [2.0, 2.6], 2, 0, False),
-        ("fid", [2.0, 2.6, 2.4], 2, 0, False),
-        ("fid", [2.0, 2.6, 2.4, 2.6], 2, 0, False),  # in a row
+        ("fid", [2.0, 2.6, 2.4], 2, 20, False),
+        ("fid", [2.0, 2.6, 2.4, 2.6], 2, 20, False),  # in a row
         ("fid", [2.0, 2.6, 2.6], 2, 0, True),
-        ("fid", [2.0, 2.6, 1.0, 1.1], 2, 20, False),
-        ("fid", [2.0, 2.0, 2.0], 1, 0, False),
+        ("fid", [2.0, 2.6, 1.0, 1.1], 2, 30, False),
+        ("fid", [2.0, 2.0, 2.0], 1, 20, False),
     ],
 )
 def test_a_run_ends_when_its_last_evaluations_are_all_worse_by_more_than_the_margin(
-    tmp_path, metric, values, patience, best, fallen
+    tmp_path, metric, values, patience, good, fallen
 ):
-    assert watch(tmp_path, metric, values, patience=patience) == (best, fallen)
+    assert watch(tmp_path, metric, values, patience=patience) == (good, fallen)
 
 
 @pytest.mark.parametrize("kind", ["train", "sid", "dmd2"])
-def test_a_run_that_fell_ends_with_everything_as_it_was_at_its_best(tmp_path, kind):
-    whole = run(kind, tmp_path / "whole", max_train_steps=2)
-    made, observer, evaluation = watched(tmp_path / "run", 3.0, 2.5, 2.0, 2.2, 2.6, 2.0, kind=kind, max_train_steps=9)
-    # Evaluated at 0, 1, 2, 3, 4, where it fell, and once more after going back to 2.
+def test_a_run_that_fell_ends_with_everything_as_it_was_when_it_was_last_good(tmp_path, kind):
+    whole = run(kind, tmp_path / "whole", max_train_steps=3)
+    made, observer, evaluation = watched(tmp_path / "run", 3.0, 2.5, 2.0, 2.2, 2.6, 2.2, kind=kind, max_train_steps=9)
+    # Evaluated at 0, 1, 2, 3, 4, where it fell, and once more after going back to 3.
     assert [row["evaluation/fid"] for row in lines(tmp_path / "run") if "evaluation/fid" in row] == [
         3,
         2.5,
@@ -97,9 +99,9 @@ def test_a_run_that_fell_ends_with_everything_as_it_was_at_its_best(tmp_path, ki
         2.6,
     ]
     assert len(observer.seen) == 6
-    assert all(torch.equal(*pair) for pair in zip(observer.seen[2], observer.seen[5], strict=True))
-    assert not all(torch.equal(*pair) for pair in zip(observer.seen[2], observer.seen[4], strict=True))
-    assert evaluation["metrics"]["fid"]["value"] == 2.0
+    assert all(torch.equal(*pair) for pair in zip(observer.seen[3], observer.seen[5], strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(observer.seen[3], observer.seen[4], strict=True))
+    assert evaluation["metrics"]["fid"]["value"] == 2.2
     if kind == "train":  # whose rate depends on the length of the run
         return
     ended = tensors(made)
@@ -107,7 +109,7 @@ def test_a_run_that_fell_ends_with_everything_as_it_was_at_its_best(tmp_path, ki
     assert all(torch.equal(value, ended[name]) for name, value in whole.items())
 
 
-def test_the_last_checkpoint_is_the_best_one_and_a_finished_run_stays_finished(tmp_path):
+def test_the_last_checkpoint_is_the_last_good_one_and_a_finished_run_stays_finished(tmp_path):
     made, _, _ = watched(tmp_path / "run", 3.0, 2.0, 2.6, 2.0)
     store = CheckpointStore(tmp_path / "run" / "checkpoints", 10)
     assert [folder.name for folder in store.folders()] == ["step-000000", "step-000001", "step-000002"]
@@ -115,16 +117,17 @@ def test_the_last_checkpoint_is_the_best_one_and_a_finished_run_stays_finished(t
     again, observer, evaluation = watched(tmp_path / "run", 0.0, resume_from_checkpoint="latest")
     assert (observer.seen, evaluation, lines(tmp_path / "run")) == ([], {}, log)
     assert all(torch.equal(value, tensors(again)[name]) for name, value in tensors(made).items())
-    # With more patience it goes on, from the best.
+    # With more patience it goes on, from there.
     _, observer, _ = watched(tmp_path / "run", *[2.1] * 4, resume_from_checkpoint="latest", stop={"patience": 2})
     assert len(observer.seen) == 4
     assert lines(tmp_path / "run")[-1]["step"] == 6
 
 
-def test_the_best_checkpoint_is_never_pruned(tmp_path):
-    watched(tmp_path / "run", 3.0, 2.0, 2.1, 2.2, 2.3, 2.4, 2.5, keep_checkpoints=1)
+def test_the_last_good_checkpoint_is_never_pruned(tmp_path):
+    more = {"stop": {"patience": 9}, "keep_checkpoints": 1, "checkpoint_every": 1}
+    watched(tmp_path / "run", 3.0, 2.0, 2.1, 2.6, 2.7, 2.8, 2.9, **more)
     store = CheckpointStore(tmp_path / "run" / "checkpoints", 1)
-    assert [folder.name for folder in store.folders()] == ["step-000001", "step-000006"]
+    assert [folder.name for folder in store.folders()] == ["step-000002", "step-000006"]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3])
@@ -143,7 +146,7 @@ def test_a_resumed_run_ends_where_one_never_stopped_does(tmp_path, cut):
     assert all(torch.equal(value, tensors(resumed)[name]) for name, value in tensors(whole).items())
 
 
-def test_a_best_checkpoint_that_was_removed_is_missed_in_a_sentence(tmp_path):
+def test_a_good_checkpoint_that_was_removed_is_missed_in_a_sentence(tmp_path):
     class Careless(Figures):
         def evaluate(self, model):
             shutil.rmtree(tmp_path / "run" / "checkpoints", ignore_errors=True)
@@ -161,7 +164,8 @@ def test_the_report_says_where_and_why(tmp_path):
     data = read_run(tmp_path / "run")
     verdict = health.early_stop(data)
     assert verdict.title == "The run was ended early"
-    assert "fid was 2 at step 1 and 2.6 at step 2: the model is that of step 1" in verdict.text
+    said = "fid was 2 at best and 2.6 at step 2: the model is that of step 1, with 2 the last within the margin of 0.5"
+    assert said in verdict.text
     assert health.quality(data) is None
     (tmp_path / "other").mkdir()
     run("sid", tmp_path / "other")

@@ -61,13 +61,13 @@ class Lora(Section):
 
 
 class EarlyStop(Section):
-    """Ends a run whose held-out figure gets worse, as where a reward is exploited; its best model is what is kept."""
+    """Ends a run whose held-out figure gets worse, as where a reward is exploited, and keeps its last good model."""
 
     metric: str = Field(description="figure to watch, of those measured: fid, recall, clip, reward/NAME, ...")
     margin: Annotated[float, Field(ge=0)] = Field(
-        description="how much worse than the best so far is too much, in the figure's own units"
+        description="how much worse than the best so far is still good, in the figure's own units"
     )
-    patience: Count = Field(1, description="evaluations in a row that must be so much worse")
+    patience: Count = Field(1, description="evaluations in a row, worse than that, that end the run")
 
 
 class Evaluations(Section):
@@ -77,7 +77,7 @@ class Evaluations(Section):
         0, description="steps between evaluations of the model to keep; 0: only at the end"
     )
     at_end: bool = True
-    stop: EarlyStop | None = Field(None, description="end the run early, at its best model; null: do not")
+    stop: EarlyStop | None = Field(None, description="end the run early, at its last good model; null: do not")
 
     def figures(self) -> tuple[str, ...]:
         """Names of what is measured; one that ends in `/` begins the names of several."""

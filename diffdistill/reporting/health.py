@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diffdistill.reporting.rundata import STOPPED_FOR, RunData, Series
+from diffdistill.reporting.rundata import LOWER_IS_BETTER, STOPPED_FOR, RunData, Series
 
 Metrics = dict[str, Series]
 # A critic trained on the teacher's own data, where the true gap is 0, shows 0.19 to 0.25 (docs/design.md).
@@ -38,13 +38,14 @@ def early_stop(run: RunData) -> Verdict | None:
     """A run that `evaluation.stop` ended."""
     settings = (run.config.get("evaluation") or {}).get("stop") or {}
     series = run.metrics.get(f"evaluation/{settings.get('metric')}")
-    best = run.metrics[STOPPED_FOR].values[-1] if STOPPED_FOR in run.metrics else None
-    if series is None or best not in series.steps:
+    kept = run.metrics[STOPPED_FOR].values[-1] if STOPPED_FOR in run.metrics else None
+    if series is None or kept not in series.steps:
         return None
-    last = series.steps[-1]
+    lower = settings["metric"] in LOWER_IS_BETTER
+    best, value = (min if lower else max)(series.values), series.values[series.steps.index(kept)]
     text = (
-        f"{settings['metric']} was {series.values[series.steps.index(best)]:.4g} at step {best:g} and "
-        f"{series.values[-1]:.4g} at step {last:g}: the model is that of step {best:g}"
+        f"{settings['metric']} was {best:.4g} at best and {series.values[-1]:.4g} at step {series.steps[-1]:g}: the "
+        f"model is that of step {kept:g}, with {value:.4g} the last within the margin of {settings['margin']:g}"
     )
     return Verdict("watch", "The run was ended early", f"{text}; a lower rate or weight of the reward may go further.")
 

@@ -1,4 +1,4 @@
-"""Early stop: where a held-out figure gets worse, as when a reward is exploited, the run ends at its best model."""
+"""Early stop: where a held-out figure gets worse, as when a reward is exploited, the last good model is what is kept."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -11,20 +11,17 @@ from diffdistill.reporting.rundata import LOWER_IS_BETTER, read_metrics
 class Watch:
     """One figure of the evaluations, read from the log of the run, so that a resumed run decides as one never stopped.
 
-    best: step of the best evaluation so far, None before the first or where nothing is watched.
-    fallen: whether each of the last `patience` evaluations is worse than the best by more than `margin`.
+    good: step of the last evaluation that is worse than the best so far by no more than `margin`: not the best itself,
+        for by that figure they are equal, and the later one has been trained for longer. None before the first.
+    fallen: whether `patience` evaluations have come since.
     """
 
-    best: int | None = None
+    good: int | None = None
     fallen = False
 
     def __init__(self, settings: EarlyStop | None, log: Path):
         self.settings, self.log = settings, log
         self.look()
-
-    def reason(self) -> str:
-        assert self.settings is not None
-        return f"{self.settings.metric} is worse by more than {self.settings.margin:g} than it was at step {self.best}"
 
     def look(self) -> None:
         if self.settings is None or not self.log.is_file():
@@ -34,11 +31,9 @@ class Watch:
             return
         sign = -1 if self.settings.metric in LOWER_IS_BETTER else 1
         scores = [sign * value for value in series.values]
-        first = scores.index(max(scores))
-        self.best = int(series.steps[first])
-        recent = scores[first + 1 :][-self.settings.patience :]
-        worse = [max(scores) - score > self.settings.margin for score in recent]
-        self.fallen = len(recent) == self.settings.patience and all(worse)
+        last = max(i for i, score in enumerate(scores) if max(scores) - score <= self.settings.margin)
+        self.good = int(series.steps[last])
+        self.fallen = len(scores) - 1 - last >= self.settings.patience
 
 
 def check_watched(settings: EarlyStop | None, scores: Collection[str]) -> None:

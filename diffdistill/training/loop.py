@@ -68,7 +68,7 @@ def run_loop(task: Task, config: Run, folder: Path, observer: Observer) -> dict[
 
     def save(done: int) -> None:
         state = {"seconds": seconds, "threads": torch.get_num_threads(), "torch": torch.__version__}
-        store.save(done, task.parts, state, spare=watch.best)
+        store.save(done, task.parts, state, spare=watch.good)
 
     with (
         stop_requests() as stop,
@@ -96,11 +96,11 @@ def run_loop(task: Task, config: Run, folder: Path, observer: Observer) -> dict[
             if due(done, config.evaluation.every) or (last and config.evaluation.at_end):
                 evaluation = evaluate(done)
             if watch.fallen:
-                log.write({"step": done, "time": round(seconds, 3), STOPPED_FOR: watch.best})
-                bar.write(f"step {done}: {watch.reason()}, so the run ends here, with the model of step {watch.best}")
-                go_back(task, store, watch.best)
+                log.write({"step": done, "time": round(seconds, 3), STOPPED_FOR: watch.good})
+                bar.write(f"step {done}: evaluation.stop ends the run, with the model of step {watch.good}")
+                go_back(task, store, watch.good)
                 evaluation = observer.evaluate(task.averaged())
-            if due(done, config.checkpoint_every) or last or stop.requested or watch.fallen or watch.best == done:
+            if due(done, config.checkpoint_every) or last or stop.requested or watch.fallen or watch.good == done:
                 save(done)
             if watch.fallen:
                 break
