@@ -1,4 +1,4 @@
-"""Early stop: where a held-out figure gets worse, as when a reward is exploited, the last good model is what is kept."""
+"""Early stop: where a held-out figure gets worse, as when a reward is exploited, the run goes back and ends."""
 
 from collections.abc import Collection
 from pathlib import Path
