@@ -48,6 +48,16 @@ def test_score_gap_is_judged_from_its_peak_on(values, kind):
     assert health.score_gap(run_with(score_gap__relative=values)).kind == kind
 
 
+@pytest.mark.parametrize(
+    ("config", "values", "kind"),
+    [({"model": "m"}, falling(0.30, 0.32), "good"), ({"model": "m"}, falling(0.30, 0.40), "watch")],
+)
+def test_an_aligning_run_must_not_unlearn_what_is_wanted(config, values, kind):
+    run = run_with(config, loss__win=values, loss=falling(0.5, 0.9))
+    assert health.unlearning(run).kind == kind
+    assert [verdict.kind for verdict in health.verdicts(run)] == [kind]  # its loss is no denoising loss
+
+
 @pytest.mark.parametrize(("pull", "kind"), [(falling(3.0, 0.3), "good"), (falling(0.3, 3.0), "watch")])
 def test_a_reward_is_weighed_against_the_teacher(pull, kind):
     assert health.reward(run_with(gradient__reward=pull, gradient__matching=[1.0] * 40)).kind == kind

@@ -22,6 +22,7 @@ class Chart:
     reference: tuple[float, str] | None = None
     ordered: bool = False  # lines are levels of one thing, coloured in order
     smooth: bool = True
+    verb: str | None = None  # of the runs that it is for; None: all
 
 
 CATALOGUE = (
@@ -37,6 +38,7 @@ CATALOGUE = (
     Chart("Win rate", ("win_rate", "evaluation/win_rate*", "evaluation/judge_win_rate/*"),
           "Part of the pairs the right way round; 50% is chance.", percent=True, reference=(0.5, "chance")),
     Chart("Loss of either image", ("loss/*", "evaluation/loss_*"), "Both rising: both images are unlearned."),
+    Chart("Loss", ("loss",), "What the method minimises, of both images.", verb="align"),
     Chart("Denoising loss", ("loss",), "Weighted squared error of x0; falls quickly, then slowly.", log=True),
     Chart("Regression", ("regression/loss",), "Squared error of x0 against the teacher's trajectories.", log=True),
     Chart("Score gap", ("score_gap/relative",), "Critic against teacher, relative to the noise left; 0: equal.",
@@ -64,7 +66,7 @@ def charts(run: RunData) -> list[str]:
     """All charts of a run as HTML figures, in the order of the catalogue."""
     left = {name: series for name, series in run.metrics.items() if len(series) >= 2}
     figures = _against_evaluations(run)
-    for chart in CATALOGUE:
+    for chart in (chart for chart in CATALOGUE if chart.verb in (None, run.verb)):
         names = [
             name for pattern in chart.patterns for name in sorted(left, key=_natural) if fnmatchcase(name, pattern)
         ]

@@ -222,7 +222,7 @@ def _limits(config: dict[str, Any]) -> dict[str, float]:
 def teacher_loss(run: RunData) -> Verdict | None:
     """Whether a teacher would gain from a longer run."""
     series = _series(run, "loss", least=12)
-    if series is None:
+    if series is None or run.verb == "align":
         return None
     before, last = series.mean(0.5, 0.75), series.mean(0.75, 1)
     gain = 1 - last / before
@@ -235,6 +235,19 @@ def teacher_loss(run: RunData) -> Verdict | None:
     return Verdict("good", "The loss has settled", f"{text}.")
 
 
+def unlearning(run: RunData) -> Verdict | None:
+    """Preferring one image to another must not come from making both worse."""
+    series = _series(run, "loss/win", least=8)
+    if series is None:
+        return None
+    first, last = series.mean(0, 0.25), series.mean(0.75, 1)
+    text = f"Their loss was {first:.3g} in the first quarter of the run and is {last:.3g} in the last"
+    if last > 1.15 * first:
+        return Verdict("watch", "The wanted images are unlearned, too", f"{text}: lower the learning rate.")
+    return Verdict("good", "The wanted images are not unlearned", f"{text}.")
+
+
 CHECKS: tuple[Callable[[RunData], Verdict | None], ...] = (
-    early_stop, quality, score_gap, critic, discriminator, reward, ratio, spread, saturation, clipping, teacher_loss
+    early_stop, quality, score_gap, critic, discriminator, reward, ratio, spread, saturation, clipping, teacher_loss,
+    unlearning,
 )  # fmt: skip

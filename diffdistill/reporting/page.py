@@ -54,6 +54,10 @@ def _header(run: RunData, title: str) -> str:
         steps = "one-step" if levels == 1 else f"{levels}-step"
         words = f"A {steps} student of <code>{escape(str(teacher))}</code>"
         words += f", distilled with <code>{escape(str(method))}</code>" if method else ""
+    elif run.verb == "align":
+        words = f"<code>{escape(str(run.config['model']))}</code> aligned with preferences"
+        words += f", by <code>{escape(str(method))}</code>" if method else ""
+        words += ","
     else:
         words = "A diffusion model trained by denoising score matching"
     words += f" on <code>{escape(str(data))}</code>" if data else ""

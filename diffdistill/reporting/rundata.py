@@ -45,6 +45,11 @@ class RunData:
     model: dict[str, Any]  # diffdistill.json of the published model
 
     @property
+    def verb(self) -> str:
+        """What made it: configs with a teacher distil, with a model align, all others train."""
+        return "distill" if "teacher" in self.config else "align" if "model" in self.config else "train"
+
+    @property
     def steps(self) -> int:
         return int(max((series.steps[-1] for series in self.metrics.values()), default=0))
 

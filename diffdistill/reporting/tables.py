@@ -11,9 +11,9 @@ from diffdistill.reporting.svg import short
 NAMES = {
     "fid": "FID", "kid": "KID", "is": "Inception score", "clip": "CLIP score", "cmmd": "CMMD",
     "per_class_fid": "FID per class, mean", "neighbours": "Nearest neighbour",
-    "precision": "Precision", "recall": "Recall", "density": "Density", "coverage": "Coverage",
+    "loss_win": "Loss of the wanted image", "loss_lose": "Loss of the other image",
 }  # fmt: skip
-SCORES = {"reward/": "Reward {}", "judge/": "Judge {}", "judge_win_rate/": "Win rate over start, judge {}"}
+SCORES = {"reward/": "Reward {}", "judge/": "Judge {}", "judge_win_rate/": "Win rate over the start, judge {}"}
 PRDC = ("precision", "recall", "density", "coverage")
 
 
@@ -44,7 +44,7 @@ def metric_name(metric: str) -> str:
     for prefix, words in SCORES.items():
         if metric.startswith(prefix):
             return words.format(metric.removeprefix(prefix))
-    return NAMES.get(metric, metric.replace("_", " "))
+    return NAMES.get(metric, metric.replace("_", " ").capitalize())
 
 
 def evaluations(run: RunData, name: str) -> int | None:
@@ -71,12 +71,11 @@ def headline(run: RunData) -> list[tuple[str, str, str]]:
     floor = next((f["fid"].floor for f in found.values() if "fid" in f and f["fid"].floor is not None), None)
     if floor is not None:
         tiles.append(("Real images", f"{floor:.2f}", "FID of real against real, the floor"))
-    tiles += _clip_tiles(found)
+    tiles += _clip_tiles(found) + _win_tiles(found.get("aligned", {}))
     if run.steps:
-        batch = run.config.get("train_batch_size")
-        tiles.append(
-            ("Training", duration(run.seconds), f"{run.steps:,} steps" + (f" of {batch} images" if batch else ""))
-        )
+        batch, what = run.config.get("train_batch_size"), "pairs" if run.verb == "align" else "images"
+        size = f" of {batch} {what}" if batch else ""
+        tiles.append(("Training", duration(run.seconds), f"{run.steps:,} steps{size}"))
     return tiles
 
 
@@ -93,6 +92,15 @@ def _clip_tiles(found: dict[str, dict[str, Figure]]) -> list[tuple[str, str, str
     return tiles
 
 
+def _win_tiles(found: dict[str, Figure]) -> list[tuple[str, str, str]]:
+    """What aligning did: to held-out pairs, and to images in the eyes of each judge."""
+    words = {"win_rate_over_start": "held-out pairs whose margin rose"}
+    words |= {name: "images preferred to the start's" for name in found if name.startswith("judge_win_rate/")}
+    return [
+        (metric_name(name), f"{100 * found[name].value:.0f}%", rest) for name, rest in words.items() if name in found
+    ]
+
+
 def metrics_table(run: RunData) -> str:
     """One row a metric, one column a model, with standard errors and the floor between real images; "" without any."""
     columns = {name: figures(result) for name, result in run.evaluation.items() if figures(result)}
@@ -101,16 +109,16 @@ def metrics_table(run: RunData) -> str:
     rows = dict.fromkeys(metric for found in columns.values() for metric in found)
     head = "".join(f"<th>{escape(name.replace('_', ' ').capitalize())}{_calls(run, name)}</th>" for name in columns)
     body = []
+    floors = any(figure.floor is not None for found in columns.values() for figure in found.values())
     for metric in rows:
         cells = "".join(f"<td>{_cell(found.get(metric))}</td>" for found in columns.values())
-        floors = [found[metric].floor for found in columns.values() if metric in found]
-        floor = next((f"{number(f)}" for f in floors if f is not None), "–")
+        real = [found[metric].floor for found in columns.values() if metric in found]
+        floor = next((f"{number(f)}" for f in real if f is not None), "–")
         arrow = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
         name = metric_name(metric)
-        body.append(
-            f'<tr><th scope="row">{escape(name)}<small>{arrow}</small></th>{cells}<td class="quiet">{floor}</td></tr>'
-        )
-    head = f"<tr><th></th>{head}<th>Real vs real<small>the floor</small></th></tr>"
+        last = f'<td class="quiet">{floor}</td>' if floors else ""
+        body.append(f'<tr><th scope="row">{escape(name)}<small>{arrow}</small></th>{cells}{last}</tr>')
+    head = f"<tr><th></th>{head}{'<th>Real vs real<small>the floor</small></th>' if floors else ''}</tr>"
     return (
         f'<div class="wide"><table class="figures"><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div>'
     )
@@ -160,12 +168,15 @@ def protocol_words(protocol: dict[str, Any]) -> dict[str, str]:
         "Reference": _joined(
             reference.get("name"), _images(reference.get("num_images")), _hash(reference.get("fingerprint"))
         ),
+        "Held-out pairs": _count(protocol.get("num_pairs")),
+        "Times of each": _count(protocol.get("levels")),
+        "Judged images": _count(protocol.get("judged_images")),
         "Resize": protocol.get("resize"),
         "Texts": _joined(_count(texts.get("count")), _hash(texts.get("sha256"))),
         "CLIP": _joined(clip.get("id"), _hash(clip.get("sha256"))),
         "Rewards": _joined(*(protocol.get("rewards") or {}).values()),
         "Backend": protocol.get("backend"),
-        "Seed of subsets": None if protocol.get("seed") is None else str(protocol["seed"]),
+        "Seed": None if protocol.get("seed") is None else str(protocol["seed"]),
     }
     return {key: value for key, value in words.items() if value}
 
