@@ -190,7 +190,8 @@ def test_judges_score_what_is_drawn_before_and_after_from_the_same_noise(tmp_pat
     page = (tmp_path / "run" / "report.html").read_text()
     for part in (
         "</code> aligned with preferences, by <code>mapo</code>", "steps of 4 pairs",
-        "Win rate over the start, judge red", "images preferred to the start", "<h3>Loss</h3>", "<dt>Judged images</dt><dd>6</dd>",
+        "Win rate over the start, judge red", "images preferred to the start", "<h3>Loss</h3>",
+        "<figcaption>Start</figcaption>", "<dt>Judged images</dt><dd>6</dd>",
     ):  # fmt: skip
         assert part in page
     for part in ("denoising", "Denoising", "Real vs real"):

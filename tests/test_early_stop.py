@@ -190,7 +190,7 @@ def test_watching_without_falling_changes_nothing(tmp_path):
             {"every": 5, "metrics": ["prdc"], "rewards": ["clip"], "stop": STOP},
             "precision, recall, density, coverage, reward/NAME; watch one",
         ),
-        (PairEvaluation, {"every": 5, "stop": STOP}, "margin, win_rate, win_rate_over_start, loss_win, loss_lose"),
+        (PairEvaluation, {"every": 5, "stop": STOP}, "margin, win_rate, win_rate_over_start, loss_win; watch one"),
     ],
 )
 def test_a_figure_that_is_not_measured_is_refused(kind, given, said):

@@ -41,7 +41,7 @@ class PairEvaluation(Evaluations):
     judged_images: Annotated[int, Field(ge=2)] = Field(64, description="images that each judge sees, captions in turn")
 
     def figures(self) -> tuple[str, ...]:
-        pairs = "margin", "win_rate", "win_rate_over_start", "loss_win", "loss_lose"
+        pairs = "margin", "win_rate", "win_rate_over_start", "loss_win"
         return (*pairs, "judge/", "judge_win_rate/") if self.judges else pairs
 
 

@@ -84,8 +84,10 @@ def _section(name: str, title: str, inside: str) -> str:
 
 
 def _samples(run: RunData) -> str:
-    """The last grid beside other pictures of the run, such as the teacher's."""
+    """The last grid beside other pictures of the run: the teacher's, or what an aligning run started from."""
     shown = []
+    if run.verb == "align" and len(run.grids) > 1:
+        shown.append(_picture(run.grids[0][1], "Start", "large"))
     if run.grids:
         step, file = run.grids[-1]
         label = "Student" if run.config.get("teacher") else "Model"

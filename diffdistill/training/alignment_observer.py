@@ -43,7 +43,7 @@ class AlignObserver:
     def grid(self, model: Any, file: Path) -> None:
         images = self.draw(self.prompts, range(len(self.prompts)))
         file.parent.mkdir(parents=True, exist_ok=True)
-        image_grid((images * 255).round().to(torch.uint8), min(len(self.prompts), GRID)).save(file)
+        image_grid((images * 255).round().to(torch.uint8), min(len(self.prompts), GRID), self.prompts).save(file)
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[str], numbers: Sequence[int]) -> Tensor:
