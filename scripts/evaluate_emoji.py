@@ -4,10 +4,10 @@
 
 One image for each prompt (--repeat: more, of the two sets that the judge sees), from seed 1000:
 - held_out: the captions of the split, concepts in a style that was kept from training. CLIP score; the share that the
-  judge finds to be in the style asked for.
+  judge finds to be in the style asked for; the share that it recognises: the nearest real picture, by its features and
+  of both splits and styles, shows the concept asked for.
 - plain: the same concepts with no style asked for. The share that the judge calls Noto: a preference's win rate.
-- train: evenly spaced captions. FID of the judge's features, against the whole split `train`; CLIP score and style as
-  above.
+- train: evenly spaced captions. FID of the judge's features, against the whole split `train`; the rest as above.
 Where several models are given, the shares of the later ones are compared with the first's caption by caption.
 The grids lie beside OUT: one for each model, and one of the real pictures and all models for the same captions.
 --guidance, --steps and --sampler are for teachers; a student has its own.
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from diffdistill.assets import resolve_builtin
 from diffdistill.data import load_images
@@ -44,7 +45,11 @@ class Measures:
         judge = load_features("emoji")
         assert isinstance(judge, EmojiFeatures)
         self.judge, self.clip = judge, HubFeatures(str(resolve_builtin("builtin:emoji_clip")), torch.device("cpu"))
-        self.reference = judge(load_images("builtin:emoji").images)
+        splits = ("train", "held_out")
+        self.reference, held_out = (judge(load_images("builtin:emoji", split=split).images) for split in splits)
+        self.concepts = [row.codepoint for split in splits for row in emoji_rows(split)]
+        self.centre = self.reference.mean(0)
+        self.real = self.directions(torch.cat([self.reference, held_out]))
         self.clip.batch_size = 256
 
     def clip_of(self, images: Tensor, texts: list[str]) -> float:
@@ -53,6 +58,15 @@ class Measures:
     def noto(self, images: Tensor) -> Tensor:
         """Whether the judge calls each image Noto, `(N,)` bool."""
         return self.judge.styles(self.judge(images)).argmax(1) == STYLES.index("noto")
+
+    def directions(self, features: Tensor) -> Tensor:
+        return normalize(features - self.centre, dim=1)
+
+    def recognised(self, images: Tensor, rows: list[Emoji]) -> Tensor:
+        """Whether the real picture nearest to each image, by the cosine, shows the concept of its row; `(N,)` bool."""
+        nearest = (self.directions(self.judge(images)) @ self.real.T).argmax(1)
+        found = [self.concepts[i] for i in nearest.tolist()]
+        return torch.tensor([concept == row.codepoint for concept, row in zip(found, rows, strict=True)])
 
     def fid(self, images: Tensor) -> float:
         return float(frechet_distance(self.reference, self.judge(images)))
@@ -87,6 +101,7 @@ def measure(draw: Any, measures: Measures, of_train: int, repeat: int) -> Measur
     figures = {"held_out_clip": measures.clip_of(images, texts), "plain_clip": measures.clip_of(unasked, plain)}
     shares = {
         "held_out_style": by_caption(measures.noto(images) == asked_for_noto(rows).repeat(repeat), repeat),
+        "held_out_recognised": by_caption(measures.recognised(images, rows * repeat), repeat),
         "plain_noto": by_caption(measures.noto(unasked), repeat),
     }
     if of_train:
@@ -94,6 +109,7 @@ def measure(draw: Any, measures: Measures, of_train: int, repeat: int) -> Measur
         captions = [row.text for row in chosen]
         drawn = draw(captions)
         figures |= {"train_fid": measures.fid(drawn), "train_clip": measures.clip_of(drawn, captions)}
+        shares["train_recognised"] = by_caption(measures.recognised(drawn, chosen), 1)
         shares["train_style"] = by_caption(measures.noto(drawn) == asked_for_noto(chosen), 1)
     figures = {name: round(value, 4) for name, value in figures.items()}
     for name, values in shares.items():

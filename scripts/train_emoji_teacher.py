@@ -25,8 +25,10 @@ from train_emoji_clip import CHANCES, tokens_of, variants
 from train_emoji_vae import latents_of
 
 from diffdistill.data.emoji import emoji_rows
+from diffdistill.training.muon import Muon, split_weights
 
 CHANNELS, EMPTY, WARMUP, DECAY, WEIGHT_DECAY, GUIDANCE = (96, 128), 0.1, 200, 0.998, 1e-3, 2.0
+MOMENTUM = 0.95
 # t = 1000 u^TIME_POWER: the schedule is made for latents of 64x64, and 8x8 lose their content at less noise.
 TIME_POWER = 1.5
 
@@ -79,11 +81,10 @@ def train(pipeline: StableDiffusionPipeline, args: argparse.Namespace, log: Log)
     alphas = pipeline.scheduler.alphas_cumprod.sqrt()[:, None, None, None]
     sigmas = (1 - alphas**2).sqrt()
     unet, average, running = pipeline.unet, deepcopy(pipeline.unet).requires_grad_(False), 0.0
-    optimizer = torch.optim.AdamW(
-        unet.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True
-    )
+    inner, rest = split_weights(unet) if args.muon else ([], list(unet.parameters()))
+    adamw = torch.optim.AdamW(rest, lr=args.rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True)
+    optimizers = [(adamw, args.rate)] + ([(Muon(inner, args.muon, MOMENTUM), args.muon)] if args.muon else [])
     for step in range(args.steps):
-        set_rate(optimizer, rate(step, args.steps, args.rate, WARMUP))
         index = torch.randint(len(rows), (args.batch,))
         text = place[index, torch.multinomial(torch.tensor(CHANCES), args.batch, replacement=True)]
         text = torch.where(torch.rand(args.batch) < EMPTY, 0, text)
@@ -94,10 +95,12 @@ def train(pipeline: StableDiffusionPipeline, args: argparse.Namespace, log: Log)
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             found = unet(alpha * x0 + sigma * noise, time, states[text], return_dict=False)[0]
         loss = F.mse_loss(found.float(), alpha * noise - sigma * x0)
-        optimizer.zero_grad()
+        unet.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
+        for optimizer, peak in optimizers:
+            set_rate(optimizer, rate(step, args.steps, peak, WARMUP))
+            optimizer.step()
         weight = 1 - min(DECAY, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), weight)
@@ -123,7 +126,14 @@ def write(pipeline: StableDiffusionPipeline, unet: Any, args: argparse.Namespace
         values = json.loads(config.read_text())
         write_json(config, {key: value for key, value in values.items() if key != "_name_or_path"})
     digests = {file.relative_to(work).as_posix(): sha256(file) for file in sorted(work.rglob("*.safetensors"))}
-    done = {"steps": steps, "of": args.steps, "batch": args.batch, "learning_rate": args.rate, "seed": args.seed}
+    done = {
+        "steps": steps,
+        "of": args.steps,
+        "batch": args.batch,
+        "learning_rate": args.rate,
+        "muon": args.muon,
+        "seed": args.seed,
+    }
     record = {"role": "teacher", "guidance_scale": GUIDANCE, "sha256": digests, "training": [*earlier(args), done]}
     write_json(work / "diffdistill.json", record)
     shutil.copy(args.log, work / "training.jsonl")
@@ -156,11 +166,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate")
+    parser.add_argument("--muon", type=float, help="highest rate of Muon for inner weights; without: AdamW for all")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--start", type=Path, help="go on from the network of this teacher, with its text encoder")
     parser.add_argument("--save", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     vae = AutoencoderKL.from_pretrained(args.vae).requires_grad_(False)
     text_encoder = CLIPTextModel.from_pretrained(args.clip, dtype=torch.float32).requires_grad_(False)
     if args.start is None:

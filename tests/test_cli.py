@@ -18,6 +18,12 @@ EVALUATE = ["evaluate", "--reference", "r"]
 # ---- at once, without torch ----
 
 
+def test_the_package_runs_as_a_module(python):
+    done = python("-m", "diffdistill", "--version")
+    assert (done.code, done.out) == (0, f"diffdistill {__version__}\n")
+    assert python("-m", "diffdistill", "distil").code == 2
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
