@@ -185,12 +185,15 @@ def test_judges_score_what_is_drawn_before_and_after_from_the_same_noise(tmp_pat
     before, after = reds(world / "sd"), reds(tmp_path / "run" / "model")
     assert score["value"] == pytest.approx(float(after.mean()), abs=1e-4)
     assert rate["value"] == float((after > before).double().mean())
+    start = found["metrics"]["judge_at_start/red"]["value"]
+    assert start == pytest.approx(float(before.mean()), abs=1e-4)
     assert not torch.equal(before, after)
     assert found["protocol"]["judges"] == {"judge/red": None}
     page = (tmp_path / "run" / "report.html").read_text()
     for part in (
         "</code> aligned with preferences, by <code>mapo</code>", "steps of 4 pairs",
-        "Win rate over the start, judge red", "images preferred to the start", "<h3>Loss</h3>",
+        "Win rate over the start, judge red", "Judge red, of the start",
+        "images preferred to the start", "<h3>Loss</h3>",
         "<figcaption>Start</figcaption>", "<dt>Judged images</dt><dd>6</dd>",
     ):  # fmt: skip
         assert part in page

@@ -13,8 +13,11 @@ NAMES = {
     "per_class_fid": "FID per class, mean", "neighbours": "Nearest neighbour",
     "loss_win": "Loss of the wanted image", "loss_lose": "Loss of the other image",
 }  # fmt: skip
-NEITHER = {"loss_lose", "win_rate_at_start"}  # no direction of theirs is the better one
-SCORES = {"reward/": "Reward {}", "judge/": "Judge {}", "judge_win_rate/": "Win rate over the start, judge {}"}
+NEITHER = {"loss_lose"}  # no direction of it is the better one
+SCORES = {
+    "reward/": "Reward {}", "judge/": "Judge {}", "judge_at_start/": "Judge {}, of the start",
+    "judge_win_rate/": "Win rate over the start, judge {}",
+}  # fmt: skip
 PRDC = ("precision", "recall", "density", "coverage")
 
 
@@ -116,7 +119,7 @@ def metrics_table(run: RunData) -> str:
         real = [found[metric].floor for found in columns.values() if metric in found]
         floor = next((f"{number(f)}" for f in real if f is not None), "–")
         arrow = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
-        arrow = "" if metric in NEITHER else arrow
+        arrow = "" if metric in NEITHER or "at_start" in metric else arrow
         name = metric_name(metric)
         last = f'<td class="quiet">{floor}</td>' if floors else ""
         body.append(f'<tr><th scope="row">{escape(name)}<small>{arrow}</small></th>{cells}{last}</tr>')

@@ -80,7 +80,7 @@ class AlignObserver:
         """margin: mean of phi(l_w / 2) - phi(l_l / 2); win_rate: part of the pairs where it is positive;
         win_rate_over_start: part where it rose, which is what the run did: the images of one side may be easier to
         denoise before any of it. judge/NAME: mean score of images of held-out captions; judge_win_rate/NAME: part of
-        them that it prefers to those that the run's start made from the same noise.
+        them that it prefers to those that the run's start made from the same noise, whose mean is judge_at_start/NAME.
         """
         margin, l_w, l_l = self.margins()
         rise = margin - self.start
@@ -88,6 +88,7 @@ class AlignObserver:
         judged = {}
         for name, scores in self.scores().items():
             judged[name] = with_error(scores)
+            judged[name.replace("judge/", "judge_at_start/", 1)] = with_error(self.start_scores[name])
             over_start = wins(scores - self.start_scores[name])
             judged[win_rate_of(name)] = with_error(over_start)
         return {
