@@ -200,11 +200,11 @@ class Denoiser(nn.Module):
         return {name: modules[name] for name in taps}
 
     @classmethod
-    def from_pretrained(cls, model: str, device: str | torch.device = "cpu") -> "Denoiser":
+    def from_pretrained(cls, model: str | Path, device: str | torch.device = "cpu") -> "Denoiser":
         """Load a diffusers folder, `builtin:NAME` or a Hub id. CheckpointError if it is none, or damaged."""
         from diffdistill.models.folder import load_denoiser
 
-        return load_denoiser(model).to(device)
+        return load_denoiser(str(model)).to(device)
 
     def save_pretrained(
         self, folder: str | Path, *, role: str, levels: Sequence[float] = (), **provenance: Any

@@ -10,7 +10,7 @@ SEEDS ?= 0 2 4
 export OMP_NUM_THREADS = 1
 RUN = $(PYTHON) -m diffdistill
 ON = --quiet num_threads=1 resume_from_checkpoint=latest output_dir=$(@D)
-EVALUATE = $(PYTHON) scripts/evaluate_emoji.py --steps 12 --sampler dpm_solver --out $@
+EVALUATE = $(PYTHON) scripts/evaluate_emoji.py --guidance 2 --steps 12 --sampler dpm_solver --out $@
 
 .PHONY: all students rewards pairs
 .SECONDARY:

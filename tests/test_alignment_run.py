@@ -16,8 +16,10 @@ from tiny_text import pair_folder, pair_parquet, pair_rows, stable_diffusion, st
 
 from diffdistill.cli import main
 from diffdistill.data.pairs import load_pairs, split_by_caption
-from diffdistill.data.prompts import spread
+from diffdistill.data.prompts import Prompt, spread
+from diffdistill.denoiser import Denoiser
 from diffdistill.sampling.noise import image_seed
+from diffdistill.sampling.plan import plan_sampling
 
 TINY = [
     "data.image_size=null", "max_train_steps=2", "train_batch_size=4", "micro_batch_size=null", "log_every=1",
@@ -82,6 +84,15 @@ def test_the_aligned_pipeline_is_stock_and_differs_in_its_network_alone(tmp_path
     if method == "diffusion_dpo":
         assert first["loss"] == pytest.approx(0.6931472)  # at the start the network is its reference: ln 2
         assert first["margin"] == 0
+
+
+def test_an_aligned_model_is_drawn_with_the_guidance_of_its_source(tmp_path, world):
+    shutil.copytree(world / "sd", tmp_path / "sd")
+    (tmp_path / "sd" / "diffdistill.json").write_text('{"role": "teacher", "guidance_scale": 2.5}')
+    assert align(world, tmp_path / "run", model=tmp_path / "sd") == 0
+    assert json.loads((tmp_path / "run" / "model" / "diffdistill.json").read_text())["guidance_scale"] == 2.5
+    plan = plan_sampling(Denoiser.from_pretrained(tmp_path / "run" / "model"), prompts=[Prompt("thing 1")])
+    assert plan.guidance_scale == 2.5
 
 
 @pytest.mark.parametrize("model", ["sd", "sd3"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ DECODED_PIXELS = {"cpu": 1 << 16, "other": 1 << 20}
 
 
 def generate(
-    model: str | Denoiser,
+    model: str | Path | Denoiser,
     *,
     num_images: int,
     seed: int = 0,
@@ -63,7 +64,7 @@ def generate(
     """
     if num_images < 1 or batch_size < 1:
         raise ConfigError(f"{num_images} images in batches of {batch_size} were asked for; both must be 1 or more")
-    if isinstance(model, str):
+    if isinstance(model, str | Path):
         model = Denoiser.from_pretrained(model, pick_device(device))
     elif device is not None:
         model = model.to(device)

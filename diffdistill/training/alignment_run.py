@@ -83,8 +83,11 @@ def publish(task: AlignTask, resolved: Resolved, folder: Path, evaluation: dict[
         # The folder's own names must not depend on where it was trained.
         for file in (staged / "model_index.json", staged / model.part / "config.json"):
             write_json(file, {key: value for key, value in read_json(file).items() if key != "_name_or_path"})
+        source = read_json(model.source / METADATA) if (model.source / METADATA).is_file() else {}
         metadata = {
             "role": "aligned",
+            # Drawn as the model it was made from, unless told otherwise.
+            **{key: source[key] for key in ("guidance_scale",) if key in source},
             "model": config.model,
             "method": config.method.name,
             "sha256": {str(f.relative_to(staged)): sha256(f) for f in sorted(staged.rglob("*.safetensors"))},
