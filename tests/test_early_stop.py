@@ -27,7 +27,8 @@ class Figures:
     def __init__(self, *values, done=0):
         self.values, self.done, self.seen = values, done, []
 
-    def grid(self, model, file): ...
+    def grid(self, model, file):
+        self.drawn = [value.clone() for value in model.state_dict().values()]
 
     def evaluate(self, model):
         torch.randn(3)  # a real one draws, too
@@ -110,7 +111,8 @@ def test_a_run_that_fell_ends_with_everything_as_it_was_when_it_was_last_good(tm
 
 
 def test_the_last_checkpoint_is_the_last_good_one_and_a_finished_run_stays_finished(tmp_path):
-    made, _, _ = watched(tmp_path / "run", 3.0, 2.0, 2.6, 2.0)
+    made, observer, _ = watched(tmp_path / "run", 3.0, 2.0, 2.6, 2.0, sample_every=100)
+    assert all(torch.equal(*pair) for pair in zip(observer.seen[1], observer.drawn, strict=True))  # the last grid, too
     store = CheckpointStore(tmp_path / "run" / "checkpoints", 10)
     assert [folder.name for folder in store.folders()] == ["step-000000", "step-000001", "step-000002"]
     log = lines(tmp_path / "run")

@@ -91,8 +91,6 @@ def run_loop(task: Task, config: Run, folder: Path, observer: Observer) -> dict[
                 values = finite(metrics, step)
                 log.write({"step": done, "time": round(seconds, 3), **values})
                 bar.set_postfix({k.split("/")[-1]: f"{v:.3g}" for k, v in values.items() if k in SHOWN})
-            if config.sample_every and (due(done, config.sample_every) or last):
-                observer.grid(task.averaged(), folder / "samples" / f"step-{done:06d}.png")
             if due(done, config.evaluation.every) or (last and config.evaluation.at_end):
                 evaluation = evaluate(done)
             if watch.fallen:
@@ -100,6 +98,8 @@ def run_loop(task: Task, config: Run, folder: Path, observer: Observer) -> dict[
                 bar.write(f"step {done}: evaluation.stop ends the run, with the model of step {watch.good}")
                 go_back(task, store, watch.good)
                 evaluation = observer.evaluate(task.averaged())
+            if config.sample_every and (due(done, config.sample_every) or last or watch.fallen):
+                observer.grid(task.averaged(), folder / "samples" / f"step-{done:06d}.png")
             if due(done, config.checkpoint_every) or last or stop.requested or watch.fallen or watch.good == done:
                 save(done)
             if watch.fallen:
