@@ -102,14 +102,14 @@ def test_a_run_on_prompts_alone_is_measured_without_a_reference_and_watched(here
     watch = ["evaluation.metrics=[]", "evaluation.rewards=[fall.py:fall]"]
     stop = ["evaluation.stop.metric=reward/fall", "evaluation.stop.margin=1.5"]
     assert main(["distill", "run.yaml", *words, *alone, *watch, *stop]) == 0
-    # -1 before the first step, -2 after it, -3 after the second: worse than the best by more than 1.5.
+    # -1 before the first step, -2 after it, good still, -3 after the second: worse than the best by more than 1.5.
     logged = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [line["evaluation/reward/fall"] for line in logged if "evaluation/reward/fall" in line] == [-1, -2, -3]
     assert max(line["step"] for line in logged) == 2
     assert set(figures("run")["metrics"]) == {"reward/fall"}
     page = Path("run/report.html").read_text()
     assert "The run was ended early" in page
-    assert "the model is that of step 0" in page
+    assert "the model is that of step 1, with -2 the last within the margin of 1.5" in page
     capsys.readouterr()
     fid = ["output_dir=two", "evaluation.metrics=[fid]"]
     assert main(["distill", "run.yaml", *words, *alone, *fid]) == 2
