@@ -32,7 +32,7 @@ CATALOGUE = (
           ("evaluation/precision", "evaluation/recall", "evaluation/density", "evaluation/coverage"),
           "Fidelity and variety, higher is better."),
     Chart("CLIP score", ("evaluation/clip",), "Cosine of image and prompt, times 100; higher is better."),
-    Chart("Rewards of the evaluation", ("evaluation/reward/*", "evaluation/judge/*"),
+    Chart("Rewards of the evaluation", ("evaluation/reward/*", "evaluation/judge/*", "evaluation/judge_at_start/*"),
           "Of prompts in turn; higher is better."),
     Chart("Margin", ("margin", "evaluation/margin"), "Between wanted and other image; above 0: the right way round."),
     Chart("Win rate", ("win_rate", "evaluation/win_rate*", "evaluation/judge_win_rate/*"),

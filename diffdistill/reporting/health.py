@@ -47,7 +47,7 @@ def early_stop(run: RunData) -> Verdict | None:
         f"{settings['metric']} was {best:.4g} at best and {series.values[-1]:.4g} at step {series.steps[-1]:g}: the "
         f"model is that of step {kept:g}, with {value:.4g} the last within the margin of {settings['margin']:g}"
     )
-    return Verdict("watch", "The run was ended early", f"{text}; a lower rate or weight of the reward may go further.")
+    return Verdict("watch", "The run was ended early", f"{text}; lower rates, or less of a reward, may go further.")
 
 
 def quality(run: RunData) -> Verdict | None:

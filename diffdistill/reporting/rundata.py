@@ -9,7 +9,7 @@ from typing import Any
 from diffdistill.errors import CheckpointError
 
 LOWER_IS_BETTER = {"fid", "kid", "cmmd", "per_class_fid", "loss_win"}
-STOPPED_FOR = "early_stop/best"  # in the log of a run that ended early: the step whose model it kept
+STOPPED_FOR = "early_stop/kept"  # in the log of a run that ended early: the step whose model it kept
 
 
 @dataclass
