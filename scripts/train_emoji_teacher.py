@@ -4,9 +4,14 @@
 
 v-prediction (2202.00512) on the latents' means; a tenth of the captions empty, for guidance (2207.12598); some without
 their style. Latents and texts are encoded once. Every `--save` steps the average is written to OUT, a whole pipeline.
+
+--swap: the text encoder is causal, so what it makes of a name depends on the style's word before it, and a name after
+a style that was held out is nothing that the network has seen. With this chance the states of the name are those that
+it has after the other style's word, and those of the words before it stay: style is then read there, and content here.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -24,11 +29,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from train_emoji_clip import CHANCES, tokens_of, variants
 from train_emoji_vae import latents_of
 
-from diffdistill.data.emoji import emoji_rows
+from diffdistill.data.emoji import STYLES, Emoji, emoji_rows
 from diffdistill.training.muon import Muon, split_weights
 
 CHANNELS, EMPTY, WARMUP, DECAY, WEIGHT_DECAY, GUIDANCE = (96, 128), 0.1, 200, 0.998, 1e-3, 2.0
 MOMENTUM = 0.95
+NAME = 6  # the place of the name's first token: start, a, STYLE, style, emoji, of
 # t = 1000 u^TIME_POWER: the schedule is made for latents of 64x64, and 8x8 lose their content at less noise.
 TIME_POWER = 1.5
 
@@ -72,12 +78,36 @@ def encoded_texts(pipeline: StableDiffusionPipeline, texts: list[str]) -> tuple[
     return torch.cat(states), torch.tensor(index)
 
 
+def in_other_style(row: Emoji) -> Emoji:
+    """The same concept asked for in the other style, whether there is such a picture or not."""
+    other = STYLES[1 - STYLES.index(row.style)]
+    return dataclasses.replace(row, style=other, text=row.text.replace(f"a {row.style} ", f"a {other} "))
+
+
+class Captions:
+    """The states of all captions of `train`, from which those of a batch are drawn."""
+
+    def __init__(self, pipeline: StableDiffusionPipeline, rows: list[Emoji]) -> None:
+        both = [variants(asked) for row in rows for asked in (row, in_other_style(row))]
+        self.states, place = encoded_texts(pipeline, [text for texts in both for text in texts])
+        self.place = place.view(len(rows), 2, len(CHANCES))
+
+    def draw(self, index: Tensor, swap: float) -> Tensor:
+        """States `(B, L, width)` for the pictures `index`: a variant of the caption, or the empty one."""
+        count = len(index)
+        chosen = self.place[index, :, torch.multinomial(torch.tensor(CHANCES), count, replacement=True)]
+        text, other = torch.where(torch.rand(count, 1) < EMPTY, 0, chosen).unbind(1)
+        if not swap:
+            return self.states[text]
+        name = torch.where(torch.rand(count) < swap, other, text)
+        return torch.cat([self.states[text][:, :NAME], self.states[name][:, NAME:]], 1)
+
+
 def train(pipeline: StableDiffusionPipeline, args: argparse.Namespace, log: Log) -> UNet2DConditionModel:
     torch.manual_seed(args.seed)
     rows = emoji_rows("train")
     latents = latents_of(pipeline.vae, images_of("train")) * pipeline.vae.config.scaling_factor
-    states, place = encoded_texts(pipeline, [text for row in rows for text in variants(row)])
-    place = place.view(len(rows), len(CHANCES))
+    captions = Captions(pipeline, rows)
     alphas = pipeline.scheduler.alphas_cumprod.sqrt()[:, None, None, None]
     sigmas = (1 - alphas**2).sqrt()
     unet, average, running = pipeline.unet, deepcopy(pipeline.unet).requires_grad_(False), 0.0
@@ -86,14 +116,13 @@ def train(pipeline: StableDiffusionPipeline, args: argparse.Namespace, log: Log)
     optimizers = [(adamw, args.rate)] + ([(Muon(inner, args.muon, MOMENTUM), args.muon)] if args.muon else [])
     for step in range(args.steps):
         index = torch.randint(len(rows), (args.batch,))
-        text = place[index, torch.multinomial(torch.tensor(CHANCES), args.batch, replacement=True)]
-        text = torch.where(torch.rand(args.batch) < EMPTY, 0, text)
+        states = captions.draw(index, args.swap)
         time = (1000 * torch.rand(args.batch) ** TIME_POWER).long()
         x0, alpha, sigma = latents[index], alphas[time], sigmas[time]
         noise = torch.randn_like(x0)
         # Flash attention's backward is slow on a CPU.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            found = unet(alpha * x0 + sigma * noise, time, states[text], return_dict=False)[0]
+            found = unet(alpha * x0 + sigma * noise, time, states, return_dict=False)[0]
         loss = F.mse_loss(found.float(), alpha * noise - sigma * x0)
         unet.zero_grad()
         loss.backward()
@@ -132,6 +161,7 @@ def write(pipeline: StableDiffusionPipeline, unet: Any, args: argparse.Namespace
         "batch": args.batch,
         "learning_rate": args.rate,
         "muon": args.muon,
+        "swap": args.swap,
         "seed": args.seed,
     }
     record = {"role": "teacher", "guidance_scale": GUIDANCE, "sha256": digests, "training": [*earlier(args), done]}
@@ -167,6 +197,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate")
     parser.add_argument("--muon", type=float, help="highest rate of Muon for inner weights; without: AdamW for all")
+    parser.add_argument("--swap", type=float, default=0.0, help="chance of the name as after the other style")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--start", type=Path, help="go on from the network of this teacher, with its text encoder")
     parser.add_argument("--save", type=int, default=600)
