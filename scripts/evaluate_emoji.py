@@ -6,7 +6,8 @@ One image for each prompt (--repeat: more, of the two sets that the judge sees),
 - held_out: the captions of the split, concepts in a style that was kept from training. CLIP score; the share that the
   judge finds to be in the style asked for; the share that it recognises: the nearest real picture, by its features and
   of both splits and styles, shows the concept asked for.
-- plain: the same concepts with no style asked for. The share that the judge calls Noto: a preference's win rate.
+- plain: the same concepts with no style asked for. The share that the judge calls Noto: a preference's win rate; the
+  share that it recognises.
 - train: evenly spaced captions. FID of the judge's features, against the whole split `train`; the rest as above.
 Where several models are given, the shares of the later ones are compared with the first's caption by caption.
 The grids lie beside OUT: one for each model, and one of the real pictures and all models for the same captions.
@@ -49,6 +50,7 @@ class Measures:
         self.reference, held_out = (judge(load_images("builtin:emoji", split=split).images) for split in splits)
         self.concepts = [row.codepoint for split in splits for row in emoji_rows(split)]
         self.centre = self.reference.mean(0)
+        self.held_out = held_out
         self.real = self.directions(torch.cat([self.reference, held_out]))
         self.clip.batch_size = 256
 
@@ -67,6 +69,14 @@ class Measures:
         nearest = (self.directions(self.judge(images)) @ self.real.T).argmax(1)
         found = [self.concepts[i] for i in nearest.tolist()]
         return torch.tensor([concept == row.codepoint for concept, row in zip(found, rows, strict=True)])
+
+    def twins(self) -> float:
+        """The share of real held-out pictures whose nearest other one is of their concept, in its other style."""
+        likeness = self.directions(self.held_out) @ self.real.T
+        own = len(self.reference) + torch.arange(len(likeness))
+        likeness[torch.arange(len(likeness)), own] = -1
+        pairs = zip(own.tolist(), likeness.argmax(1).tolist(), strict=True)
+        return sum(self.concepts[i] == self.concepts[j] for i, j in pairs) / len(likeness)
 
     def fid(self, images: Tensor) -> float:
         return float(frechet_distance(self.reference, self.judge(images)))
@@ -103,6 +113,7 @@ def measure(draw: Any, measures: Measures, of_train: int, repeat: int) -> Measur
         "held_out_style": by_caption(measures.noto(images) == asked_for_noto(rows).repeat(repeat), repeat),
         "held_out_recognised": by_caption(measures.recognised(images, rows * repeat), repeat),
         "plain_noto": by_caption(measures.noto(unasked), repeat),
+        "plain_recognised": by_caption(measures.recognised(unasked, rows * repeat), repeat),
     }
     if of_train:
         chosen = spread(emoji_rows("train"), of_train)
@@ -141,6 +152,7 @@ def data_figures(measures: Measures) -> dict[str, float]:
     found = {
         "held_out_clip": measures.clip_of(held.images, [row.text for row in rows]),
         "held_out_style": float((measures.noto(held.images) == asked).float().mean()),
+        "held_out_twins": measures.twins(),
     }
     return {name: round(value, 4) for name, value in found.items()}
 
