@@ -154,3 +154,30 @@ def test_shares_of_two_models_are_compared_caption_by_caption(root):
     rise = script["over"](before, after)
     assert rise["style_over_first"] == pytest.approx(1 / 3, abs=1e-4)
     assert rise["style_over_first_error"] == pytest.approx((1 / 12) ** 0.5 / 3**0.5, abs=1e-4)
+
+
+def test_a_name_is_told_apart_from_its_style(root, monkeypatch):
+    """All swapped: the words up to the style's are the caption's own, from the name on they are the other style's."""
+    transformers = pytest.importorskip("transformers")
+    from types import SimpleNamespace
+
+    monkeypatch.syspath_prepend(root / "scripts")
+    from train_emoji_teacher import NAME, Captions, in_other_style
+
+    folder = resolve_builtin("builtin:emoji_teacher")
+    pipeline = SimpleNamespace(
+        tokenizer=transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        text_encoder=transformers.CLIPTextModel.from_pretrained(folder / "text_encoder"),
+    )
+    rows = emoji_rows("train")[:6]
+    captions = Captions(pipeline, rows)
+    own, other = (captions.states[captions.place[:, style, 0]] for style in (0, 1))
+    tokens = [pipeline.tokenizer([row.text, in_other_style(row).text])["input_ids"] for row in rows]
+    assert all(a[NAME:] == b[NAME:] and a[: NAME - 1] != b[: NAME - 1] for a, b in tokens)
+    assert (own[:, NAME:] != other[:, NAME:]).any(-1).all()
+    monkeypatch.setattr("train_emoji_teacher.CHANCES", (1.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr("train_emoji_teacher.EMPTY", 0.0)
+    drawn = captions.draw(torch.arange(len(rows)), swap=1.0)
+    assert drawn[:, :NAME].equal(own[:, :NAME])
+    assert drawn[:, NAME:].equal(other[:, NAME:])
+    assert captions.draw(torch.arange(len(rows)), swap=0.0).equal(own)
