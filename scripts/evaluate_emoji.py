@@ -136,10 +136,10 @@ def over(first: Measured, later: Measured) -> dict[str, float]:
     return found
 
 
-def drawer(model: Denoiser, guidance: float | None, steps: int | None, sampler: str | None) -> Any:
+def drawer(model: Denoiser, guidance: float | None, steps: int | None, sampler: str | None, seed: int) -> Any:
     def draw(prompts: list[str]) -> Tensor:
         wishes: dict[str, Any] = {"prompts": prompts, "guidance_scale": guidance, "steps": steps, "sampler": sampler}
-        return torch.cat([part for part, _ in generate(model, num_images=len(prompts), seed=SEED, **wishes)])
+        return torch.cat([part for part, _ in generate(model, num_images=len(prompts), seed=seed, **wishes)])
 
     return draw
 
@@ -186,6 +186,7 @@ def main() -> None:
     parser.add_argument("--sampler")
     parser.add_argument("--train", type=int, default=1000, help="images for the FID; 0: no FID")
     parser.add_argument("--repeat", type=int, default=1, help="images for each prompt, held out and plain")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the images' noise")
     parser.add_argument("--out", type=Path, required=True, help="JSON; the grids lie beside it")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -199,7 +200,7 @@ def main() -> None:
         student = bool(model.levels)
         for guidance in [None] if student else args.guidance:
             steps, sampler = (None, None) if student else (args.steps, args.sampler)
-            found = measure(drawer(model, guidance, steps, sampler), measures, args.train, args.repeat)
+            found = measure(drawer(model, guidance, steps, sampler, args.seed), measures, args.train, args.repeat)
             figures = found.figures | (over(first, found) if first else {})
             first = first or found
             results.append({"model": name, "guidance": guidance, "steps": steps, **figures})
@@ -208,7 +209,7 @@ def main() -> None:
             drawn[title] = found.images
             grid(found.images, args.out.with_name(f"{args.out.stem}-{title}.png"))
             side_by_side(drawn, args.out.with_suffix(".png"))
-            protocol = {"seed": SEED, "train": args.train, "repeat": args.repeat}
+            protocol = {"seed": args.seed, "train": args.train, "repeat": args.repeat}
             args.out.write_text(json.dumps(protocol | {"results": results}, indent=2) + "\n")
 
 
