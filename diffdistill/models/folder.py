@@ -122,7 +122,8 @@ def load_denoiser(model: str) -> "Denoiser":
     component = next((name for name in ("unet", "transformer") if name in index), None)
     if component is None:
         raise CheckpointError(
-            f"'{folder}/model_index.json' names no unet and no transformer; this kind of pipeline is not supported"
+            f"'{folder}/model_index.json' names no unet and no transformer; give a pipeline that has one "
+            "(docs/text_to_image.md: which adapters there are, and how to write one)"
         )
     metadata = read_json(folder / METADATA) if (folder / METADATA).exists() else {}
     for name, expected in metadata.get("sha256", {}).items():
