@@ -16,19 +16,24 @@ TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 TESTS ?= -n 2
 VENV := .venv
+TEXT := .venv-text
 FULL := .venv-full
 BIN := $(VENV)/bin
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade $(PIP_ARGS) -c $(VENV)/constraints.txt
+PIP = -m pip install --quiet --disable-pip-version-check --upgrade $(PIP_ARGS) -c $(VENV)/constraints.txt
+# Test files that the light environment passes over, whole or in part.
+TEXT_FILES = $(shell grep -lE 'importorskip.{2}(transformers|peft)' tests/test_*.py)
 
 # The environment is set up again when what defines it changes, not when a file is merely newer.
 KEY := $(shell (cat pyproject.toml constraints/cpu.txt; echo "$(PYTHON) $(TORCH)") | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(KEY)
+TEXT_READY := $(TEXT)/.ready-$(KEY)
 
-.PHONY: help environment quickstart test lint bench checksums full-environment clean
+.PHONY: help environment text-environment quickstart test test-text lint bench checksums full-environment clean
 
 help:
 	@echo 'make quickstart        environment, then distil the bundled teacher, sample, evaluate, write the report'
 	@echo 'make test              environment, then the tests'
+	@echo 'make test-text         .venv-text, then the tests that need transformers and peft'
 	@echo 'make lint              ruff and mypy'
 	@echo 'make bench             speed and memory on this machine'
 	@echo 'make full-environment  .venv-full: every extra, newest versions, torchvision (several GB)'
@@ -45,8 +50,20 @@ $(READY):
 		$(PYTHON) -m venv --clear $(VENV)
 	@echo 'Setting up $(VENV) (once; a minute or two) ...'
 	@grep -v '^torch==' constraints/cpu.txt > $(VENV)/constraints.txt
-	@$(PIP) '$(TORCH)' -e '.[dev,data,plot]'
+	@$(BIN)/python $(PIP) '$(TORCH)' -e '.[dev,data,plot]'
 	@rm -f $(VENV)/.ready-*
+	@touch $@
+
+text-environment: $(TEXT_READY)
+
+# A layer on $(VENV), whose packages it sees: only what text needs is installed, not torch a second time.
+$(TEXT_READY): $(READY)
+	@echo 'Setting up $(TEXT) on top of $(VENV) (once; half a minute) ...'
+	@$(BIN)/python -m venv --clear $(TEXT)
+	@folder='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		$(BIN)/python -c "$$folder" | sed "s|.*|import site; site.addsitedir('&')|" \
+			> "$$($(TEXT)/bin/python -c "$$folder")/light.pth"
+	@$(TEXT)/bin/python $(PIP) -e '.[text]'
 	@touch $@
 
 quickstart: $(READY)
@@ -54,6 +71,10 @@ quickstart: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto $(TESTS)
+
+test-text: $(TEXT_READY)
+	$(TEXT)/bin/python -c 'import peft, transformers'
+	OMP_NUM_THREADS=1 $(TEXT)/bin/python -m pytest -q -n auto $(TESTS) $(TEXT_FILES)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -73,5 +94,5 @@ checksums:
 	cd assets && find * -type f ! -path SHA256SUMS ! -path README.md -print0 | LC_ALL=C sort -z | xargs -0 sha256sum > SHA256SUMS
 
 clean:
-	rm -rf $(VENV) $(FULL) .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(TEXT) $(FULL) .pytest_cache .mypy_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
