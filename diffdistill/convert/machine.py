@@ -69,7 +69,7 @@ class PickleReader:
                 self._step(opcode.name, argument)
             (value,) = self.stack
         except Refused as error:
-            raise CheckpointError(f"{error}; nothing of the file was run, and it cannot be converted") from None
+            raise CheckpointError(f"{error}; nothing of the file was run, and it cannot be used") from None
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError) as error:
             raise CheckpointError(
                 f"the pickle is damaged or cut short ({type(error).__name__}); fetch the file again"

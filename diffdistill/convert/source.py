@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diffdistill.convert.legacy import read_legacy
 from diffdistill.convert.machine import PickleReader, Refused, shown
-from diffdistill.convert.plain import NAMES, Array, Record, Storage, numbers, storage_id
+from diffdistill.convert.plain import LEGACY_MAGIC, NAMES, Array, Record, Storage, numbers, storage_id
 from diffdistill.errors import CheckpointError, ConfigError
 
 # Where snapshots keep the network: `ema` in EDM's snapshots, `net` in its training states.
@@ -70,7 +71,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def read_pickle(file: Path) -> Any:
-    """The content of a pickle, or of the pickle inside a zip of `torch.save`, as plain data."""
+    """The content of a pickle, or of a file of `torch.save`, zip or older, as plain data."""
     try:
         with file.open("rb") as stream:
             if stream.read(4) == ZIP:
@@ -78,7 +79,10 @@ def read_pickle(file: Path) -> Any:
             if file.stat().st_size == 0:
                 raise CheckpointError("the file is empty")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return PickleReader(NAMES).read(content)  # type: ignore[arg-type]  # it reads as a file does
+                found = PickleReader(NAMES).read(content)  # type: ignore[arg-type]  # it reads as a file does
+                if isinstance(found, int) and found == LEGACY_MAGIC:
+                    return read_legacy(content, len(content))  # type: ignore[arg-type]
+                return found
     except CheckpointError as error:
         raise CheckpointError(f"'{file}': {error}") from None
     except OSError as error:
@@ -119,6 +123,22 @@ def read_torch_zip(file: Path) -> Any:
         raise CheckpointError(f"the zip file is damaged ({error}); fetch it again") from error
 
 
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors by name of a file of `torch.save` that holds nothing else (a `state_dict`)."""
+    content = read_pickle(file)
+    tensors = _tensors(content)
+    if not tensors or len(tensors) != len(content):
+        raise CheckpointError(f"'{file}' holds {_held(content)} and not tensors by name; give a file of a state_dict")
+    return tensors
+
+
+def _held(content: Any) -> str:
+    """What a file holds, for a message."""
+    if not isinstance(content, dict):
+        return f"one object ({shown(type(content).__name__)})"
+    return ", ".join(shown(name) for name in list(content)[:8]) or "nothing"
+
+
 def find_network(content: Any, file: Path) -> Record | dict[str, Tensor]:
     """The network of a snapshot: an object, or a dict of nothing but tensors."""
     places = [content]
@@ -130,8 +150,7 @@ def find_network(content: Any, file: Path) -> Record | dict[str, Tensor]:
         tensors = _tensors(place) if isinstance(place, dict) else {}
         if tensors and len(tensors) == len(place):
             return tensors
-    held = ", ".join(shown(name) for name in list(content)[:8]) if isinstance(content, dict) else "one object"
-    raise CheckpointError(f"'{file}' holds no network ({held}); a snapshot with 'ema' or 'net' is read")
+    raise CheckpointError(f"'{file}' holds no network ({_held(content)}); a snapshot with 'ema' or 'net' is read")
 
 
 def describe(network: Record, file: Path) -> dict[str, Any]:
