@@ -74,7 +74,7 @@ def multistep(history: list[tuple[Tensor, Tensor]], end: Tensor, weights: str) -
         factors = torch.linalg.solve(place[:, None, :] ** powers[:, None], (1 / (powers + 1.0)).double()[:, None])[
             ..., 0
         ]
-    return sum(factors[:, k].reshape(-1, 1, 1, 1) * e for k, e in enumerate(noises))  # type: ignore[return-value]
+    return (factors.T.reshape(4, -1, 1, 1, 1) * torch.stack(noises)).sum(0)
 
 
 def choose(
