@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -167,9 +168,7 @@ def reading(groups: dict[str, list[Row]], start: Row) -> list[str]:
 
 def markdown(rows: list[Row], start: Row, args: argparse.Namespace) -> str:
     groups, protocol = grouped_by_row(rows), rows[0]["protocol"]
-    given = [f"{option} {value}" for option, value in (("--configs", args.configs), ("--seconds", args.seconds))]
-    given = given if args.configs != "fashion_mnist" else given[1:]
-    command = ["python scripts/compare_methods.py", *given, *(["--tuning"] if args.tuning else []), *args.overrides]
+    command = shlex.join(["python", "scripts/compare_methods.py", *sys.argv[1:]])
     caption = (
         f"{args.seconds} s of one thread's processor time for each run; seeds {', '.join(map(str, args.seeds))}, mean "
         f"± standard deviation; {protocol['num_images']} images, classes balanced, against "
@@ -178,7 +177,7 @@ def markdown(rows: list[Row], start: Row, args: argparse.Namespace) -> str:
         f"is the same for all, so its own spread is in no row. Made on {datetime.date.today()} at {revision()} by"
     )
     kind = "**Tuning seeds: to choose by, not to report.**\n\n" if args.tuning else ""
-    parts = [kind + caption, f"    {' '.join(command)}", table_of(groups, start), "\n".join(reading(groups, start))]
+    parts = [kind + caption, f"    {command}", table_of(groups, start), "\n".join(reading(groups, start))]
     return "\n\n".join(parts) + "\n"
 
 
