@@ -42,6 +42,42 @@ class Optimizer(Rate):
         return self
 
 
+class Average(Section):
+    """The moving average of the weights: how long it remembers, in steps, or in images, whatever the batch."""
+
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        0.99, description="decay of the average a step, whatever its batch; null: by ema_half_life_images"
+    )
+    ema_half_life_images: Positive | None = Field(
+        None, description="images after which a step counts half in the average; null: by ema_decay"
+    )
+
+    @model_validator(mode="after")
+    def _one_memory(self) -> Self:
+        decay, half_life = self.ema_decay, self.ema_half_life_images
+        if decay is not None and half_life is not None:
+            raise ValueError(
+                f"ema_decay={decay:g} and ema_half_life_images={half_life:g} both say how long the average remembers; "
+                f"set one of them to null"
+            )
+        if decay is None and half_life is None:
+            raise ValueError(
+                "neither ema_decay nor ema_half_life_images says how long the average remembers; give one of them "
+                "(ema_decay=0: no average)"
+            )
+        return self
+
+    def ema_decay_for(self, batch: int) -> float:
+        """The decay rho of a step of `batch` images: `ema_decay`, or 0.5^(batch / half-life).
+
+        A batch of kappa times as many images has rho^kappa (2307.13813, the scaling rule of averages).
+        """
+        if self.ema_half_life_images is None:
+            assert self.ema_decay is not None  # _one_memory has refused it
+            return self.ema_decay
+        return 0.5 ** (batch / self.ema_half_life_images)
+
+
 class Muon(Rate):
     """Muon, for weight matrices and kernels: their updates are orthogonal."""
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from diffdistill.attention_names import attention_name
 from diffdistill.config.methods import Methods
-from diffdistill.config.parts import Count, Evaluations, Fraction, Lora, Muon, Optimizer, Positive, Section
+from diffdistill.config.parts import Average, Count, Evaluations, Fraction, Lora, Muon, Optimizer, Positive, Section
 
 
 class Data(Section):
@@ -144,7 +144,7 @@ class Network(Section):
     norm_num_groups: Count = 8
 
 
-class Train(Run):
+class Train(Average, Run):
     """`diffdistill train`: denoising score matching with EDM preconditioning (2206.00364, Table 1)."""
 
     network: Network = Network()
@@ -152,7 +152,9 @@ class Train(Run):
     level: Level = Level(law="lognormal")
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup_steps=100)
     class_dropout: Fraction = Field(0.1, description="part of the labels replaced by the null class, for guidance")
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9995
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        0.9995, description="decay of the average a step, whatever its batch; null: by ema_half_life_images"
+    )
 
 
 class Regression(Section):
@@ -176,7 +178,7 @@ class RoleLora(Lora):
     alpha: Positive | None = Field(None, description="the adapters' product is scaled by alpha / rank; null: by 1")
 
 
-class Student(Section):
+class Student(Average):
     steps: Count = Field(1, description="sampling steps K")
     levels: tuple[Positive, ...] | None = Field(
         None,
@@ -194,7 +196,6 @@ class Student(Section):
         description="what steps after the first are trained on: the student's own samples, or noised images",
     )
     optimizer: Optimizer = Optimizer()
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     lora: RoleLora | None = Field(None, description="text teachers: train adapters only; null: all weights")
     regression: Regression | None = Field(
         None, description="start by regression on the teacher's trajectories; null: start as the teacher's denoiser"

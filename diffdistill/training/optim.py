@@ -83,7 +83,8 @@ class Updater:
 class Ema(nn.Module):
     """Exponential moving average of a module's parameters, float32, with a warm-up of its decay.
 
-    At update n the decay is min(decay, (1 + n) / (10 + n)): a short run averages its last tenth, not its start.
+    At update n the decay is min(decay, (1 + n) / (10 + n)): a short run averages its last tenth, not its start. That
+    is a part of the run and no number of steps, so it is the same for every batch, but for the first ten steps.
     """
 
     def __init__(self, module: nn.Module, decay: float):

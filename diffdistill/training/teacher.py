@@ -75,7 +75,7 @@ class TeacherTask:
         self.model = Denoiser(network, EDM(config.sigma_data), null_class=null).to(device.name).train()
         self.law = LevelLaw(config.level)
         self.updater = Updater("network", self.model.parameters(), config.optimizer, config.max_train_steps)
-        self.ema = Ema(self.model, config.ema_decay)
+        self.ema = Ema(self.model, config.ema_decay_for(config.train_batch_size))
         self.denoisers = {"network": self.model, "average": self.ema.module}
         self.parts: Parts = {"network": self.model, "ema": self.ema, "optimizer": self.updater.optimizer}
 
