@@ -160,11 +160,11 @@ def test_pickles_are_refused_and_not_run(tmp_path: Path):
     torch.save({"model": Bomb()}, tmp_path / "zip.pt")  # noqa: TID251
     torch.save({"model": Bomb()}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)  # noqa: TID251
     (tmp_path / "noise.pt").write_bytes(b"\x80\x04K\x01.")
-    with pytest.raises(CheckpointError, match=r"is a pickle of torch\.save"):
-        load_features(str(tmp_path / "zip.pt"))
-    for name in ("old.pt", "noise.pt"):
-        with pytest.raises(CheckpointError, match="is not TorchScript"):
+    for name in ("zip.pt", "old.pt"):
+        with pytest.raises(CheckpointError, match="nothing of the file was run"):
             load_features(str(tmp_path / name))
+    with pytest.raises(CheckpointError, match="and not tensors by name"):
+        load_features(str(tmp_path / "noise.pt"))
     assert not marker.exists()
 
 

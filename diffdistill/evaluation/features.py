@@ -35,10 +35,10 @@ def load_features(name: str, *, mode: str | None = None, device: str | torch.dev
     """The extractor that `name` means.
 
     Args:
-        name: `fashion_mnist` and `emoji` (bundled, 128 features), `pixels`, `inception[:FILE]` (the 2015 graph as
-            TorchScript, 2048 features, from FILE, the cache or the network), `dinov2[:MODEL]`, `clip[:MODEL]`
-            (transformers, folder or Hub id), a TorchScript file, a folder with config.json and safetensors, or a
-            Hub id `owner/name`.
+        name: `fashion_mnist` and `emoji` (bundled, 128 features), `pixels`, `inception[:FILE]` (the 2015 graph,
+            2048 features, as TorchScript or `.pth`, from FILE, the cache or the network), `dinov2[:MODEL]`,
+            `clip[:MODEL]` (transformers, folder or Hub id), a file of TorchScript or of the weights of Inception v3,
+            a folder with config.json and safetensors, or a Hub id `owner/name`.
         mode: resize where image sizes differ, `tf` or `clean`; None: the extractor's own (see resize.py).
         device: where the network runs; features come back as float64 on the CPU.
 
@@ -62,9 +62,10 @@ def _load(name: str, device: torch.device) -> FeatureExtractor:
     if name == "pixels":
         return PixelFeatures()
     if kind == "inception":
-        from diffdistill.evaluation.extractors.inception import InceptionFeatures, find_weights
+        from diffdistill.evaluation.extractors.files import published_inception
+        from diffdistill.evaluation.extractors.inception import find_weights
 
-        return InceptionFeatures(find_weights(detail or None), device)
+        return published_inception(find_weights(detail or None), device)
     if kind in ("dinov2", "clip"):
         from diffdistill.evaluation.extractors.hub import DEFAULTS, HubFeatures
 
@@ -73,9 +74,9 @@ def _load(name: str, device: torch.device) -> FeatureExtractor:
     if path.is_dir():
         return _from_folder(path, device)
     if path.is_file():
-        from diffdistill.evaluation.extractors.torchscript import TorchScriptFeatures
+        from diffdistill.evaluation.extractors.files import features_of_file
 
-        return TorchScriptFeatures(path, device)
+        return features_of_file(path, device)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         from diffdistill.evaluation.extractors.hub import HubFeatures
 

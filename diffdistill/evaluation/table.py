@@ -6,11 +6,12 @@ from typing import Any
 NAMES = {"fid": "FID", "kid": "KID", "prdc": "PRDC", "is": "IS", "clip": "CLIP score", "cmmd": "CMMD",
          "per_class_fid": "FID per class, mean", "neighbours": "authentic"}  # fmt: skip
 PARTS = ("precision", "recall", "density", "coverage")
+PUBLISHED = "inception-2015-12-05"  # the id of the network of published FIDs, whichever file it came from
 
 
 def metric_name(metric: str, features: str) -> str:
-    """FID is what Inception measures; with other features it is a Fréchet distance, and says so."""
-    if metric in ("fid", "kid", "per_class_fid") and not features.startswith("inception"):
+    """FID is what the Inception of 2015 measures; with other features it is a Fréchet distance, and says so."""
+    if metric in ("fid", "kid", "per_class_fid") and features != PUBLISHED:
         return f"{NAMES[metric]} ({features})"
     return NAMES.get(metric, metric.replace("/", " "))
 

@@ -11,6 +11,16 @@ from diffdistill.errors import CheckpointError, DataError
 from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256, large_batch
 
 
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive of `torch.jit.save`, which a `torch.save` archive resembles."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = [name.partition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError):
+        return False
+    return "constants.pkl" in inside or any(name.startswith("code/") for name in inside)
+
+
 def load_torchscript(path: Path, device: torch.device) -> nn.Module:
     """Open a TorchScript file; CheckpointError for anything else.
 
@@ -19,18 +29,11 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
     digest is known the caller checks it first.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            inside = [name.partition("/")[2] for name in archive.namelist()]
-        if "constants.pkl" not in inside and not any(name.startswith("code/") for name in inside):
-            raise CheckpointError(
-                f"{path} is a pickle of torch.save, which would run code when opened: give TorchScript "
-                "(torch.jit.save) or a folder with config.json and model.safetensors"
-            )
         with warnings.catch_warnings():
             # The format is deprecated for new models; the weights that everybody measures with come in no other.
             warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
             return torch.jit.load(str(path), map_location=device).eval()
-    except (zipfile.BadZipFile, RuntimeError) as error:
+    except RuntimeError as error:
         raise CheckpointError(f"{path} is not TorchScript: give a file written by torch.jit.save") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -41,7 +44,7 @@ class TorchScriptFeatures(FeatureExtractor):
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.net = load_torchscript(path, device)
-        self.id, self.sha256 = path.stem, file_sha256(path)
+        self.id, self.sha256 = f"torchscript:{path.stem}", file_sha256(path)
         self.device, self.batch_size = device, large_batch(device)
         probe = self._call(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device))
         if probe.ndim != 2 or len(probe) != 2:
