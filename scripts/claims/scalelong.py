@@ -229,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["scan", "run", "table"])
     parser.add_argument("--depth", type=int, default=24)
-    parser.add_argument("--updates", type=int, default=160)
+    parser.add_argument("--updates", type=int, default=120)
     parser.add_argument("--from", type=float, default=4e-3, dest="lowest", help="first rate of the scan")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
