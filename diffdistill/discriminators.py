@@ -9,7 +9,7 @@ from torch.nn.functional import softplus
 
 from diffdistill.config.methods import Adversarial
 from diffdistill.denoiser import Condition, Denoiser
-from diffdistill.losses import approximate_r1, discriminator_loss
+from diffdistill.losses import discriminator_loss, feature_r1
 from diffdistill.process import per_sample
 
 Metrics = dict[str, Tensor | float]
@@ -29,9 +29,10 @@ class Head(nn.Sequential):
 
 
 class Discriminator(nn.Module):
-    """One head a tap; the logit of a sample is their mean, so its ratio is the geometric mean of theirs.
+    """One head a tap, each a discriminator of its own; the ratio of a sample is the geometric mean of theirs.
 
-    The condition and the level reach the heads through the network's features.
+    The condition and the level reach the heads through the network's features. The heads are float32 in training and
+    in use, whatever the precision of the network.
     """
 
     def __init__(self, network: Denoiser, taps: Sequence[str]):
@@ -45,8 +46,15 @@ class Discriminator(nn.Module):
         self.heads = nn.ModuleList(Head(f.shape[1], f.shape[2]) for f in features).to(device)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Features of the taps, each `(B, C, h, w)` -> logit `(B,)`."""
-        return torch.stack([head(f.float()) for head, f in zip(self.heads, features, strict=True)]).mean(0)
+        """Features of the taps, each `(B, C, h, w)` -> a logit of each head, `(B, heads)`."""
+        with torch.autocast(features[0].device.type, enabled=False):
+            return torch.stack([head(f.float()) for head, f in zip(self.heads, features, strict=True)], dim=1)
+
+    def r1(self, features: Sequence[Tensor]) -> Tensor:
+        """The mean over the heads of R1 at their inputs, `(B,)`; the network's weights get no gradient of it."""
+        leaves = [f.detach().float().requires_grad_() for f in features]
+        logits = self(leaves)
+        return torch.stack([feature_r1(logits[:, k], leaf) for k, leaf in enumerate(leaves)]).mean(0)
 
 
 class AdversarialTerm:
@@ -58,36 +66,36 @@ class AdversarialTerm:
         self.trains_eyes = self.eyes is critic
         self.discriminator = Discriminator(self.eyes, settings.taps)
 
-    def logit(self, x_t: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
-        """Logit `(B,)` of noised images, by a pass that ends at the last tap."""
-        with torch.set_grad_enabled(self.trains_eyes):
-            features = self.eyes.features(x_t, sigma, cond, self.discriminator.taps)
-        return self.discriminator(features)
-
-    def loss(self, real: Tensor, fake: Tensor, sigma: Tensor, cond: Tensor | None) -> tuple[Tensor, Metrics]:
-        """Logistic loss on real and student images, `(B, C, H, W)`, noised to the same levels sigma `(B,)`, and R1.
+    def loss(
+        self, real: Tensor, fake: Tensor, sigma: Tensor, cond: Tensor | None, eps: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Metrics]:
+        """Logistic loss on real and student images, `(B, C, H, W)`, noised by `eps` to the levels sigma `(B,)`, and R1.
 
         The levels must follow the law of the score gap: the logit is then log p_real / p_student where it is used.
         """
         both, sigmas = torch.cat([real, fake]), torch.cat([sigma, sigma])
-        noised = both + per_sample(sigmas, both) * torch.randn_like(both)
-        real_logit, fake_logit = self.logit(noised, sigmas, None if cond is None else torch.cat([cond, cond])).chunk(2)
+        noised = both + per_sample(sigmas, both) * torch.cat(eps)
+        with torch.set_grad_enabled(self.trains_eyes):  # a pass that ends at the last tap
+            labels = None if cond is None else torch.cat([cond, cond])
+            features = self.eyes.features(noised, sigmas, labels, self.discriminator.taps)
+        real_logit, fake_logit = self.discriminator(features).chunk(2)
         loss = discriminator_loss(real_logit, fake_logit)
         metrics: Metrics = {
             "discriminator/loss": loss.detach(),
             "discriminator/accuracy": 0.5 * ((real_logit > 0).float().mean() + (fake_logit < 0).float().mean()),
         }
         if self.settings.r1 > 0:
-            penalty = approximate_r1(lambda x: self.logit(x, sigma, cond), noised[: len(real)], real_logit).mean()
+            penalty = self.discriminator.r1([f[: len(real)] for f in features]).mean()
             loss = loss + 0.5 * self.settings.r1 * penalty
             metrics["discriminator/r1"] = penalty.detach()
         # On teacher features the heads share nothing with the critic, so a weight would only be a learning rate.
         return loss * (self.settings.critic_weight if self.trains_eyes else 1.0), metrics
 
     def gradient(self, logit: Tensor, x: Tensor) -> Tensor:
-        """d/dx of lambda_G softplus(-l), each sample's, for `logit` computed from x with its graph.
+        """d/dx of lambda_G times the mean over heads of softplus(-l), each sample's; `logit` `(B, heads)`, computed
+        from x with its graph.
 
         lambda_G is given for a score gap averaged over C, H, W; ours is summed.
         """
-        (gradient,) = torch.autograd.grad(softplus(-logit).sum(), x)
+        (gradient,) = torch.autograd.grad(softplus(-logit).mean(1).sum(), x)
         return self.settings.weight * x[0].numel() * gradient

@@ -7,7 +7,7 @@ only approximately (or, attached in the Fisher form, makes another one: the pseu
 import torch
 from torch import Tensor, nn
 
-from diffdistill.process import EDM, Flow, Process
+from diffdistill.process import EDM, Flow, LevelLaw, Process
 from diffdistill.ratio import LevelMean
 
 
@@ -33,6 +33,17 @@ def pseudo_huber_weight(x0: Tensor, teacher_x0: Tensor, critic_x0: Tensor, *, c:
         c = 0.01 * x0[0].numel() ** 0.5
     squared_norm = (critic_x0 - teacher_x0).square().flatten(1).sum(1)
     return _per_sample((squared_norm + c * c).rsqrt(), x0)
+
+
+def expansion_weight(law: LevelLaw, u: Tensor) -> Tensor:
+    """w = (d sigma / du) / sigma^3 at u (B,), for the Fisher form with alpha = 1/2 (2505.20755, Theorem 3.1; VE).
+
+    D_f(p || q) = D_f at the highest level + integral of sigma E[h(r) ||grad log q - grad log p||^2] d(sigma), and with
+    the score gap (D_F - D_T) / sigma^2 that is E[h(r) ||D_F - D_T||^2] d(sigma) / sigma^3. The law's density of sigma,
+    du / d(sigma), is divided out, so the objective is the same under every law. Returns (B,).
+    """
+    sigma = law.sigma(u)
+    return law.slope(u) / sigma**3
 
 
 def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:

@@ -212,32 +212,32 @@ def denoising_loss(
 def discriminator_loss(real_logit: Tensor, fake_logit: Tensor) -> Tensor:
     """Logistic loss mean softplus(-l_real) + mean softplus(l_fake), a scalar; its optimum is l = log p_real / p_fake.
 
-    Any shapes. Real and student samples must be noised by the same law of levels, or l is not a density ratio.
+    Any shapes: with one logit a head, `(B, heads)`, every head has a loss of its own. Real and student samples must be
+    noised by the same law of levels, or l is not a density ratio.
     """
     return softplus(-real_logit).mean() + softplus(fake_logit).mean()
 
 
-def approximate_r1(
-    discriminator: Callable[[Tensor], Tensor],
-    noised_real: Tensor,
-    real_logit: Tensor | None = None,
-    *,
-    std: float = 0.01,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Finite-difference R1 (2501.08316): ( l(x + std e) - l(x) )^2 / std^2, e ~ N(0, I), on average ||grad_x l||^2.
+def feature_r1(logit: Tensor, feature: Tensor) -> Tensor:
+    """R1 at the input f of a discriminator's head (2311.17042, section 3.2), f in units of its own rms:
 
-    discriminator: x (B, C, H, W) -> logits (B,) or (B, heads), at fixed level and condition.
-    noised_real: (B, C, H, W), the noised real sample at the level of the logits, so that only e differs.
-    real_logit: the logits of `noised_real` if they are known already.
-    Returns (B,). The penalty of a weight gamma is gamma / 2 times its mean. No second derivatives, so any network
-    will do.
+        mean(f^2) ||dl / df||^2,        exact, differentiable in the head's weights.
+
+    A penalty on pixels needs second derivatives of the whole network, or differences of two passes, which in bfloat16
+    are rounding noise; the head alone is small and in float32, whatever the network's precision.
+
+    logit: (B,), of that head; feature: (B, C, h, w), a leaf that requires a gradient. Returns (B,); the penalty of a
+    weight gamma is gamma / 2 times its mean.
     """
-    if real_logit is None:
-        real_logit = discriminator(noised_real)
-    noise = torch.randn(noised_real.shape, generator=generator, device=noised_real.device, dtype=noised_real.dtype)
-    difference = (discriminator(noised_real + std * noise) - real_logit) / std
-    return difference.square().reshape(len(noised_real), -1).mean(1)
+    (gradient,) = torch.autograd.grad(logit.sum(), feature, create_graph=True)
+    return feature.detach().square().flatten(1).mean(1) * gradient.square().flatten(1).sum(1)
+
+
+def mean_weight(divergence: str | Divergence, logit: Tensor) -> Tensor:
+    """The mean of h(r) over the batch of all ranks, a scalar without a graph; logit: log r, (B,)."""
+    h = get_divergence(divergence).weight(logit.detach())
+    total, count = all_reduce_sum(torch.stack([h.sum(), h.new_tensor(float(len(h)))]))
+    return total.clamp_min(torch.finfo(h.dtype).tiny) / count
 
 
 def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -259,9 +259,8 @@ def _divergence_weights(
     (logit,) = _at_least_float32(_one_per_sample(logit, x, "logit"))
     h, slope = divergence.weight(logit), divergence.weight_slope(logit)
     if normalize:
-        total, count = all_reduce_sum(torch.stack([h.detach().sum(), h.new_tensor(float(len(x)))]))
-        scale = count / total.clamp_min(torch.finfo(h.dtype).tiny)
-        h, slope = h * scale, slope * scale
+        mean = mean_weight(divergence, logit.flatten())
+        h, slope = h / mean, slope / mean
     return h, slope
 
 

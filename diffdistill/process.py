@@ -74,6 +74,13 @@ class LevelLaw:
         t = s.shift * t / (1 + (s.shift - 1) * t)
         return (t / (1 - t)).float()
 
+    def slope(self, u: Tensor) -> Tensor:
+        """d sigma / du at `u`, same shape: one over the density of sigma under the law."""
+        with torch.enable_grad():
+            u = u.detach().double().requires_grad_()
+            (slope,) = torch.autograd.grad(self.sigma(u).sum(), u)
+        return slope.float()
+
     def draw(self, count: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """`(u, sigma)`, each `(count,)`, stratified: one draw in each of `count` equal cells of u, in random order."""
         cells = torch.randperm(count) + torch.rand(count)
@@ -124,12 +131,17 @@ class EDM:
     """Preconditioning of 2206.00364, Table 1: D = c_skip x + c_out F(c_in x, time_scale * ln(sigma) / 4).
 
     `time_scale` is 1 in EDM and 1000 in consistency models (2303.01469) and diffusers' CMStochasticIterativeScheduler.
+
+    `boundary` is 0 for denoisers. A consistency model has D(x, boundary) = x (2303.01469, eq. 5 and appendix C, whose
+    epsilon it is): c_skip = sigma_data^2 / ((sigma - boundary)^2 + sigma_data^2) and c_out = sigma_data (sigma -
+    boundary) / sqrt(sigma^2 + sigma_data^2), for sigma from `boundary` up.
     """
 
     sigma_data: float = 0.5
     time_scale: float = 1000.0
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+    boundary: float = 0.0
 
     def start_scale(self, sigma: float) -> float:
         """a of a student's first input x = a z, z ~ N(0, 1): where the stock pipeline begins, here with sigma z."""
@@ -139,18 +151,20 @@ class EDM:
         """Network input `(B, C, H, W)` and time `(B,)` of x in VE coordinates."""
         return x / per_sample((sigma**2 + self.sigma_data**2).sqrt(), x), self.time_scale * 0.25 * sigma.log()
 
+    def _scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """`(c_skip, c_out)`, each `(B,)`."""
+        above = sigma - self.boundary
+        skip = self.sigma_data**2 / (above**2 + self.sigma_data**2)
+        return skip, above * self.sigma_data / (sigma**2 + self.sigma_data**2).sqrt()
+
     def to_x0(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """x0 from the network's raw output F."""
-        total = sigma**2 + self.sigma_data**2
-        return (
-            per_sample(self.sigma_data**2 / total, x) * x
-            + per_sample(sigma * self.sigma_data / total.sqrt(), x) * output
-        )
+        skip, out = self._scalings(sigma)
+        return per_sample(skip, x) * x + per_sample(out, x) * output
 
     def from_x0(self, x0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        """The output F that means this x0."""
-        total = sigma**2 + self.sigma_data**2
-        skip, out = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt()
+        """The output F that means this x0, for sigma > boundary."""
+        skip, out = self._scalings(sigma)
         return (x0 - per_sample(skip, x) * x) / per_sample(out, x)
 
 

@@ -65,11 +65,14 @@ class RatioTracker(nn.Module):
         l -> clip( clamp(l, -10, 10) - log E_q[r | level bin],  log clip_min, log clip_max )
 
     For the optimal discriminator E_q[r] = 1 at every level, so the division is self-normalised importance weighting:
-    it changes nothing there and mends a discriminator that is off by a constant. Clipping biases the optimum
-    (2502.15681 clips to [0.1, 20], which narrows the forward-KL student by 2 %), hence the wide default and the
-    warning.
+    it changes nothing there and mends a discriminator that is off by a constant. Dividing comes before clipping: the
+    bounds then mean the same for every discriminator, where those of a raw ratio cut off all of one that is far off.
+    Clipping biases the optimum (2502.15681 clips to [0.1, 20], which narrows the forward-KL student by 2 %), hence the
+    wide default and the warning.
 
-    The averages are buffers, so they are in the checkpoint, and are summed over ranks.
+    E_q[r] is the average of the batches counted so far, not of the batch that is calibrated: each sample's ratio is a
+    function of its own logit, so a batch may be taken in parts. The averages are buffers, so they are in the
+    checkpoint, and are summed over ranks.
     """
 
     def __init__(
@@ -91,20 +94,24 @@ class RatioTracker(nn.Module):
     def forward(self, logit: Tensor, u: Tensor) -> Tensor:
         """logit: (B,) on student samples noised to the levels of u (B,) in [0, 1]. Returns log r (B,).
 
-        Differentiable in `logit` (the averages are constants). Training mode counts the batch first.
+        Differentiable in `logit` (the averages are constants).
         """
+        return (self._clamped(logit, u) - self.ratio(u).log()).clamp(*self.log_clip)
+
+    @torch.no_grad()
+    def update(self, logit: Tensor, u: Tensor) -> None:
+        """Count a batch, `logit` and `u` as in `forward`, after it was calibrated; warn of what is out of bounds."""
+        clamped = self._clamped(logit, u)
+        calibrated = clamped - self.ratio(u).log()
+        self.ratio.update(clamped.exp(), u)
+        self._watch(active=(clamped != logit) | (calibrated.clamp(*self.log_clip) != calibrated))
+
+    def _clamped(self, logit: Tensor, u: Tensor) -> Tensor:
         if logit.shape != u.shape or logit.ndim != 1:
             raise ValueError(f"logit and u must both have shape (B,), got {tuple(logit.shape)} and {tuple(u.shape)}.")
         if not logit.is_floating_point() or logit.element_size() < 4:
             logit = logit.float()
-        clamped = logit.clamp(-self.max_logit, self.max_logit)
-        if self.training:
-            self.ratio.update(clamped.detach().exp(), u)
-        calibrated = clamped - self.ratio(u).log()
-        clipped = calibrated.clamp(*self.log_clip)
-        if self.training:
-            self._watch(active=(clamped != logit) | (clipped != calibrated))
-        return clipped
+        return logit.clamp(-self.max_logit, self.max_logit)
 
     def metrics(self) -> dict[str, float]:
         """`ratio_mean_K`: E_q[r] of level bin K before calibration (right: 1); `ratio_clipped`: part clipped."""

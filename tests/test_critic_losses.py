@@ -1,11 +1,14 @@
 """Losses of the critic and of the discriminator."""
 
+import copy
 import math
 
 import pytest
 import torch
+from tiny import tiny_teacher
 
-from diffdistill.losses import approximate_r1, denoising_loss, discriminator_loss
+from diffdistill.discriminators import Discriminator
+from diffdistill.losses import denoising_loss, discriminator_loss, feature_r1
 
 
 def test_denoising_loss_of_an_untrained_preconditioned_network_is_about_one():
@@ -36,18 +39,45 @@ def test_the_discriminators_optimum_is_the_log_ratio():
     assert logit.grad.abs() < 1e-6
 
 
-def test_approximate_r1_is_the_squared_gradient_norm():
+def test_feature_r1_is_the_squared_gradient_in_units_of_the_features_rms():
+    # l = w . f, so ||dl/df||^2 = ||w||^2, and f = 3 everywhere has rms 3.
     torch.manual_seed(0)
-    direction, x = torch.randn(1, 1, 4, 4), torch.randn(4000, 1, 4, 4)
+    w = torch.randn(2, 4, 4, requires_grad=True)
+    feature = torch.full((5, 2, 4, 4), 3.0, requires_grad=True)
+    penalty = feature_r1((feature * w).flatten(1).sum(1), feature)
+    torch.testing.assert_close(penalty, (9 * w.square().sum()).expand(5))
+    (gradient,) = torch.autograd.grad(penalty.mean(), w)
+    torch.testing.assert_close(gradient, 18 * w)
 
-    def discriminator(x):
-        return 3.0 + (x * direction).flatten(1).sum(1)
 
-    generator = torch.Generator().manual_seed(0)
-    penalty = approximate_r1(discriminator, x, std=0.1, generator=generator)
-    assert penalty.shape == (4000,)
-    assert penalty.mean().item() == pytest.approx(direction.square().sum().item(), rel=0.1)
-    generator.manual_seed(0)
-    torch.testing.assert_close(
-        penalty, approximate_r1(discriminator, x, discriminator(x), std=0.1, generator=generator)
-    )
+def test_r1_does_not_depend_on_the_scale_of_the_features():
+    torch.manual_seed(0)
+    feature, w = torch.randn(6, 2, 3, 3), torch.randn(2, 3, 3)
+
+    def penalty(scale):
+        leaf = (scale * feature).requires_grad_()
+        return feature_r1(torch.tanh((leaf / scale * w).flatten(1).sum(1)), leaf)
+
+    torch.testing.assert_close(penalty(1.0), penalty(40.0))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_r1_of_heads_is_exact_in_any_precision(autocast):
+    """Against central differences in float64, each coordinate of each head's input."""
+    torch.manual_seed(0)
+    network = tiny_teacher()
+    discriminator = Discriminator(network, ("down_blocks.0", "mid_block"))
+    features = network.features(torch.randn(2, 1, 8, 8), torch.ones(2), torch.zeros(2, dtype=torch.long), discriminator.taps)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        got = discriminator.r1([f.detach() for f in features])
+    wants = []
+    for head, feature in zip(copy.deepcopy(discriminator).double().heads, features, strict=True):
+        f, squares = feature.detach().double(), 0.0
+        flat, h = f.flatten(1), 1e-5
+        for k in range(flat.shape[1]):
+            step = torch.zeros_like(flat)
+            step[:, k] = h
+            up, down = head((flat + step).view_as(f)), head((flat - step).view_as(f))
+            squares = squares + ((up - down) / (2 * h)).square()
+        wants.append(f.square().flatten(1).mean(1) * squares)
+    torch.testing.assert_close(got.double(), torch.stack(wants).mean(0).detach(), rtol=1e-4, atol=1e-8)

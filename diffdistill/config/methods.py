@@ -23,7 +23,7 @@ class Adversarial(Section):
         1e-2, description="lambda_D beside the denoising loss, with features: critic"
     )
     r1: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of the approximate R1 penalty on the noised real image"
+        0.0, description="weight of the R1 penalty at the heads' inputs, on noised real images (features in rms units)"
     )
     optimizer: Optimizer = Optimizer(learning_rate=1e-3)
 
@@ -36,9 +36,11 @@ class Ratio(Section):
     decay: Fraction = Field(0.98, description="memory of that mean")
 
 
-LevelWeight = Literal["none", "dmd", "dmd_level", "pseudo_huber"]
-WEIGHT_HELP = "none: 1; dmd: 1 / mean|x0 - D_T| per sample; dmd_level: its expectation per level; pseudo_huber: 1 "
-"/ sqrt(||g||^2 + c^2)"
+LevelWeight = Literal["none", "dmd", "dmd_level", "pseudo_huber", "expansion"]
+WEIGHT_HELP = (
+    "none: 1; dmd: 1 / mean|x0 - D_T| per sample; dmd_level: its expectation per level; pseudo_huber: 1 / "
+    "sqrt(||g||^2 + c^2); expansion (Fisher form): d(sigma) / sigma^3, Uni-Instruct's own, whatever the level law"
+)
 
 
 class Method(Section):

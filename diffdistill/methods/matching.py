@@ -4,10 +4,10 @@ It owns no optimiser and no device: the loop's task does (`training/distiller.py
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,12 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.discriminators import AdversarialTerm
 from diffdistill.divergences import get_divergence
 from diffdistill.errors import ConfigError
-from diffdistill.level_weights import LevelNormaliser, native_weight
+from diffdistill.level_weights import LevelNormaliser, expansion_weight, native_weight
 from diffdistill.losses import (
     denoising_loss,
     fisher_gradient,
     guidance_gradient,
+    mean_weight,
     score_gap_gradient,
     warn_if_unstable,
 )
@@ -63,6 +64,63 @@ class Choices:
             )
         if self.form == "fisher":
             warn_if_unstable(self.alpha)
+        elif self.level_weight == "expansion":
+            raise ConfigError(
+                "method.level_weight 'expansion' weighs the squared score gap of uni_instruct, sid and sim; for a "
+                "method whose gradient is the gap itself take none, dmd or dmd_level"
+            )
+
+
+class StudentNoise(NamedTuple):
+    """Where and with what a batch of student images is noised: the law's u and sigma `(B,)`, eps `(B, C, H, W)`."""
+
+    u: Tensor
+    sigma: Tensor
+    eps: Tensor
+
+    def part(self, rows: slice) -> "StudentNoise":
+        return StudentNoise(*(value[rows] for value in self))
+
+
+class CriticNoise(NamedTuple):
+    """The same for the critic, and for the discriminator's real and student images, which share their levels."""
+
+    sigma: Tensor
+    eps: Tensor
+    seen_sigma: Tensor | None = None
+    real_eps: Tensor | None = None
+    fake_eps: Tensor | None = None
+
+    def part(self, rows: slice) -> "CriticNoise":
+        return CriticNoise(*(None if value is None else value[rows] for value in self))  # type: ignore[arg-type]
+
+
+class Seen(NamedTuple):
+    """What one part of the batch gave: gradients by term, and the networks' verdicts, without graphs."""
+
+    terms: dict[str, Tensor]
+    teacher_x0: Tensor
+    critic_x0: Tensor
+    raw: Tensor | None  # the discriminator's logit (B,)
+    logit: Tensor | None  # calibrated
+    metrics: Metrics
+
+
+def parts_of(count: int, size: int | None) -> list[slice]:
+    return [slice(start, start + (size or count)) for start in range(0, count, size or count)]
+
+
+def some(values: Any, rows: slice) -> Any:
+    return None if values is None else values[rows]
+
+
+def mean_of(seen: list[Metrics]) -> Metrics:
+    """Each figure's mean over the parts that have it."""
+    if len(seen) == 1:
+        return seen[0]
+    names = dict.fromkeys(name for found in seen for name in found)
+    values = {name: [torch.as_tensor(found[name]) for found in seen if name in found] for name in names}
+    return {name: torch.stack([value.float() for value in found]).mean() for name, found in values.items()}
 
 
 def warn_if_unrewarded(settings: Rewarded, plain: str) -> None:
@@ -90,7 +148,7 @@ class DistributionMatching:
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         self.choices = choices
-        self.teacher, self.critic = teacher.requires_grad_(False).eval(), critic
+        self.teacher, self.critic = teacher.requires_grad_(False).eval(), critic.eval()
         self.level, self.critic_level, self.autocast = level, critic_level, autocast
         device = next(teacher.parameters()).device
         if choices.guidance_scale != 1.0 and teacher.null_class is None:
@@ -114,19 +172,49 @@ class DistributionMatching:
         return {name: part for name, part in parts.items() if part is not None}
 
     def student_gradient(
-        self, x0: Tensor, cond: Tensor | None, progress: float, prompts: Prompts = None
+        self,
+        x0: Tensor,
+        cond: Tensor | None,
+        progress: float,
+        prompts: Prompts = None,
+        part_size: int | None = None,
     ) -> tuple[Tensor, Metrics]:
         """d(loss of each sample) / d x0, `(B, C, H, W)`, in the sum convention.
 
         It is taken at a leaf copy of x0, so nothing else gets a gradient.
         x0: the student's images; cond: their labels; progress: part of the run done, for methods with a warm-up;
-        prompts: what the reward reads, if not the labels.
+        prompts: what the reward reads, if not the labels; part_size: images at a time, for the same gradient in less
+        memory: noise is drawn, and means are taken, over the whole batch.
         """
-        c = self.choices
+        c, x0 = self.choices, x0.detach()
         warm = progress < c.fisher_warmup
-        x = x0.detach().requires_grad_()
-        u, sigma = self.level.draw(len(x), x.device)
-        x_t = x + per_sample(sigma, x) * torch.randn_like(x)
+        u, sigma = self.level.draw(len(x0), x0.device)
+        noise = StudentNoise(u, sigma, torch.randn_like(x0))
+        seen = [
+            self._part(x0[rows], some(cond, rows), noise.part(rows), warm, some(prompts, rows))
+            for rows in parts_of(len(x0), part_size)
+        ]
+        terms = {name: torch.cat([part.terms[name] for part in seen]) for name in seen[0].terms}
+        teacher_x0, critic_x0 = (torch.cat([getattr(part, n) for part in seen]) for n in ("teacher_x0", "critic_x0"))
+        if c.normalize and not warm:
+            divergence = get_divergence(c.divergence)
+            logits = x0.new_zeros(len(x0)) if seen[0].logit is None else torch.cat([p.logit for p in seen])
+            terms["matching"] = terms["matching"] / mean_weight(divergence, logits)
+        if self.ratio is not None:
+            self.ratio.update(torch.cat([part.raw for part in seen]), u)
+        if self.normaliser is not None:
+            weight = self.normaliser(x0, teacher_x0, u)
+            terms |= {name: weight * terms[name] for name in ("matching", "guidance") if name in terms}
+        gradient = torch.stack(list(terms.values())).sum(0)
+        metrics = mean_of([part.metrics for part in seen])
+        metrics |= {f"gradient/{name}": g.flatten(1).norm(dim=1).mean() for name, g in terms.items()}
+        return gradient, metrics | self._health(x0, teacher_x0, critic_x0, u)
+
+    def _part(self, x0: Tensor, cond: Tensor | None, noise: StudentNoise, warm: bool, prompts: Prompts) -> Seen:
+        """The terms of some samples, before what is a mean over the batch: of weights, and of levels."""
+        c = self.choices
+        x, sigma = x0.detach().requires_grad_(), noise.sigma
+        x_t = x + per_sample(sigma, x) * noise.eps
 
         # The score-gap form takes both denoisers as constants, the Fisher form differentiates through them.
         term = self.adversarial
@@ -138,21 +226,25 @@ class DistributionMatching:
                 teacher_x0, features = self.teacher.guided_tapped(x_t, sigma, cond, inside, on_teacher)
             with torch.set_grad_enabled(c.form == "fisher" or bool(on_critic)):
                 critic_x0, critic_features = self.critic.tapped(x_t, sigma, cond, on_critic)
-        raw = None if term is None else term.discriminator(features or critic_features)
-        logit = None if self.ratio is None or raw is None else self.ratio(raw, u)
+        heads = None if term is None else term.discriminator(features or critic_features)
+        raw = None if heads is None else heads.mean(1)
+        logit = None if self.ratio is None or raw is None else self.ratio(raw, noise.u)
 
-        weight = c.level_weight if self.normaliser is None else self.normaliser(x, teacher_x0, u)
+        weight: Any = c.level_weight
+        if weight == "dmd_level":  # of the whole batch
+            weight = None
+        elif weight == "expansion":
+            weight = expansion_weight(self.level, noise.u)
         terms = {"matching": self._matching(x, teacher_x0, critic_x0, logit, weight, warm, keep_graph=raw is not None)}
         metrics: Metrics = {}
         if c.guidance == "outside" and c.guidance_scale != 1.0:
             terms["guidance"] = self._outside(x, x_t, sigma, cond, teacher_x0, weight)
-        if term is not None and raw is not None and term.settings.weight > 0 and not warm:
-            terms["adversarial"] = term.gradient(raw, x)
+        if term is not None and heads is not None and term.settings.weight > 0 and not warm:
+            terms["adversarial"] = term.gradient(heads, x)
         if self.reward is not None:
             terms["reward"], metrics = self.reward.gradient(x, cond if prompts is None else prompts)
-        gradient = torch.stack(list(terms.values())).sum(0)
-        metrics |= {f"gradient/{name}": g.flatten(1).norm(dim=1).mean() for name, g in terms.items()}
-        return gradient, metrics | self._health(x.detach(), teacher_x0.detach(), critic_x0.detach(), u)
+        raw, logit = (None if value is None else value.detach() for value in (raw, logit))
+        return Seen(terms, teacher_x0.detach(), critic_x0.detach(), raw, logit, metrics)
 
     def _matching(
         self,
@@ -170,11 +262,11 @@ class DistributionMatching:
         if c.form == "score_gap":
             return score_gap_gradient(
                 x, teacher_x0, critic_x0,
-                logit=logit, divergence=divergence, level_weight=weight, normalize=c.normalize,
+                logit=logit, divergence=divergence, level_weight=weight,
             )  # fmt: skip
         return fisher_gradient(
             x, teacher_x0, critic_x0,
-            logit=logit, divergence=divergence, level_weight=weight, normalize=c.normalize,
+            logit=logit, divergence=divergence, level_weight=weight,
             alpha=1.0 if warm else c.alpha, detach_ratio=c.detach_ratio, retain_graph=keep_graph,
         )  # fmt: skip
 
@@ -206,21 +298,34 @@ class DistributionMatching:
             metrics |= {f"ratio/{name.removeprefix('ratio_')}": value for name, value in self.ratio.metrics().items()}
         return metrics
 
-    def critic_loss(self, x0: Tensor, cond: Tensor | None, real: Tensor | None) -> tuple[Tensor, Metrics]:
+    def critic_noise(self, x0: Tensor, with_real: bool) -> CriticNoise:
+        """What `critic_loss` needs for a whole batch, of which parts may then be taken."""
+        _, sigma = self.critic_level.draw(len(x0), x0.device)
+        noise = CriticNoise(sigma, torch.randn_like(x0))
+        if self.adversarial is None or not with_real:
+            return noise
+        _, seen_sigma = self.level.draw(len(x0), x0.device)
+        return CriticNoise(*noise[:2], seen_sigma, *torch.randn_like(torch.cat([x0, x0])).chunk(2))
+
+    def critic_loss(
+        self, x0: Tensor, cond: Tensor | None, real: Tensor | None, noise: CriticNoise | None = None
+    ) -> tuple[Tensor, Metrics]:
         """Scalar loss of the critic (denoising score matching on the student's images) and of the discriminator.
 
-        x0: student images, detached here; real: as many real images of the same labels, for the discriminator only.
+        x0: student images, detached here; real: as many real images of the same labels, for the discriminator only;
+        noise: drawn here if it is not given.
         """
         x0 = x0.detach()
-        _, sigma = self.critic_level.draw(len(x0), x0.device)
+        noise = noise or self.critic_noise(x0, real is not None)
         with self.autocast():
-            prediction = self.critic(x0 + per_sample(sigma, x0) * torch.randn_like(x0), sigma, cond)
-        weight = native_weight(self.teacher.process, sigma)
-        loss = denoising_loss(prediction, x0, sigma, weight=weight).mean()
+            prediction = self.critic(x0 + per_sample(noise.sigma, x0) * noise.eps, noise.sigma, cond)
+        weight = native_weight(self.teacher.process, noise.sigma)
+        loss = denoising_loss(prediction, x0, noise.sigma, weight=weight).mean()
         metrics: Metrics = {"critic/loss": loss.detach()}
         if self.adversarial is not None and real is not None:
-            _, sigma = self.level.draw(len(x0), x0.device)
+            assert noise.seen_sigma is not None and noise.real_eps is not None and noise.fake_eps is not None  # noqa: PT018
             with self.autocast():
-                term, more = self.adversarial.loss(real, x0, sigma, cond)
+                eps = noise.real_eps, noise.fake_eps
+                term, more = self.adversarial.loss(real, x0, noise.seen_sigma, cond, eps)
             loss, metrics = loss + term, metrics | more
         return loss, metrics

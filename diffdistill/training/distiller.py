@@ -10,7 +10,7 @@ from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.methods import choices_of
-from diffdistill.methods.matching import DistributionMatching
+from diffdistill.methods.matching import DistributionMatching, mean_of, parts_of, some
 from diffdistill.process import LevelLaw
 from diffdistill.text.data import TextSet
 from diffdistill.training.device import Device
@@ -54,11 +54,6 @@ class DistillTask:
             LevelLaw(config.critic.level, *bounds),
             device.autocast,
         )
-        if config.micro_batch_size is not None and self.method.choices.normalize:
-            raise ConfigError(
-                f"{config.method.name} takes the mean of its weights over the batch, which micro_batch_size would cut "
-                f"up; set micro_batch_size=null and a smaller train_batch_size"
-            )
         self.first = regression_steps(config)
         self._build_updaters(config, critic)
         self.regression = self._build_regression(config, teacher)
@@ -144,8 +139,9 @@ class DistillTask:
         metrics: Metrics = {}
         for _ in range(config.critic.updates_per_step):
             seen = []
+            noise = method.critic_noise(x0.detach(), real is not None)
             for rows in parts:
-                loss, found = method.critic_loss(x0[rows], some(cond, rows), some(real, rows))
+                loss, found = method.critic_loss(x0[rows], some(cond, rows), some(real, rows), noise.part(rows))
                 (len(x0[rows]) / len(x0) * loss).backward()
                 seen.append(found)
             for updater in self.critic_updaters:
@@ -153,14 +149,13 @@ class DistillTask:
             metrics |= mean_of(seen)
 
         if progress >= method.choices.critic_warmup:
-            seen = []
+            gradient, found = method.student_gradient(x0, cond, progress, self.texts(cond), config.micro_batch_size)
+            # The mean over C, H, W too, so that clipping thresholds mean what they mean in the papers.
+            gradient = gradient / x0.numel()
             for rows in parts:
                 made = x0 if whole else self.images(x[rows], sigma[rows], some(cond, rows))
-                gradient, found = method.student_gradient(made, some(cond, rows), progress, self.texts(cond, rows))
-                # The mean over C, H, W too, so that clipping thresholds mean what they mean in the papers.
-                made.backward(gradient / x0.numel())
-                seen.append(found)
-            metrics |= mean_of(seen) | self.student_updater.step(step)
+                made.backward(gradient[rows])
+            metrics |= found | self.student_updater.step(step)
             self.ema.update(self.student)
         return metrics
 
@@ -168,9 +163,9 @@ class DistillTask:
         with self.device.autocast():
             return self.student(x, sigma, cond)
 
-    def texts(self, cond: Tensor | None, rows: slice) -> list[str] | None:
-        """The prompts of some images, for a reward; None where the condition is no text."""
-        return None if self.student.prompts is None or cond is None else self.student.prompts.texts(cond[rows])
+    def texts(self, cond: Tensor | None) -> list[str] | None:
+        """The prompts of the images, for a reward; None where the condition is no text."""
+        return None if self.student.prompts is None or cond is None else self.student.prompts.texts(cond)
 
     @torch.no_grad()
     def student_input(self, real: Tensor | None, cond: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -195,19 +190,3 @@ class DistillTask:
     def averaged(self) -> Denoiser:
         return self.ema.module
 
-
-def parts_of(count: int, size: int | None) -> list[slice]:
-    return [slice(start, start + (size or count)) for start in range(0, count, size or count)]
-
-
-def some(values: Tensor | None, rows: slice) -> Tensor | None:
-    return None if values is None else values[rows]
-
-
-def mean_of(seen: list[Metrics]) -> Metrics:
-    """Each figure's mean over the parts that have it."""
-    if len(seen) == 1:
-        return seen[0]
-    names = dict.fromkeys(name for found in seen for name in found)
-    values = {name: [torch.as_tensor(found[name]) for found in seen if name in found] for name in names}
-    return {name: torch.stack([value.float() for value in found]).mean() for name, found in values.items()}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from diffdistill.config.schema import Distill
-from diffdistill.denoiser import Denoiser
+from diffdistill.denoiser import Denoiser, last_layer
 from diffdistill.errors import ConfigError
 from diffdistill.models.folder import clone_network
 from diffdistill.models.stock import near_levels
@@ -62,7 +62,11 @@ def levels_of(config: Distill, teacher: Denoiser) -> tuple[float, ...]:
 
 
 def build_roles(config: Distill, teacher: Denoiser, levels: tuple[float, ...], device: Device) -> Roles:
-    """`(student, critic)`, both starting as the teacher (without its null class)."""
+    """`(student, critic)`, both starting as the teacher (without its null class), all in evaluation mode.
+
+    The score gap is a difference of two networks, and a critic that learned with dropout and speaks without it, or a
+    student whose images come from another network at each pass, is not what the equations mean.
+    """
     if config.gradient_checkpointing and not getattr(teacher.network, "_supports_gradient_checkpointing", False):
         raise ConfigError(
             f"gradient_checkpointing is on, and {type(teacher.network).__name__} cannot compute its activations anew; "
@@ -72,7 +76,7 @@ def build_roles(config: Distill, teacher: Denoiser, levels: tuple[float, ...], d
     if isinstance(teacher, TextDenoiser):
         return _text_roles(config, teacher, about, device)
     classes = teacher.num_classes
-    student = Denoiser(clone_network(teacher.network, classes), teacher.process, metadata=about)
+    student = Denoiser(clone_network(teacher.network, classes), teacher.process, metadata=about).eval()
     critic = Denoiser(clone_network(teacher.network, classes), teacher.process)
     if config.gradient_checkpointing:
         for model in (student, critic):
@@ -88,6 +92,8 @@ def _text_roles(config: Distill, teacher: TextDenoiser, about: dict[str, object]
     settings = {"student": config.student.lora, "critic": config.critic.lora}
     copies = {role: clone_network(teacher.network, None) for role, lora in settings.items() if lora is None}
     nn.Module.to(teacher.network, device.dtype or torch.float32)
+    if (last := last_layer(teacher.network)) is not None:
+        last.float()
     networks = {
         role: copies[role] if lora is None else shared.adapted(lora.rank, lora.alpha, lora.targets)
         for role, lora in settings.items()
@@ -96,5 +102,5 @@ def _text_roles(config: Distill, teacher: TextDenoiser, about: dict[str, object]
         teacher.network.enable_gradient_checkpointing(shared.checkpointed)
         for network in copies.values():
             network.enable_gradient_checkpointing()
-    student = teacher.with_network(networks["student"], about)
+    student = teacher.with_network(networks["student"], about).eval()
     return student, teacher.with_network(networks["critic"])

@@ -103,6 +103,7 @@ def calibration() -> Iterator[Check]:
     # Each node is drawn in proportion to its weight, as samples of the student are.
     drawn = torch.multinomial(nodes.weight, 400_000, replacement=True, generator=torch.Generator().manual_seed(0))
     wrong = exact + torch.tensor([1.5, -0.7, 0.4], dtype=torch.float64).repeat_interleave(len(nodes.z) // 3)
+    tracker.update(wrong[drawn], u[drawn])
     error = tracker(wrong[drawn], u[drawn]) - exact[drawn]
     got = tuple(error[u[drawn] == value].mean().item() for value in u.unique())
     yield Check(

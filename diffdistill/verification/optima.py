@@ -50,7 +50,7 @@ class Recipe:
 
     def expected(self, teacher: Mixture, nodes: Nodes) -> Callable[[float, float], tuple[float, float]]:
         """(m, s) -> expected gradient with exact teacher, critic and ratio."""
-        tracker = None if self.clip is None else RatioTracker(clip=self.clip, max_logit=1e3).double().eval()
+        tracker = None if self.clip is None else RatioTracker(clip=self.clip, max_logit=1e3).double()
 
         def gradient(x0: Tensor, *networks: Tensor, logit: Tensor, **settings: Any) -> Tensor:
             if tracker is not None:

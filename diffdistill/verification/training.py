@@ -122,7 +122,9 @@ class Training:
             logit = teacher.log_density(x_t, level) - ratio.log_density(x_t, level)
         else:
             network, tracker = ratio
-            logit = tracker(network(x_t, level), u.repeat_interleave(DIMENSIONS))
+            raw, u = network(x_t, level), u.repeat_interleave(DIMENSIONS)
+            logit = tracker(raw, u)
+            tracker.update(raw, u)
         weight = dmd_weight(x0, teacher_x0.detach().reshape(x0.shape)).flatten().repeat_interleave(DIMENSIONS)
         gradient = self.gradient(each, teacher_x0, critic_x0, logit=logit, level_weight=weight, **self.settings)
         return gradient.reshape(x0.shape)
