@@ -25,6 +25,11 @@ class Data(Section):
     prompts: str | None = Field(
         None, description="file of prompts (.txt, .csv, .jsonl) in place of captioned images, for a text teacher"
     )
+    prompt_cache_gb: Annotated[float, Field(ge=0)] = Field(
+        4.0,
+        description="text models: memory for encoded prompts, the last used ones, in 1e9 bytes; the rest is "
+        "encoded again when it is needed",
+    )
 
 
 class Level(Section):

@@ -36,12 +36,14 @@ class TextSet:
 
 
 def text_data(config: Distill, model: TextDenoiser) -> TextSet:
-    """The data of a run; sets the model's size of image where `data.image_size` asks for another.
+    """The data of a run; sets the model's size of image where `data.image_size` asks for another, and its memory for
+    prompts.
 
     Raises ConfigError for settings that do not fit, DataError for what cannot be read.
     """
     settings = config.data
     _set_size(model, settings.image_size)
+    model.adapter.kept.limit = settings.prompt_cache_gb * 1e9
     if settings.horizontal_flip:
         raise ConfigError("data.horizontal_flip mirrors images, and their latents are encoded once; leave it false")
     if settings.prompts is not None:

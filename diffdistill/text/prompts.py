@@ -14,7 +14,7 @@ class PromptTable:
     """Texts by number, so that every method can pass a condition `(B,)` about as it does class labels.
 
     Row 0 is the null prompt: what guidance sets a prompt against where no negative prompt is given. A text keeps its
-    number; it is encoded when first used, alone, and kept (`Adapter.encoded`).
+    number; it is encoded when used, alone, and kept while there is room (`Adapter.encoded`).
     """
 
     null = NULL

@@ -31,6 +31,7 @@ def align(resolved: Resolved) -> int:
         check_peft()
     device = Device(config.mixed_precision, config.num_threads)
     model = load_pipeline(config.model)
+    model.kept.limit = config.data.prompt_cache_gb * 1e9
     task = AlignTask(config, model, pairs, device)
     attention = str(set_attention(task.network, config.attention, run=task.example, context=device.autocast))
     judges = load_judges(config.evaluation, device)  # before there is a folder

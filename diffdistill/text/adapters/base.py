@@ -3,7 +3,6 @@
 No forward is copied. An adapter knows how its pipeline class calls the network; everything else is the same for all.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +12,8 @@ from torch import Tensor, nn
 
 from diffdistill.data.pairs import Picture
 from diffdistill.data.pixels import to_model_range
+from diffdistill.text.kept import Condition, Kept
 
-Condition = dict[str, Any]
-# Encoded prompts kept on the CPU, the last used ones: of SDXL 0.3 MB each in bfloat16.
-KEPT = 16384
 ENCODED_PIXELS = 1 << 20
 
 
@@ -48,7 +45,7 @@ class Adapter:
         self.image_size: int = self.native_size()
         # What a guidance-distilled network is told; others have no such input.
         self.guidance = 1.0
-        self._texts: OrderedDict[str | None, Condition] = OrderedDict()
+        self.kept = Kept()
 
     def __deepcopy__(self, _memo: Any) -> "Adapter":
         """Shared: a copy of a denoiser is another network in the same pipeline."""
@@ -88,17 +85,15 @@ class Adapter:
     def encoded(self, prompt: str | None) -> Condition:
         """What the text encoders say, on the CPU; None is what guidance sets the prompt against.
 
-        One prompt at a time, so that it does not depend on the batch it is in. The last `KEPT` are kept.
+        One prompt at a time, so that it does not depend on the batch it is in. The last used ones are `kept`.
         """
-        if prompt not in self._texts:
+
+        def make() -> Condition:
             # A grid may ask first, in inference mode, whose tensors no later gradient may meet.
             with torch.inference_mode(False), torch.no_grad():
-                found = self.null() if prompt is None else self.text(prompt)
-                self._texts[prompt] = rows_of(found, lambda rows: rows.cpu())
-            if len(self._texts) > KEPT:
-                self._texts.popitem(last=False)
-        self._texts.move_to_end(prompt)
-        return self._texts[prompt]
+                return rows_of(self.null() if prompt is None else self.text(prompt), lambda rows: rows.cpu())
+
+        return self.kept.get(prompt, make)
 
     def text(self, prompt: str) -> Condition:
         """The encoders' words on one prompt, each tensor with one row."""
