@@ -10,14 +10,16 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from diffdistill.errors import CheckpointError, ConfigError, DiskError
+from diffdistill.models.consistency import KEY, SCHEDULER, ConsistencySchedule, described, kept_schedule
 from diffdistill.models.scalelong import CONFIG_KEY, Settings, install, load_scaled
-from diffdistill.models.stock import stock_schedule
+from diffdistill.models.stock import LCM_TIME_SCALE, Schedule, stock_schedule
 from diffdistill.process import EDM, VP, Flow, Process
 
 if TYPE_CHECKING:
@@ -133,12 +135,24 @@ def load_denoiser(model: str) -> "Denoiser":
             raise CheckpointError(
                 f"'{folder / name}' is damaged: its SHA-256 is not the one in {METADATA}; make or fetch it again"
             )
-    process = process_of(read_json(folder / "scheduler" / "scheduler_config.json"))
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    try:
+        metadata = described(scheduler, metadata)
+        process = process_of(scheduler, metadata.get("role", "teacher"))
+    except CheckpointError as error:
+        raise CheckpointError(f"'{folder}': {error}") from error
     metadata.setdefault("path", str(model))
     if any(name.startswith("text_encoder") for name in index):
         from diffdistill.text.denoiser import load_text_denoiser
 
         return load_text_denoiser(folder, str(index.get("_class_name")), model, process, metadata)
+    others = [name for name, part in index.items() if isinstance(part, list) and part[0] is not None]
+    others = [name for name in others if name not in (component, "scheduler")]
+    if others:
+        raise CheckpointError(
+            f"'{folder}' is a {index.get('_class_name')}, whose network works with its {', '.join(others)} and not on "
+            f"pixels; give a pipeline of a network and a scheduler, or one that draws texts (docs/text_to_image.md)"
+        )
     network = _load_network(folder, component, index[component][1])
     return Denoiser(network, process, null_class=metadata.get("null_class"), metadata=metadata).eval()
 
@@ -172,25 +186,71 @@ def network_class(name: str) -> Any:
     return cls if isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin) else None
 
 
-def process_of(scheduler: dict[str, Any]) -> Process:
-    """The noise process that a diffusers scheduler config describes."""
-    name = scheduler.get("_class_name", "")
-    kind = scheduler.get("prediction_type", "epsilon")
-    if name == "CMStochasticIterativeScheduler":
-        return EDM(scheduler["sigma_data"], 1000.0, scheduler["sigma_min"], scheduler["sigma_max"])
+# What schedulers of DDPM's kind may predict; their other settings change steps, not what the output means.
+VP_KINDS = ("epsilon", "v_prediction", "sample")
+# Few-step models, whose D is a consistency function: only those of this package are read.
+FEW_STEP = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
+
+
+def process_of(scheduler: dict[str, Any], role: str = "teacher") -> Process:
+    """The noise process that a diffusers scheduler config describes, of a network in that role.
+
+    CheckpointError for a scheduler, or a setting, under which a network's output means something that is not read.
+    Settings that choose a sampler's steps alone (timestep_spacing, shift, clip_sample, thresholding, Karras' levels
+    ...) are left out: D(x, sigma) does not depend on them.
+    """
+    name, kind = scheduler.get("_class_name", ""), scheduler.get("prediction_type", "epsilon")
+    if name in FEW_STEP and scheduler.get("timestep_scaling") != LCM_TIME_SCALE:
+        raise CheckpointError(
+            f"{name} belongs to a few-step model, whose D(x_t, sigma) is not the posterior mean E[x0 | x_t]; of those "
+            f"only students made by diffdistill and {SCHEDULER} are read"
+        )
+    if name == SCHEDULER:
+        return ConsistencySchedule.of(scheduler).process(role)
     if name.startswith("EDM"):
-        if kind != "epsilon":
-            raise CheckpointError(f"EDM scheduler with prediction type '{kind}' is not supported; use epsilon")
-        return EDM(scheduler["sigma_data"], 1.0, scheduler["sigma_min"], scheduler["sigma_max"])
+        return _edm(scheduler, kind)
     if name.startswith("FlowMatch"):
+        if scheduler.get("invert_sigmas"):
+            raise CheckpointError(
+                f"{name} has invert_sigmas, time running from data to noise, which is not read; give a flow whose "
+                f"time is 0 at the data"
+            )
         return Flow(float(scheduler.get("num_train_timesteps", 1000)))
+    return _vp(name, scheduler, kind)
+
+
+def _edm(scheduler: dict[str, Any], kind: str) -> EDM:
+    if kind != "epsilon":
+        raise CheckpointError(f"EDM scheduler with prediction type '{kind}' is not supported; use epsilon")
+    usual = {"sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0}
+    scale, low, high = (scheduler.get(key, value) for key, value in usual.items())
+    return EDM(scale, 1.0, low, high)
+
+
+def _vp(name: str, scheduler: dict[str, Any], kind: str) -> VP:
     import diffusers
 
     cls = getattr(diffusers, name, None)
-    made: Any = cls.from_config(scheduler) if cls is not None else None
+    try:
+        made: Any = cls.from_config(scheduler) if cls is not None else None
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"scheduler '{name}' could not be made ({said}); mend its config") from error
     if not hasattr(made, "alphas_cumprod"):
         raise CheckpointError(
             f"scheduler '{name}' is unknown; EDM, CMStochasticIterative, FlowMatch and DDPM-like schedulers are read"
+        )
+    if kind == "flow_prediction" or scheduler.get("use_flow_sigmas"):
+        raise CheckpointError(
+            f"{name} samples a flow (prediction_type '{kind}', use_flow_sigmas), whose schedule is not that of its "
+            f"betas; give the folder a FlowMatchEulerDiscreteScheduler"
+        )
+    if kind not in VP_KINDS:
+        raise CheckpointError(f"prediction type '{kind}' of {name} is not read; it must be {', '.join(VP_KINDS)}")
+    if scheduler.get("timestep_type", "discrete") != "discrete":
+        raise CheckpointError(
+            f"{name} has timestep_type '{scheduler['timestep_type']}', which tells the network ln(sigma) / 4 in place "
+            f"of a training step; only discrete is read"
         )
     return VP(made.alphas_cumprod, kind)
 
@@ -210,7 +270,13 @@ def save_denoiser(
     """Write `folder` as a stock `ConsistencyModelPipeline`; see `Denoiser.save_pretrained`."""
     from diffusers import ConsistencyModelPipeline
 
-    schedule, home = stock_schedule(denoiser.process, levels), type(denoiser.network).__module__
+    own = kept_schedule(denoiser, role, levels)
+    levels = levels if own is None else denoiser.levels
+    if own is None:
+        schedule = stock_schedule(denoiser.process, levels)
+    else:
+        schedule = Schedule(own.scheduler(), tuple(levels), {"num_inference_steps": 1})
+    home = type(denoiser.network).__module__
     with new_folder(folder) as staged:
         pipeline = ConsistencyModelPipeline(unet=denoiser.network, scheduler=schedule.scheduler)
         pipeline.save_pretrained(staged, safe_serialization=True)
@@ -228,6 +294,7 @@ def save_denoiser(
             # The module that stock diffusers must find imported, where the network is not one of its own.
             "network_module": None if home.startswith("diffusers.") else home,
             **({CONFIG_KEY: settings[CONFIG_KEY]} if CONFIG_KEY in settings else {}),
+            **({KEY: asdict(own)} if own is not None else {}),
             "sha256": weights,
             **provenance,
         }

@@ -14,11 +14,9 @@ from torch import Tensor
 from diffdistill.errors import ConfigError
 from diffdistill.process import EDM, VP, Process
 
-# A one-step student is asked at sigma_max only; stock diffusers wants sigma_min < sigma_max and subtracts it in the
-# boundary condition, so "zero" is the honest value. Exactly 0 gives 0^(1/rho) = 0, which its schedule accepts.
-STUDENT_SIGMA_MIN = 0.0
-# The stock schedule of a student has GRID steps evenly spaced in sigma^(1/rho) between its input level and 0; 2,520 is
-# divisible by 1 to 10, and rho = 2 spreads few steps over the levels where images form (2.5, 0.63 for two).
+# The stock schedule of a student has GRID steps, even in sigma^(1/rho), from its input level to the boundary of
+# its process: exactly 0, which stock diffusers accepts, for one that began as a denoiser. 2,520 is divisible by 1 to
+# 10, and rho = 2 spreads few steps over the levels where images form (2.5, 0.63 for two).
 GRID, STUDENT_RHO = 2520, 2.0
 # LCMScheduler mixes x0 with its input by factors made for consistency models. At this scale of its time they are 1 and
 # 0 in float32: (t 2^30)^2 + 1/4 is (t 2^30)^2, and a power of two makes the root exact.
@@ -44,9 +42,10 @@ def stock_schedule(process: Process, levels: Sequence[float]) -> Schedule:
     assert isinstance(process, EDM)
     if not levels:
         return Schedule(_edm_scheduler(process, process.sigma_min, process.sigma_max, 7.0), (), {})
-    stock = tuple(levels) == stock_levels(len(levels), levels[0])
-    call = {"num_inference_steps": len(levels)} if stock else {"timesteps": snap_levels(levels)[1]}
-    scheduler = _edm_scheduler(process, STUDENT_SIGMA_MIN, levels[0], STUDENT_RHO)
+    low = process.boundary
+    stock = tuple(levels) == stock_levels(len(levels), levels[0], low)
+    call = {"num_inference_steps": len(levels)} if stock else {"timesteps": snap_levels(levels, low)[1]}
+    scheduler = _edm_scheduler(process, low, levels[0], STUDENT_RHO)
     return Schedule(scheduler, tuple(levels), call)
 
 
@@ -72,25 +71,28 @@ def near_levels(process: Process, steps: int, first: float, levels: Sequence[flo
     if isinstance(process, VP):
         return _vp_levels(process, _times(process, levels) if levels else _even_times(process, first, steps))
     check_stock(process)
-    return snap_levels(levels)[0] if levels else stock_levels(steps, first)
+    assert isinstance(process, EDM)
+    return snap_levels(levels, process.boundary)[0] if levels else stock_levels(steps, first, process.boundary)
 
 
-def stock_level(index: float, sigma_max: float, rho: float = STUDENT_RHO) -> float:
-    """The level at a grid index of EDM's stock schedule: sigma_max ((index) / (GRID - 1))^rho, with sigma_min = 0."""
-    return sigma_max * (index / (GRID - 1)) ** rho
+def stock_level(index: float, sigma_max: float, sigma_min: float = 0.0) -> float:
+    """The level at a grid index of EDM's stock schedule: sigma^(1/rho) goes evenly from sigma_min's to sigma_max's."""
+    low = (sigma_min / sigma_max) ** (1 / STUDENT_RHO)
+    return sigma_max * (low + (1 - low) * (index / (GRID - 1))) ** STUDENT_RHO
 
 
-def stock_levels(steps: int, sigma_max: float) -> tuple[float, ...]:
+def stock_levels(steps: int, sigma_max: float, sigma_min: float = 0.0) -> tuple[float, ...]:
     """Levels that it visits for `num_inference_steps=steps`, from sigma_max down, evenly spaced in sigma^(1/rho)."""
-    return tuple(stock_level(GRID - 1 - k * (GRID // steps), sigma_max) for k in range(steps))
+    return tuple(stock_level(GRID - 1 - k * (GRID // steps), sigma_max, sigma_min) for k in range(steps))
 
 
-def snap_levels(levels: Sequence[float]) -> tuple[tuple[float, ...], list[int]]:
+def snap_levels(levels: Sequence[float], sigma_min: float = 0.0) -> tuple[tuple[float, ...], list[int]]:
     """The nearest levels on its grid and their `timesteps=[...]`: training and stock sampling then agree exactly."""
     top = levels[0]
-    indices = [round((level / top) ** (1 / STUDENT_RHO) * (GRID - 1)) for level in levels]
+    low, *roots = (((level / top) ** (1 / STUDENT_RHO)) for level in (sigma_min, *levels))
+    indices = [round((root - low) / (1 - low) * (GRID - 1)) for root in roots]
     # The stock scheduler reverses `timesteps` and counts its ramp from sigma_max.
-    return tuple(stock_level(i, top) for i in indices), [GRID - 1 - i for i in reversed(indices)]
+    return tuple(stock_level(i, top, sigma_min) for i in indices), [GRID - 1 - i for i in reversed(indices)]
 
 
 def _vp_schedule(process: VP, times: Sequence[int]) -> Schedule:

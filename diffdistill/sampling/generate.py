@@ -11,10 +11,12 @@ from diffdistill.data.pixels import to_uint8
 from diffdistill.data.prompts import Prompt
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
+from diffdistill.models.consistency import schedule_of
+from diffdistill.process import EDM
 from diffdistill.sampling.noise import ImageNoise
 from diffdistill.sampling.plan import Plan, plan_sampling, require_steps
 from diffdistill.sampling.scheduled import Observe, copies, solve_scheduled
-from diffdistill.sampling.solvers import SOLVERS, consistency, renoise
+from diffdistill.sampling.solvers import SOLVERS, Solve, consistency, renoise
 
 __all__ = ["Plan", "generate", "pick_device", "plan_sampling", "require_steps", "run_plan", "sample_batch"]
 
@@ -154,13 +156,22 @@ def _solve(
     noise = ImageNoise(seed, indices, model.image_shape, device, seeds, start_of(model, plan.levels[0]))
     if not plan.scheduled and observe is None:
         solve = SOLVERS[plan.sampler].solve
-        if solve is consistency and model.prompts is not None:  # latents have no bounds
-            solve = partial(renoise, arrange=model.adapter.arrange)
-        return solve(denoise, noise, plan.levels)
+        return (few_steps(model) if solve is consistency else solve)(denoise, noise, plan.levels)
     scheduler = plan.scheduler(model)
     # Time-Shift looks at the state: with a scheduler an image it cannot see an image's neighbours.
     own = copies(scheduler, len(indices)) if plan.corrections.shifts else [scheduler]
     return solve_scheduled(denoise, noise, own, observe)
+
+
+def few_steps(model: Denoiser) -> Solve:
+    """The solver `consistency` as this model has it: on latents, which have no bounds, or above its own boundary."""
+    if model.prompts is not None:
+        return partial(renoise, arrange=model.adapter.arrange)
+    boundary = model.process.boundary if isinstance(model.process, EDM) else 0.0
+    own = schedule_of(model)
+    if own is None:
+        return partial(consistency, boundary=boundary)
+    return partial(consistency, boundary=boundary, s_noise=own.s_noise, clip=own.clip_denoised)
 
 
 def start_of(model: Denoiser, sigma: float) -> float:

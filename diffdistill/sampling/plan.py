@@ -10,6 +10,7 @@ from torch import Tensor
 from diffdistill.data.prompts import Prompt
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
+from diffdistill.models.consistency import schedule_of
 from diffdistill.process import Flow
 from diffdistill.sampling.corrections import NONE, Corrections, corrected, read_corrections
 from diffdistill.sampling.noise import image_seed
@@ -158,13 +159,18 @@ def _pipeline_levels(model: Denoiser, steps: int) -> tuple[float, ...]:
 
 
 def _student_levels(model: Denoiser, steps: int | None, sampler: str | None) -> tuple[float, ...]:
-    """All levels the student was trained at, or the first alone, which is a one-step generator too."""
-    trained = model.levels
+    """All levels the student was trained at, or the first alone, which is a one-step generator too.
+
+    A consistency model of others has any number of steps, at the levels of its own scheduler.
+    """
+    trained, own = model.levels, schedule_of(model)
     if sampler not in (None, "consistency"):
         raise ConfigError(
             f"sampler '{sampler}' needs a denoiser at every level, and this model is a student for its own levels; "
             "leave the sampler out, or sample the teacher"
         )
+    if own is not None:
+        return (*own.levels(steps or 1), 0.0)
     if steps not in (None, 1, len(trained)):
         allowed = "1 step" if len(trained) == 1 else f"{len(trained)} steps, or 1"
         raise ConfigError(f"steps is {steps} and this student was trained for {allowed}; use that, or distil another")

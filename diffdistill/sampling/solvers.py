@@ -19,6 +19,8 @@ from diffdistill.sampling.noise import Noise
 
 Denoise = Callable[[Tensor, float], Tensor]
 """`(x (B, C, H, W), sigma) -> x0 (B, C, H, W)`: a denoiser, its condition bound, at one level a batch."""
+Solve = Callable[[Denoise, Noise, Sequence[float]], Tensor]
+"""`(denoise, noise, sigmas) -> x (B, C, H, W)`: a sampler."""
 
 
 def euler(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
@@ -104,12 +106,28 @@ def renoise(
     return x
 
 
-def consistency(denoise: Denoise, noise: Noise, sigmas: Sequence[float]) -> Tensor:
-    """A student's K steps on pixels: `renoise` with every x0 clamped to [-1, 1].
+def consistency(
+    denoise: Denoise,
+    noise: Noise,
+    sigmas: Sequence[float],
+    *,
+    boundary: float = 0.0,
+    s_noise: float = 1.0,
+    clip: bool = True,
+) -> Tensor:
+    """A student's K steps on pixels: `renoise` with every x0 clamped to [-1, 1] and `boundary` taken off the noise.
 
-    With sigma_min = 0 this is the arithmetic of diffusers' `CMStochasticIterativeScheduler`.
+    x_next = x0 + s_noise sqrt(sigma_next^2 - boundary^2) z (2303.01469, Algorithm 1, where D's images count as states
+    at the level `boundary`): the arithmetic of diffusers' `CMStochasticIterativeScheduler`. boundary: of the process;
+    s_noise and clip: of a consistency model's own schedule.
     """
-    return renoise(lambda x, sigma: denoise(x, sigma).clamp(-1, 1), noise, sigmas)
+    x = noise.draw() * sigmas[0]
+    for sigma, following in pairwise(sigmas):
+        x = denoise(x, sigma)
+        x = x.clamp(-1, 1) if clip else x
+        if following > 0:
+            x = x + s_noise * math.sqrt(max(0.0, following**2 - boundary**2)) * noise.draw()
+    return x
 
 
 def karras(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
@@ -137,7 +155,7 @@ def even_in_flow(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
 class Solver:
     """A sampler of the table: what it computes, where, at what cost."""
 
-    solve: Callable[[Denoise, Noise, Sequence[float]], Tensor]
+    solve: Solve
     levels: Callable[[int, float, float], list[float]]  # of (steps, sigma_min, sigma_max): n + 1, the last is 0
     steps: int  # when the user names none
     summary: str

@@ -18,6 +18,7 @@ from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DiskError
 from diffdistill.models.attention import set_attention
+from diffdistill.models.consistency import refuse_as_teacher
 from diffdistill.models.folder import locate, weights_digest
 from diffdistill.reporting.model_card import model_card
 from diffdistill.reporting.report import write_report
@@ -48,6 +49,7 @@ def distill(resolved: Resolved) -> int:
     config: Distill = resolved.config
     device = Device(config.mixed_precision, config.num_threads)
     teacher = Denoiser.from_pretrained(config.teacher, device.name)
+    refuse_as_teacher(teacher, config.teacher)
     data = distillation_data(config, teacher)
     task = DistillTask(config, teacher, data, device)
     attention = choose_attention(task, config, device)
