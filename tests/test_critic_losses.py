@@ -67,7 +67,9 @@ def test_r1_of_heads_is_exact_in_any_precision(autocast):
     torch.manual_seed(0)
     network = tiny_teacher()
     discriminator = Discriminator(network, ("down_blocks.0", "mid_block"))
-    features = network.features(torch.randn(2, 1, 8, 8), torch.ones(2), torch.zeros(2, dtype=torch.long), discriminator.taps)
+    features = network.features(
+        torch.randn(2, 1, 8, 8), torch.ones(2), torch.zeros(2, dtype=torch.long), discriminator.taps
+    )
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         got = discriminator.r1([f.detach() for f in features])
     wants = []

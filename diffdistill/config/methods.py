@@ -49,6 +49,10 @@ class Method(Section):
     name: str
     level_weight: LevelWeight = Field("dmd", description=WEIGHT_HELP)
     guidance_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance of the teacher")
+    float32_gap: bool = Field(
+        False,
+        description="teacher and critic in float32 where their difference is taken, whatever mixed_precision says",
+    )
     adversarial: Adversarial | None = Field(None, description="a discriminator on real data; null: none (data-free)")
 
 

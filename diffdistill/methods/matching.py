@@ -146,10 +146,12 @@ class DistributionMatching:
         level: LevelLaw,
         critic_level: LevelLaw,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+        float32_gap: bool = False,
     ):
         self.choices = choices
         self.teacher, self.critic = teacher.requires_grad_(False).eval(), critic.eval()
-        self.level, self.critic_level, self.autocast = level, critic_level, autocast
+        self.level, self.critic_level = level, critic_level
+        self.autocast, self.float32_gap = autocast, float32_gap
         device = next(teacher.parameters()).device
         if choices.guidance_scale != 1.0 and teacher.null_class is None:
             raise ConfigError(
@@ -220,7 +222,7 @@ class DistributionMatching:
         term = self.adversarial
         taps = () if term is None else term.discriminator.taps
         on_teacher, on_critic = ((), taps) if term is not None and term.trains_eyes else (taps, ())
-        with self.autocast():
+        with self._precision():
             with torch.set_grad_enabled(c.form == "fisher" or bool(on_teacher)):
                 inside = c.guidance_scale if c.guidance == "inside" else 1.0
                 teacher_x0, features = self.teacher.guided_tapped(x_t, sigma, cond, inside, on_teacher)
@@ -245,6 +247,10 @@ class DistributionMatching:
             terms["reward"], metrics = self.reward.gradient(x, cond if prompts is None else prompts)
         raw, logit = (None if value is None else value.detach() for value in (raw, logit))
         return Seen(terms, teacher_x0.detach(), critic_x0.detach(), raw, logit, metrics)
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """Of the passes whose difference is the gap."""
+        return nullcontext() if self.float32_gap else self.autocast()
 
     def _matching(
         self,
@@ -275,7 +281,7 @@ class DistributionMatching:
         self, x: Tensor, x_t: Tensor, sigma: Tensor, cond: Tensor | None, conditional_x0: Tensor, weight: Any
     ) -> Tensor:
         """Guidance as a term of its own. The pseudo-Huber factor belongs to the distance, not to the level: w = 1."""
-        with self.autocast():
+        with self._precision():
             null_x0 = self.teacher(x_t, sigma, self.teacher.null_condition(cond))
         level = "none" if isinstance(weight, str) and weight == "pseudo_huber" else weight
         return guidance_gradient(x, conditional_x0, null_x0, self.choices.guidance_scale, level_weight=level)

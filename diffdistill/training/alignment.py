@@ -35,7 +35,8 @@ class AlignTask:
     def __init__(self, config: Align, model: Adapter, pairs: PairSet, device: Device):
         self.config, self.model, self.pairs, self.device = config, model, pairs, device
         self.size = config.data.image_size or model.image_size
-        self.network = model.network
+        # Without dropout, in training as in use: two networks are compared, or one with what it was.
+        self.network = model.network.eval()
         model.to(device.name, device.dtype)
         torch.manual_seed(config.seed)
         if config.lora is None:
@@ -82,7 +83,6 @@ class AlignTask:
         noised = noise_pairs(self.model.scheduler, *latents.chunk(2))
         cond = self.model.conditions([pair.text for pair in pairs] * 2, pictures)
         ties = torch.tensor([pair.tie for pair in pairs], device=latents.device)
-        self.network.train()
         self.updater.begin(step)
         metrics: Metrics = {}
         for rows in parts:

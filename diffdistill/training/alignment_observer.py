@@ -49,7 +49,6 @@ class AlignObserver:
     def draw(self, prompts: Sequence[str], numbers: Sequence[int]) -> Tensor:
         """Images `(B, 3, H, W)` in [0, 1] of the network as it is; of number i from the seed and i alone."""
         settings, pipeline = self.settings, self.task.model.pipeline
-        self.task.network.eval()
         with self.task.device.autocast():
             images = pipeline(
                 list(prompts),
@@ -117,7 +116,6 @@ class AlignObserver:
     def margins(self) -> tuple[Tensor, Tensor, Tensor]:
         """`(margin, l_w, l_l)`, each `(N,)`: means over the levels; free of the batch size but for rounding."""
         task, settings = self.task, self.settings
-        task.network.eval()
         found: list[Tensor] = []
         for first in range(0, len(self.pairs), settings.batch_size):
             pairs = self.pairs[first : first + settings.batch_size]

@@ -53,6 +53,7 @@ class DistillTask:
             LevelLaw(config.level, *bounds),
             LevelLaw(config.critic.level, *bounds),
             device.autocast,
+            config.method.float32_gap,
         )
         self.first = regression_steps(config)
         self._build_updaters(config, critic)
@@ -74,7 +75,7 @@ class DistillTask:
         total = config.max_train_steps - self.first
         self.student_updater = Updater("student", self.student.parameters(), config.student.optimizer, total)
         self.critic_updaters = [Updater("critic", critic.parameters(), config.critic.optimizer, total)]
-        self.ema = Ema(self.student, config.student.ema_decay)
+        self.ema = Ema(self.student, config.student.ema_decay_for(config.train_batch_size))
         self.denoisers = {
             "teacher": self.method.teacher,
             "student": self.student,
@@ -189,4 +190,3 @@ class DistillTask:
 
     def averaged(self) -> Denoiser:
         return self.ema.module
-

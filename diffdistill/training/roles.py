@@ -85,13 +85,14 @@ def build_roles(config: Distill, teacher: Denoiser, levels: tuple[float, ...], d
 
 
 def _text_roles(config: Distill, teacher: TextDenoiser, about: dict[str, object], device: Device) -> Roles:
-    """Copies in float32, adapters on the teacher's own weights, which are in the precision of autocast."""
+    """Copies in float32, adapters on the teacher's own weights, which are in the precision of its passes."""
     teacher.adapter.place(torch.device(device.name), device.dtype)
     teacher.adapter.guidance = config.method.guidance_scale  # matters to networks that are told it
     shared = SharedWeights(teacher.network)
     settings = {"student": config.student.lora, "critic": config.critic.lora}
     copies = {role: clone_network(teacher.network, None) for role, lora in settings.items() if lora is None}
-    nn.Module.to(teacher.network, device.dtype or torch.float32)
+    half = None if config.method.float32_gap else device.dtype
+    nn.Module.to(teacher.network, half or torch.float32)
     if (last := last_layer(teacher.network)) is not None:
         last.float()
     networks = {
