@@ -1,0 +1,190 @@
+"""The student's gradient of every method is autograd of its paper's loss, written out in `papers.py`."""
+
+import copy
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from by_hand import F, Karras, Net, process_named
+from papers import Reference
+from tiny import tiny_unet
+
+from diffdistill.config.methods import (
+    DMD2,
+    SIM,
+    Adversarial,
+    DiffInstruct,
+    DiffInstructPP,
+    DiffInstructStar,
+    FDistill,
+    Method,
+    Ratio,
+    SiD,
+    UniInstruct,
+)
+from diffdistill.config.schema import Level
+from diffdistill.denoiser import Denoiser
+from diffdistill.methods import choices_of
+from diffdistill.methods.matching import DistributionMatching
+from diffdistill.models.folder import clone_network
+from diffdistill.process import LevelLaw
+from diffdistill.rewards import CallableReward
+from diffdistill.rewards.term import RewardTerm
+
+# lambda_G such that the adversarial term is of the matching term's size, for a wrong one to show.
+TEACHER_EYES = Adversarial(weight=0.05, taps=("down_blocks.0", "mid_block"))
+CRITIC_EYES = Adversarial(weight=0.05, features="critic", taps=("mid_block",))
+SLOPE = torch.linspace(-1, 1, 8)
+REWARD_WEIGHT = 0.3
+
+
+@dataclass(frozen=True)
+class Case:
+    settings: Method
+    kind: str = "edm"
+    sigma_data: float = 0.5
+    labelled: bool = True
+    progress: float = 0.9
+    reward: bool = False
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def f_distill(divergence: str, **more: Any) -> FDistill:
+    return FDistill(name="f_distill", divergence=divergence, **{"adversarial": TEACHER_EYES} | more)
+
+
+def uni(divergence: str, **more: Any) -> UniInstruct:
+    return UniInstruct(name="uni_instruct", divergence=divergence, **{"adversarial": TEACHER_EYES} | more)
+
+
+CASES = {
+    "diff_instruct": Case(DiffInstruct(name="diff_instruct")),
+    "diff_instruct, no classes": Case(DiffInstruct(name="diff_instruct"), labelled=False),
+    "diff_instruct, dmd, guided": Case(DiffInstruct(name="diff_instruct", level_weight="dmd", guidance_scale=2.5)),
+    "diff_instruct, adversarial": Case(DiffInstruct(name="diff_instruct", adversarial=TEACHER_EYES)),
+    "dmd2": Case(DMD2(name="dmd2", adversarial=TEACHER_EYES)),
+    "dmd2, no discriminator": Case(DMD2(name="dmd2", adversarial=None)),
+    "dmd2, critic's features": Case(DMD2(name="dmd2", adversarial=CRITIC_EYES)),
+    "dmd2, guided": Case(DMD2(name="dmd2", adversarial=TEACHER_EYES, guidance_scale=2.0)),
+    "dmd2, no classes, sigma_data 0.25": Case(
+        DMD2(name="dmd2", adversarial=TEACHER_EYES), sigma_data=0.25, labelled=False
+    ),
+    "dmd2, dmd_level": Case(DMD2(name="dmd2", adversarial=TEACHER_EYES, level_weight="dmd_level")),
+    "sid": Case(SiD(name="sid")),
+    "sid, alpha 0.5": Case(SiD(name="sid", alpha=0.5)),
+    "sid, alpha 1.2, sigma_data 1.7": Case(SiD(name="sid", alpha=1.2), sigma_data=1.7),
+    "sid, guided, no weight": Case(SiD(name="sid", alpha=0.75, guidance_scale=2.0, level_weight="none")),
+    "sid, expansion": Case(SiD(name="sid", alpha=0.5, level_weight="expansion")),
+    "sid, dmd_level": Case(SiD(name="sid", alpha=0.5, level_weight="dmd_level")),
+    "sida": Case(SiD(name="sid", adversarial=TEACHER_EYES)),
+    "sida, critic's features": Case(SiD(name="sid", adversarial=CRITIC_EYES)),
+    "sim": Case(SIM(name="sim")),
+    "sim, adversarial, no classes": Case(SIM(name="sim", adversarial=TEACHER_EYES), labelled=False),
+    "sim, sigma_data 1.7": Case(SIM(name="sim"), sigma_data=1.7),
+    "f_distill, reverse_kl, no discriminator": Case(f_distill("reverse_kl", adversarial=None)),
+    "f_distill, critic's features": Case(f_distill("jensen_shannon", adversarial=CRITIC_EYES)),
+    "f_distill, dmd_level": Case(f_distill("jeffreys", level_weight="dmd_level")),
+    "f_distill, guided": Case(f_distill("forward_kl", guidance_scale=2.0)),
+    "f_distill, no adversarial loss": Case(
+        f_distill("forward_kl", adversarial=TEACHER_EYES.model_copy(update={"weight": 0.0}))
+    ),
+    **{f"f_distill, {name}": Case(f_distill(name)) for name in F},
+    "uni_instruct, warm-up": Case(uni("forward_kl"), progress=0.19),
+    "uni_instruct, after the warm-up": Case(uni("forward_kl"), progress=0.2),
+    "uni_instruct, critic's features": Case(uni("jensen_shannon", adversarial=CRITIC_EYES)),
+    "uni_instruct, expansion": Case(uni("jensen_shannon", level_weight="expansion")),
+    "uni_instruct, dmd_level, guided": Case(uni("jensen_shannon", level_weight="dmd_level", guidance_scale=2.0)),
+    "uni_instruct, ratio detached": Case(uni("forward_kl", detach_ratio=True)),
+    "uni_instruct, reverse_kl, no discriminator": Case(uni("reverse_kl", adversarial=None)),
+    "uni_instruct, no classes": Case(uni("jensen_shannon"), labelled=False),
+    **{f"uni_instruct, {name}": Case(uni(name)) for name in F},
+    "diff_instruct_pp": Case(DiffInstructPP(name="diff_instruct_pp", guidance_scale=3.0), reward=True),
+    "diff_instruct_pp, outside": Case(
+        DiffInstructPP(name="diff_instruct_pp", guidance_scale=3.0, guidance="outside"), reward=True
+    ),
+    "diff_instruct_pp, outside, dmd_level": Case(
+        DiffInstructPP(name="diff_instruct_pp", guidance_scale=3.0, guidance="outside", level_weight="dmd_level")
+    ),
+    "diff_instruct_pp, reward alone, adversarial": Case(
+        DiffInstructPP(name="diff_instruct_pp", adversarial=TEACHER_EYES), reward=True
+    ),
+    "diff_instruct_star": Case(DiffInstructStar(name="diff_instruct_star", guidance_scale=3.0), reward=True),
+    "diff_instruct_star, outside": Case(
+        DiffInstructStar(name="diff_instruct_star", guidance_scale=3.0, guidance="outside"), reward=True
+    ),
+    "diff_instruct_star, outside, adversarial": Case(
+        DiffInstructStar(
+            name="diff_instruct_star", guidance_scale=3.0, guidance="outside", adversarial=TEACHER_EYES
+        )
+    ),
+    **{
+        f"{settings.name}, {kind}": Case(settings, kind=kind)
+        for kind in ("epsilon", "v_prediction", "sample", "flow")
+        for settings in (DMD2(name="dmd2", adversarial=TEACHER_EYES), uni("jensen_shannon"), SIM(name="sim"))
+    },
+}  # fmt: skip
+
+
+def pair(case: Case) -> tuple[DistributionMatching, Reference]:
+    """The production method, and the one by hand on copies of the same networks and heads."""
+    classes = 4 if case.labelled else None
+    process = process_named(case.kind, case.sigma_data)
+    teacher = Denoiser(tiny_unet(classes, seed=0), process, null_class=3 if case.labelled else None).eval()
+    other = tiny_unet(classes, seed=1)
+    critic = Denoiser(clone_network(other, 3 if case.labelled else None), process)
+    law = LevelLaw(Level(law="karras", u_max=0.8), process.sigma_min, process.sigma_max, process)
+    torch.manual_seed(7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a rewarded method whose reward is put in below
+        choices = choices_of(case.settings)
+    method = DistributionMatching(choices, teacher, critic, law, LevelLaw(Level(law="lognormal")))
+    heads = None
+    if method.adversarial is not None:
+        sharpen(method.adversarial.discriminator)
+        heads = copy.deepcopy(method.adversarial.discriminator.heads)
+    if case.reward:
+        linear = CallableReward(lambda images, _: (images * SLOPE).flatten(1).sum(1))
+        method.reward = RewardTerm(linear, REWARD_WEIGHT)
+    nets = (Net(copy.deepcopy(m.network), case.kind, case.sigma_data) for m in (teacher, critic))
+    by_hand = Reference(
+        case.settings, *nets, Karras(process.sigma_min, process.sigma_max), null_class=3, heads=heads,
+        reward_slope=REWARD_WEIGHT * SLOPE if case.reward else None,
+    )  # fmt: skip
+    return method, by_hand
+
+
+def sharpen(discriminator: torch.nn.Module) -> None:
+    """Logits of several units, for ratios that are far from 1 and here and there out of bounds."""
+    with torch.no_grad():
+        for k, head in enumerate(discriminator.heads):
+            head[-2].weight.mul_(6.0)
+            head[-2].bias.fill_(0.5 - k)
+
+
+def images(seed: int, count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return 0.6 * torch.randn(count, 1, 8, 8, generator=generator), torch.arange(count) % 3
+
+
+def close(got: torch.Tensor, want: torch.Tensor, part: float) -> None:
+    """Each image's largest error is a part of its largest element."""
+    scale = want.abs().flatten(1).amax(1)
+    error = (got - want).abs().flatten(1).amax(1)
+    assert bool((error <= part * scale + 1e-12).all()), (error / scale).tolist()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_gradient_is_that_of_the_papers_loss(name):
+    """Three steps, of which the later ones know the ratios and the distances of the earlier ones."""
+    case = CASES[name]
+    method, by_hand = pair(case)
+    for seed in range(3):
+        # The ratio is that of student images: farther off at each step, so that what is remembered is not the present.
+        x0, labels = images(seed)
+        labels = labels if case.labelled else None
+        torch.manual_seed(seed)
+        got, _ = method.student_gradient((1 + seed) * x0, labels, case.progress)
+        want = by_hand.gradient((1 + seed) * x0, labels, seed, case.progress)
+        close(got, want.float(), 2e-4)
