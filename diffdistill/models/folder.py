@@ -221,7 +221,7 @@ def process_of(scheduler: dict[str, Any], role: str = "teacher") -> Process:
 
 def _edm(scheduler: dict[str, Any], kind: str) -> EDM:
     if kind != "epsilon":
-        raise CheckpointError(f"EDM scheduler with prediction type '{kind}' is not supported; use epsilon")
+        raise CheckpointError(f"{scheduler['_class_name']} with prediction type '{kind}' is not read; use epsilon")
     usual = {"sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0}
     scale, low, high = (scheduler.get(key, value) for key, value in usual.items())
     return EDM(scale, 1.0, low, high)
