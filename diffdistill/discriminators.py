@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from diffdistill.config.methods import Adversarial
-from diffdistill.denoiser import Condition, Denoiser
+from diffdistill.denoiser import Denoiser
 from diffdistill.losses import discriminator_loss, feature_r1
 from diffdistill.process import per_sample
 
@@ -69,7 +69,7 @@ class AdversarialTerm:
     def loss(
         self, real: Tensor, fake: Tensor, sigma: Tensor, cond: Tensor | None, eps: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Metrics]:
-        """Logistic loss on real and student images, `(B, C, H, W)`, noised by `eps` to the levels sigma `(B,)`, and R1.
+        """Logistic loss on real and student images `(B, C, H, W)`, noised by `eps` to the levels sigma `(B,)`, and R1.
 
         The levels must follow the law of the score gap: the logit is then log p_real / p_student where it is used.
         """

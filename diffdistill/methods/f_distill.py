@@ -3,8 +3,8 @@
     d/dx0 = h(r) / mean h * (D_F - D_T) / mean|x0 - D_T|  +  lambda_G d softplus(-l(x_t)) / dx0,        r = exp(l)
 
 Departures: ratios are normalised to mean 1 in bins of the level law's uniform variable (equally full bins; in sigma
-most samples share one); they are clipped to [0.01, 100] where the paper has [0.1, 20], which narrows a forward-KL
-student.
+most samples share one), by the steps before; they are clipped after that, not before, and to [0.01, 100] where the
+paper has [0.1, 20], which narrows a forward-KL student; R1 is at the heads' inputs (2311.17042).
 """
 
 from diffdistill.config.methods import FDistill

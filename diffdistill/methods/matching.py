@@ -4,7 +4,7 @@ It owns no optimiser and no device: the loop's task does (`training/distiller.py
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -28,12 +28,12 @@ from diffdistill.losses import (
     score_gap_gradient,
     warn_if_unstable,
 )
+from diffdistill.methods.parts import CriticNoise, Metrics, StudentNoise, joined, mean_of, parts_of, some
 from diffdistill.process import LevelLaw, per_sample
 from diffdistill.ratio import RatioTracker
 from diffdistill.rewards.protocol import Prompts
 from diffdistill.rewards.term import reward_term
 
-Metrics = dict[str, Tensor | float]
 LEVEL_BINS = 5
 
 
@@ -71,28 +71,13 @@ class Choices:
             )
 
 
-class StudentNoise(NamedTuple):
-    """Where and with what a batch of student images is noised: the law's u and sigma `(B,)`, eps `(B, C, H, W)`."""
-
-    u: Tensor
-    sigma: Tensor
-    eps: Tensor
-
-    def part(self, rows: slice) -> "StudentNoise":
-        return StudentNoise(*(value[rows] for value in self))
-
-
-class CriticNoise(NamedTuple):
-    """The same for the critic, and for the discriminator's real and student images, which share their levels."""
-
-    sigma: Tensor
-    eps: Tensor
-    seen_sigma: Tensor | None = None
-    real_eps: Tensor | None = None
-    fake_eps: Tensor | None = None
-
-    def part(self, rows: slice) -> "CriticNoise":
-        return CriticNoise(*(None if value is None else value[rows] for value in self))  # type: ignore[arg-type]
+def warn_if_unrewarded(settings: Rewarded, plain: str) -> None:
+    """Warn where a rewarded method has neither a reward nor guidance, for it is then another method."""
+    if settings.reward is None and settings.guidance_scale == 1.0:
+        warnings.warn(
+            f"{settings.name} without method.reward and without guidance is {plain}; give one of them.",
+            stacklevel=4,
+        )
 
 
 class Seen(NamedTuple):
@@ -104,32 +89,6 @@ class Seen(NamedTuple):
     raw: Tensor | None  # the discriminator's logit (B,)
     logit: Tensor | None  # calibrated
     metrics: Metrics
-
-
-def parts_of(count: int, size: int | None) -> list[slice]:
-    return [slice(start, start + (size or count)) for start in range(0, count, size or count)]
-
-
-def some(values: Any, rows: slice) -> Any:
-    return None if values is None else values[rows]
-
-
-def mean_of(seen: list[Metrics]) -> Metrics:
-    """Each figure's mean over the parts that have it."""
-    if len(seen) == 1:
-        return seen[0]
-    names = dict.fromkeys(name for found in seen for name in found)
-    values = {name: [torch.as_tensor(found[name]) for found in seen if name in found] for name in names}
-    return {name: torch.stack([value.float() for value in found]).mean() for name, found in values.items()}
-
-
-def warn_if_unrewarded(settings: Rewarded, plain: str) -> None:
-    """Warn where a rewarded method has neither a reward nor guidance, for it is then another method."""
-    if settings.reward is None and settings.guidance_scale == 1.0:
-        warnings.warn(
-            f"{settings.name} without method.reward and without guidance is {plain}; give one of them.",
-            stacklevel=4,
-        )
 
 
 class DistributionMatching:
@@ -192,23 +151,23 @@ class DistributionMatching:
         warm = progress < c.fisher_warmup
         u, sigma = self.level.draw(len(x0), x0.device)
         noise = StudentNoise(u, sigma, torch.randn_like(x0))
-        seen = [
-            self._part(x0[rows], some(cond, rows), noise.part(rows), warm, some(prompts, rows))
-            for rows in parts_of(len(x0), part_size)
-        ]
+        parts = parts_of(len(x0), part_size)
+        seen = [self._part(x0[rows], some(cond, rows), noise.part(rows), warm, some(prompts, rows)) for rows in parts]
         terms = {name: torch.cat([part.terms[name] for part in seen]) for name in seen[0].terms}
         teacher_x0, critic_x0 = (torch.cat([getattr(part, n) for part in seen]) for n in ("teacher_x0", "critic_x0"))
         if c.normalize and not warm:
             divergence = get_divergence(c.divergence)
-            logits = x0.new_zeros(len(x0)) if seen[0].logit is None else torch.cat([p.logit for p in seen])
-            terms["matching"] = terms["matching"] / mean_weight(divergence, logits)
-        if self.ratio is not None:
-            self.ratio.update(torch.cat([part.raw for part in seen]), u)
+            logit = joined([part.logit for part in seen])
+            logit = x0.new_zeros(len(x0)) if logit is None else logit
+            terms["matching"] = terms["matching"] / mean_weight(divergence, logit)
+        raw = joined([part.raw for part in seen])
+        if self.ratio is not None and raw is not None:
+            self.ratio.update(raw, u)
         if self.normaliser is not None:
             weight = self.normaliser(x0, teacher_x0, u)
             terms |= {name: weight * terms[name] for name in ("matching", "guidance") if name in terms}
         gradient = torch.stack(list(terms.values())).sum(0)
-        metrics = mean_of([part.metrics for part in seen])
+        metrics = mean_of([part.metrics for part in seen], parts)
         metrics |= {f"gradient/{name}": g.flatten(1).norm(dim=1).mean() for name, g in terms.items()}
         return gradient, metrics | self._health(x0, teacher_x0, critic_x0, u)
 

@@ -3,8 +3,11 @@
     L = [ (D_T - D_F) . (D_F - x0) + (1 - alpha) ||D_T - D_F||^2 ] / mean|x0 - D_T|
 
 alpha = 1/2 is the Fisher divergence, 1 is SIM's gradient, the paper's 1.2 over-disperses and can run away (see
-`losses.alpha_bounds`), so the default is 1. With `adversarial` it is SiDA (2410.14919) with a discriminator per
-sample, where the paper averages over the batch. Departures: no augmentation, no dropout.
+`losses.alpha_bounds`), so the default is 1. With `adversarial` it is SiDA (2410.14919).
+
+Departures: no augmentation, no dropout. Of SiDA: heads on the teacher's features, where the paper takes the channel
+mean of the critic's bottleneck; a verdict a sample, where the paper averages over the batch; the adversarial term is
+not divided by mean|x0 - D_T|.
 """
 
 from diffdistill.config.methods import SiD

@@ -7,8 +7,8 @@ The ratio r = exp(l(x_t)) stays attached: holding it constant gives the wrong gr
 (`diffdistill verify`, test B). First the critic alone, then SIM, then the divergence, as parts of the run.
 
 Departures: the released code uses a scalar of the batch in place of r; here r is each sample's own, made 1 on average
-per level. The weight w is DMD's, held constant, where the expansion has sigma d(sigma) (`level_weight: none` with a
-level law).
+per level. The weight w is DMD's by default, held constant; the expansion's own, d(sigma) / sigma^3 in x0 units, is
+`level_weight: expansion`.
 """
 
 from diffdistill.config.methods import UniInstruct

@@ -10,7 +10,8 @@ from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.methods import choices_of
-from diffdistill.methods.matching import DistributionMatching, mean_of, parts_of, some
+from diffdistill.methods.matching import DistributionMatching
+from diffdistill.methods.parts import mean_of, parts_of, some
 from diffdistill.process import LevelLaw
 from diffdistill.text.data import TextSet
 from diffdistill.training.device import Device
@@ -147,7 +148,7 @@ class DistillTask:
                 seen.append(found)
             for updater in self.critic_updaters:
                 metrics |= updater.step(step)
-            metrics |= mean_of(seen)
+            metrics |= mean_of(seen, parts)
 
         if progress >= method.choices.critic_warmup:
             gradient, found = method.student_gradient(x0, cond, progress, self.texts(cond), config.micro_batch_size)

@@ -6,7 +6,7 @@
 ratio: student N(0, 1), teacher N(0.6, 0.7^2), a discriminator whose logit is scale * l + shift for the exact l; how
 forward-KL weights by either order correlate with the exact ones, and their effective sample size.
 
-heads: real images against the teacher's own one-step images (sigma 2.5), levels of `fashion_mnist/f_distill`, two taps.
+heads: real images against the teacher's one-step images (sigma 2.5), levels of `fashion_mnist/f_distill`, two taps.
 Each row trains heads from one seed, then measures on 1,000 held-out images of each kind: accuracy of the mean logit,
 its logistic loss, E_student[exp(logit)] (right: 1), how far the heads are apart (|l_1 - l_2|, mean), R1.
 """
@@ -32,7 +32,7 @@ def ratio_table() -> Iterator[str]:
     x = torch.randn(200_000, generator=torch.Generator().manual_seed(0)).double()
     exact = -((x - 0.6) ** 2) / (2 * 0.49) - torch.tensor(0.7).log() + x**2 / 2
     r = exact.exp()
-    yield f"{'logit':24} {'divide, clip [.01, 100]':>26} {'clip [.1, 20], divide':>26}   (correlation, effective share)"
+    yield f"{'logit':24} {'divide, clip [.01, 100]':>26} {'clip [.1, 20], divide':>26}  (correlation, share)"
     for scale, shift in ((1, 0), (1, 1), (1, -1), (1, 3), (1, -3), (0.5, 0), (2, 0), (2, -2)):
         raw = (scale * exact + shift).exp()
         ours, other = (raw / raw.mean()).clamp(0.01, 100), raw.clamp(0.1, 20)
@@ -53,7 +53,7 @@ class Pictures:
         self.labels = labels[:6000]
         noise = torch.randn(self.real.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            parts = [
+            parts: list[Tensor] = [
                 teacher(2.5 * z, torch.full((len(z),), 2.5), c)
                 for z, c in zip(noise.split(500), self.labels.split(500), strict=True)
             ]
@@ -89,13 +89,13 @@ def train(teacher: Denoiser, pictures: Pictures, seed: int, updates: int, own: b
         optimizer.step()
     real, fake, labels = pictures.pick(torch.arange(1000))
     _, sigma = law.draw(1000)
-    seen = [features(x, sigma, labels) for x in (real, fake)]
+    of_real, of_fake = (features(x, sigma, labels) for x in (real, fake))
     with torch.no_grad():
-        a, b = (heads(f) for f in seen)
+        a, b = heads(of_real), heads(of_fake)
         apart = (torch.cat([a, b])[:, 0] - torch.cat([a, b])[:, 1]).abs().mean()
         a, b = a.mean(1), b.mean(1)
         accuracy = 0.5 * ((a > 0).float().mean() + (b < 0).float().mean())
-    penalty = heads.r1(seen[0]).mean()
+    penalty = heads.r1(of_real).mean()
     return (
         f"{'own' if own else 'shared':7} {r1:7g} {seed:5} {accuracy:9.3f} {discriminator_loss(a, b):8.3f} "
         f"{b.exp().mean():8.3f} {apart:7.2f} {penalty:9.3g}"
