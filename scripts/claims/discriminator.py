@@ -8,7 +8,8 @@ forward-KL weights by either order correlate with the exact ones, and their effe
 
 heads: real images against the teacher's one-step images (sigma 2.5), levels of `fashion_mnist/f_distill`, two taps.
 Each row trains heads from one seed, then measures on 1,000 held-out images of each kind: accuracy of the mean logit,
-its logistic loss, E_student[exp(logit)] (right: 1), how far the heads are apart (|l_1 - l_2|, mean), R1.
+its logistic loss, E_student[exp(logit)] (right: 1), how far the heads are apart (|l_1 - l_2|, mean), R1 at the heads'
+inputs, and the squared gradient of the mean logit at the pixels, of 200 real images.
 """
 
 import argparse
@@ -96,16 +97,22 @@ def train(teacher: Denoiser, pictures: Pictures, seed: int, updates: int, own: b
         a, b = a.mean(1), b.mean(1)
         accuracy = 0.5 * ((a > 0).float().mean() + (b < 0).float().mean())
     penalty = heads.r1(of_real).mean()
+    x = real[:200] + per_sample(sigma[:200], real) * torch.randn_like(real[:200])
+    logit = heads(teacher.features(x.requires_grad_(), sigma[:200], labels[:200], TAPS)).mean(1)
+    pixels = torch.autograd.grad(logit.sum(), x)[0].flatten(1).square().sum(1).mean()
     return (
         f"{'own' if own else 'shared':7} {r1:7g} {seed:5} {accuracy:9.3f} {discriminator_loss(a, b):8.3f} "
-        f"{b.exp().mean():8.3f} {apart:7.2f} {penalty:9.3g}"
+        f"{b.exp().mean():8.3f} {apart:7.2f} {penalty:9.3g} {pixels:9.3g}"
     )
 
 
 def heads_table(updates: int, seeds: list[int], weights: list[float]) -> Iterator[str]:
     teacher = Denoiser.from_pretrained("builtin:fashion_mnist_teacher").requires_grad_(False)
     pictures = Pictures(teacher)
-    yield f"{'loss':7} {'r1':>7} {'seed':>5} {'accuracy':>9} {'loss':>8} {'E_q[r]':>8} {'apart':>7} {'R1':>9}"
+    yield (
+        f"{'loss':7} {'r1':>7} {'seed':>5} {'accuracy':>9} {'loss':>8} {'E_q[r]':>8} {'apart':>7} {'R1':>9} "
+        f"{'pixels':>9}"
+    )
     for own, r1 in [(False, 0.0), *((True, weight) for weight in weights)]:
         for seed in seeds:
             yield train(teacher, pictures, seed, updates, own, r1)
