@@ -147,3 +147,15 @@ def test_a_shortened_run_still_matches(tmp_path):
 def test_regression_that_undoes_a_first_stage_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="initialize_from starts from a distilled student"):
         task(settings("sid", tmp_path, student={"regression": {"steps": 2}}, initialize_from=str(tmp_path)))
+
+
+def test_in_parts_it_is_the_same_gradient(tmp_path):
+    gradients = []
+    for size in (None, 3):  # of four: a last part of one
+        student = {"regression": {"steps": 5, "pairs": 4, "solver_steps": 2}}
+        made = task(settings("sid", tmp_path, max_train_steps=9, student=student, micro_batch_size=size))
+        made.regression.updaters[0].optimizer.zero_grad = lambda **_: None  # left to be seen
+        figures = made.update(0)
+        gradients.append(torch.cat([p.grad.flatten() for p in made.student.parameters()]))
+        assert figures["regression/loss"] > 0
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)

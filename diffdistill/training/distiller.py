@@ -68,7 +68,9 @@ class DistillTask:
             settings, teacher, self.levels, self.data, self.device, config.train_batch_size, config.seed,
             config.method.guidance_scale,
         )  # fmt: skip
-        regression = TrajectoryRegression(settings, self.student, self.ema, pairs, self.device)
+        regression = TrajectoryRegression(
+            settings, self.student, self.ema, pairs, self.device, config.micro_batch_size
+        )
         self.parts |= {f"{updater.name}_optimizer": updater.optimizer for updater in regression.updaters}
         return regression
 

@@ -16,6 +16,7 @@ from diffdistill.config.schema import Regression
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
+from diffdistill.methods.parts import mean_of, parts_of, some
 from diffdistill.sampling.noise import GivenNoise
 from diffdistill.sampling.solvers import dpm_solver, karras
 from diffdistill.text.data import TextSet
@@ -127,8 +128,16 @@ class TrajectoryPairs:
 class TrajectoryRegression:
     """minimise E ||G(x, sigma, c) - x0||^2 / (C H W), x0 the end of the teacher's trajectory through x at sigma."""
 
-    def __init__(self, settings: Regression, student: Denoiser, ema: Ema, pairs: TrajectoryPairs, device: Device):
-        self.student, self.ema, self.pairs, self.device = student, ema, pairs, device
+    def __init__(
+        self,
+        settings: Regression,
+        student: Denoiser,
+        ema: Ema,
+        pairs: TrajectoryPairs,
+        device: Device,
+        part_size: int | None = None,
+    ):
+        self.student, self.ema, self.pairs, self.device, self.part_size = student, ema, pairs, device, part_size
         weights, rest = split_weights(student.network) if settings.muon else ([], list(student.parameters()))
         self.updaters = [Updater("regression", rest, settings.optimizer, settings.steps)]
         if settings.muon:
@@ -141,12 +150,16 @@ class TrajectoryRegression:
 
     def update(self, step: int) -> Metrics:
         x, sigma, target, cond = self.pairs[step]
-        with self.device.autocast():
-            x0 = self.student(x, sigma, cond)
-        loss = (x0 - target).square().mean()
-        loss.backward()
+        parts = parts_of(len(x), self.part_size)
+        seen: list[Metrics] = []
+        for rows in parts:
+            with self.device.autocast():
+                x0 = self.student(x[rows], sigma[rows], some(cond, rows))
+            loss = (x0 - target[rows]).square().mean()
+            (len(x0) / len(x) * loss).backward()
+            seen.append({"regression/loss": loss.detach(), "x0/std": x0.detach().std()})
         metrics: Metrics = {}
         for updater in self.updaters:
             metrics |= updater.step(step)
         self.ema.update(self.student)
-        return {"regression/loss": loss.detach(), "x0/std": x0.detach().std(), **metrics}
+        return {**mean_of(seen, parts), **metrics}
