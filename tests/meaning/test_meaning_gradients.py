@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from by_hand import F, Karras, Net, process_named
 from papers import Reference
 from tiny import tiny_unet
+from worlds import small_network
 
 from diffdistill.config.methods import (
     DMD2,
@@ -48,7 +49,7 @@ class Case:
     labelled: bool = True
     progress: float = 0.9
     reward: bool = False
-    more: dict[str, Any] = field(default_factory=dict)
+    unet: bool = False
 
 
 def f_distill(divergence: str, **more: Any) -> FDistill:
@@ -119,6 +120,9 @@ CASES = {
             name="diff_instruct_star", guidance_scale=3.0, guidance="outside", adversarial=TEACHER_EYES
         )
     ),
+    "diff_instruct, a UNet": Case(DiffInstruct(name="diff_instruct"), unet=True),
+    "dmd2, a UNet, critic's features": Case(DMD2(name="dmd2", adversarial=CRITIC_EYES), unet=True),
+    "uni_instruct, a UNet": Case(uni("jensen_shannon"), unet=True),
     **{
         f"{settings.name}, {kind}": Case(settings, kind=kind)
         for kind in ("epsilon", "v_prediction", "sample", "flow")
@@ -131,9 +135,9 @@ def pair(case: Case) -> tuple[DistributionMatching, Reference]:
     """The production method, and the one by hand on copies of the same networks and heads."""
     classes = 4 if case.labelled else None
     process = process_named(case.kind, case.sigma_data)
-    teacher = Denoiser(tiny_unet(classes, seed=0), process, null_class=3 if case.labelled else None).eval()
-    other = tiny_unet(classes, seed=1)
-    critic = Denoiser(clone_network(other, 3 if case.labelled else None), process)
+    make = tiny_unet if case.unet else small_network
+    teacher = Denoiser(make(classes, seed=0), process, null_class=3 if case.labelled else None).eval()
+    critic = Denoiser(clone_network(make(classes, seed=1), 3 if case.labelled else None), process)
     law = LevelLaw(Level(law="karras", u_max=0.8), process.sigma_min, process.sigma_max, process)
     torch.manual_seed(7)
     with warnings.catch_warnings():
@@ -188,3 +192,66 @@ def test_the_gradient_is_that_of_the_papers_loss(name):
         got, _ = method.student_gradient((1 + seed) * x0, labels, case.progress)
         want = by_hand.gradient((1 + seed) * x0, labels, seed, case.progress)
         close(got, want.float(), 2e-4)
+
+
+IN_PARTS = [name for name in CASES if not CASES[name].unet and ("dmd_level" in name or ", " not in name)]
+IN_PARTS += ["dmd2, critic's features", "uni_instruct, expansion", "diff_instruct_star, outside", "dmd2, flow"]
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(name):
+    """The second step, when there is a past to calibrate by; a part of four and one of two, and one by one."""
+    case, found = CASES[name], []
+    whole, _ = pair(case)
+    for size in (None, 4, 1):
+        method = copy.deepcopy(whole)
+        for seed in range(2):
+            torch.manual_seed(seed)
+            x0, labels = images(seed)
+            gradient, metrics = method.student_gradient(x0, labels, case.progress, part_size=size)
+        state = {f"{k}.{n}": b for k, part in method.modules().items() for n, b in part.named_buffers()}
+        found.append((gradient, state, {k: float(v) for k, v in metrics.items()}))
+    (gradient, state, metrics), *others = found
+    for in_parts, state_in_parts, metrics_in_parts in others:
+        close(in_parts, gradient, 1e-5)
+        assert state.keys() == state_in_parts.keys()
+        assert all(torch.allclose(state[k], state_in_parts[k], rtol=1e-5) for k in state)
+        assert metrics_in_parts == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("eyes", [TEACHER_EYES, CRITIC_EYES], ids=["teacher", "critic"])
+def test_a_step_down_the_adversarial_term_makes_the_images_more_real(eyes):
+    """At the same noise, the logit of each head's mean rises, by its slope."""
+    x0, labels = images(0)
+
+    def gradient(weight: float) -> torch.Tensor:
+        method, _ = pair(Case(DMD2(name="dmd2", adversarial=eyes.model_copy(update={"weight": weight}))))
+        torch.manual_seed(0)
+        return method.student_gradient(x0, labels, 0.9)[0]
+
+    method, _ = pair(Case(DMD2(name="dmd2", adversarial=eyes)))
+    torch.manual_seed(0)
+    _, sigma = method.level.draw(len(x0))
+    noise = sigma.reshape(-1, 1, 1, 1) * torch.randn_like(x0)
+    step = -1e-3 * (gradient(1.0) - gradient(0.0)) / 64
+    term = method.adversarial
+
+    def logit(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            features = term.eyes.features(x + noise, sigma, labels, term.discriminator.taps)
+            return torch.stack([h(f) for h, f in zip(term.discriminator.heads, features, strict=True)]).double().mean(0)
+
+    rise = logit(x0 + step) - logit(x0)
+    # The levels at which the noise is a hundred times the image see nothing of the step.
+    assert bool((rise[sigma < 3] > 0).all())
+    assert rise.sum() > 0
+
+
+def test_the_student_that_is_the_teacher_has_nothing_to_learn_from_it():
+    """Every form's matching term is 0 where critic and teacher are one network, and the adversarial one is not."""
+    for settings in (DiffInstruct(name="diff_instruct"), SiD(name="sid", alpha=0.5), SIM(name="sim"), SiD(name="sid")):
+        method, _ = pair(Case(settings))
+        method.critic.network = clone_network(method.teacher.network, 3).eval()
+        gradient, metrics = method.student_gradient(*images(0), 0.9)
+        assert gradient.abs().max() < 1e-5
+        assert metrics["score_gap/relative"] < 1e-6
