@@ -28,12 +28,13 @@ KEY := $(shell (cat pyproject.toml constraints/cpu.txt; echo "$(PYTHON) $(TORCH)
 READY := $(VENV)/.ready-$(KEY)
 TEXT_READY := $(TEXT)/.ready-$(KEY)
 
-.PHONY: help environment text-environment quickstart test test-text lint bench checksums full-environment clean
+.PHONY: help environment text-environment quickstart test test-text mutants lint bench checksums full-environment clean
 
 help:
 	@echo 'make quickstart        environment, then distil the bundled teacher, sample, evaluate, write the report'
 	@echo 'make test              environment, then the tests'
 	@echo 'make test-text         .venv-text, then the tests that need transformers and peft'
+	@echo 'make mutants           deliberate errors, and whether the tests notice them (half an hour)'
 	@echo 'make lint              ruff and mypy'
 	@echo 'make bench             speed and memory on this machine'
 	@echo 'make full-environment  .venv-full: every extra, newest versions, torchvision (several GB)'
@@ -75,6 +76,9 @@ test: $(READY)
 test-text: $(TEXT_READY)
 	$(TEXT)/bin/python -c 'import peft, transformers'
 	OMP_NUM_THREADS=1 $(TEXT)/bin/python -m pytest -q -n auto $(TESTS) $(TEXT_FILES)
+
+mutants: $(READY)
+	$(BIN)/python -m tests.mutants $(MUTANTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,99 @@
+"""The list of mutants: `list/*.toml`, a table a file of the package, a line an error.
+
+    ["diffdistill/methods/sid.py"]
+    "alpha is not passed on" = ["alpha=settings.alpha", "alpha=0.5"]
+
+The key says what the error breaks. The first text must stand exactly once in the file and within one line; the second
+takes its place. A list file may begin with `needs = "transformers"`: without that package its mutants are not run.
+"""
+
+import ast
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+LISTS = Path(__file__).parent / "list"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One error: `old` becomes `new` in `file`, and `name` is what is then wrong."""
+
+    file: str
+    name: str
+    old: str
+    new: str
+    needs: str | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.file}: {self.name}"
+
+    @property
+    def area(self) -> str:
+        """The row of the table it counts in: a folder of the package, or a module beside the folders."""
+        return Path(*Path(self.file).parts[1:2]).stem
+
+    def fault(self, root: Path) -> str | None:
+        """Why it cannot be applied to the tree at `root`, or None."""
+        path = root / self.file
+        if not path.is_file():
+            return "there is no such file"
+        source = path.read_text()
+        if source.count(self.old) != 1:
+            return f"the text stands {source.count(self.old)} times in the file, not once: {self.old!r}"
+        if "\n" in self.old or "\n" in self.new:
+            return "it is not within one line"
+        try:
+            changed = ast.dump(ast.parse(self.applied(source)))
+        except SyntaxError as error:
+            return f"what it makes does not compile ({error})"
+        return "it changes nothing" if changed == ast.dump(ast.parse(source)) else None
+
+    def applied(self, source: str) -> str:
+        return source.replace(self.old, self.new)
+
+    def line(self, source: str) -> int:
+        """The number of its line, from 1."""
+        return source[: source.index(self.old)].count("\n") + 1
+
+
+def catalogue(folder: Path = LISTS) -> list[Mutant]:
+    """All mutants, in the order of the lists."""
+    found = []
+    for path in sorted(folder.glob("*.toml")):
+        tables = tomllib.loads(path.read_text())
+        needs = tables.pop("needs", None)
+        for file, errors in tables.items():
+            found += [Mutant(file, name, old, new, needs) for name, (old, new) in errors.items()]
+    return found
+
+
+def lines_of(source: str, line: int) -> tuple[range, bool]:
+    """The lines whose tests see an error in `line`, and if they are in a function.
+
+    They are those of the smallest statement that holds it, or of the whole function if it is the head of one.
+    """
+    found, inside = range(line, line + 1), False
+
+    def visit(node: ast.AST, in_function: bool) -> None:
+        nonlocal found, inside
+        for child in ast.iter_child_nodes(node):
+            if not hasattr(child, "lineno"):
+                visit(child, in_function)  # arguments, match cases and the like have no lines of their own
+                continue
+            if not child.lineno <= line <= child.end_lineno:
+                continue
+            function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            if isinstance(child, ast.stmt):
+                body = getattr(child, "body", None)
+                if body is None:
+                    found, inside = range(child.lineno, child.end_lineno + 1), in_function
+                elif line < body[0].lineno:
+                    first = body[0].lineno if function else child.lineno
+                    found = range(first, child.end_lineno + 1 if function else body[0].lineno)
+                    inside = in_function or function
+            visit(child, in_function or function)
+
+    visit(ast.parse(source), False)
+    return found, inside

@@ -1,0 +1,112 @@
+"""The list of deliberate errors fits the code: a line that was rewritten needs its error rewritten too."""
+
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from mutants.bench import CannotPatch, patches
+from mutants.catalogue import Mutant, catalogue, lines_of
+
+MUTANTS = catalogue()
+
+
+def test_every_mutant_changes_one_line_of_the_code_as_it_is(root):
+    faults = [f"{mutant.title}: {fault}" for mutant in MUTANTS if (fault := mutant.fault(root))]
+    assert faults == []
+
+
+def test_their_names_are_unique_and_there_are_enough():
+    assert [name for name, count in Counter(mutant.title for mutant in MUTANTS).items() if count > 1] == []
+    assert [c for c, count in Counter((m.file, m.old, m.new) for m in MUTANTS).items() if count > 1] == []
+    assert len(MUTANTS) >= 150
+
+
+def test_every_part_that_computes_has_some():
+    areas = {mutant.area for mutant in MUTANTS}
+    assert areas >= {
+        "methods", "training", "losses", "ratio", "discriminators", "divergences", "level_weights", "process",
+        "denoiser", "sampling", "schedulers", "calibration", "models", "evaluation", "rewards", "alignment", "text",
+        "data", "convert",
+    }  # fmt: skip
+
+
+def test_the_survivors_that_are_known_are_mutants(root):
+    known = tomllib.loads((root / "tests" / "mutants" / "survivors.toml").read_text())
+    assert set(known) <= {mutant.title for mutant in MUTANTS}
+    assert all(isinstance(reason, str) and reason for reason in known.values())
+
+
+SOURCE = '''\
+LIMIT = 3
+
+
+def outer(x, scale=2):
+    """Doc."""
+
+    def inner(y):
+        return y + x
+
+    total = inner(
+        x
+    )
+    return total * scale
+
+
+class Thing:
+    size = 4
+
+    def area(self):
+        return self.size**2
+'''
+
+
+@pytest.mark.parametrize(
+    ("line", "lines", "inside"),
+    [
+        (1, range(1, 2), False),
+        (4, range(5, 14), True),  # the head of a function: whoever calls it sees a default
+        (8, range(8, 9), True),
+        (11, range(10, 13), True),
+        (13, range(13, 14), True),
+        (17, range(17, 18), False),
+        (20, range(20, 21), True),
+    ],
+)
+def test_which_lines_tell_who_sees_an_error(line, lines, inside):
+    assert lines_of(SOURCE, line) == (lines, inside)
+
+
+def test_a_function_takes_the_changed_code(tmp_path):
+    namespace: dict = {}
+    exec(compile(SOURCE, "f.py", "exec"), namespace)
+    changed = SOURCE.replace("y + x", "y - x").replace("x, scale=2", "x, scale=2 ")
+    found = patches("f.py", SOURCE, changed)
+    assert ("outer", 4) in found
+    namespace["outer"].__code__ = found["outer", 4]
+    assert namespace["outer"](5) == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("LIMIT = 3", "LIMIT = 4"), ("size = 4", "size = 5"), ("scale=2", "scale=3")]
+)
+def test_what_is_outside_functions_asks_for_a_run_from_the_start(old, new):
+    with pytest.raises(CannotPatch):
+        patches("f.py", SOURCE, SOURCE.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("return y", "return z", None),
+        ("return nothing", "return z", "0 times"),
+        ("self", "it", "2 times"),
+        ("total = inner(", "total = inner((", "does not compile"),
+        ("y + x", "y  +  x", "changes nothing"),
+        ("def inner(y):\n        return", "pass", "not within one line"),
+    ],
+)
+def test_an_entry_that_does_not_fit_is_told(tmp_path: Path, old, new, fault):
+    (tmp_path / "f.py").write_text(SOURCE)
+    found = Mutant("f.py", "wrong", old, new).fault(tmp_path)
+    assert found is None if fault is None else fault in found
