@@ -1,42 +1,125 @@
-"""Run every file in configs/ for two steps.
+"""Run every file in configs/ for two steps, on a network of its own teacher's class.
 
-A config whose teacher or data are not on this machine gets a tiny stand-in: an untrained network of the same shape and
-classes, and random images; for pipelines, an untrained one of the same kind, and random pairs or captioned images.
-Everything else, the method, the levels, the optimisers, is the file's own. Configs of pipelines are passed over
-without the extra `text`.
+A recipe whose teacher or data are not shipped gets small ones: an untrained network of the same class and layout, made
+narrow, as `convert` would have made it or as the stock pipeline holds it, and random images, pairs or captions.
+Everything else, the method, its layers, the levels, the optimisers, is the file's own; one that cuts its batches into
+parts runs in two. The network that was trained must be of the class that the recipe is for. Recipes of pipelines are
+passed over without the extra `text`.
 
     python scripts/check_configs.py [FILE ...]
 """
 
+import json
+import multiprocessing
+import os
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
+from torch import nn
 
 from diffdistill.cli import main
 from diffdistill.config import load_config
 from diffdistill.config.align import Align
 from diffdistill.config.schema import Distill, Run, Train
-from diffdistill.denoiser import Denoiser
+from diffdistill.convert.edm import build
+from diffdistill.convert.source import Source
 from diffdistill.errors import DiffDistillError
-from diffdistill.models.folder import locate
-from diffdistill.process import EDM
+from diffdistill.models import DhariwalUNet, SongUNet
 
 SETTINGS: dict[str, type[Run]] = {"distill": Distill, "train": Train, "align": Align}
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-TWO_STEPS = [
-    "max_train_steps=2",
-    "train_batch_size=4",
+STEPS, BATCH, PART = 2, 4, 2
+SMALL = [
+    f"train_batch_size={BATCH}",
+    "num_threads=1",
     "log_every=1",
     "sample_every=0",
     "evaluation.at_end=false",
     "evaluation.every=0",
 ]
+
+# EDM's public networks in EDM's words (2206.00364, the appendix on network architectures), a sixteenth (CIFAR-10) or a
+# twelfth (ImageNet-64) as wide: the latter has heads of 64 channels, and so attention at its lowest resolution only.
+DDPMPP: dict[str, Any] = {
+    "class_name": "training.networks.EDMPrecond", "model_type": "SongUNet", "embedding_type": "positional",
+    "encoder_type": "standard", "decoder_type": "standard", "channel_mult_noise": 1, "resample_filter": [1, 1],
+    "model_channels": 8, "channel_mult": [2, 2, 2], "dropout": 0.13,
+}  # fmt: skip
+ADM: dict[str, Any] = {
+    "class_name": "training.networks.EDMPrecond", "model_type": "DhariwalUNet", "model_channels": 16,
+    "channel_mult": [1, 2, 3, 4], "dropout": 0.10,
+}  # fmt: skip
+
+
+def edm_cifar10(folder: Path) -> Path:
+    size: dict[str, Any] = {name: DDPMPP[name] for name in ("model_channels", "channel_mult")}
+    return converted(folder, DDPMPP, SongUNet(sample_size=32, label_dim=10, augment_dim=9, **size))
+
+
+def edm_imagenet64(folder: Path) -> Path:
+    size: dict[str, Any] = {name: ADM[name] for name in ("model_channels", "channel_mult")}
+    return converted(folder, ADM, DhariwalUNet(sample_size=64, label_dim=1000, **size))
+
+
+def converted(folder: Path, description: dict[str, Any], network: nn.Module) -> Path:
+    """The folder that `convert` writes of such a file. Its weights are random throughout: as EDM starts them, the
+    residual branches say nothing, and with or without dropout the network would be the same.
+    """
+    torch.manual_seed(0)
+    tensors = {
+        f"model.{name}": value if value.ndim < 2 else torch.randn_like(value) / value[0].numel() ** 0.5
+        for name, value in network.state_dict().items()
+    }
+    build(Source(description, tensors)).save_pretrained(folder, role="teacher")
+    return folder
+
+
+def tiny_pipelines() -> Any:
+    """The tests' tiny pipelines."""
+    sys.path.append(str(CONFIGS.parent / "tests"))
+    import tiny_text  # type: ignore[import-not-found]
+
+    return tiny_text
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a recipe starts from: the class of its network; how a small one is made, if it is not shipped; its images,
+    `(shape, classes)`, if it draws no texts.
+    """
+
+    network: str
+    make: Callable[[Path], Path] | None = None
+    images: tuple[tuple[int, int, int], int] | None = None
+
+
+EDM_IMAGENET = "models/edm-imagenet-64x64-cond-adm"
+TEACHERS = {
+    "builtin:fashion_mnist_teacher": Teacher("UNet2DModel"),
+    "builtin:emoji_teacher": Teacher("UNet2DConditionModel"),
+    "models/edm-cifar10-32x32-cond-vp": Teacher("SongUNet", edm_cifar10, ((32, 32, 3), 10)),
+    EDM_IMAGENET: Teacher("DhariwalUNet", edm_imagenet64, ((64, 64, 3), 1000)),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": Teacher(
+        "UNet2DConditionModel", lambda folder: tiny_pipelines().stable_diffusion(folder)
+    ),
+    "stabilityai/stable-diffusion-xl-base-1.0": Teacher(
+        "UNet2DConditionModel", lambda folder: tiny_pipelines().stable_diffusion_xl(folder)
+    ),
+    "stabilityai/stable-diffusion-3-medium-diffusers": Teacher(
+        "SD3Transformer2DModel", lambda folder: tiny_pipelines().stable_diffusion_3(folder, layers=13)
+    ),
+    "black-forest-labs/FLUX.1-dev": Teacher("FluxTransformer2DModel", lambda folder: tiny_pipelines().flux(folder)),
+}
+TRAINED = Teacher("UNet2DModel", images=((32, 32, 3), 10))  # of `train`: a network from scratch
 
 
 def verb_of(file: Path) -> str:
@@ -50,122 +133,109 @@ def verb_of(file: Path) -> str:
     raise SystemExit(f"{file} is a config of no verb: {problem}")
 
 
-def is_here(model: str) -> bool:
-    """Whether a teacher is on this machine; never asks the network."""
-    return (model.startswith("builtin:") or Path(model).is_dir()) and bool(locate(model))
+def start_of(verb: str, config: Any) -> str | None:
+    """The name of the model that a recipe starts from; None: from scratch."""
+    return {"distill": lambda: config.teacher, "align": lambda: config.model, "train": lambda: None}[verb]()
 
 
-def stand_in(folder: Path, shape: tuple[int, int, int], classes: int) -> list[str]:
-    """A tiny teacher and eight images a class; the overrides that put them in place."""
-    channels, size, _ = shape
-    network = UNet2DModel(
-        sample_size=size, in_channels=channels, out_channels=channels, layers_per_block=1, block_out_channels=(8, 16),
-        norm_num_groups=4, attention_head_dim=8, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"), num_class_embeds=classes + 1,
-    )  # fmt: skip
-    Denoiser(network, EDM(), null_class=classes).save_pretrained(folder / "teacher", role="teacher")
-    images = np.random.default_rng(0).integers(0, 256, (8 * classes, size, size, channels), dtype=np.uint8)
-    np.savez(folder / "images.npz", images=images, labels=np.arange(8 * classes) % classes)
-    return [f"teacher={folder / 'teacher'}", f"data.path={folder / 'images.npz'}"]
+def teacher_of(file: Path, verb: str, config: Any) -> Teacher:
+    name = start_of(verb, config)
+    if name is None:
+        return TRAINED
+    if name not in TEACHERS:
+        raise SystemExit(f"{file} starts from '{name}', and of that no small one is known; add it to TEACHERS")
+    return TEACHERS[name]
 
 
-def tiny_pipelines() -> Any:
-    """The tests' tiny pipelines."""
-    sys.path.append(str(CONFIGS.parent / "tests"))
-    import tiny_text  # type: ignore[import-not-found]
-
-    return tiny_text
-
-
-def tiny_pipeline(folder: Path, name: str) -> Path:
-    """An untrained pipeline of the kind that `name` holds; transformers with as many blocks as the taps ask for."""
-    tiny = tiny_pipelines()
-    if "sd3" in name:
-        return tiny.stable_diffusion_3(folder, layers=13)
-    kinds = {"sdxl": tiny.stable_diffusion_xl, "flux": tiny.flux}
-    return next((kinds[kind] for kind in kinds if kind in name), tiny.stable_diffusion)(folder)
+def runs_here(verb: str, config: Any) -> bool:
+    """Whether what the recipe needs is installed."""
+    name = start_of(verb, config)
+    draws = name is not None and name != "builtin:fashion_mnist_teacher" and not name.startswith("models/edm")
+    return all(map(find_spec, ["transformers", "peft"] if verb == "align" else ["transformers"] if draws else []))
 
 
-def pairs_stand_in(folder: Path, name: str) -> list[str]:
-    """A pipeline and pairs for it."""
-    pairs = tiny_pipelines().pair_folder(folder / "pairs")
-    return [f"model={tiny_pipeline(folder / 'pipeline', name)}", f"data.path={pairs}", "data.image_size=null"]
+def image_set(folder: Path, shape: tuple[int, int, int], classes: int) -> str:
+    """Random images, of labels spread over all classes."""
+    images = np.random.default_rng(0).integers(0, 256, (80, *shape), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=images, labels=np.arange(80) * (classes - 1) // 79)
+    return f"data.path={folder / 'images.npz'}"
 
 
-def text_stand_in(folder: Path, name: str, config: Distill) -> list[str]:
-    """A pipeline, captioned images or prompts for it, and a reward where the config has one."""
+def texts(folder: Path, config: Distill) -> list[str]:
+    """Captioned images or prompts, and a reward where the recipe has one."""
     (folder / "prompts.txt").write_text("a thing\nanother thing\n")
     (folder / "reward.py").write_text("def bright(images, prompts):\n    return images.flatten(1).mean(1)\n")
     images = tiny_pipelines().captioned_folder(folder / "images")
     data = f"data.path={images}" if config.data.prompts is None else f"data.prompts={folder / 'prompts.txt'}"
     reward = getattr(config.method, "reward", None)
-    rewards = [] if reward is None else [f"method.reward.name={folder / 'reward.py'}:bright"]
-    more = [] if config.student.regression is None else ["student.regression.steps=1", "student.regression.pairs=4"]
-    return [
-        f"teacher={tiny_pipeline(folder / 'pipeline', name)}",
-        data,
-        "data.image_size=16",
-        "train_batch_size=2",
-        *rewards,
-        *more,
-    ]
+    return [data, "data.image_size=16", *([] if reward is None else [f"method.reward.name={folder}/reward.py:bright"])]
 
 
-def draws_texts(file: Path) -> bool:
-    return file.parent.name in TEXT_FOLDERS
+def overrides_of(verb: str, config: Any, teacher: Teacher, folder: Path) -> list[str]:
+    """What puts the small teacher and the small data in place, and makes the run short."""
+    words = [*SMALL, f"output_dir={folder / 'run'}"]
+    steps = STEPS
+    if verb != "train" and config.micro_batch_size is not None:
+        words.append(f"micro_batch_size={PART}")
+    if verb == "distill" and config.student.regression is not None:
+        steps += 1  # a step of regression, and then as many as the others
+        words += ["student.regression.steps=1", "student.regression.pairs=4"]
+    if start_of(verb, config) == EDM_IMAGENET:
+        words.append("mixed_precision=auto")  # of this size bf16 takes minutes on CPUs without it
+    words.append(f"max_train_steps={steps}")
+    if teacher.make is not None:
+        words.append(f"{'model' if verb == 'align' else 'teacher'}={teacher.make(folder / 'teacher')}")
+    if teacher.images is not None and not config.data.path.startswith("builtin:"):
+        words.append(image_set(folder, *teacher.images))
+    elif teacher.make is not None and verb == "align":
+        words += [f"data.path={tiny_pipelines().pair_folder(folder / 'pairs')}", "data.image_size=null"]
+    elif teacher.make is not None:
+        words += texts(folder, config)
+    return words
 
 
-def runs_here(file: Path, verb: str) -> bool:
-    """Whether what the config needs is installed."""
-    draws = draws_texts(file) or file.parent.name == "emoji"
-    needed = ["transformers", "peft"] if verb == "align" else ["transformers"] if draws else []
-    return all(map(find_spec, needed))
+def network_in(folder: Path) -> str:
+    """The class of the network in a pipeline's folder."""
+    index = json.loads((folder / "model_index.json").read_text())
+    part = next(name for name in ("unet", "transformer") if name in index)
+    return json.loads((folder / part / "config.json").read_text())["_class_name"]
 
 
-# Folders of recipes whose teachers are text-to-image pipelines, and not shipped.
-TEXT_FOLDERS = ("sd15", "sdxl", "sd3", "flux")
-# Sets that the recipes are written for and that are not shipped: image shape and number of classes.
-ABSENT: dict[str, tuple[tuple[int, int, int], int]] = {"cifar10": ((3, 32, 32), 10), "imagenet64": ((3, 64, 64), 20)}
-
-
-def overrides_of(file: Path, verb: str, folder: Path) -> list[str]:
+def check(file: Path) -> str:
+    """Run a recipe; its line of the table. SystemExit, with a sentence, if something is wrong with it."""
+    start, verb = time.process_time(), verb_of(file)
     config: Any = load_config(SETTINGS[verb], file).config
-    if verb == "align":
-        return [] if is_here(config.model) else pairs_stand_in(folder, file.stem)
-    if verb == "distill" and draws_texts(file):
-        return text_stand_in(folder, file.parent.name, config)
-    absent = next((shape for name, shape in ABSENT.items() if name in str(file)), None)
-    if absent is None or (verb == "distill" and is_here(config.teacher) and Path(config.data.path).exists()):
-        return []
-    made = stand_in(folder, *absent)
-    return made if verb == "distill" else made[1:]
-
-
-def check(file: Path) -> None:
-    verb = verb_of(file)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        words = [
-            verb,
-            str(file),
-            f"output_dir={folder / 'run'}",
-            *TWO_STEPS,
-            *overrides_of(file, verb, folder),
-            "--quiet",
-        ]
-        code = main(words)
+    name, teacher = file.relative_to(CONFIGS) if file.is_relative_to(CONFIGS) else file, teacher_of(file, verb, config)
+    if not runs_here(verb, config):
+        return f"{name!s:38} {verb:8} passed over: pip install 'diffdistill[text]'"
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        words = overrides_of(verb, config, teacher, folder)
+        code = main([verb, str(file), *words, "--quiet"])
         if code:
             raise SystemExit(f"{file}: diffdistill {verb} exited with {code}")
-        if not (folder / "run" / ("student" if verb == "distill" else "model") / "model_index.json").is_file():
+        model = folder / "run" / ("student" if verb == "distill" else "model")
+        if not (model / "model_index.json").is_file():
             raise SystemExit(f"{file}: no model was written")
+        found = network_in(model)
+        if found != teacher.network:
+            raise SystemExit(f"{file} is for a {teacher.network}, and a {found} was trained")
+    parts = BATCH // PART if f"micro_batch_size={PART}" in words else 1
+    return f"{name!s:38} {verb:8} {found:24} {parts:5} {time.process_time() - start:8.1f}"
+
+
+def prepare() -> None:
+    torch.set_num_threads(1)  # two steps of tiny batches: more threads only wait for each other
+
+
+def run(files: list[Path]) -> None:
+    """Check them, as many at once as there are cores; the table, a line as each is done."""
+    print(f"{'recipe':38} {'verb':8} {'network':24} {'parts':>5} {'CPU s':>8}", flush=True)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn, initializer=prepare) as pool:
+        for line in pool.map(check, files):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # two steps of tiny batches: more threads only wait for each other
-    files = [Path(name) for name in sys.argv[1:]] or sorted(CONFIGS.rglob("*.yaml"))
-    for config_file in files:
-        if runs_here(config_file, verb_of(config_file)):
-            check(config_file)
-            print(f"ok {config_file}", flush=True)
-        else:
-            print(f"passed over {config_file}: pip install 'diffdistill[text]'", flush=True)
+    run([Path(name).resolve() for name in sys.argv[1:]] or sorted(CONFIGS.rglob("*.yaml")))
