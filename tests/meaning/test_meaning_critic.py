@@ -16,7 +16,15 @@ from diffdistill.methods.matching import DistributionMatching
 from diffdistill.models.folder import clone_network
 from diffdistill.process import LevelLaw
 
-KINDS = [("edm", 0.5), ("edm", 0.25), ("edm", 1.7), ("epsilon", 0.5), ("v_prediction", 0.5), ("sample", 0.5), ("flow", 0.5)]
+KINDS = [
+    ("edm", 0.5),
+    ("edm", 0.25),
+    ("edm", 1.7),
+    ("epsilon", 0.5),
+    ("v_prediction", 0.5),
+    ("sample", 0.5),
+    ("flow", 0.5),
+]
 TAPS = ("down_blocks.0", "mid_block")
 
 
@@ -207,4 +215,6 @@ def test_without_real_images_only_the_critic_learns():
     loss, metrics = method.critic_loss(fake, labels, None)
     loss.backward()
     assert list(metrics) == ["critic/loss"]
-    assert slopes(method.adversarial.discriminator) == [None] * len(list(method.adversarial.discriminator.parameters()))
+    assert slopes(method.adversarial.discriminator) == [None] * len(
+        list(method.adversarial.discriminator.parameters())
+    )

@@ -21,7 +21,6 @@ from diffdistill.config.methods import (
     DiffInstructStar,
     FDistill,
     Method,
-    Ratio,
     SiD,
     UniInstruct,
 )
@@ -239,7 +238,9 @@ def test_a_step_down_the_adversarial_term_makes_the_images_more_real(eyes):
     def logit(x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             features = term.eyes.features(x + noise, sigma, labels, term.discriminator.taps)
-            return torch.stack([h(f) for h, f in zip(term.discriminator.heads, features, strict=True)]).double().mean(0)
+            return (
+                torch.stack([h(f) for h, f in zip(term.discriminator.heads, features, strict=True)]).double().mean(0)
+            )
 
     rise = logit(x0 + step) - logit(x0)
     # The levels at which the noise is a hundred times the image see nothing of the step.

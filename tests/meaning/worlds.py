@@ -1,6 +1,7 @@
 """Small networks in diffusers' form: one of arbitrary weights, and one that is exact for Gaussian pixels."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -130,8 +131,11 @@ def gaussian_kl(mean: Any, scale: Any, mean_p: float, scale_p: float) -> float:
     return math.log(scale_p / scale) + (scale**2 + (mean - mean_p) ** 2) / (2 * scale_p**2) - 0.5
 
 
-def gaussian_data(mean: float, scale: float, count: int = 512, size: int = 8, labels: Tensor | None = None) -> ImageSet:
-    """Images of independent pixels N(mean, scale^2), as bytes."""
+def gaussian_data(means: Sequence[float], scale: float, count: int = 512, size: int = 8) -> ImageSet:
+    """Images of independent pixels N(mean, scale^2), as bytes; labelled, if there is more than one mean."""
     generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(count) % len(means)
+    mean = torch.tensor(means)[labels].reshape(-1, 1, 1, 1)
     x = mean + scale * torch.randn(count, 1, size, size, generator=generator)
-    return ImageSet((127.5 * (x + 1)).round().clamp(0, 255).byte(), labels, None, None, "pixels", "0" * 64)
+    pixels = (127.5 * (x + 1)).round().clamp(0, 255).byte()
+    return ImageSet(pixels, labels if len(means) > 1 else None, None, None, "pixels", "0" * 64)
