@@ -107,9 +107,9 @@ class Reference:
         """r, calibrated by the steps before and clipped; then this one is counted."""
         if seen.logits is None or not hasattr(self.settings, "ratio"):
             return None
-        l = seen.logits.mean(1).clamp(-10, 10)
-        r = (l.exp() / Memory.at(self.memory.ratio, seen.u)).clamp(*CLIP)
-        Memory.count(self.memory.ratio, l.exp().detach(), seen.u, MEMORY)
+        logit = seen.logits.mean(1).clamp(-10, 10)
+        r = (logit.exp() / Memory.at(self.memory.ratio, seen.u)).clamp(*CLIP)
+        Memory.count(self.memory.ratio, logit.exp().detach(), seen.u, MEMORY)
         return r
 
     def loss(self, seen: Seen, progress: float) -> Tensor:
