@@ -109,3 +109,8 @@ def made_up_state(classes: int = 1008) -> State:
     state["fc.weight"] = torch.from_numpy(rng.uniform(-0.05, 0.05, (classes, 2048)).astype(np.float32))
     state["fc.bias"] = torch.from_numpy(rng.uniform(-1, 1, classes).astype(np.float32))
     return state
+
+
+def convolutions() -> list[str]:
+    """The names of the 94 convolutions: `Mixed_5b.branch5x5_1`."""
+    return [name.removesuffix(".conv.weight") for name in made_up_state() if name.endswith(".conv.weight")]

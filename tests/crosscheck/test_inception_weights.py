@@ -12,20 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from downloads import npm_modules, npm_package, python_wheel
+from downloads import npm_modules, python_wheel
 from downloads import run as call
-from keras_graph import KerasModel, read_model, run
+from inception_reference import State, convolutions, features, made_up_state
+from keras_graph import KerasModel, run
+from keras_inception import PACKAGE, VERSION, packaged_model, save_features
 from reference_tools import need_inception
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffdistill.cli import main
 from diffdistill.data.pixels import decode
 from diffdistill.evaluation import load_features
-from diffdistill.evaluation.extractors.inception_weights import NORMALISATION, InceptionWeights
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from inception_reference import State, features, made_up_state
+from diffdistill.evaluation.extractors.inception_weights import InceptionWeights
 
 pytestmark = pytest.mark.crosscheck
 
@@ -147,31 +145,13 @@ PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.pn
 
 @pytest.fixture(scope="module")
 def keras(tmp_path_factory: pytest.TempPathFactory) -> KerasModel:
-    package = npm_package("nsfwjs", "4.4.0", tmp_path_factory.mktemp("npm"))
-    return read_model(package / "dist" / "models" / "inception_v3")
-
-
-def by_pytorch_names(model: KerasModel, names: list[str]) -> State:
-    """Weights of the convolutions, which Keras numbers as it makes them and PyTorch's file lists in the same order."""
-    state: State = {}
-    for number, name in enumerate(names, 1):
-        normalisation = f"batch_normalization_{number}"
-        state[f"{name}.conv.weight"] = model.weights[f"conv2d_{number}/kernel"].permute(3, 2, 0, 1).contiguous()
-        for part, theirs in zip(NORMALISATION, ("gamma", "beta", "moving_mean", "moving_variance"), strict=True):
-            shift = model.weights[f"{normalisation}/beta"]
-            state[f"{name}.bn.{part}"] = model.weights.get(f"{normalisation}/{theirs}", torch.ones_like(shift))
-    return {name: tensor.float() for name, tensor in state.items()}
+    return packaged_model(tmp_path_factory.mktemp("npm"))
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory, keras: KerasModel, state: State) -> Path:
+def published(tmp_path_factory: pytest.TempPathFactory, keras: KerasModel) -> Path:
     """The file a user gives as --features."""
-    names = [name.removesuffix(".conv.weight") for name in state if name.endswith(".conv.weight")]
-    # The alphabet has the order of Keras, but for the 5x5 branch, which comes before the 3x3 ones.
-    names.sort(key=lambda name: name.replace("branch5x5", "branch2"))
-    file = tmp_path_factory.mktemp("published") / "nsfwjs.safetensors"
-    save_file(by_pytorch_names(keras, names), file, {"graph": "keras", "pixels": "0..1"})
-    return file
+    return save_features(keras, convolutions(), tmp_path_factory.mktemp("published") / "nsfwjs.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +181,7 @@ def test_the_packages_layers_give_our_features(keras: KerasModel, published: Pat
 @pytest.mark.slow
 def test_the_packages_own_runtime_gives_our_features(keras: KerasModel, published: Path, tmp_path: Path):
     """nsfwjs on TensorFlow.js, from its own loading of its own file."""
-    modules = ("@tensorflow/tfjs@4.22.0", "@tensorflow/tfjs-backend-wasm@4.22.0", "nsfwjs@4.4.0")
+    modules = ("@tensorflow/tfjs@4.22.0", "@tensorflow/tfjs-backend-wasm@4.22.0", f"{PACKAGE}@{VERSION}")
     folder, images = npm_modules(tmp_path, *modules), pictures(1, 299)
     (folder / "pixels").write_bytes(images[0].permute(1, 2, 0).contiguous().numpy().tobytes())
     script = shutil.copy(Path(__file__).with_name("nsfwjs_features.js"), folder)
