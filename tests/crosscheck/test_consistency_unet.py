@@ -174,7 +174,7 @@ def small_teacher() -> Denoiser:
 def test_it_is_the_start_of_a_run(model: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Two updates of the real task with it as the student; then stock diffusers draws the new student's images."""
 
-    def roles(_config: Any, teacher: Denoiser, levels: tuple[float, ...], _device: Any) -> tuple[Denoiser, Denoiser]:
+    def roles(_config: Any, teacher: Denoiser, levels: tuple[float, ...], *_: Any) -> tuple[Denoiser, Denoiser]:
         about = {"role": "student", "levels": list(levels)}
         student = Denoiser(clone_network(model.network, CLASSES), model.process, metadata=about).eval()
         return student, Denoiser(clone_network(teacher.network, CLASSES), teacher.process)
