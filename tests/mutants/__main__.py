@@ -5,9 +5,9 @@
     python -m tests.mutants --changed                       those in files that differ from the last commit
     python -m tests.mutants --tree ../other                 another state of the package, with its tests
 
-The tests that run each line are recorded once for a state of the tree (`build/mutants/`); every mutant then runs only
-those, fastest first, until one fails. An interrupted run goes on where it stopped. Exit code 1: a mutant survives that
-`survivors.toml` does not name, or does not apply.
+Which tests run which line is recorded first and kept in `build/mutants/` until a test file or a file that it runs
+changes; every mutant then runs only those that run its line, fastest first, until one fails. An interrupted run goes
+on where it stopped. Exit code 1: a mutant survives that `survivors.toml` does not name, or does not apply.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,10 +23,11 @@ import time
 import tomllib
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 from .catalogue import LISTS, Mutant, catalogue
 from .examine import Examination, Knowledge, Result, as_json, examine, result_of
-from .plugins import Mapper
+from .plugins import Mapper, digests, fits
 from .tables import read_results, survivors, table
 from .workshop import Bench, Run, copy_tree, key_of, preload, prepare_environment
 
@@ -37,9 +39,11 @@ FIRST = ("pytest", "torch", "numpy", "scipy.linalg", "PIL.Image", "pydantic", "y
 def main() -> int:
     options = arguments().parse_args()
     prepare_environment()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was forked ends too
     root = options.tree.resolve()
-    cache = ROOT / "build" / "mutants" / key_of(root)
+    cache = ROOT / "build" / "mutants" / f"{root.name}-{Path(sys.prefix).name}"
     cache.mkdir(parents=True, exist_ok=True)
+    kept = cache / f"results-{key_of(root)}.jsonl"
     mutants = chosen(options, root)
     if not mutants:
         print("no mutant is wanted", file=sys.stderr)
@@ -48,8 +52,8 @@ def main() -> int:
         trees = [copy_tree(root, Path(scratch) / f"tree{number}") for number in range(options.jobs)]
         preload(FIRST)
         knowledge = known_tests(cache, trees, options.tests)
-        done = earlier(cache / "results.jsonl") if not options.again else {}
-        results = run_all(mutants, knowledge, trees, cache / "results.jsonl", done, root, not options.quick)
+        done = earlier(kept) if not options.again else {}
+        results = run_all(mutants, knowledge, trees, kept, done, root, not options.quick)
     return tell(options, results)
 
 
@@ -89,9 +93,12 @@ def known_tests(cache: Path, trees: list[Path], words: list[str]) -> Knowledge:
     names = sorted(name for name in found if not name.endswith("test_mutants.py"))
     names = [name for name in names if not words or any(word in name for word in words)]
     files = {name: cache / f"{name.replace('/', '.')}.json" for name in names}
-    if missing := [name for name, file in files.items() if not file.exists()]:
-        print(f"recording which test runs which line, {len(missing)} files ...", flush=True)
+    missing = [name for name, file in files.items() if not file.exists() or not fits(read(file), trees[0])]
+    if missing:
+        print(f"recording which test runs which line, {len(missing)} files of {len(names)} ...", flush=True)
         began = time.monotonic()
+        for name in missing:
+            files[name].unlink(missing_ok=True)
         runs = []
         for number, tree in enumerate(trees):
             share = missing[number :: len(trees)]
@@ -103,15 +110,19 @@ def known_tests(cache: Path, trees: list[Path], words: list[str]) -> Knowledge:
             raise SystemExit(f"the tests could not be recorded; see {cache}/*.log")
         for name in missing:
             if not files[name].exists():  # none of its tests is of the default suite
-                files[name].write_text(json.dumps({"tests": {}, "modules": []}))
+                files[name].write_text(json.dumps({"tests": {}, "modules": [], "digests": digests(trees[0], [name])}))
         print(f"recorded in {time.monotonic() - began:.0f} s", flush=True)
-    held = [json.loads(file.read_text()) for file in files.values()]
+    held = [read(file) for file in files.values()]
     tests = {name: test for one in held for name, test in one["tests"].items()}
     for name, test in tests.items():
         if not test["passed"]:
             print(f"left out, for it fails without any mutant: {name}")
     preload(sorted({name for one in held for name in one["modules"]}))
     return Knowledge(tests)
+
+
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text())
 
 
 def earlier(file: Path) -> dict[tuple[str, str, str], Result]:
@@ -152,7 +163,7 @@ def run_all(
                     mutant, examination = busy[number]
                     if (answer := bench.poll()) is None:
                         continue
-                elif waiting:
+                elif waiting and bench.ready():
                     mutant = waiting.popleft()
                     busy[number] = mutant, (examination := examine(mutant, knowledge, bench.tree, confirm))
                 else:

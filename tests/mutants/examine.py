@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from .catalogue import Mutant, lines_of
 
-SOON = 5.0  # seconds of tests in the first, fastest run
+SOON = 5.0  # seconds of processor time of the tests in the first, fastest run
 Examination = Generator["Request", dict[str, Any], "Result"]
 
 
@@ -128,7 +128,7 @@ def examine(mutant: Mutant, knowledge: Knowledge, tree: Path, confirm: bool) -> 
     fresh, ran = False, 0
 
     def request(names: list[str], after: str) -> Request:
-        limit = 60 + 10 * knowledge.seconds([name for name in names if name in knowledge.tests])
+        limit = 60 + 20 * knowledge.seconds([name for name in names if name in knowledge.tests])
         return Request(mutant.file, source, after, names, limit, fresh)
 
     try:

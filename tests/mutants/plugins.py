@@ -4,7 +4,8 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,11 @@ class Mapper:
         return before
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.tests[nodeid] = {"seconds": 0.0, "passed": True, "skipped": False}
+        self.tests[nodeid] = {"seconds": -cpu_seconds(), "passed": True, "skipped": False}
         self._switch(nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         test = self.tests[report.nodeid]
-        test["seconds"] += report.duration
         test["passed"] &= not report.failed
         test["skipped"] |= report.skipped
 
@@ -78,6 +78,7 @@ class Mapper:
             for name, lines in json.loads(file.read_text()).items():
                 self.more[nodeid].setdefault(name, set()).update(lines)
             file.unlink()
+        self.tests[nodeid]["seconds"] += cpu_seconds()
         self._switch("between tests")
         name = nodeid.partition("::")[0]
         if self.last[name] == nodeid:
@@ -115,8 +116,30 @@ class Mapper:
             test["lines"] = {file: sorted(numbers) for file, numbers in lines.items()}
         target = self.into / f"{name.replace('/', '.')}.json"
         partial = target.with_suffix(".partial")
-        partial.write_text(json.dumps({"tests": self.tests, "modules": modules()}))
+        touched = {file for test in self.tests.values() for file in test["lines"]}
+        held = {"tests": self.tests, "modules": modules(), "digests": digests(self.tree, {name, *touched})}
+        partial.write_text(json.dumps(held))
         partial.replace(target)
+
+
+def cpu_seconds() -> float:
+    """Of this process and those that it waited for: what a test costs on a busy machine too."""
+    return sum(os.times()[:4])
+
+
+def digests(tree: Path, files: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of files of the tree, and of all helpers of the tests; the empty text for a file that is not there."""
+    helpers = (
+        p for p in (tree / "tests").rglob("*.py") if not p.name.startswith("test_") and "mutants" not in p.parts
+    )
+    names = {*files, *(str(p.relative_to(tree)) for p in helpers)}
+    paths = {name: tree / name for name in sorted(names)}
+    return {name: sha256(p.read_bytes()).hexdigest() if p.is_file() else "" for name, p in paths.items()}
+
+
+def fits(held: dict[str, Any], tree: Path) -> bool:
+    """Whether a record is of the tree as it is."""
+    return held["digests"] == digests(tree, held["digests"])
 
 
 def modules() -> list[str]:

@@ -1,5 +1,6 @@
 """Copies of the tree, and runs of chosen tests on them in forked processes that need not import torch again."""
 
+import atexit
 import compileall
 import contextlib
 import hashlib
@@ -44,7 +45,7 @@ def key_of(root: Path) -> str:
     digest = hashlib.sha256(sys.version.encode())
     digest.update(sys.prefix.encode())
     for path in files_of(root):
-        if path.suffix != ".md" and path.parts[:3] != ("tests", "mutants", "list"):
+        if path.suffix != ".md" and path.parts[:2] not in (("tests", "mutants"), ("tests", "test_mutants.py")):
             digest.update(f"{path}\0".encode() + (root / path).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -124,7 +125,15 @@ class Bench:
         plugin.answers.close()
         self.answers = os.fdopen(self.receive, "r")
         self.run: Run | None = None
-        self.ready = False
+        self.collected = False
+
+    def ready(self) -> bool:
+        """Whether the tests are collected: no line may be broken before, or that would be what was imported."""
+        if not self.collected and select.select([self.receive], [], [], 0)[0]:
+            if "ready" not in self.answers.readline():
+                raise SystemExit(f"the tests could not be collected; see {self.tree}.log")
+            self.collected = True
+        return self.collected
 
     def ask(self, request: Request) -> None:
         if request.fresh:
@@ -132,11 +141,6 @@ class Bench:
             files = list(dict.fromkeys(name.partition("::")[0] for name in request.names))
             self.run = Run(self.tree, files, plugin, lambda: {"failed": plugin.failed}, request.limit)
             return
-        if not self.ready:
-            first = self.answers.readline()
-            if "ready" not in first:
-                raise SystemExit(f"the tests could not be collected; see {self.tree}.log")
-            self.ready = True
         os.write(self.send, (json.dumps(request._asdict()) + "\n").encode())
 
     def poll(self) -> dict[str, Any] | None:
@@ -163,6 +167,7 @@ def fork_pytest(
     sys.stdout.flush()
     pid = os.fork()
     if pid:
+        atexit.register(end, pid)
         return pid
     try:
         os.setsid()
