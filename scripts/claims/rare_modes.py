@@ -15,33 +15,35 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
-from plane import INPUTS, PROCESS, MixtureTeacher, PointHeads, measures, point_denoisers
+from plane import INPUTS, MODES, ORDER, PROCESS, MixtureTeacher, PointHeads, measures, point_denoisers, ring_weights
+from report import CLAIMS, read, write_claim
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from diffdistill.config.methods import DMD2, Adversarial, FDistill, Method, SiD, UniInstruct
 from diffdistill.config.schema import Level
 from diffdistill.denoiser import Denoiser
+from diffdistill.divergences import get_divergence
 from diffdistill.level_weights import LevelNormaliser, native_weight
-from diffdistill.losses import denoising_loss, discriminator_loss, fisher_loss, score_gap_gradient
+from diffdistill.losses import denoising_loss, discriminator_loss, fisher_gradient, score_gap_gradient
 from diffdistill.methods import choices_of
 from diffdistill.methods.matching import Choices, DistributionMatching
 from diffdistill.process import LevelLaw, per_sample
 from diffdistill.ratio import RatioTracker
 from diffdistill.training.optim import Ema
 
-STEPS, BATCH, CRITIC_UPDATES, WIDTH, SIGMA_INIT = 500, 128, 2, 48, 2.5
+STEPS, BATCH, CRITIC_UPDATES, WIDTH, SIGMA_INIT = 600, 128, 2, 48, 2.5
 START_STEPS, START_BATCH, CRITIC_WARMUP = 1000, 256, 0.05
 CRITIC_RATE, HEAD_RATE, WEIGHT = 1e-3, 1e-3, 3e-2
-RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
-TUNING_SEEDS, SEEDS, DRAWN, GROUP = (100, 101, 102), (0, 1, 2, 3, 4), 50_000, 20
+RATES = (1e-3, 2e-3, 4e-3)
+TUNING_SEEDS, SEEDS, DRAWN, GROUP = (100, 101, 102), (0, 1, 2, 3, 4), 50_000, 12
 LAW = LevelLaw(Level(law="loguniform", sigma_min=PROCESS.sigma_min, sigma_max=PROCESS.sigma_max))
 
 Tensors = Sequence[Tensor]
@@ -70,12 +72,13 @@ class Rival:
         found = dataclasses.replace(choices_of(settings), critic_warmup=CRITIC_WARMUP)
         return found if self.normalize is None else dataclasses.replace(found, normalize=self.normalize)
 
-    def tracker(self) -> RatioTracker | None:
+    def tracker(self, count: int) -> RatioTracker | None:
+        """One for `count` runs, each with bins of its own, see `Distillation.places`."""
         ratio = self.choices().ratio
         if ratio is None:
             return None
         kind = RatioTracker if self.calibrated else Uncalibrated
-        return kind(ratio.bins, ratio.decay, ratio.clip, warn_every=10**9)
+        return kind(count * ratio.bins, ratio.decay, ratio.clip, warn_every=10**9)
 
 
 def f_distill(divergence: str, adversarial: Adversarial = ADVERSARIAL) -> FDistill:
@@ -133,6 +136,7 @@ class Adam:
         self.count += 1
         for parameter, square in zip(self.parameters, self.squares, strict=True):
             gradient = parameter.grad
+            assert gradient is not None
             square.mul_(self.decay).addcmul_(gradient, gradient, value=1 - self.decay)
             mean_square = square / (1 - self.decay**self.count)
             parameter.sub_(scale * self.rates * gradient / (mean_square.sqrt() + 1e-8))
@@ -173,81 +177,84 @@ def draw(students: Denoiser, count: int) -> Tensor:
 
 
 class Distillation:
-    """Several runs of one form at once: each has networks, ratio, normaliser and gradient of its own."""
+    """Several runs of one row at once, each with networks, averages and gradients of its own."""
 
-    def __init__(self, runs: Sequence[Run], begin: dict[int, Tensors]):
-        self.runs, count = runs, len(runs)
-        self.rows = [RIVALS[run.rival].choices() for run in runs]
-        self.teacher, self.heads = MixtureTeacher(), PointHeads(count, WIDTH)
-        self.student, self.critic = point_denoisers(count, WIDTH), point_denoisers(count, WIDTH)
+    def __init__(self, runs: Sequence[Run], begin: Mapping[int, Tensors]):
+        self.count, rival = len(runs), RIVALS[runs[0].rival]
+        assert all(run.rival == runs[0].rival for run in runs)
+        self.row = rival.choices()
+        self.teacher, self.heads = MixtureTeacher(), PointHeads(self.count, WIDTH)
+        self.student, self.critic = point_denoisers(self.count, WIDTH), point_denoisers(self.count, WIDTH)
         for network in (self.student, self.critic):
             for k, parameter in enumerate(network.parameters()):
                 parameter.data.copy_(torch.stack([begin[run.seed][k] for run in runs]))
-        self.trackers = [RIVALS[run.rival].tracker() for run in runs]
-        self.normalisers = [LevelNormaliser() for _ in runs]
+        self.tracker = rival.tracker(self.count)
+        self.normaliser = LevelNormaliser(bins=32 * self.count)
         self.average = Ema(self.student, 0.99)
         self.optimizers = [
             Adam(self.student.parameters(), [run.rate for run in runs]),
-            Adam(self.critic.parameters(), [CRITIC_RATE] * count),
-            Adam(self.heads.parameters(), [HEAD_RATE] * count),
+            Adam(self.critic.parameters(), [CRITIC_RATE] * self.count),
+            Adam(self.heads.parameters(), [HEAD_RATE] * self.count),
         ]
 
-    def parts(self) -> list[slice]:
-        return [slice(k * BATCH, (k + 1) * BATCH) for k in range(len(self.runs))]
+    def places(self, u: Tensor) -> Tensor:
+        """u of each run in a part of [0, 1] of its own, so that no two runs share a bin of a running mean."""
+        run = torch.arange(self.count).repeat_interleave(len(u) // self.count)
+        return (run + u.clamp(max=0.9999)) / self.count
 
     def logit(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         return self.heads(self.teacher.network.inputs(*PROCESS.to_network(x_t, sigma)))
 
-    def critic_loss(self, x0: Tensor, real: Tensor) -> Tensor:
+    def critic_loss(self, x0: Tensor, real: Tensor | None) -> Tensor:
         """Sum over the runs of the critic's and the discriminator's loss, as in the package's step."""
-        _, sigma = levels(len(self.runs))
+        _, sigma = levels(self.count)
         prediction = self.critic(noised(x0, sigma), sigma)
         loss = denoising_loss(prediction, x0, sigma, weight=native_weight(PROCESS, sigma)).mean()
-        _, sigma = levels(len(self.runs))
-        eps = torch.randn_like(torch.cat([real, x0])).chunk(2)
-        logits = (self.logit(x + per_sample(sigma, x) * e, sigma) for x, e in zip((real, x0), eps, strict=True))
-        loss = loss + discriminator_loss(*logits)
-        return len(self.runs) * loss
+        if real is not None:
+            _, sigma = levels(self.count)
+            eps = torch.randn_like(torch.cat([real, x0])).chunk(2)
+            logits = (self.logit(x + per_sample(sigma, x) * e, sigma) for x, e in zip((real, x0), eps, strict=True))
+            loss = loss + discriminator_loss(*logits)
+        return self.count * loss
 
     def student_gradient(self, x0: Tensor, progress: float) -> Tensor:
-        """Of each run by its own row, with the package's losses; `(runs * B, 2, 1, 1)`."""
-        x = x0.detach().requires_grad_()
-        u, sigma = levels(len(self.runs))
-        x_t = noised(x, sigma)
-        attached = self.rows[0].form == "fisher"
-        with torch.set_grad_enabled(attached):
-            teacher_x0, critic_x0 = self.teacher(x_t, sigma), self.critic(x_t, sigma)
-        raw = self.logit(x_t, sigma)
-        gradient, loss = torch.zeros_like(x0), 0 * raw.sum()
-        for part, row, tracker, normaliser in zip(
-            self.parts(), self.rows, self.trackers, self.normalisers, strict=True
-        ):
-            warm = progress < row.fisher_warmup
-            inputs = x[part], teacher_x0[part], critic_x0[part]
-            settings: dict[str, Any] = {
-                "logit": None if tracker is None else tracker(raw[part], u[part]),
-                "divergence": "reverse_kl" if warm else row.divergence,
-                "level_weight": normaliser(x[part].detach(), teacher_x0[part].detach(), u[part]),
-                "normalize": row.normalize,
-            }
-            if tracker is not None:
-                tracker.update(raw[part], u[part])
-            if attached:
-                alpha = 1.0 if warm else row.alpha
-                loss = loss + fisher_loss(*inputs, alpha=alpha, detach_ratio=row.detach_ratio, **settings).sum()
-            else:
-                gradient[part] = score_gap_gradient(*inputs, **settings)
-            if row.adversarial is not None and not warm:
-                loss = loss + row.adversarial.weight * x[0].numel() * softplus(-raw[part]).sum()
-        return gradient + torch.autograd.grad(loss, x)[0]
+        """Of each run, with the package's losses, `(runs * B, 2, 1, 1)`; only means over a batch are taken here."""
+        row, x = self.row, x0.detach().requires_grad_()
+        warm = progress < row.fisher_warmup
+        u, sigma = levels(self.count)
+        place, x_t = self.places(u), noised(x, sigma)
+        with torch.set_grad_enabled(row.form == "fisher"):
+            inputs = x, self.teacher(x_t, sigma), self.critic(x_t, sigma)
+        raw = None if row.adversarial is None else self.logit(x_t, sigma)
+        logit = None if self.tracker is None or raw is None else self.tracker(raw, place)
+        divergence = "reverse_kl" if warm else row.divergence
+        if row.form == "score_gap":
+            gradient = score_gap_gradient(*inputs, logit=logit, divergence=divergence)
+        else:
+            gradient = fisher_gradient(
+                *inputs, logit=logit, divergence=divergence, alpha=1.0 if warm else row.alpha,
+                detach_ratio=row.detach_ratio, retain_graph=True,
+            )  # fmt: skip
+        if row.normalize and not warm and logit is not None:
+            h = get_divergence(divergence).weight(logit.detach()).reshape(self.count, -1)
+            gradient = gradient / per_sample(h.mean(1).repeat_interleave(h.shape[1]), x)
+        if self.tracker is not None and raw is not None:
+            self.tracker.update(raw.detach(), place)
+        gradient = gradient * self.normaliser(x.detach(), inputs[1].detach(), place)
+        if row.adversarial is not None and raw is not None and row.adversarial.weight > 0 and not warm:
+            weight = row.adversarial.weight * x[0].numel()
+            gradient = gradient + torch.autograd.grad(weight * softplus(-raw).sum(), x)[0]
+        return gradient
 
     def update(self, step: int, total: int) -> None:
         students, critics, heads = self.optimizers
         x0 = draw(self.student, BATCH)
         for _ in range(CRITIC_UPDATES):
-            self.critic_loss(x0.detach(), self.teacher.sample(len(x0))).backward()
+            real = None if self.row.adversarial is None else self.teacher.sample(len(x0))
+            self.critic_loss(x0.detach(), real).backward()
             critics.step()
-            heads.step()
+            if real is not None:
+                heads.step()
         progress = step / total
         if progress >= CRITIC_WARMUP:
             x0.backward(self.student_gradient(x0, progress) / (2 * BATCH))
@@ -255,8 +262,8 @@ class Distillation:
             self.average.update(self.student)
 
 
-def distil(runs: Sequence[Run], begin: dict[int, Tensors]) -> list[dict[str, Any]]:
-    """Train the runs, all of one form, and measure their averaged students."""
+def distil(runs: Sequence[Run], begin: Mapping[int, Tensors]) -> list[dict[str, Any]]:
+    """Train the runs, all of one row, and measure their averaged students."""
     torch.set_num_threads(1)
     torch.manual_seed(sum(run.seed for run in runs))
     began, task = time.time(), Distillation(runs, begin)
@@ -273,36 +280,43 @@ def distil(runs: Sequence[Run], begin: dict[int, Tensors]) -> list[dict[str, Any
 
 def check() -> float:
     """Largest difference to the package's step, of the student's gradient and the critic's loss, over all rows."""
-    begin, worst = {0: [p.detach() for p in point_denoisers(1, WIDTH).parameters()]}, 0.0
-    begin = {0: [p[0] for p in begin[0]]}
+    torch.manual_seed(0)
+    begin, worst = {0: [p.detach()[0] for p in point_denoisers(1, WIDTH).parameters()]}, 0.0
     for name, rival in RIVALS.items():
         torch.manual_seed(1)
         here, x0 = Distillation([Run(name, 1e-3, 0)], begin), torch.randn(BATCH, 2, 1, 1)
         for parameter in here.critic.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
         method = DistributionMatching(rival.choices(), here.teacher, here.critic, LAW, LAW)
+        real = here.teacher.sample(BATCH) if method.adversarial is not None else None
         if method.adversarial is not None:
             method.adversarial.discriminator.heads[0] = here.heads
         if method.ratio is not None:
-            method.ratio = rival.tracker()
-        real = here.teacher.sample(BATCH) if method.adversarial is not None else None
-        pairs = []
-        for mine in (True, False):
-            torch.manual_seed(2)
-            first = here.student_gradient(x0, 0.5) if mine else method.student_gradient(x0, None, 0.5)[0]
-            second = here.student_gradient(x0, 0.6) if mine else method.student_gradient(x0, None, 0.6)[0]
-            pairs.append(torch.stack([first, second]))
-            if real is not None:
-                loss = here.critic_loss(x0, real) if mine else method.critic_loss(x0, None, real)[0]
-                pairs[-1] = torch.cat([pairs[-1].flatten(), loss.detach()[None]])
-        difference = float((pairs[0] - pairs[1]).abs().max() / pairs[1].abs().max())
-        print(f"{name}: {difference:.1e}")
-        worst = max(worst, difference)
+            method.ratio = rival.tracker(1)
+        torch.manual_seed(2)
+        mine = [here.student_gradient(x0, p) for p in (0.1, 0.5, 0.6)], here.critic_loss(x0, real).detach()
+        torch.manual_seed(2)
+        theirs = (
+            [method.student_gradient(x0, None, p)[0] for p in (0.1, 0.5, 0.6)],
+            method.critic_loss(x0, None, real)[0],
+        )
+        difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(mine[0], theirs[0], strict=True))
+        difference = max(difference, abs(float(mine[1] / theirs[1].detach()) - 1))
+        alone = independence(name, begin, x0)
+        print(f"{name}: {difference:.1e}, between runs {alone:.1e}")
+        worst = max(worst, difference, alone)
     return worst
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def independence(name: str, begin: Mapping[int, Tensors], x0: Tensor) -> float:
+    """How far the gradient of a run moves, relatively, if only the samples of another run do: nothing is right."""
+    found = []
+    for factor in (1.0, 3.0):
+        torch.manual_seed(3)
+        task = Distillation([Run(name, 1e-3, 0), Run(name, 1e-3, 0)], begin)
+        both = torch.cat([x0, factor * x0])
+        found.append([task.student_gradient(both, 0.5)[: len(x0)] for _ in range(2)][1])
+    return float((found[0] - found[1]).abs().max() / found[0].abs().max())
 
 
 def chosen_rates(results: list[dict[str, Any]]) -> dict[str, float]:
@@ -328,11 +342,8 @@ def work(wanted: Sequence[Run], path: Path, jobs: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     seeds = sorted({run.seed for run in runs})
     begin = dict(zip(seeds, zip(*starts(seeds), strict=True), strict=True))
-    groups = [
-        group[k : k + GROUP]
-        for group in ([r for r in runs if (RIVALS[r.rival].choices().form == "fisher") == f] for f in (True, False))
-        for k in range(0, len(group), GROUP)
-    ]
+    rows = [[run for run in runs if run.rival == name] for name in RIVALS]
+    groups = [row[k : k + GROUP] for row in rows for k in range(0, len(row), GROUP)]
     with ProcessPoolExecutor(jobs) as pool, path.open("a") as out:
         for future in as_completed([pool.submit(distil, group, begin) for group in groups]):
             rows = future.result()
@@ -341,21 +352,80 @@ def work(wanted: Sequence[Run], path: Path, jobs: int) -> None:
             print(len(rows), "runs,", rows[0]["seconds"], "s each", flush=True)
 
 
+def reference() -> dict[str, dict[str, Any]]:
+    """What the measures say of the mixture's own points."""
+    torch.manual_seed(0)
+    return {"the mixture itself": measures(MixtureTeacher().sample(DRAWN).flatten(1))}
+
+
+def table(folder: Path, figure: Path) -> None:
+    protocol = {
+        "updates": STEPS, "batch": BATCH, "critic_updates": CRITIC_UPDATES, "width": WIDTH, "drawn": DRAWN,
+        "critic_rate": CRITIC_RATE, "head_rate": HEAD_RATE, "adversarial_weight": WEIGHT, "rates": RATES,
+        "tuning_seeds": TUNING_SEEDS, "seeds": SEEDS, "weights": [round(w, 5) for w in ring_weights().tolist()],
+    }  # fmt: skip
+    rows, tuning = read(folder / "rare_modes.jsonl"), read(folder / "rare_modes_tune.jsonl")
+    columns = {
+        "found": "modes found", "rare_mass": "rare mass", "total_variation": "total variation", "off": "off all modes",
+        "forward_kl": "KL(teacher, student)", "reverse_kl": "KL(student, teacher)",
+    }  # fmt: skip
+    write_claim("rare_modes", protocol, rows, tuning, list(RIVALS), columns, reference())
+    draw_masses(rows, figure)
+
+
+SHOWN = ("reverse KL", "DMD2", "f-distill, Jensen-Shannon", "f-distill, forward KL", "SiD, alpha 1", "SiDA, alpha 1",
+         "Uni-Instruct, Jensen-Shannon", "Uni-Instruct, forward KL")  # fmt: skip
+
+
+def draw_masses(rows: list[dict[str, Any]], figure: Path) -> None:
+    """Mass of each mode over its true mass, from the most frequent to the rarest: mean and range over the seeds."""
+    from matplotlib.figure import Figure
+
+    sheet = Figure(figsize=(9, 4.2), layout="constrained")
+    axes = sheet.subplots(2, 4, sharex=True, sharey=True).flat
+    ranked = torch.tensor(ORDER).argsort()
+    shares = ring_weights()[ranked]
+    for axis, rival in zip(axes, SHOWN, strict=True):
+        masses = torch.tensor([row["mass"] for row in rows if row["rival"] == rival], dtype=torch.float64)
+        if not len(masses):
+            continue
+        ratio = (masses[:, ranked] / shares).clamp_min(0.01)
+        middle, low, high = ratio.mean(0), ratio.amin(0), ratio.amax(0)
+        axis.errorbar(range(MODES), middle, yerr=torch.stack([middle - low, high - middle]), fmt="o", ms=3, capsize=2)
+        axis.axhline(1, color="gray", lw=0.8)
+        axis.set(title=rival, yscale="log", ylim=(0.008, 10))
+        axis.title.set_fontsize(8)
+        axis.set_xticks(range(MODES), [f"{100 * w:.2g}" for w in shares], fontsize=7)
+    sheet.supxlabel("true mass of the mode, %", fontsize=8)
+    sheet.supylabel("student's mass / true mass", fontsize=8)
+    sheet.savefig(figure, dpi=80)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["tune", "run", "check", "table"])
+    parser.add_argument("verb", choices=["tune", "run", "all", "check", "table"])
     parser.add_argument("--results", type=Path, default=Path("runs/claims"), help="folder of tune.jsonl and run.jsonl")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=1, help="groups of runs at a time, one thread each")
+    parser.add_argument(
+        "--rivals", nargs="+", choices=RIVALS, default=list(RIVALS), help="rows to make; all if left out"
+    )
+    parser.add_argument("--figure", type=Path, default=CLAIMS.parent / "pictures" / "rare_modes.png")
     args = parser.parse_args()
     if args.verb == "check" and not check() < 1e-4:
         raise SystemExit("the runs' step is not the package's")
     tuned = args.results / "rare_modes_tune.jsonl"
-    if args.verb == "tune":
-        work([Run(name, rate, seed) for seed in TUNING_SEEDS for name in RIVALS for rate in RATES], tuned, args.jobs)
+    if args.verb in ("tune", "all"):
+        work(
+            [Run(name, rate, seed) for seed in TUNING_SEEDS for name in args.rivals for rate in RATES],
+            tuned,
+            args.jobs,
+        )
     rates = chosen_rates(read(tuned))
-    if args.verb == "run":
-        wanted = [Run(name, rates[name], seed) for seed in SEEDS for name in RIVALS]
+    if args.verb in ("run", "all"):
+        wanted = [Run(name, rates[name], seed) for seed in SEEDS for name in args.rivals]
         work(wanted, args.results / "rare_modes.jsonl", args.jobs)
+    if args.verb == "table":
+        table(args.results, args.figure)
 
 
 if __name__ == "__main__":
