@@ -239,10 +239,10 @@ def main() -> None:
     if args.what == "scan":
         scan(args)
     if args.what == "run":
-        # Seed by seed and the middle rate first, so that an interrupted comparison has every variant.
+        # The middle rate first, and seed by seed, so that an interrupted comparison has every variant.
         half, found, twice = rates(args)
-        cases = itertools.product(SEEDS, (found, half, twice), args.variants)
-        make([(variant, rate, seed, args.depth, args.updates) for seed, rate, variant in cases], args)
+        cases = itertools.product((found, half, twice), SEEDS, args.variants)
+        make([(variant, rate, seed, args.depth, args.updates) for rate, seed, variant in cases], args)
     table(args)
 
 
