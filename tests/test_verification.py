@@ -3,12 +3,17 @@
 import json
 import math
 from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from diffdistill import divergences, level_weights, losses
+from diffdistill.discriminators import AdversarialTerm
 from diffdistill.divergences import Divergence
+from diffdistill.methods import choices_of, matching
+from diffdistill.methods.matching import DistributionMatching
+from diffdistill.process import per_sample
 from diffdistill.rewards.term import RewardTerm
 from diffdistill.verification import (
     checks_expansion,
@@ -19,8 +24,10 @@ from diffdistill.verification import (
     checks_processes,
     checks_ring,
     checks_score_gap,
+    checks_step,
     checks_training,
     command,
+    step,
 )
 from diffdistill.verification.analytic import TEACHER_1, Mixture, gaussian, hermite, nodes_at
 from diffdistill.verification.check import Check, table_line
@@ -41,6 +48,7 @@ def failures(checks):
         checks_gaussian.checks,
         checks_guidance.checks,
         checks_processes.checks,
+        checks_step.checks,
         checks_optima.one_level,
         checks_optima.moments,
     ],
@@ -189,6 +197,80 @@ def test_a_reward_of_another_sign_or_scale_fails(monkeypatch, factor):
 
     monkeypatch.setattr(RewardTerm, "gradient", wrong)
     assert len(failures([*checks_guidance.linear_reward(), *checks_guidance.quadratic_reward()])) == 3
+
+
+# ---- a broken step is found, by the rows that it breaks
+
+
+def rows(failed):
+    return {line.partition("step: ")[2][:48].split("  ")[0] for line in failed if "step: " in line}
+
+
+def all_rows():
+    return {check.quantity.removeprefix("step: ") for check in checks_step.method_rows()}
+
+
+def test_a_negated_gradient_fails_in_every_row(monkeypatch):
+    right = DistributionMatching.student_gradient
+
+    def negated(self, *args, **kwargs):
+        gradient, metrics = right(self, *args, **kwargs)
+        return -gradient, metrics
+
+    monkeypatch.setattr(DistributionMatching, "student_gradient", negated)
+    found = rows(failures(checks_step.method_rows()))
+    assert {name.split(",")[0] for name in found} == {name.split(",")[0] for name in checks_step.rows()}
+    assert found == {name for name in all_rows() if not name.endswith("in parts")}
+
+
+def test_swapped_teacher_and_critic_fail_in_every_fisher_row(monkeypatch):
+    right = matching.fisher_gradient
+
+    def swapped(x, teacher_x0, critic_x0, **settings):
+        return right(x, critic_x0, teacher_x0, **settings)
+
+    monkeypatch.setattr(matching, "fisher_gradient", swapped)
+    found = rows(failures(checks_step.method_rows()))
+    assert found == {n for n, s in checks_step.rows().items() if choices_of(s).form == "fisher"}
+
+
+def test_a_generator_that_wants_to_be_taken_for_a_student_fails_where_there_are_heads(monkeypatch):
+    right = AdversarialTerm.gradient
+    monkeypatch.setattr(AdversarialTerm, "gradient", lambda self, logit, x: -right(self, logit, x))
+    found = rows(failures(checks_step.method_rows()))
+    assert found == {n for n, s in checks_step.rows().items() if s.adversarial is not None}
+
+
+def test_alpha_that_is_ignored_fails(monkeypatch):
+    right = matching.fisher_gradient
+    monkeypatch.setattr(matching, "fisher_gradient", lambda *a, **settings: right(*a, **settings | {"alpha": 1.0}))
+    found = rows(failures(checks_step.method_rows()))
+    assert found >= {"sid, alpha = 0.5", "sid, alpha = 1.2", "uni_instruct, jensen_shannon"}
+    assert "sid" not in found
+
+
+def test_a_method_that_loses_its_weights_fails(monkeypatch):
+    wrong = {"f_distill": {"normalize": False}, "dmd2": {"level_weight": "none"}, "sim": {"level_weight": "dmd"}}
+    right = step.choices_of
+    monkeypatch.setattr(step, "choices_of", lambda s: replace(right(s), **wrong.get(s.name, {})))
+    found = rows(failures(checks_step.method_rows()))
+    assert {name.split(",")[0] for name in found} == wrong.keys()
+
+
+def test_real_and_student_images_swapped_fail(monkeypatch):
+    right = AdversarialTerm.loss
+    monkeypatch.setattr(AdversarialTerm, "loss", lambda self, real, fake, *more: right(self, fake, real, *more))
+    assert len(failures(checks_step.discriminator())) >= 1
+
+
+@pytest.mark.parametrize("wrong", [1.0, 0.5])
+def test_a_critic_of_another_weight_or_noise_fails(monkeypatch, wrong):
+    if wrong == 1.0:
+        monkeypatch.setattr(matching, "native_weight", lambda process, sigma: torch.ones_like(sigma))
+    else:
+        monkeypatch.setattr(matching, "per_sample", lambda values, like: wrong * per_sample(values, like))
+    failed = failures(checks_step.critic())
+    assert len([line for line in failed if line.startswith("critic's loss")]) >= 5
 
 
 # ---- the table and the command

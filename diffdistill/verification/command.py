@@ -20,6 +20,7 @@ from diffdistill.verification import (
     checks_processes,
     checks_ring,
     checks_score_gap,
+    checks_step,
     checks_training,
 )
 from diffdistill.verification.check import HEADER, Check, table_line
@@ -32,6 +33,7 @@ TITLES = {
     checks_gaussian: "E  Gaussian closed forms, and where SiD is unstable",
     checks_guidance: "F  guidance and rewards",
     checks_processes: "F  every prediction type of every process",
+    checks_step: "G  the step that training runs, row by row of the method table; its critic and discriminator",
 }
 THOROUGH = {
     checks_optima: "C  every start leads to one end",

@@ -24,9 +24,13 @@ class OracleNetwork(nn.Module):
     ) -> tuple[Tensor]:
         sigma = level_of(self.process, time)
         x = x_in * per_sample(input_scale(self.process, sigma), x_in)
+        self.answered(x, sigma)
         labels = torch.zeros(len(x), dtype=torch.long) if class_labels is None else class_labels
         answers = torch.stack([oracle(x, sigma) for oracle in self.classes])
         return (self.process.from_x0(answers[labels, torch.arange(len(x))], x, sigma),)
+
+    def answered(self, x: Tensor, sigma: Tensor) -> None:
+        """Called with what the network was found to be asked, before it answers."""
 
 
 def level_of(process: Process, time: Tensor) -> Tensor:
