@@ -19,6 +19,7 @@ from diffdistill.evaluation.extractors.torchscript import load_torchscript
 FILE = "inception-2015-12-05.pt"
 URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{FILE}"
 SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+ID = "inception-2015-12-05"  # of the published weights, in any form
 SIZE = 299
 
 
@@ -59,18 +60,22 @@ def _check(path: Path) -> str:
     return digest
 
 
-class InceptionFeatures(FeatureExtractor):
-    """2,048 pool features; resize `tf` below 299 pixels, as for CIFAR and ImageNet figures, `clean` above."""
+class Inception(FeatureExtractor):
+    """2,048 pool features of 299x299 pixels; resize `tf` below, as for CIFAR and ImageNet figures, `clean` above."""
 
-    id, dim, size = "inception-2015-12-05", 2048, (SIZE, SIZE)
+    id, dim, size = ID, 2048, (SIZE, SIZE)
+
+    def default_mode(self, height: int, width: int) -> str:
+        return "tf" if max(height, width) < SIZE else "clean"
+
+
+class InceptionFeatures(Inception):
+    """The published TorchScript and no other."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.sha256 = _check(path)
         self.net: Any = load_torchscript(path, device)
         self.device, self.batch_size = device, large_batch(device)
-
-    def default_mode(self, height: int, width: int) -> str:
-        return "tf" if max(height, width) < SIZE else "clean"
 
     def embed(self, images: Tensor) -> Tensor:
         return self.net.layers((images - 128) / 128).flatten(1)

@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from diffdistill.convert.source import read_safetensors, read_tensors
 from diffdistill.errors import CheckpointError
-from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256, large_batch
+from diffdistill.evaluation.extractors.base import file_sha256, large_batch
+from diffdistill.evaluation.extractors.inception import ID, Inception
 from diffdistill.evaluation.extractors.inception_net import CHANNELS, InceptionNet
 
 FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")  # one file, two names
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-ID = "inception-2015-12-05"
-SIZE, CLASSES_2015 = 299, 1008
+CLASSES_2015 = 1008
 EPSILON = 1e-3  # of the normalisation, in every Inception v3
 NORMALISATION = ("weight", "bias", "running_mean", "running_var")
 
@@ -46,13 +46,8 @@ GRAPH_2015 = Graph("2015", True, 128, 128, False)
 PIXELS = {"-1..1": (127.5, 127.5), "0..1": (0.0, 255.0)}
 
 
-class InceptionWeights(FeatureExtractor):
-    """2,048 pool features. Named as the network of published FIDs only where the file is the published one.
-
-    Resize: `tf` below 299 pixels, `clean` above, unless told otherwise.
-    """
-
-    dim, size = CHANNELS, (SIZE, SIZE)
+class InceptionWeights(Inception):
+    """Named as the network of published FIDs only where the file is the published one."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.sha256 = file_sha256(path)
@@ -63,9 +58,6 @@ class InceptionWeights(FeatureExtractor):
         self.net, self.output = build(tensors, self.graph)
         self.net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device, self.batch_size = device, large_batch(device)
-
-    def default_mode(self, height: int, width: int) -> str:
-        return "tf" if max(height, width) < SIZE else "clean"
 
     def embed(self, images: Tensor) -> Tensor:
         return self.net((images - self.graph.offset) / self.graph.scale)
