@@ -135,7 +135,9 @@ def test_swapped_colours_are_seen_by_published_inception(
     monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path / "cache"))
     features = save_features(packaged_model(tmp_path), convolutions(), tmp_path / "nsfwjs.safetensors")
     found, least = swap_measures(icons.images[:: len(icons) // 64][:64], tmp_path, str(features))
-    assert "FID (inception_v3_keras:nsfwjs)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    print(said)  # the figures, for the record
+    assert "FID (inception_v3_keras:nsfwjs)" in said
     assert found["value"] > 10 * least
 
 
