@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -128,13 +129,17 @@ def cpu_seconds() -> float:
 
 
 def digests(tree: Path, files: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of files of the tree, and of all helpers of the tests; the empty text for a file that is not there."""
-    helpers = (
-        p for p in (tree / "tests").rglob("*.py") if not p.name.startswith("test_") and "mutants" not in p.parts
-    )
-    names = {*files, *(str(p.relative_to(tree)) for p in helpers)}
-    paths = {name: tree / name for name in sorted(names)}
-    return {name: sha256(p.read_bytes()).hexdigest() if p.is_file() else "" for name, p in paths.items()}
+    """SHA-256 of files of the tree and of the helpers that tests among them name; an empty text for an absent one."""
+    paths = {name: tree / name for name in [*files, "tests/conftest.py"]}
+    helpers = {p.stem: p for p in (tree / "tests").glob("**/*.py") if p.parent.name != "mutants"}
+    waiting = [path for name, path in paths.items() if name.startswith("tests") and path.is_file()]
+    while waiting:
+        for word in set(re.findall(r"\w+", waiting.pop().read_text())) & helpers.keys():
+            name = str(helpers[word].relative_to(tree))
+            if name not in paths:
+                paths[name] = helpers[word]
+                waiting.append(helpers[word])
+    return {name: sha256(p.read_bytes()).hexdigest() if p.is_file() else "" for name, p in sorted(paths.items())}
 
 
 def fits(held: dict[str, Any], tree: Path) -> bool:
