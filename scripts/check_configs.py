@@ -3,8 +3,8 @@
 A recipe whose teacher or data are not shipped gets small ones: an untrained network of the same class and layout, made
 narrow, as `convert` would have made it or as the stock pipeline holds it, and random images, pairs or captions.
 Everything else, the method, its layers, the levels, the optimisers, is the file's own; one that cuts its batches into
-parts runs in two. The network that was trained must be of the class that the recipe is for. Recipes of pipelines are
-passed over without the extra `text`.
+parts runs in two. Where a network is not tiny, bf16 is left to CPUs that have it. The network that was trained must be
+of the class that the recipe is for. Recipes of pipelines are passed over without the extra `text`.
 
     python scripts/check_configs.py [FILE ...]
 """
@@ -102,12 +102,11 @@ class Teacher:
     images: tuple[tuple[int, int, int], int] | None = None
 
 
-EDM_IMAGENET = "models/edm-imagenet-64x64-cond-adm"
 TEACHERS = {
     "builtin:fashion_mnist_teacher": Teacher("UNet2DModel"),
     "builtin:emoji_teacher": Teacher("UNet2DConditionModel"),
     "models/edm-cifar10-32x32-cond-vp": Teacher("SongUNet", edm_cifar10, ((32, 32, 3), 10)),
-    EDM_IMAGENET: Teacher("DhariwalUNet", edm_imagenet64, ((64, 64, 3), 1000)),
+    "models/edm-imagenet-64x64-cond-adm": Teacher("DhariwalUNet", edm_imagenet64, ((64, 64, 3), 1000)),
     "stable-diffusion-v1-5/stable-diffusion-v1-5": Teacher(
         "UNet2DConditionModel", lambda folder: tiny_pipelines().stable_diffusion(folder)
     ),
@@ -180,8 +179,8 @@ def overrides_of(verb: str, config: Any, teacher: Teacher, folder: Path) -> list
     if verb == "distill" and config.student.regression is not None:
         steps += 1  # a step of regression, and then as many as the others
         words += ["student.regression.steps=1", "student.regression.pairs=4"]
-    if start_of(verb, config) == EDM_IMAGENET:
-        words.append("mixed_precision=auto")  # of this size bf16 takes minutes on CPUs without it
+    if teacher.make is None or teacher.images is not None:  # no tiny pipeline
+        words.append("mixed_precision=auto")  # at this size bf16 takes minutes on CPUs without it
     words.append(f"max_train_steps={steps}")
     if teacher.make is not None:
         words.append(f"{'model' if verb == 'align' else 'teacher'}={teacher.make(folder / 'teacher')}")
@@ -191,6 +190,8 @@ def overrides_of(verb: str, config: Any, teacher: Teacher, folder: Path) -> list
         words += [f"data.path={tiny_pipelines().pair_folder(folder / 'pairs')}", "data.image_size=null"]
     elif teacher.make is not None:
         words += texts(folder, config)
+    else:
+        words.append("data.limit=64")
     return words
 
 
