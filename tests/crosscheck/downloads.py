@@ -20,8 +20,9 @@ def run(words: list[str], folder: Path, what: str) -> None:
     except subprocess.TimeoutExpired:
         pytest.skip(f"{what} cannot be fetched: {words[0]} did not answer in {SECONDS} s")
     except subprocess.CalledProcessError as error:
-        said = (error.stderr or error.stdout).strip().splitlines() or ["no reason given"]
-        pytest.skip(f"{what} cannot be fetched: {words[0]} says '{said[-1][:200]}'")
+        lines = (error.stderr or error.stdout).strip().splitlines()
+        said = [line for line in lines if "rror" in line or line.startswith("E:")] or lines or ["no reason given"]
+        pytest.skip(f"{what} cannot be fetched: {words[0]} says '{' '.join(said[:3])[:200]}'")
 
 
 def npm_package(name: str, version: str, folder: Path) -> Path:
