@@ -87,7 +87,7 @@ def test_the_discriminators_loss_by_hand(features, labelled):
     real, fake, labels = drawn(0)
     labels = labels if labelled else None
     torch.manual_seed(1)
-    loss, _ = method.critic_loss(fake, labels, real)
+    loss, metrics = method.critic_loss(fake, labels, real)
     loss.backward()
 
     teacher, critic = (Net(copy.deepcopy(m.network).requires_grad_()) for m in (method.teacher, method.critic))
@@ -102,9 +102,10 @@ def test_the_discriminators_loss_by_hand(features, labelled):
     real_eps, fake_eps = torch.randn(12, 1, 8, 8).chunk(2)
     eyes = critic if features == "critic" else teacher
     seen = [eyes(at(x, e, sigma), sigma, labels, TAPS).taps for x, e in ((real, real_eps), (fake, fake_eps))]
-    logistic, penalties = 0, []
+    logistic, penalties, right = 0, [], []
     for head, name in zip(heads, TAPS, strict=True):
         real_logit, fake_logit = (head(found[name]) for found in seen)
+        right += [(real_logit > 0).float(), (fake_logit < 0).float()]
         # -log P(real is real) - log P(student is student), P = 1 / (1 + e^-l): a head for itself.
         logistic = logistic - (real_logit.sigmoid().log().mean() + (1 - fake_logit.sigmoid()).log().mean()) / 2
         leaf = seen[0][name].detach().requires_grad_()
@@ -114,6 +115,8 @@ def test_the_discriminators_loss_by_hand(features, labelled):
     want = denoising + (0.3 if features == "critic" else 1.0) * adversarial
     want.backward()
     assert loss.item() == pytest.approx(want.item(), rel=1e-4)
+    assert metrics["discriminator/accuracy"].item() == pytest.approx(torch.cat(right).mean().item())
+    assert metrics["discriminator/r1"].item() == pytest.approx(torch.stack(penalties).mean().item(), rel=1e-3)
     for got, wanted in zip(slopes(method.adversarial.discriminator.heads), slopes(heads), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
     for got, wanted in zip(slopes(method.critic), slopes(critic.network), strict=True):

@@ -199,10 +199,10 @@ IN_PARTS += ["dmd2, critic's features", "uni_instruct, expansion", "diff_instruc
 
 @pytest.mark.parametrize("name", IN_PARTS)
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(name):
-    """The second step, when there is a past to calibrate by; a part of four and one of two, and one by one."""
+    """The second step, when there is a past to calibrate by; a part of four and one of two."""
     case, found = CASES[name], []
     whole, _ = pair(case)
-    for size in (None, 4, 1):
+    for size in (None, 4):
         method = copy.deepcopy(whole)
         for seed in range(2):
             torch.manual_seed(seed)
@@ -210,12 +210,82 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(name):
             gradient, metrics = method.student_gradient(x0, labels, case.progress, part_size=size)
         state = {f"{k}.{n}": b for k, part in method.modules().items() for n, b in part.named_buffers()}
         found.append((gradient, state, {k: float(v) for k, v in metrics.items()}))
-    (gradient, state, metrics), *others = found
-    for in_parts, state_in_parts, metrics_in_parts in others:
-        close(in_parts, gradient, 1e-5)
-        assert state.keys() == state_in_parts.keys()
-        assert all(torch.allclose(state[k], state_in_parts[k], rtol=1e-5) for k in state)
-        assert metrics_in_parts == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+    (gradient, state, metrics), (in_parts, state_in_parts, metrics_in_parts) = found
+    close(in_parts, gradient, 1e-5)
+    assert state.keys() == state_in_parts.keys()
+    assert all(torch.allclose(state[k], state_in_parts[k], rtol=1e-5) for k in state)
+    assert metrics_in_parts == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+
+
+def test_one_by_one_is_the_whole_too():
+    method, _ = pair(CASES["uni_instruct, forward_kl"])
+    x0, labels = images(0)
+    torch.manual_seed(0)
+    whole, _ = copy.deepcopy(method).student_gradient(x0, labels, 0.9)
+    torch.manual_seed(0)
+    close(method.student_gradient(x0, labels, 0.9, part_size=1)[0], whole, 1e-5)
+
+
+def test_a_reward_reads_each_images_own_text_in_parts_too():
+    """The reward of image k is k times its mean: the pull at its pixels is proportional to k."""
+    method, _ = pair(CASES["diff_instruct"])
+    scale = CallableReward(lambda pixels, texts: torch.tensor([float(t) for t in texts]) * pixels.flatten(1).mean(1))
+    x0, labels = images(0)
+    found = []
+    for weight in (0.0, 0.5):
+        method.reward = RewardTerm(scale, weight)
+        torch.manual_seed(0)
+        found.append(method.student_gradient(x0, labels, 0.9, prompts=list("012345"), part_size=4)[0])
+    pull = (found[1] - found[0]).flatten(1).mean(1)
+    torch.testing.assert_close(pull, -0.5 * 0.5 * torch.arange(6.0), rtol=1e-3, atol=1e-4)
+
+
+def test_what_the_log_says_of_a_step():
+    """Relative gaps by level, spread, saturation on both sides, the ratio's means, and the terms' sizes."""
+    method, by_hand = pair(CASES["f_distill, forward_kl"])
+    x0, labels = images(0, 10)
+    x0[0, 0, 0, :2] = torch.tensor([-1.5, 1.4])
+    torch.manual_seed(0)
+    gradient, found = method.student_gradient(x0, labels, 0.9)
+    torch.manual_seed(0)
+    u = (torch.randperm(10) + torch.rand(10)) / 10
+    seen = by_hand.look(x0.clone().requires_grad_(), labels, u, torch.randn_like(x0))
+    relative = (seen.critic - seen.teacher).abs().mean((1, 2, 3)) / (seen.x - seen.teacher).abs().mean((1, 2, 3))
+    assert found["score_gap/relative"].item() == pytest.approx(relative.mean().item(), rel=1e-3)
+    for k in range(5):
+        here = relative[(u >= k / 5) & (u < (k + 1) / 5)]
+        assert len(here) == 2
+        assert found[f"score_gap/level_{k}"].item() == pytest.approx(here.mean().item(), rel=1e-3)
+    assert found["x0/std"].item() == pytest.approx(x0.std().item(), rel=1e-5)
+    beyond = ((x0 < -1.1) | (x0 > 1.1)).float().mean().item()
+    assert (x0 > 1.1).float().mean().item() < beyond  # some of either side
+    assert found["x0/saturation"].item() == pytest.approx(beyond, rel=1e-5)
+    by_hand.ratio(seen)
+    means = by_hand.memory.ratio[0] / by_hand.memory.ratio[1]
+    for k in range(10):
+        assert found[f"ratio/mean_{k}"] == pytest.approx(means[k].item(), rel=1e-3)
+    terms = found["gradient/matching"], found["gradient/adversarial"]
+    assert all(term > 0.01 for term in terms)
+    assert gradient.flatten(1).norm(dim=1).mean() <= sum(terms)
+
+
+@pytest.mark.parametrize(
+    "form", [SiD(name="sid"), DiffInstructPP(name="diff_instruct_pp", guidance_scale=2.0, guidance="outside")]
+)
+def test_the_gap_is_taken_in_float32_where_it_is_asked_for(form):
+    x0, labels = images(0)
+
+    def gradient(half: bool, float32_gap: bool) -> torch.Tensor:
+        method, _ = pair(Case(form))
+        if half:
+            method.autocast = lambda: torch.autocast("cpu", torch.bfloat16)
+        method.float32_gap = float32_gap
+        torch.manual_seed(0)
+        return method.student_gradient(x0, labels, 0.9)[0]
+
+    exact = gradient(False, False)
+    assert torch.equal(gradient(True, True), exact)
+    assert not torch.equal(gradient(True, False), exact)
 
 
 @pytest.mark.parametrize("eyes", [TEACHER_EYES, CRITIC_EYES], ids=["teacher", "critic"])

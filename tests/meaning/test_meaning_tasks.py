@@ -10,16 +10,19 @@ from by_hand import Net, process_named
 from tiny import tiny_teacher
 from worlds import gaussian_data, small_network
 
-from diffdistill.config.schema import Distill, Train
+from diffdistill.config.schema import Distill, Network, Optimizer, Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError, NonFiniteError
 from diffdistill.evaluation.bootstrap import bootstrap_error
 from diffdistill.evaluation.frechet import fit
 from diffdistill.methods.matching import DistributionMatching
 from diffdistill.training.device import Device
 from diffdistill.training.distiller import DistillTask
+from diffdistill.training.loop import finite, run_loop
+from diffdistill.training.optim import Updater
 from diffdistill.training.randomness import seed_step
-from diffdistill.training.teacher import TeacherTask, draw_batch
+from diffdistill.training.teacher import TeacherTask, build_unet, draw_batch
 
 CPU = Device("no")
 
@@ -52,6 +55,8 @@ def test_a_students_step_is_shown_what_the_steps_before_make_of_noise(kind, scal
     levels = task.levels
     assert len(levels) == 3
     assert levels[0] > levels[1] > levels[2] > 0
+    assert task.student.levels == levels
+    assert task.student.num_classes == task.method.critic.num_classes == 3
     with torch.no_grad():
         task.student.network.conv_out.weight.mul_(4.0)  # images that leave [-1, 1]
     net, cond, seen, clipped = Net(task.student.network, kind), torch.arange(5) % 3, [], False
@@ -156,6 +161,101 @@ def test_the_critic_is_updated_as_often_as_asked_with_new_noise(monkeypatch):
     # The step count of Adam: one a call.
     steps = {int(s["step"]) for s in task.critic_updaters[0].optimizer.state.values()}
     assert steps == {3}
+
+
+def test_critic_and_student_have_laws_of_levels_of_their_own(monkeypatch):
+    seen = []
+    right = DistributionMatching.critic_noise
+
+    def critic_noise(self, x0, with_real):
+        seen.append(right(self, x0, with_real))
+        return seen[-1]
+
+    monkeypatch.setattr(DistributionMatching, "critic_noise", critic_noise)
+    narrow = {"law": "uniform", "sigma_min": 0.3, "sigma_max": 0.31}
+    level = {"law": "lognormal", "mean": 1.0, "std": 0.01}
+    task = distilling({"name": "dmd2"}, level=narrow, critic={"updates_per_step": 1, "level": level})
+    task.update(0)
+    assert seen[0].sigma.log().tolist() == pytest.approx([1.0] * 4, abs=0.05)
+    assert seen[0].seen_sigma.tolist() == pytest.approx([0.305] * 4, abs=0.006)
+
+
+def test_the_method_is_told_the_texts_and_the_size_of_the_parts(monkeypatch):
+    told = []
+    right = DistributionMatching.student_gradient
+
+    def student_gradient(self, x0, cond, progress, *more):
+        told.append(more)
+        return right(self, x0, cond, progress, None, *more[1:])
+
+    monkeypatch.setattr(DistributionMatching, "student_gradient", student_gradient)
+    task = distilling(micro_batch_size=3)
+    monkeypatch.setattr(task, "texts", lambda cond: [f"class {int(c)}" for c in cond])
+    task.update(0)
+    labels = draw_batch(task.data, 4, 0, 0, False)[1]
+    assert told == [([f"class {int(c)}" for c in labels], 3)]
+
+
+def test_an_update_is_adams_with_its_own_betas_decay_and_rate():
+    """Three gradients of one weight, by hand: linear decay of the rate over four steps, decoupled weight decay."""
+    weight = torch.nn.Parameter(torch.tensor(1.0))
+    settings = Optimizer(learning_rate=0.1, betas=(0.3, 0.9), weight_decay=0.2, schedule="linear")
+    updater = Updater("x", [weight], settings, 4)
+    theta, first, second = 1.0, 0.0, 0.0
+    for step, slope in enumerate((0.5, -0.2, 0.7)):
+        (slope * weight).backward()
+        updater.step(step)
+        rate = 0.1 * (1 - step / 4)
+        first, second = 0.3 * first + 0.7 * slope, 0.9 * second + 0.1 * slope**2
+        unbiased = first / (1 - 0.3 ** (step + 1)), second / (1 - 0.9 ** (step + 1))
+        theta = theta * (1 - rate * 0.2) - rate * unbiased[0] / (math.sqrt(unbiased[1]) + 1e-8)
+        assert weight.item() == pytest.approx(theta, rel=1e-5)
+
+
+def test_every_step_of_a_run_draws_noise_of_its_own(tmp_path):
+    """And the same ones from the middle on, and in no other run."""
+
+    class Drawing:
+        parts, denoisers = {}, {}
+
+        def update(self, step):
+            drawn.append(float(torch.rand(())))
+            return {"loss": 0.0}
+
+        def averaged(self):
+            return None
+
+    def run(seed, folder):
+        drawn.clear()
+        folder.mkdir()
+        settings = {"output_dir": str(folder), "seed": seed, "max_train_steps": 5, "evaluation": {"at_end": False}}
+        more = {"sample_every": 0, "teacher": "none", "method": {"name": "sid"}}
+        run_loop(Drawing(), Distill.model_validate(settings | more), folder, None)
+        return list(drawn)
+
+    drawn = []
+    one, two = run(0, tmp_path / "a"), run(1, tmp_path / "b")
+    assert len(set(one + two)) == 10
+    assert run(0, tmp_path / "c") == one
+
+
+def test_infinite_figures_stop_a_run():
+    for bad in (float("inf"), -float("inf"), float("nan")):
+        with pytest.raises(NonFiniteError, match="x not finite at step 3"):
+            finite({"x": torch.tensor(bad), "y": 1.0}, 3)
+
+
+def test_attention_is_at_the_same_resolutions_down_and_up():
+    settings = Network(block_out_channels=(8, 16, 16), norm_num_groups=4, attention_head_dim=8, attention_levels=(0,))
+    network = build_unet(settings, torch.Size((1, 8, 8)), None)
+    assert network.config.down_block_types == ("AttnDownBlock2D", "DownBlock2D", "DownBlock2D")
+    assert network.config.up_block_types == ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D")
+
+
+def test_levels_of_a_student_descend():
+    for levels in ((1.0, 1.0), (1.0, 2.0)):
+        with pytest.raises(ConfigError, match="must descend"):
+            distilling(student={"steps": 2, "levels": levels})
 
 
 @pytest.mark.parametrize("phase", ["matching", "regression"])
