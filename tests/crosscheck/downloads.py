@@ -21,8 +21,9 @@ def run(words: list[str], folder: Path, what: str) -> None:
         pytest.skip(f"{what} cannot be fetched: {words[0]} did not answer in {SECONDS} s")
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or error.stdout).strip().splitlines()
-        said = [line for line in lines if "error" in line.lower() or line.startswith("E:")] or lines or ["no reason given"]
-        pytest.skip(f"{what} cannot be fetched: {words[0]} says '{' '.join(said[:3])[:200]}'")
+        errors = [line for line in lines if "error" in line.lower() or line.startswith("E:")]
+        said = " ".join((errors or lines)[:3])[:200] or "no reason"
+        pytest.skip(f"{what} cannot be fetched: {words[0]} says '{said}'")
 
 
 def npm_package(name: str, version: str, folder: Path) -> Path:
