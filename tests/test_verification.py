@@ -11,7 +11,7 @@ import torch
 from diffdistill import divergences, level_weights, losses
 from diffdistill.discriminators import AdversarialTerm
 from diffdistill.divergences import Divergence
-from diffdistill.methods import choices_of, matching
+from diffdistill.methods import METHODS, choices_of, matching
 from diffdistill.methods.matching import DistributionMatching
 from diffdistill.process import per_sample
 from diffdistill.rewards.term import RewardTerm
@@ -208,6 +208,14 @@ def rows(failed):
 
 def all_rows():
     return {check.quantity.removeprefix("step: ") for check in checks_step.method_rows()}
+
+
+def test_every_method_has_a_row_with_its_default_settings():
+    found = checks_step.rows()
+    for name in METHODS:
+        defaults = found[name].model_dump(exclude={"adversarial", "guidance_scale", "reward"})
+        assert defaults == type(found[name])(name=name).model_dump(exclude={"adversarial", "guidance_scale", "reward"})
+        assert (found[name].adversarial is None) == (type(found[name])(name=name).adversarial is None)
 
 
 def test_a_negated_gradient_fails_in_every_row(monkeypatch):

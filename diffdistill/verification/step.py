@@ -21,6 +21,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.methods import choices_of
 from diffdistill.methods.matching import DistributionMatching
 from diffdistill.process import EDM, LevelLaw, Process
+from diffdistill.rewards.term import RewardTerm
 from diffdistill.verification.analytic import Mixture, Nodes
 from diffdistill.verification.oracle import OracleNetwork
 
@@ -90,6 +91,7 @@ class Step:
     student: Mixture
     law: LevelLaw
     process: Process = field(default_factory=EDM)
+    reward: RewardTerm | None = None
 
     def method(self, shape: Sequence[int]) -> DistributionMatching:
         """With heads that say exactly the log ratio."""
@@ -103,11 +105,10 @@ class Step:
             say_the_feature(method)
         return method
 
-    def gradient(self, x0: Tensor, eps: Tensor, part_size: int | None = None, **reward: Any) -> Tensor:
+    def gradient(self, x0: Tensor, eps: Tensor, part_size: int | None = None) -> Tensor:
         """What `student_gradient` returns after any warm-up, `(B, C, H, W)`, float64; `eps` as noise."""
         method = self.method(x0.shape[1:])
-        if reward:
-            method.reward = reward["term"]
+        method.reward = self.reward
         cond = None if len(self.teacher) == 1 else torch.zeros(len(x0), dtype=torch.long)
         with GivenNoise(eps.float()):
             gradient, _ = method.student_gradient(x0.float(), cond, 1.0, part_size=part_size)
@@ -157,9 +158,9 @@ class Pixels:
         u = (torch.arange(self.levels, dtype=torch.float64) + 0.5) / self.levels
         return GivenLevels(Level(law="karras", u_max=0.8), u=u)
 
-    def expected(self, step: Step, **how: Any) -> tuple[float, float]:
+    def expected(self, step: Step, part_size: int | None = None) -> tuple[float, float]:
         """(d/dm, d/ds), the mean over levels and pixels."""
-        gradient = step.gradient(self.x0, self.eps, **how)
+        gradient = step.gradient(self.x0, self.eps, part_size)
         return float(gradient.mean()), float((gradient * self.z).mean())
 
 
