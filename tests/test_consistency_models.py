@@ -199,3 +199,46 @@ def test_what_a_config_leaves_out_has_the_schedulers_default():
     assert (bare.sigma_data, bare.sigma_min, bare.sigma_max, bare.boundary) == (
         config.sigma_data, config.sigma_min, config.sigma_max, config.sigma_min,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("levels", ["null", "[80.0, 2.0]"], ids=["one step", "two steps"])
+def test_a_run_begins_as_it(gray, tmp_path, ask, monkeypatch, levels):
+    """At a rate near 0 the student is the model itself, at every level, and its folder keeps the boundary."""
+    monkeypatch.chdir(tmp_path)
+    tiny_teacher(seed=1).save_pretrained("teacher", role="teacher")
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)
+    np.savez("images.npz", images=images, labels=np.arange(16) % 3)
+    steps = 1 if levels == "null" else 2
+    words = [
+        "fashion_mnist/sid", "teacher=teacher", f"initialize_from={gray}", "data.path=images.npz", "output_dir=run",
+        f"student.steps={steps}", f"student.levels={levels}", "student.sigma_init=80", "max_train_steps=2",
+        "student.optimizer.learning_rate=1e-12", "train_batch_size=4", "num_threads=1", "evaluation.at_end=false",
+        "student.regression=null",
+    ]  # fmt: skip
+    code, _, complaint = ask("distill", *words, "--quiet")
+    assert code == 0, complaint
+    folder = tmp_path / "run" / "student"
+    call = json.loads((folder / "diffdistill.json").read_text())["call"]
+    back, start = Denoiser.from_pretrained(folder), Denoiser.from_pretrained(gray)
+    assert back.process.boundary == 0.002
+    x, sigma, labels = torch.randn(3, 1, 8, 8), torch.tensor([80.0, 2.0, 0.01]), torch.arange(3)
+    with torch.no_grad():
+        torch.testing.assert_close(back(x, sigma, labels), start(x, sigma, labels), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours(folder), stock(folder, **call), rtol=0, atol=1e-5)
+    if steps == 1:
+        torch.testing.assert_close(ours(folder), ours(gray), rtol=0, atol=1e-5)
+
+
+def test_a_start_of_another_kind_is_a_sentence(gray, tmp_path, ask):
+    published(tmp_path / "colour", channels=3, classes=3)
+    published(tmp_path / "free", channels=1)
+    tiny_teacher().save_pretrained(tmp_path / "teacher", role="teacher")
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(16) % 3)
+    for name, said in (("colour", "has image shape"), ("free", "has number of classes None")):
+        code, _, complaint = ask(
+            "distill", "fashion_mnist/sid", f"teacher={tmp_path / 'teacher'}", f"initialize_from={tmp_path / name}",
+            f"data.path={tmp_path / 'images.npz'}", f"output_dir={tmp_path / 'run'}", "student.regression=null",
+        )  # fmt: skip
+        assert code == 2
+        assert said in complaint

@@ -219,7 +219,9 @@ class Distill(Run):
 
     teacher: str = "builtin:fashion_mnist_teacher"
     initialize_from: str | None = Field(
-        None, description="run folder of a first stage: its averaged student, critic and discriminator"
+        None,
+        description="run folder of a first stage: its averaged student, critic and discriminator; or a model folder, "
+        "such as a published consistency model: the student begins as it, the critic as the teacher",
     )
     method: Methods
     level: Level = Field(

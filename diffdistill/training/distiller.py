@@ -18,7 +18,7 @@ from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim import Ema, Updater
 from diffdistill.training.regression import TrajectoryPairs, TrajectoryRegression
-from diffdistill.training.roles import build_roles, levels_of
+from diffdistill.training.roles import build_roles, levels_of, names_model, start_model
 from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
 from diffdistill.training.teacher import draw_batch
 
@@ -43,9 +43,10 @@ class DistillTask:
 
     def __init__(self, config: Distill, teacher: Denoiser, data: ImageSet | TextSet, device: Device):
         self.config, self.data, self.device = config, data, device
-        self.levels = levels_of(config, teacher)
+        start = start_model(config, teacher)
+        self.levels = levels_of(config, teacher, start)
         torch.manual_seed(config.seed)
-        self.student, critic = build_roles(config, teacher, self.levels, device)
+        self.student, critic = build_roles(config, teacher, self.levels, device, start)
         bounds = teacher.sigma_min, teacher.sigma_max, teacher.process
         self.method = DistributionMatching(
             choices_of(config.method),
@@ -96,7 +97,7 @@ class DistillTask:
             self.critic_updaters.append(
                 Updater("discriminator", term.discriminator.parameters(), term.settings.optimizer, total)
             )
-        if config.initialize_from is not None:
+        if config.initialize_from is not None and not names_model(config.initialize_from):
             self.start_from(Path(config.initialize_from))
         for updater in (self.student_updater, *self.critic_updaters):
             self.parts[f"{updater.name}_optimizer"] = updater.optimizer
@@ -107,7 +108,10 @@ class DistillTask:
         """
         folder, _ = CheckpointStore(run / "checkpoints", keep=1).find("latest")
         if folder is None:
-            raise CheckpointError(f"initialize_from '{run}' has no checkpoints; give the run folder of a first stage")
+            raise CheckpointError(
+                f"initialize_from '{run}' has no checkpoints and no model_index.json; give the run folder of a first "
+                f"stage, or a student's model folder"
+            )
         # A first stage without a discriminator may be followed by one with it: that part then starts as built.
         here: Parts = {name: part for name, part in self.parts.items() if (folder / f"{name}.safetensors").is_file()}
         if not {"student", "student_ema", "critic"} <= here.keys():

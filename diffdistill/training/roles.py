@@ -1,6 +1,7 @@
 """The networks of a distillation: student and critic, copies of the teacher or adapters on its weights."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -34,8 +35,39 @@ def student_levels(config: Distill, process: Process) -> tuple[float, ...]:
     return near_levels(process, student.steps, student.sigma_init, student.levels)
 
 
-def levels_of(config: Distill, teacher: Denoiser) -> tuple[float, ...]:
-    """The levels of the run's student, checked against its teacher."""
+def names_model(path: str) -> bool:
+    """Whether `initialize_from` is a model folder, and not the folder of a run."""
+    return (Path(path) / "model_index.json").is_file()
+
+
+def start_model(config: Distill, teacher: Denoiser) -> Denoiser | None:
+    """The model that `initialize_from` names, checked against the teacher; None for a run folder, or for nothing.
+
+    A distilled student or a consistency model of others: its network and its process become the student's, the critic
+    is the teacher's copy all the same.
+    """
+    if config.initialize_from is None or not names_model(config.initialize_from):
+        return None
+    start = Denoiser.from_pretrained(config.initialize_from, next(teacher.parameters()).device)
+    if isinstance(start, TextDenoiser) or isinstance(teacher, TextDenoiser):
+        raise ConfigError(
+            f"initialize_from '{config.initialize_from}' is a model folder, which students of text-to-image teachers "
+            f"cannot begin from; give the run folder of a first stage"
+        )
+    for what, mine, its in (
+        ("image shape", start.image_shape, teacher.image_shape),
+        ("number of classes", start.num_classes, teacher.num_classes),
+    ):
+        if mine != its:
+            raise ConfigError(
+                f"initialize_from '{config.initialize_from}' has {what} {mine} and the teacher {its}; give a model of "
+                f"the teacher's kind"
+            )
+    return start
+
+
+def levels_of(config: Distill, teacher: Denoiser, start: Denoiser | None = None) -> tuple[float, ...]:
+    """The levels of the run's student, which begins as `start`, or as the teacher; checked against both."""
     student = config.student
     if isinstance(teacher, TextDenoiser):
         if student.levels is not None or ("sigma_init" in student.model_fields_set and student.sigma_init != 2.5):
@@ -58,25 +90,31 @@ def levels_of(config: Distill, teacher: Denoiser) -> tuple[float, ...]:
         raise ConfigError(
             f"student level {first:g} is above the teacher's highest, {teacher.sigma_max:g}; lower student.sigma_init"
         )
-    return student_levels(config, teacher.process)
+    return student_levels(config, (start or teacher).process)
 
 
-def build_roles(config: Distill, teacher: Denoiser, levels: tuple[float, ...], device: Device) -> Roles:
+def build_roles(
+    config: Distill, teacher: Denoiser, levels: tuple[float, ...], device: Device, start: Denoiser | None = None
+) -> Roles:
     """`(student, critic)`, both starting as the teacher (without its null class), all in evaluation mode.
+
+    start: a model that the student begins as in the teacher's place, with its own preconditioning.
 
     The score gap is a difference of two networks, and a critic that learned with dropout and speaks without it, or a
     student whose images come from another network at each pass, is not what the equations mean.
     """
-    if config.gradient_checkpointing and not getattr(teacher.network, "_supports_gradient_checkpointing", False):
-        raise ConfigError(
-            f"gradient_checkpointing is on, and {type(teacher.network).__name__} cannot compute its activations anew; "
-            f"set it to false"
-        )
+    for network in (teacher.network, (start or teacher).network):
+        if config.gradient_checkpointing and not getattr(network, "_supports_gradient_checkpointing", False):
+            raise ConfigError(
+                f"gradient_checkpointing is on, and {type(network).__name__} cannot compute its activations anew; "
+                f"set it to false"
+            )
     about: dict[str, object] = {"role": "student", "levels": list(levels)}
     if isinstance(teacher, TextDenoiser):
         return _text_roles(config, teacher, about, device)
     classes = teacher.num_classes
-    student = Denoiser(clone_network(teacher.network, classes), teacher.process, metadata=about).eval()
+    first = start or teacher
+    student = Denoiser(clone_network(first.network, classes), first.process, metadata=about).eval()
     critic = Denoiser(clone_network(teacher.network, classes), teacher.process)
     if config.gradient_checkpointing:
         for model in (student, critic):

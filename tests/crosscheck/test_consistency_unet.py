@@ -10,7 +10,6 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,13 +25,12 @@ from diffdistill.cli import main
 from diffdistill.config.schema import Distill
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
-from diffdistill.models.folder import clone_network
 from diffdistill.models.stock import near_levels
 from diffdistill.process import EDM
 from diffdistill.sampling.generate import plan_sampling, sample_batch
 from diffdistill.sampling.noise import image_seed
-from diffdistill.training import distiller
 from diffdistill.training.device import Device
+from diffdistill.training.distiller import DistillTask
 
 pytestmark = pytest.mark.crosscheck
 LABELS = [0, 66]  # difficulties 1 and 67
@@ -179,17 +177,11 @@ def small_teacher() -> Denoiser:
     return Denoiser(network, EDM()).eval()
 
 
-def test_it_is_the_start_of_a_run(model: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Two updates of the real task with it as the student; then stock diffusers draws the new student's images."""
-
-    def roles(_config: Any, teacher: Denoiser, levels: tuple[float, ...], *_: Any) -> tuple[Denoiser, Denoiser]:
-        about = {"role": "student", "levels": list(levels)}
-        student = Denoiser(clone_network(model.network, CLASSES), model.process, metadata=about).eval()
-        return student, Denoiser(clone_network(teacher.network, CLASSES), teacher.process)
-
-    monkeypatch.setattr(distiller, "build_roles", roles)
+def test_it_is_the_start_of_a_run(folder: Path, model: Denoiser, tmp_path: Path):
+    """Two updates of the real task that begins as it; then stock diffusers draws the new student's images."""
     config = Distill(
         output_dir=str(tmp_path / "run"),
+        initialize_from=str(folder),
         data={"path": "terrain"},
         method={"name": "diff_instruct"},
         student={"sigma_init": 80.0, "optimizer": {"learning_rate": 1e-6}, "ema_decay": 0.5},
@@ -199,7 +191,7 @@ def test_it_is_the_start_of_a_run(model: Denoiser, tmp_path: Path, monkeypatch: 
     )
     pixels = torch.randint(0, 256, (4, 1, 128, 128), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     data = ImageSet(pixels, torch.tensor([0, 33, 66, 99]), None, None, "terrain", "made up")
-    task = distiller.DistillTask(config, small_teacher(), data, Device("no", 1))
+    task = DistillTask(config, small_teacher(), data, Device("no", 1))
     for step in range(2):
         assert all(math.isfinite(float(value)) for value in task.update(step).values())
 
