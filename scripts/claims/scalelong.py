@@ -6,8 +6,8 @@
 
 A U-ViT of depth 24 learns to denoise Fashion-MNIST at 8x8 by the package's own loss with Adam, without warm-up,
 decay, clipping or weight decay, so that nothing but the scaling keeps it. Variants of a seed share initial weights,
-images and noise. The scan doubles the rate from `--from` until every one of its runs has failed; `run` takes the
-lowest rate where one failed, half of it and twice it. A run is described by
+images and noise. The scan raises the rate by sqrt(2) from `--from` until every one of its runs has failed; `run` takes
+the lowest rate where one failed, the rate below it and the rate above it. A run is described by
 
     failed      a loss that is not finite, or, after the last update, no better than that of the best network that
                 ignores its input (F = a constant image; 256 test images, fixed noise)
@@ -50,7 +50,6 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
 }
 BATCH, WIDTH, PATCH = 16, 64, 4
 SCAN_SEEDS, SEEDS = (0, 1), (10, 11, 12, 13, 14)
-HIGHEST = 1.0
 Row = dict[str, Any]
 
 
@@ -168,12 +167,11 @@ def make(jobs: list[tuple[str, float, int, int, int]], args: argparse.Namespace)
 
 
 def scan(args: argparse.Namespace) -> None:
-    rate = args.lowest
-    while rate <= HIGHEST:
+    for k in range(20):
+        rate = round(args.lowest * 2 ** (k / 2), 4)
         make([("none", rate, seed, args.depth, args.updates) for seed in SCAN_SEEDS], args)
         if all(failed(row) for row in scanned(args) if row["rate"] == rate):
             return
-        rate *= 2
 
 
 def scanned(args: argparse.Namespace) -> list[Row]:
@@ -188,11 +186,11 @@ def scanned(args: argparse.Namespace) -> list[Row]:
 
 
 def rates(args: argparse.Namespace) -> list[float]:
-    """Half the lowest rate at which a scanned run failed, that rate, and twice it."""
+    """The lowest rate at which a scanned run failed, between its neighbours."""
     found = [row["rate"] for row in scanned(args) if failed(row)]
     if not found:
         raise SystemExit("no scanned run failed; scan first, or from a higher rate or depth")
-    return [0.5 * min(found), min(found), 2 * min(found)]
+    return [round(min(found) * 2 ** (k / 2), 4) for k in (-1, 0, 1)]
 
 
 def spread(values: list[float]) -> str:
@@ -240,8 +238,8 @@ def main() -> None:
         scan(args)
     if args.what == "run":
         # The middle rate first, and seed by seed, so that an interrupted comparison has every variant.
-        half, found, twice = rates(args)
-        cases = itertools.product((found, half, twice), SEEDS, args.variants)
+        below, found, above = rates(args)
+        cases = itertools.product((found, below, above), SEEDS, args.variants)
         make([(variant, rate, seed, args.depth, args.updates) for rate, seed, variant in cases], args)
     table(args)
 
