@@ -7,16 +7,20 @@ from itertools import pairwise
 import pytest
 import torch
 from by_hand import Net, process_named
+from diffusers import DDPMScheduler
 from tiny import tiny_teacher
 from worlds import gaussian_data, small_network
 
+from diffdistill.config.align import Align
 from diffdistill.config.schema import Distill, Network, Optimizer, Train
 from diffdistill.data import ImageSet
+from diffdistill.data.pairs import Pair, PairSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, NonFiniteError
 from diffdistill.evaluation.bootstrap import bootstrap_error
 from diffdistill.evaluation.frechet import fit
 from diffdistill.methods.matching import DistributionMatching
+from diffdistill.training import alignment
 from diffdistill.training.device import Device
 from diffdistill.training.distiller import DistillTask
 from diffdistill.training.loop import finite, run_loop
@@ -522,3 +526,53 @@ def test_under_bf16_the_networks_own_output_is_float32_in_every_role(kind):
     with torch.no_grad():
         want = torch.nn.functional.conv2d(found["given"], network.conv_out.weight, network.conv_out.bias, padding=1)
     torch.testing.assert_close(found["out"], want)
+
+
+class StubPipeline:
+    """What `AlignTask` asks of an adapter, around a network with dropout."""
+
+    image_size = 8
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.network = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.Dropout(0.3), torch.nn.Conv2d(8, 1, 1)
+        )
+        self.scheduler = DDPMScheduler()
+
+    def to(self, device, dtype):
+        pass
+
+    def moments(self, pictures):
+        return torch.randn(8, 2, 8, 8)
+
+    def latents(self, moments, noise):
+        return moments[:, :1]
+
+    def conditions(self, texts, pictures):
+        return {}
+
+    def predict(self, network, x_t, t, cond):
+        return network(x_t)
+
+
+@pytest.mark.parametrize("method", ["diffusion_dpo", "mapo"])
+def test_alignment_compares_networks_of_one_mode(monkeypatch, method):
+    """At the start the network is its reference: every margin over it is 0 and Diffusion-DPO's loss log 2, at each
+    update; and the log's figures are those of the network as it is used.
+    """
+    monkeypatch.setattr(alignment, "pictures_of", lambda *_: [])
+    pair = Pair(("a", b""), ("b", b""), "text")
+    settings = {
+        "output_dir": "none", "model": "stub", "data": {"path": "none"}, "train_batch_size": 4,
+        "method": {"name": method}, "optimizer": {"learning_rate": 1e-12},
+    }  # fmt: skip
+    task = alignment.AlignTask(Align.model_validate(settings), StubPipeline(), PairSet((pair,) * 4, "x", {}, "0"), CPU)
+    for step in range(2):
+        torch.manual_seed(step)
+        metrics = task.update(step)
+        if method == "diffusion_dpo":
+            assert float(metrics["margin"]) == pytest.approx(0, abs=1e-6)
+            assert float(metrics["loss"]) == pytest.approx(math.log(2), abs=1e-4)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(task.network(x), task.network(x))
