@@ -2,6 +2,7 @@
 
     python scripts/claims/rare_modes.py tune --jobs 2       learning rates, on seeds 100 to 102
     python scripts/claims/rare_modes.py run --jobs 2        the chosen rates, on seeds 0 to 4
+    python scripts/claims/rare_modes.py run --updates 2400  the same rates, four times as long
     python scripts/claims/rare_modes.py check               the runs' gradients against the package's own step
     python scripts/claims/rare_modes.py table               docs/claims.json, the tables and the figure
 
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 from plane import INPUTS, MODES, ORDER, PROCESS, MixtureTeacher, PointHeads, measures, point_denoisers, ring_weights
-from report import CLAIMS, read, write_claim
+from report import CLAIMS, print_pairs, read, write_claim
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -121,6 +122,7 @@ class Run:
     rival: str
     rate: float
     seed: int
+    updates: int = STEPS
 
 
 class Adam:
@@ -267,8 +269,8 @@ def distil(runs: Sequence[Run], begin: Mapping[int, Tensors]) -> list[dict[str, 
     torch.set_num_threads(1)
     torch.manual_seed(sum(run.seed for run in runs))
     began, task = time.time(), Distillation(runs, begin)
-    for step in range(STEPS):
-        task.update(step, STEPS)
+    for step in range(runs[0].updates):
+        task.update(step, runs[0].updates)
     with torch.no_grad():
         samples = draw(task.average.module, DRAWN).reshape(len(runs), DRAWN, 2)
     seconds = round((time.time() - began) / len(runs), 1)
@@ -335,8 +337,8 @@ def chosen_rates(results: list[dict[str, Any]]) -> dict[str, float]:
 
 def work(wanted: Sequence[Run], path: Path, jobs: int) -> None:
     """Make the runs that are not in `path` yet, in groups, and append each group as it ends."""
-    done = {(r["rival"], r["rate"], r["seed"]) for r in read(path)}
-    runs = [run for run in wanted if (run.rival, run.rate, run.seed) not in done]
+    done = {Run(row["rival"], row["rate"], row["seed"], row["updates"]) for row in read(path)}
+    runs = [run for run in wanted if run not in done]
     if not runs:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -346,16 +348,31 @@ def work(wanted: Sequence[Run], path: Path, jobs: int) -> None:
     groups = [row[k : k + GROUP] for row in rows for k in range(0, len(row), GROUP)]
     with ProcessPoolExecutor(jobs) as pool, path.open("a") as out:
         for future in as_completed([pool.submit(distil, group, begin) for group in groups]):
-            rows = future.result()
-            out.write("".join(json.dumps(row) + "\n" for row in rows))
+            found = future.result()
+            out.write("".join(json.dumps(row) + "\n" for row in found))
             out.flush()
-            print(len(rows), "runs,", rows[0]["seconds"], "s each", flush=True)
+            print(len(found), "runs,", found[0]["seconds"], "s each", flush=True)
 
 
 def reference() -> dict[str, dict[str, Any]]:
     """What the measures say of the mixture's own points."""
     torch.manual_seed(0)
     return {"the mixture itself": measures(MixtureTeacher().sample(DRAWN).flatten(1))}
+
+
+PAIRS = (
+    ("f-distill, Jensen-Shannon", "DMD2"),
+    ("f-distill, forward KL", "DMD2"),
+    ("f-distill, forward KL", "reverse KL"),
+    ("f-distill, ratio only, Jensen-Shannon", "reverse KL"),
+    ("f-distill, ratio only, forward KL", "reverse KL"),
+    ("f-distill, forward KL", "f-distill, forward KL, E[r] free"),
+    ("f-distill, Jensen-Shannon", "f-distill, Jensen-Shannon, E[r] free"),
+    ("Uni-Instruct, forward KL", "SiD, alpha 1"),
+    ("Uni-Instruct, forward KL", "SiDA, alpha 1"),
+    ("Uni-Instruct, forward KL", "DMD2"),
+    ("Uni-Instruct, forward KL", "Uni-Instruct, forward KL, ratio detached"),
+)
 
 
 def table(folder: Path, figure: Path) -> None:
@@ -369,8 +386,12 @@ def table(folder: Path, figure: Path) -> None:
         "found": "modes found", "rare_mass": "rare mass", "total_variation": "total variation", "off": "off all modes",
         "forward_kl": "KL(teacher, student)", "reverse_kl": "KL(student, teacher)",
     }  # fmt: skip
-    write_claim("rare_modes", protocol, rows, tuning, list(RIVALS), columns, reference())
-    draw_masses(rows, figure)
+    for updates in sorted({row["updates"] for row in rows}):
+        name = "rare_modes" if updates == STEPS else f"rare_modes_{updates}"
+        these, about = [row for row in rows if row["updates"] == updates], protocol | {"updates": updates}
+        write_claim(name, about, these, tuning if updates == STEPS else [], list(RIVALS), columns, reference())
+        print_pairs(these, PAIRS, columns)
+    draw_masses([row for row in rows if row["updates"] == max(row["updates"] for row in rows)], figure)
 
 
 SHOWN = ("reverse KL", "DMD2", "f-distill, Jensen-Shannon", "f-distill, forward KL", "SiD, alpha 1", "SiDA, alpha 1",
@@ -381,21 +402,21 @@ def draw_masses(rows: list[dict[str, Any]], figure: Path) -> None:
     """Mass of each mode over its true mass, from the most frequent to the rarest: mean and range over the seeds."""
     from matplotlib.figure import Figure
 
-    sheet = Figure(figsize=(9, 4.2), layout="constrained")
-    axes = sheet.subplots(2, 4, sharex=True, sharey=True).flat
+    masses = {rival: [row["mass"] for row in rows if row["rival"] == rival] for rival in SHOWN}
+    shown = [rival for rival in SHOWN if masses[rival]]
+    columns = (len(shown) + 1) // 2
+    sheet = Figure(figsize=(2.3 * columns, 4.2), layout="constrained")
+    axes = sheet.subplots(2, columns, sharex=True, sharey=True, squeeze=False).flat
     ranked = torch.tensor(ORDER).argsort()
     shares = ring_weights()[ranked]
-    for axis, rival in zip(axes, SHOWN, strict=True):
-        masses = torch.tensor([row["mass"] for row in rows if row["rival"] == rival], dtype=torch.float64)
-        if not len(masses):
-            continue
-        ratio = (masses[:, ranked] / shares).clamp_min(0.01)
+    for axis, rival in zip(axes, shown, strict=False):
+        ratio = (torch.tensor(masses[rival], dtype=torch.float64)[:, ranked] / shares).clamp_min(0.01)
         middle, low, high = ratio.mean(0), ratio.amin(0), ratio.amax(0)
         axis.errorbar(range(MODES), middle, yerr=torch.stack([middle - low, high - middle]), fmt="o", ms=3, capsize=2)
         axis.axhline(1, color="gray", lw=0.8)
-        axis.set(title=rival, yscale="log", ylim=(0.008, 10))
-        axis.title.set_fontsize(8)
-        axis.set_xticks(range(MODES), [f"{100 * w:.2g}" for w in shares], fontsize=7)
+        axis.set(yscale="log", ylim=(0.008, 10))
+        axis.set_title(rival, fontsize=8)
+        axis.set_xticks(range(MODES), [f"{100 * w:.2g}" for w in shares], fontsize=6)
     sheet.supxlabel("true mass of the mode, %", fontsize=8)
     sheet.supylabel("student's mass / true mass", fontsize=8)
     sheet.savefig(figure, dpi=80)
@@ -405,6 +426,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=["tune", "run", "all", "check", "table"])
     parser.add_argument("--results", type=Path, default=Path("runs/claims"), help="folder of tune.jsonl and run.jsonl")
+    parser.add_argument(
+        "--updates", type=int, default=STEPS, help="of the student in the runs; tuning takes the default"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="groups of runs at a time, one thread each")
     parser.add_argument(
         "--rivals", nargs="+", choices=RIVALS, default=list(RIVALS), help="rows to make; all if left out"
@@ -422,7 +446,7 @@ def main() -> None:
         )
     rates = chosen_rates(read(tuned))
     if args.verb in ("run", "all"):
-        wanted = [Run(name, rates[name], seed) for seed in SEEDS for name in args.rivals]
+        wanted = [Run(name, rates[name], seed, args.updates) for seed in SEEDS for name in args.rivals]
         work(wanted, args.results / "rare_modes.jsonl", args.jobs)
     if args.verb == "table":
         table(args.results, args.figure)

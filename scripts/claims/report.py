@@ -53,6 +53,22 @@ def write_claim(
             print(f"| {label} | | | {' | '.join(texts)} |")
 
 
+def print_pairs(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], columns: dict[str, str]) -> None:
+    """Differences of rivals at the same seed, so from the same start: mean ± standard error."""
+    print("\n| difference | " + " | ".join(columns.values()) + " |")
+    print("|---" * (1 + len(columns)) + "|")
+    for first, second in pairs:
+        of = {name: {row["seed"]: row for row in rows if row["rival"] == name} for name in (first, second)}
+        seeds = sorted(of[first].keys() & of[second].keys())
+        if len(seeds) < 2:
+            continue
+        texts = []
+        for column in columns:
+            values = [of[first][seed][column] - of[second][seed][column] for seed in seeds]
+            texts.append(f"{mean(values):+.2f} ± {stdev(values) / len(values) ** 0.5:.2f}")
+        print(f"| {first} − {second} | {' | '.join(texts)} |")
+
+
 def compact(value: Any) -> str:
     """JSON with a line a run."""
     if not isinstance(value, dict):
