@@ -26,6 +26,7 @@ from diffdistill.training.distiller import DistillTask
 from diffdistill.training.loop import finite, run_loop
 from diffdistill.training.optim import Updater
 from diffdistill.training.randomness import seed_step
+from diffdistill.training.store import CheckpointStore, load_checkpoint
 from diffdistill.training.teacher import TeacherTask, build_unet, draw_batch
 
 CPU = Device("no")
@@ -433,7 +434,6 @@ def test_a_student_is_the_same_network_in_training_in_use_and_when_published(tmp
     differs from the one before; not when the run is resumed either, and not from the folder.
     """
     from diffdistill.models import SongUNet
-    from diffdistill.training.store import CheckpointStore, load_checkpoint
 
     torch.manual_seed(0)
     network = SongUNet(
@@ -576,3 +576,46 @@ def test_alignment_compares_networks_of_one_mode(monkeypatch, method):
             assert float(metrics["loss"]) == pytest.approx(math.log(2), abs=1e-4)
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(task.network(x), task.network(x))
+
+
+def test_a_second_stage_starts_from_the_average_and_the_critic_of_the_first(tmp_path):
+    rate = {"learning_rate": 1e-2}
+    more = {"student": {"optimizer": rate, "ema_decay": 0.9}, "critic": {"updates_per_step": 1, "optimizer": rate}}
+    first = distilling({"name": "dmd2"}, **more)
+    for step in range(3):
+        first.update(step)
+    CheckpointStore(tmp_path / "checkpoints", 1).save(3, first.parts, {})
+    second = distilling({"name": "dmd2"}, seed=5, initialize_from=str(tmp_path), **more)
+    average = vector(first.averaged())
+    assert not torch.allclose(average, vector(first.student), atol=1e-3)
+    assert torch.equal(vector(second.student), average)
+    assert torch.equal(vector(second.averaged()), average)
+    assert torch.equal(vector(second.method.critic), vector(first.method.critic))
+    heads = (task.method.adversarial.discriminator for task in (first, second))
+    assert torch.equal(*(vector(part) for part in heads))
+    assert not second.student_updater.optimizer.state
+
+
+def test_a_shortened_run_of_regression_keeps_a_step_to_match():
+    regression = {"steps": 100, "pairs": 4, "solver_steps": 2}
+    assert distilling(student={"regression": regression}, max_train_steps=5).first == 4
+    assert distilling(student={"regression": regression | {"steps": 5}}, max_train_steps=5).first == 5
+    assert distilling(student={"regression": regression | {"steps": 2}}, max_train_steps=5).first == 2
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_the_students_weights_get_the_gradient_of_a_mean_over_images_and_pixels(monkeypatch, size):
+    """Adam hides a scale and clipping does not: with a gradient of w at x0 the weights get that of mean(w x0)."""
+    w = torch.randn(4, 1, 8, 8)
+    monkeypatch.setattr(DistributionMatching, "student_gradient", lambda self, *_: (w, {}))
+    task = distilling(micro_batch_size=size)
+    x, sigma, cond = torch.randn(4, 1, 8, 8), torch.full((4,), 2.5), draw_batch(task.data, 4, 0, 0, False)[1]
+    monkeypatch.setattr(task, "student_input", lambda *_: (x, sigma))
+    found = []
+    monkeypatch.setattr(
+        task.student_updater, "step", lambda _: found.extend(p.grad.clone() for p in task.student.parameters()) or {}
+    )
+    task.update(0)
+    want = torch.autograd.grad((w * task.student(x, sigma, cond)).mean(), list(task.student.parameters()))
+    for got, wanted in zip(found, want, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
