@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_training import settings, task
 from torch import nn
 
 from diffdistill.training.optim import Ema
@@ -36,3 +37,15 @@ def test_the_warm_up_of_the_decay_ends_at_its_value(decay):
         now = min(decay, (1 + n) / (10 + n))
         expected = now * expected + (1 - now) * n * n
         assert ema.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_a_teachers_training_keeps_is_its_average(tmp_path):
+    made = task(settings("train", tmp_path))
+    before = [p.detach().clone() for p in made.averaged().parameters()]
+    torch.manual_seed(0)
+    made.update(0)
+    kept, network = list(made.averaged().parameters()), list(made.model.parameters())
+    moved = [i for i, p in enumerate(network) if not torch.equal(p, before[i])]
+    assert moved
+    for i in moved:
+        torch.testing.assert_close(kept[i], 0.1 * before[i] + 0.9 * network[i])
