@@ -239,7 +239,7 @@ def main() -> None:
     def timed(cell: tuple[str, str]) -> float:
         runs = []
         for steps in TIMING_STEPS:
-            quick = [f"max_train_steps={steps}", "evaluation.at_end=false", *begin, *args.overrides]
+            quick = [f"max_train_steps={steps}", "evaluation.at_end=false", *args.overrides, *begin]
             runs.append(distill(args.configs, *cell, args.out / f"timing-{cell[0]}-{cell[1]}-{steps}", quick))
         return seconds_per_step(*runs)
 
@@ -247,7 +247,7 @@ def main() -> None:
         cell, seed, pace = job
         steps = round(args.seconds / pace)
         out = args.out / f"{cell[0]}-{cell[1]}-{seed}"
-        distill(args.configs, *cell, out, [f"max_train_steps={steps}", f"seed={seed}", *begin, *args.overrides])
+        distill(args.configs, *cell, out, [f"max_train_steps={steps}", f"seed={seed}", *args.overrides, *begin])
         row = {"method": cell[0], "divergence": cell[1], "seed": seed, **collect(out, steps, pace)}
         print(json.dumps({k: v for k, v in row.items() if k != "protocol"}), flush=True)
         return row

@@ -14,7 +14,7 @@ the lowest rate where one failed, the rate below it and the rate above it. A run
     spikes      updates whose loss is above 1.5 times the median of the 20 before
     loss        on those 256 test images, over the runs that did not fail, and over all that are finite
     swing       mean change of a decoder block's rms output per 4 updates, on a fixed batch, over its mean rms
-    features    largest rms of a decoder block's output in the run, over that at the start
+    features    largest rms of a decoder block's output in the run, over that at the start; in the table its log10
     gradient    mean norm over the updates; and the largest, over the median
 
 `OUT/results.jsonl` holds a line a run; what is there is not run again.
@@ -219,6 +219,7 @@ def table(args: argparse.Namespace) -> None:
         if not rows:
             continue
         kept = spread([row["loss"] for row in rows if not failed(row)])
+        rows = [row | {"features": row["features"] and math.log10(row["features"])} for row in rows]
         cells = [spread([row[name] for row in rows if row[name] is not None]) for name in ("loss", *columns)]
         print(f"| {rate:g} | {variant} | {sum(map(failed, rows))} of {len(rows)} | {kept} | {' | '.join(cells)} |")
 
