@@ -34,7 +34,7 @@ help:
 	@echo 'make quickstart        environment, then distil the bundled teacher, sample, evaluate, write the report'
 	@echo 'make test              environment, then the tests'
 	@echo 'make test-text         .venv-text, then the tests that need transformers and peft'
-	@echo 'make mutants           deliberate errors, and whether the tests notice them (half an hour)'
+	@echo 'make mutants           deliberate errors, and whether the tests notice them (long)'
 	@echo 'make lint              ruff and mypy'
 	@echo 'make bench             speed and memory on this machine'
 	@echo 'make full-environment  .venv-full: every extra, newest versions, torchvision (several GB)'
