@@ -9,6 +9,7 @@ from torch.nn.functional import softplus
 
 from diffdistill.config.methods import Adversarial
 from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
 from diffdistill.losses import discriminator_loss, feature_r1
 from diffdistill.process import per_sample
 
@@ -43,6 +44,12 @@ class Discriminator(nn.Module):
         with torch.no_grad():
             cond = network.example_condition(1, device)
             features = network.features(probe, torch.ones(1, device=device), cond, self.taps)
+        for name, feature in zip(self.taps, features, strict=True):
+            if feature.ndim != 4:
+                raise ConfigError(
+                    f"discriminator tap '{name}' gives {tuple(feature.shape[1:])} for an image, and a head reads a "
+                    f"map (channels, height, width); name a block such as mid_block"
+                )
         self.heads = nn.ModuleList(Head(f.shape[1], f.shape[2]) for f in features).to(device)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

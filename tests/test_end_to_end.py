@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_unet
 
 from diffdistill.cli import main
+from diffdistill.denoiser import Denoiser
+from diffdistill.process import EDM
 
 TINY = [
     "max_train_steps=2", "train_batch_size=4", "log_every=1", "sample_every=2", "evaluation.features=pixels",
@@ -239,3 +242,11 @@ def test_bad_input_is_a_sentence_with_its_exit_code_and_leaves_nothing(run, case
     assert len([line for line in error if line.startswith("diffdistill: error: ")]) == 1, error
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "cache" not in path.parts}
     assert before == after
+
+
+def test_a_teacher_without_classes_leaves_labels_aside(tmp_path, capsys):
+    folder, _ = png_folder(tmp_path / "images")
+    Denoiser(tiny_unet(None, 3), EDM()).save_pretrained(tmp_path / "teacher", role="teacher")
+    words = [f"teacher={tmp_path / 'teacher'}", f"data.path={folder}", f"output_dir={tmp_path / 'run'}"]
+    assert main(["distill", "fashion_mnist/sid", *TINY, *words, "student.regression=null", "--quiet"]) == 0
+    assert "the teacher has no classes: the labels of" in capsys.readouterr().out

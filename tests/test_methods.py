@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tiny import tiny_teacher
 
 from diffdistill.config.methods import DMD2, SIM, Adversarial, DiffInstruct, FDistill, SiD, UniInstruct
@@ -197,3 +198,22 @@ def test_guidance_needs_a_null_class():
 def test_an_unknown_tap_is_refused_before_training():
     with pytest.raises(ConfigError, match="matches no layer"):
         build(DMD2(name="dmd2", adversarial=Adversarial(taps=("middle",))))
+
+
+def test_a_tap_that_gives_no_map_is_refused():
+    with pytest.raises(ConfigError, match=r"tap 'time_embedding' gives \(\d+,\) for an image"):
+        build(DMD2(name="dmd2", adversarial=Adversarial(taps=("time_embedding",))))
+
+
+def test_a_tap_named_twice_is_refused():
+    with pytest.raises(ValidationError, match="name each layer once"):
+        Adversarial(taps=("mid_block", "mid_block"))
+
+
+@pytest.mark.parametrize("settings", [DiffInstruct, DMD2, FDistill])
+def test_the_expansions_weight_is_of_the_fisher_form(settings):
+    name = {DiffInstruct: "diff_instruct", DMD2: "dmd2", FDistill: "f_distill"}[settings]
+    with pytest.raises(ValidationError, match="level_weight"):
+        settings(name=name, level_weight="expansion")
+    with pytest.raises(ConfigError, match="weighs the squared score gap of a Fisher form"):
+        Choices("score_gap", level_weight="expansion")

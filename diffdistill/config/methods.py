@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from diffdistill.config.parts import Count, Fraction, Optimizer, Positive, Section
 
@@ -27,6 +27,13 @@ class Adversarial(Section):
     )
     optimizer: Optimizer = Optimizer(learning_rate=1e-3)
 
+    @field_validator("taps")
+    @classmethod
+    def _each_once(cls, taps: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(taps)) < len(taps):
+            raise ValueError(f"taps are {', '.join(taps)}; name each layer once, a head reads it")
+        return taps
+
 
 class Ratio(Section):
     """How the discriminator's logits become density ratios r = p_teacher / p_student."""
@@ -36,11 +43,13 @@ class Ratio(Section):
     decay: Fraction = Field(0.98, description="memory of that mean")
 
 
+GapWeight = Literal["none", "dmd", "dmd_level", "pseudo_huber"]
 LevelWeight = Literal["none", "dmd", "dmd_level", "pseudo_huber", "expansion"]
 WEIGHT_HELP = (
     "none: 1; dmd: 1 / mean|x0 - D_T| per sample; dmd_level: its expectation per level; pseudo_huber: 1 / "
-    "sqrt(||g||^2 + c^2); expansion (Fisher form): d(sigma) / sigma^3, Uni-Instruct's own, whatever the level law"
+    "sqrt(||g||^2 + c^2)"
 )
+FISHER_HELP = WEIGHT_HELP + "; expansion: d(sigma) / sigma^3, Uni-Instruct's own, whatever the level law"
 
 
 class Method(Section):
@@ -60,13 +69,14 @@ class DiffInstruct(Method):
     """2305.18455: reverse KL at every level, weight 1."""
 
     name: Literal["diff_instruct"]
-    level_weight: LevelWeight = Field("none", description=WEIGHT_HELP)
+    level_weight: GapWeight = Field("none", description=WEIGHT_HELP)
 
 
 class DMD2(Method):
     """2405.14867: reverse KL with DMD's normaliser, an adversarial term, two time scales."""
 
     name: Literal["dmd2"]
+    level_weight: GapWeight = Field("dmd", description=WEIGHT_HELP)
     adversarial: Adversarial | None = Adversarial()
 
 
@@ -74,6 +84,7 @@ class FDistill(Method):
     """2502.15681: the score gap weighted by h(r) of an f-divergence."""
 
     name: Literal["f_distill"]
+    level_weight: GapWeight = Field("dmd", description=WEIGHT_HELP)
     divergence: str = "jensen_shannon"
     adversarial: Adversarial | None = Adversarial()
     ratio: Ratio = Ratio()
@@ -85,6 +96,7 @@ class SiD(Method):
     """
 
     name: Literal["sid"]
+    level_weight: LevelWeight = Field("dmd", description=FISHER_HELP)
     alpha: float = Field(1.0, description="0.5 to 1; above, a student broader than the teacher runs away")
 
 
@@ -92,13 +104,14 @@ class SIM(Method):
     """2410.16794: Fisher form, alpha 1, pseudo-Huber distance."""
 
     name: Literal["sim"]
-    level_weight: LevelWeight = Field("pseudo_huber", description=WEIGHT_HELP)
+    level_weight: LevelWeight = Field("pseudo_huber", description=FISHER_HELP)
 
 
 class UniInstruct(Method):
     """2505.20755: the expanded f-divergence: Fisher form, alpha 1/2, weighted by h(r) with r attached."""
 
     name: Literal["uni_instruct"]
+    level_weight: LevelWeight = Field("dmd", description=FISHER_HELP)
     divergence: str = "forward_kl"
     adversarial: Adversarial | None = Adversarial()
     ratio: Ratio = Ratio()
@@ -149,14 +162,14 @@ class DiffInstructPP(Rewarded):
     """2410.18881: a reward and reverse KL to the teacher."""
 
     name: Literal["diff_instruct_pp"]
-    level_weight: LevelWeight = Field("none", description=WEIGHT_HELP)
+    level_weight: GapWeight = Field("none", description=WEIGHT_HELP)
 
 
 class DiffInstructStar(Rewarded):
     """2410.20898: a reward and SIM's score-based divergence to the teacher."""
 
     name: Literal["diff_instruct_star"]
-    level_weight: LevelWeight = Field("pseudo_huber", description=WEIGHT_HELP)
+    level_weight: LevelWeight = Field("pseudo_huber", description=FISHER_HELP)
 
 
 Methods = Annotated[

@@ -66,8 +66,8 @@ class Choices:
             warn_if_unstable(self.alpha)
         elif self.level_weight == "expansion":
             raise ConfigError(
-                "method.level_weight 'expansion' weighs the squared score gap of uni_instruct, sid and sim; for a "
-                "method whose gradient is the gap itself take none, dmd or dmd_level"
+                "level_weight 'expansion' weighs the squared score gap of a Fisher form; for the form 'score_gap' "
+                "take none, dmd, dmd_level or pseudo_huber"
             )
 
 

@@ -6,6 +6,7 @@ import platform
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,9 @@ def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
         raise ConfigError(
             f"images are {have} and the teacher makes {want}; set data.image_size={teacher.image_shape[1]}"
         )
+    if teacher.num_classes is None and data.labels is not None:
+        print(f"the teacher has no classes: the labels of '{settings.path}' are left aside")
+        return replace(data, labels=None, class_names=None)
     if teacher.num_classes is not None:
         if data.labels is None:
             raise ConfigError(
