@@ -13,7 +13,7 @@ What it does depends on what reads concat(hidden, skip):
   oscillation of hidden features (`scripts/scalelong_oscillation.py`).
 - UNets of diffusers: a GroupNorm reads it, and divides the scale out again: of a factor kappa its epsilon e leaves
   sqrt((v + e) / (v + e / kappa^2)), v the variance of a group. With 256 = 128 + 128 channels of variance 1 in 32
-  groups, kappa 0.9 / 0.5 / 0.1 / 0.01 moves the block's main branch by 2e-7 / 1e-6 / 4e-5 / 4e-3 (relative), and its
+  groups, kappa 0.9 / 0.5 / 0.1 / 0.01 moves the block's main branch by 1e-7 / 1e-6 / 4e-5 / 4e-3 (relative), and its
   shortcut convolution, which reads the concatenation itself, by 7 / 35 / 63 / 69 %. So there `pre_norm`, which is what
   the paper describes, scales the shortcuts and little else, except where a group holds hidden and skip channels
   together. `position="post_norm"`, which is ours and not in the paper, scales the skip's channels behind that norm and
