@@ -44,7 +44,6 @@ def test_data_are_the_latents_of_the_images_and_their_captions(folder):
         ({"student": {"lora": {"targets": ("to_z",)}}}, "LoRA target 'to_z' matches no"),
         ({"critic": {"lora": {"targets": ("to_z",)}}}, "LoRA target 'to_z' matches no"),
         ({"evaluation": {}}, "set evaluation.reference"),
-        ({"method": "f_distill", "images": True, "micro_batch_size": 1}, "micro_batch_size=null"),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_sentence(folder, more, sentence):
