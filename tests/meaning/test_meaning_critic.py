@@ -160,8 +160,9 @@ def exact_logit(x_t, sigma):
 def test_a_trained_discriminator_is_the_log_ratio_of_real_over_student_at_the_students_levels(heads):
     networks = [GaussianNetwork(0.0, 0.5, sample_size=4) for _ in range(2)]
     law = LevelLaw(Level(law="loguniform", sigma_min=0.3, sigma_max=1.5))
-    taps = ("mid_block",) * heads
-    method = built(DMD2(name="dmd2", adversarial=Adversarial(taps=taps)), networks=networks, law=law)
+    taps = ("mid_block",) * heads  # the network has one layer; a recipe may not name it twice
+    settings = DMD2(name="dmd2", adversarial=Adversarial(taps=taps[:1]).model_copy(update={"taps": taps}))
+    method = built(settings, networks=networks, law=law)
     method.teacher.null_class = None
     discriminator = method.adversarial.discriminator
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=0.03, betas=(0.9, 0.99))
