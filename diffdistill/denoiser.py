@@ -247,7 +247,7 @@ class Denoiser(nn.Module):
     @classmethod
     def from_pretrained(cls, model: str | Path, device: str | torch.device = "cpu") -> "Denoiser":
         """Load a diffusers folder, `builtin:NAME` or a Hub id. CheckpointError if it is none, or damaged."""
-        from diffdistill.models.folder import load_denoiser
+        from diffdistill.pipelines.folder import load_denoiser
 
         return load_denoiser(str(model)).to(device)
 
@@ -255,6 +255,6 @@ class Denoiser(nn.Module):
         self, folder: str | Path, *, role: str, levels: Sequence[float] = (), **provenance: Any
     ) -> None:
         """Write a folder that stock diffusers loads as a pipeline. The folder appears whole or not at all."""
-        from diffdistill.models.folder import save_denoiser
+        from diffdistill.pipelines.folder import save_denoiser
 
         save_denoiser(self, Path(folder), role=role, levels=levels, **provenance)

@@ -17,8 +17,8 @@ from torch.nn.functional import softplus
 
 from diffdistill.divergences import Divergence, get_divergence
 from diffdistill.errors import ConfigError
-from diffdistill.level_weights import dmd_weight, edm_weight, pseudo_huber_weight
-from diffdistill.ratio import all_reduce_sum
+from diffdistill.matching.level_weights import dmd_weight, edm_weight, pseudo_huber_weight
+from diffdistill.matching.ratio import all_reduce_sum
 
 WeightFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 LevelWeight = None | str | float | Tensor | WeightFunction

@@ -30,10 +30,10 @@ from diffdistill.cli import main
 from diffdistill.config import load_config
 from diffdistill.config.align import Align
 from diffdistill.config.schema import Distill, Run, Train
-from diffdistill.convert.edm import build
-from diffdistill.convert.source import Source
 from diffdistill.errors import DiffDistillError
 from diffdistill.models import DhariwalUNet, SongUNet
+from diffdistill.parts.edm.convert import build
+from diffdistill.pickle_reader.source import Source
 
 SETTINGS: dict[str, type[Run]] = {"distill": Distill, "train": Train, "align": Align}
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -59,7 +59,7 @@ def distill(folder: str, recipe: str, divergence: str, out: Path, extra: Sequenc
         words.append(f"method.divergence={divergence}")
     used = out / "processor_seconds.json"
     if not used.exists():
-        command = [sys.executable, "-m", "diffdistill.cli", "distill", *words, "--quiet"]
+        command = [sys.executable, "-m", "diffdistill", "distill", *words, "--quiet"]
         with (out.parent / f"{out.name}.log").open("w") as log:
             process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
             _, status, usage = os.wait4(process.pid, 0)

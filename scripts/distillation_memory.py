@@ -17,8 +17,8 @@ from alignment_memory import SDXL, kept, watched
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from diffdistill.discriminators import Head
-from diffdistill.text.lora import SharedWeights
+from diffdistill.matching.discriminators import Head
+from diffdistill.pipelines.text.lora import SharedWeights
 
 # What DMD2's released configuration adapts (2405.14867).
 DMD2_TARGETS = (

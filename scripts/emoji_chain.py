@@ -18,10 +18,10 @@ from diffdistill.data.emoji import emoji_rows
 from diffdistill.data.pixels import to_uint8
 from diffdistill.data.prompts import spread
 from diffdistill.denoiser import Denoiser
+from diffdistill.pipelines.text.denoiser import TextDenoiser
+from diffdistill.pipelines.text.student import stock_schedule
 from diffdistill.sampling.noise import GivenNoise, ImageNoise
 from diffdistill.sampling.solvers import heun, karras
-from diffdistill.text.denoiser import TextDenoiser
-from diffdistill.text.student import stock_schedule
 
 COUNT, ROWS = 1000, 20
 GUIDANCE = 2.0  # the teacher's own

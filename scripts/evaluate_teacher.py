@@ -15,10 +15,10 @@ from typing import Any
 from diffdistill.data import load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation import Evaluator
-from diffdistill.models.folder import weights_digest
+from diffdistill.files import write_json
+from diffdistill.pipelines.folder import weights_digest
 from diffdistill.sampling.generate import generate, plan_sampling
 from diffdistill.training.loop import flat
-from diffdistill.training.run import write_json
 
 # (sampler, steps): what a practitioner would compare a one-step student with.
 ROWS = [

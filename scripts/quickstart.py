@@ -14,7 +14,7 @@ from typing import Any
 
 from diffdistill.assets import asset
 from diffdistill.cli import main as diffdistill
-from diffdistill.models.folder import weights_digest
+from diffdistill.pipelines.folder import weights_digest
 from diffdistill.training.device import Device
 
 FLOAT32_CPU = ["student.regression.steps=1400", "max_train_steps=1560"]  # an update takes half as long again there

@@ -23,13 +23,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffdistill.calibration import command
-from diffdistill.calibration.choose import FRACTIONS, SHIFTS, TIME
-from diffdistill.calibration.record import BOTH, SCALE, SHIFT, read_calibration
 from diffdistill.data import load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation import Evaluator
-from diffdistill.sampling.corrections import NONE, Corrections
+from diffdistill.parts.exposure_bias.calibration import command
+from diffdistill.parts.exposure_bias.calibration.choose import FRACTIONS, SHIFTS, TIME
+from diffdistill.parts.exposure_bias.calibration.record import BOTH, SCALE, SHIFT, read_calibration
+from diffdistill.parts.exposure_bias.sampling import NONE, Corrections
 from diffdistill.sampling.generate import plan_sampling, run_plan
 
 SAMPLERS = {

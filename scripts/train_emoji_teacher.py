@@ -30,7 +30,7 @@ from train_emoji_clip import CHANCES, tokens_of, variants
 from train_emoji_vae import latents_of
 
 from diffdistill.data.emoji import STYLES, Emoji, emoji_rows
-from diffdistill.training.muon import Muon, split_weights
+from diffdistill.training.optim.muon import Muon, split_weights
 
 CHANNELS, EMPTY, WARMUP, DECAY, WEIGHT_DECAY, GUIDANCE = (96, 128), 0.1, 200, 0.998, 1e-3, 2.0
 MOMENTUM = 0.95

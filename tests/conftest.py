@@ -35,7 +35,7 @@ def root() -> Path:
 
 @pytest.fixture
 def python() -> Callable[..., Finished]:
-    """Run a fresh interpreter: `python("-m", "diffdistill.cli", "--help")`."""
+    """Run a fresh interpreter: `python("-m", "diffdistill", "--help")`."""
 
     def run(*words: str, timeout: float = 120, **env: str) -> Finished:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -58,7 +58,7 @@ def python() -> Callable[..., Finished]:
 @pytest.fixture
 def ask(capsys):
     """Run a command line in this process: (exit code, what it printed, what it complained)."""
-    from diffdistill import cli
+    from diffdistill.cli import front as cli
 
     def run(*words):
         code = cli.main(words)
@@ -71,7 +71,7 @@ def ask(capsys):
 @pytest.fixture
 def stub(monkeypatch):
     """Put a function in the place of a verb's; returns what it was called with."""
-    from diffdistill.cli import VERBS
+    from diffdistill.cli.front import verbs
 
     def place(verb, behaviour=lambda what: 0):
         calls = []
@@ -80,7 +80,7 @@ def stub(monkeypatch):
             calls.append(what)
             return behaviour(what)
 
-        module, _, name = VERBS[verb].target.partition(":")
+        module, _, name = verbs()[verb].target.partition(":")
         fake = types.ModuleType(module)
         setattr(fake, name, function)
         monkeypatch.setitem(sys.modules, module, fake)

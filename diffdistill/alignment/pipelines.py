@@ -1,8 +1,8 @@
-"""The text-to-image pipelines that can be aligned: those of `diffdistill.text.adapters` that were tested for it."""
+"""The text-to-image pipelines that can be aligned: those adapters that were tested for it."""
 
 from diffdistill.errors import ConfigError
-from diffdistill.models.folder import locate, read_json
-from diffdistill.text.adapters import (
+from diffdistill.pipelines.folder import locate, read_json
+from diffdistill.pipelines.text.adapters import (
     Adapter,
     Condition,
     StableDiffusion,
@@ -32,6 +32,6 @@ def load_pipeline(model: str) -> Adapter:
     if name not in ADAPTERS:
         raise ConfigError(
             f"'{model}' is a {name}, and align has adapters for {', '.join(ADAPTERS)}; give one of these, or add a "
-            f"subclass of diffdistill.text.adapters.Adapter to ADAPTERS in diffdistill/alignment/pipelines.py"
+            f"subclass of pipelines.text.adapters.Adapter to ADAPTERS in diffdistill/alignment/pipelines.py"
         )
     return load_adapter(folder, name, model)

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from diffdistill.attention_names import attention_name
 from diffdistill.config.methods import Methods
 from diffdistill.config.parts import Average, Count, Evaluations, Fraction, Lora, Muon, Optimizer, Positive, Section
+from diffdistill.parts.attention.names import attention_name
 
 
 class Data(Section):

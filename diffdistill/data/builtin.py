@@ -1,6 +1,5 @@
 """Bundled sets: a folder of IDX files with a `manifest.json` that says what they must be."""
 
-import hashlib
 import json
 from dataclasses import replace
 
@@ -8,6 +7,7 @@ from diffdistill.assets import bundled, resolve_builtin
 from diffdistill.data.idx import find_pairs, read_folder
 from diffdistill.data.source import Source, pick_split
 from diffdistill.errors import DataError
+from diffdistill.files import read_json, sha256
 
 
 def read_builtin(name: str, split: str) -> Source:
@@ -16,10 +16,10 @@ def read_builtin(name: str, split: str) -> Source:
     if not folder.is_dir() or not find_pairs(folder):
         sets = ", ".join(f"builtin:{known.name}" for known in bundled() if find_pairs(known))
         raise DataError(f"{name} is no data set: choose one of {sets}")
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_json(folder / "manifest.json")
     for file, expected in manifest["files"].items():
         path = folder / file
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected["sha256"]:
+        if not path.is_file() or sha256(path) != expected["sha256"]:
             raise DataError(f"the bundled {path} is missing or damaged: install the package again")
     source = read_folder(folder, name, split, tuple(manifest.get("class_names", ())) or None)
     captions = folder / f"{pick_split(split, find_pairs(folder), name)}-captions.jsonl"

@@ -11,9 +11,9 @@ from diffdistill.data.folder import read_folder
 from diffdistill.data.idx import is_idx, read_pair
 from diffdistill.data.source import SUFFIXES, Source
 from diffdistill.errors import DataError
+from diffdistill.files import PICKLES
 
 READERS = {".zip": read_zip, ".npz": read_npz, ".npy": read_npy}
-PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin"}
 ALLOWED = "a folder of images, a parquet, zip, npz or IDX file, builtin:NAME, or a Hub id OWNER/NAME"
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 

@@ -20,9 +20,9 @@ from diffdistill.data.source import Encoded, inside, only_split
 from diffdistill.errors import DataError
 
 COLUMNS = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
-METADATA = "metadata.jsonl"
+TABLE = "metadata.jsonl"
 ALLOWED = (
-    f"a parquet file or folder with the columns {', '.join(COLUMNS)}, or a folder with a {METADATA} of lines "
+    f"a parquet file or folder with the columns {', '.join(COLUMNS)}, or a folder with a {TABLE} of lines "
     '{"win": FILE, "lose": FILE, "text": CAPTION}, or builtin:emoji_pairs'
 )
 
@@ -95,7 +95,7 @@ def load_pairs(data: str, *, split: str = "train", limit: int | None = None, tie
     if not path.exists():
         raise DataError(f"there is no file or folder {data!r} with pairs: give {ALLOWED}")
     counts: dict[str, int] = {"ties": 0, "without label": 0, "of one image": 0}
-    if (path / METADATA).is_file():
+    if (path / TABLE).is_file():
         only_split(split, data)
         rows = _folder_pairs(path)
     elif path.suffix.lower() == ".parquet" or any(path.rglob("*.parquet")):
@@ -129,13 +129,13 @@ def _bundled_pairs(data: str, split: str, limit: int | None) -> PairSet:
 
 def _folder_pairs(folder: Path) -> list[Pair]:
     pairs = []
-    for line, row in parse_jsonl(folder / METADATA):
-        where = f"line {line} of {folder / METADATA}"
+    for line, row in parse_jsonl(folder / TABLE):
+        where = f"line {line} of {folder / TABLE}"
         files = []
         for key in ("win", "lose"):
             if not isinstance(row.get(key), str) or not row[key]:
                 raise DataError(f"{where} has no '{key}': name both images of the pair, relative to the folder")
-            file = folder / inside(row[key], str(folder / METADATA))
+            file = folder / inside(row[key], str(folder / TABLE))
             if not file.is_file():
                 raise DataError(f"{where}: there is no image {file}: add it or take the pair off the list")
             files.append(file)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from diffdistill import __version__
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.arrays import Estimate
-from diffdistill.evaluation.frechet import Gaussian, frechet_terms
-from diffdistill.evaluation.kernel import kernel_distance
+from diffdistill.evaluation.metrics.frechet import Gaussian, frechet_terms
+from diffdistill.evaluation.metrics.kernel import kernel_distance
 
 MODULES = {"torchmetrics": "torchmetrics", "clean-fid": "cleanfid.fid", "torch-fidelity": "torch_fidelity"}
 BACKENDS = ("native", *MODULES)

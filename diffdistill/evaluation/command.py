@@ -5,7 +5,6 @@ it holds the answer to the same request; any other file is left alone, exit code
 """
 
 import json
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from diffdistill.cli_sampling import wanted_metrics
+from diffdistill.cli.verbs.evaluate import wanted_metrics
 from diffdistill.data import ImageSet, load_images
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.evaluation import table
@@ -27,6 +26,7 @@ from diffdistill.evaluation.statistics import Statistics, is_statistics, load_st
 from diffdistill.evaluation.subjects import Pair, Subject, subjects
 from diffdistill.evaluation.text_evaluator import TextEvaluator
 from diffdistill.evaluation.text_scores import NO_TEXTS
+from diffdistill.files import read_json, write_json
 from diffdistill.rewards import load_reward
 from diffdistill.rewards.protocol import Reward
 from diffdistill.sampling.generate import pick_device
@@ -157,18 +157,8 @@ def refuse_other(target: Path, request: dict[str, Any]) -> None:
             raise ConfigError(f"--json {target}: there is no folder {target.absolute().parent}; make it first")
         return
     try:
-        held = json.loads(target.read_text())["request"]
+        held = read_json(target)["request"]
     except (OSError, ValueError, KeyError, TypeError):
         held = None
     if held != json.loads(json.dumps(request)):
         raise ConfigError(f"--json {target} exists and holds something else: delete it or name another file")
-
-
-def write_json(target: Path, content: dict[str, Any]) -> None:
-    """Write the file at once or not at all."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)

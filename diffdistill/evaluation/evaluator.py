@@ -15,9 +15,9 @@ from diffdistill.evaluation.batches import Batches, labelled, rebatched
 from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.extractors.hub import DEFAULTS, HubFeatures
 from diffdistill.evaluation.features import load_features
-from diffdistill.evaluation.frechet import Moments
 from diffdistill.evaluation.measures import MEASURES, Context, Generated, text_score
-from diffdistill.evaluation.memorisation import thumbnails
+from diffdistill.evaluation.metrics.frechet import Moments
+from diffdistill.evaluation.metrics.memorisation import thumbnails
 from diffdistill.evaluation.reference import Reference, load_reference, sample_rows
 from diffdistill.evaluation.statistics import Statistics, check_same_features
 from diffdistill.evaluation.text_scores import TextScores, joined

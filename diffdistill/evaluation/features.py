@@ -1,7 +1,6 @@
 """`load_features`: a feature extractor by name, path or Hub id."""
 
 import difflib
-import json
 from pathlib import Path
 
 import torch
@@ -11,13 +10,14 @@ from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.extractors.bundled import ClassifierFeatures, EmojiFeatures, PixelFeatures
 from diffdistill.evaluation.resize import MODES
+from diffdistill.files import read_json
 
 NAMES = ("fashion_mnist", "emoji", "pixels", "inception", "dinov2", "clip")
 
 
 def _from_folder(folder: Path, device: torch.device) -> FeatureExtractor:
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder} has no readable config.json: features lie in config.json and model.safetensors ({error})"

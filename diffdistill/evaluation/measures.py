@@ -13,13 +13,13 @@ from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.arrays import Estimate
 from diffdistill.evaluation.backends import FRECHET, KERNEL
 from diffdistill.evaluation.bootstrap import bootstrap_error
-from diffdistill.evaluation.clip_mmd import cmmd
-from diffdistill.evaluation.entropy import inception_score
 from diffdistill.evaluation.extractors.base import FeatureExtractor
-from diffdistill.evaluation.frechet import Gaussian, fit, frechet_terms
-from diffdistill.evaluation.memorisation import nearest_neighbours, neighbour_picture
-from diffdistill.evaluation.per_class import per_class_frechet
-from diffdistill.evaluation.precision_recall import prdc
+from diffdistill.evaluation.metrics.clip_mmd import cmmd
+from diffdistill.evaluation.metrics.entropy import inception_score
+from diffdistill.evaluation.metrics.frechet import Gaussian, fit, frechet_terms
+from diffdistill.evaluation.metrics.memorisation import nearest_neighbours, neighbour_picture
+from diffdistill.evaluation.metrics.per_class import per_class_frechet
+from diffdistill.evaluation.metrics.precision_recall import prdc
 from diffdistill.evaluation.reference import Reference
 from diffdistill.evaluation.text_scores import summary
 

@@ -1,9 +1,7 @@
 """The reference of a distance: statistics of all its images, features of a sample, kept on disk between runs."""
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffdistill.data import ImageSet
-from diffdistill.evaluation.cache import cache_dir
 from diffdistill.evaluation.extractors.base import FeatureExtractor
-from diffdistill.evaluation.frechet import Gaussian, Moments
+from diffdistill.evaluation.metrics.frechet import Gaussian, Moments
 from diffdistill.evaluation.statistics import Statistics
+from diffdistill.files import cache_dir, replacing
 
 FORMAT = "diffdistill-reference-1"
 SAMPLE_ENTRIES = 2**26  # features kept of one set: 256 MB, 32,768 rows of Inception
@@ -101,14 +99,11 @@ def _read(file: Path, n: int) -> dict[str, Tensor] | None:
 
 
 def _write(file: Path, tensors: dict[str, Tensor], n: int) -> str | None:
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, {"n": str(n)})
-        partial.replace(file)
+        with replacing(file) as partial:
+            save_file(tensors, partial, {"n": str(n)})
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         return f"the reference features could not be kept in {file.parent} ({error}): set DIFFDISTILL_CACHE"
     return None
 

@@ -3,7 +3,6 @@
 Ours say more: `n`, and which extractor and resize made them, so that a comparison of different features is refused.
 """
 
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 
 from diffdistill.errors import DataError
 from diffdistill.evaluation.extractors.base import FeatureExtractor
-from diffdistill.evaluation.frechet import Gaussian, as_gaussian
+from diffdistill.evaluation.metrics.frechet import Gaussian, as_gaussian
+from diffdistill.files import replacing
 
 FORMAT = "diffdistill-statistics-1"
 
@@ -45,12 +45,8 @@ def save_statistics(path: str | Path, statistics: Statistics) -> None:
         "n": np.int64(-1 if g.n is None else g.n),
     }
     arrays |= {key: np.asarray(value) for key, value in words.items() if value is not None}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    try:
-        np.savez(partial, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("wb") as stream:
+        np.savez(stream, **arrays)
 
 
 def load_statistics(path: str | Path) -> Statistics:

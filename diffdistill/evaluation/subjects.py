@@ -19,8 +19,8 @@ from diffdistill.data.prompts import Prompt, digest_of, given_prompts, spread
 from diffdistill.data.source import Source
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DataError
-from diffdistill.models.attention import set_attention
-from diffdistill.models.folder import locate, weights_digest
+from diffdistill.parts.attention.kernels import set_attention
+from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.sampling.generate import pick_device, plan_sampling, run_plan
 
 MODEL_IMAGES = 5000

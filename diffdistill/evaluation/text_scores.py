@@ -10,8 +10,8 @@ from diffdistill.data import ImageSet
 from diffdistill.data.prompts import Prompt, digest_of, spread
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.arrays import Estimate
-from diffdistill.evaluation.clip_similarity import cosines, score_of
 from diffdistill.evaluation.extractors.hub import HubFeatures
+from diffdistill.evaluation.metrics.clip_similarity import cosines, score_of
 from diffdistill.rewards.protocol import Reward
 
 NO_TEXTS = "metric 'clip' needs a text for each image: give images with captions, --prompt or --prompts"

@@ -1,6 +1,7 @@
 """The distribution-matching methods, a page each: which choices, and where they depart from their paper."""
 
 from diffdistill.config.methods import Method
+from diffdistill.matching.step import Choices
 from diffdistill.methods import (
     diff_instruct,
     diff_instruct_pp,
@@ -11,7 +12,6 @@ from diffdistill.methods import (
     sim,
     uni_instruct,
 )
-from diffdistill.methods.matching import Choices
 
 METHODS = {
     "diff_instruct": diff_instruct,

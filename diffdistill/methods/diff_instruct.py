@@ -8,7 +8,7 @@ images.
 """
 
 from diffdistill.config.methods import DiffInstruct
-from diffdistill.methods.matching import Choices
+from diffdistill.matching.step import Choices
 
 
 def choices(settings: DiffInstruct) -> Choices:

@@ -10,7 +10,7 @@ the configured one; no code or rates are published.
 """
 
 from diffdistill.config.methods import DiffInstructPP
-from diffdistill.methods.matching import Choices, warn_if_unrewarded
+from diffdistill.matching.step import Choices, warn_if_unrewarded
 
 
 def choices(settings: DiffInstructPP) -> Choices:

@@ -12,7 +12,7 @@ weight are ours. Calibrate the weight by `gradient/reward` over `gradient/matchi
 """
 
 from diffdistill.config.methods import DiffInstructStar
-from diffdistill.methods.matching import Choices, warn_if_unrewarded
+from diffdistill.matching.step import Choices, warn_if_unrewarded
 
 
 def choices(settings: DiffInstructStar) -> Choices:

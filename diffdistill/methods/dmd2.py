@@ -10,7 +10,7 @@ all its critic updates, with new noise each time, which saves one pass in four.
 """
 
 from diffdistill.config.methods import DMD2
-from diffdistill.methods.matching import Choices
+from diffdistill.matching.step import Choices
 
 
 def choices(settings: DMD2) -> Choices:

@@ -8,7 +8,7 @@ paper has [0.1, 20], which narrows a forward-KL student; R1 is at the heads' inp
 """
 
 from diffdistill.config.methods import FDistill
-from diffdistill.methods.matching import Choices
+from diffdistill.matching.step import Choices
 
 
 def choices(settings: FDistill) -> Choices:

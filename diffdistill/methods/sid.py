@@ -11,7 +11,7 @@ not divided by mean|x0 - D_T|.
 """
 
 from diffdistill.config.methods import SiD
-from diffdistill.methods.matching import Choices
+from diffdistill.matching.step import Choices
 
 
 def choices(settings: SiD) -> Choices:

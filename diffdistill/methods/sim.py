@@ -7,7 +7,7 @@ Departure: c is constant in x0 units, where the paper's is in score units.
 """
 
 from diffdistill.config.methods import SIM
-from diffdistill.methods.matching import Choices
+from diffdistill.matching.step import Choices
 
 
 def choices(settings: SIM) -> Choices:

@@ -12,7 +12,7 @@ per level. The weight w is DMD's by default, held constant; the expansion's own,
 """
 
 from diffdistill.config.methods import UniInstruct
-from diffdistill.methods.matching import Choices
+from diffdistill.matching.step import Choices
 
 
 def choices(settings: UniInstruct) -> Choices:

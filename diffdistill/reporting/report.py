@@ -1,9 +1,9 @@
 """`report.html` of a run folder."""
 
-import os
 from pathlib import Path
 
 from diffdistill.errors import ConfigError, DiskError
+from diffdistill.files import write_text
 from diffdistill.reporting.page import page
 from diffdistill.reporting.rundata import read_run
 
@@ -19,12 +19,8 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     file = folder / "report.html" if out is None else Path(out)
     if file.is_dir():
         raise ConfigError(f"'{file}' is a folder; name a file such as {file / 'report.html'}")
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
     try:
-        partial.write_text(page(data), "utf-8")
-        os.replace(partial, file)
+        write_text(file, page(data))
     except OSError as error:
         raise DiskError(f"cannot write '{file}' ({error.strerror}); free space or choose another place") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return file

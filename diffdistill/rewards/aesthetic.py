@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from diffdistill.files import PICKLES
 from diffdistill.rewards.clip import read_clip
 from diffdistill.rewards.preprocess import preprocess
 from diffdistill.rewards.protocol import Prompts
-from diffdistill.rewards.weights import PICKLES, beside, digest, features_of, fetched, fill, find_file, read_tensors
+from diffdistill.rewards.weights import beside, digest, features_of, fetched, fill, find_file, read_tensors
 
 CLIP, HEAD = "openai/clip-vit-large-patch14", "trl-lib/ddpo-aesthetic-predictor"
 HEADS = [

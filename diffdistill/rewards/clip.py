@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from diffdistill.errors import CheckpointError
+from diffdistill.files import PICKLES
 from diffdistill.rewards.open_clip import VIT_H_14, clip_of_open_clip
 from diffdistill.rewards.preprocess import preprocess
 from diffdistill.rewards.protocol import Prompts, texts_of
-from diffdistill.rewards.weights import PICKLES, beside, digest, features_of, fetched, find_file, transformers
+from diffdistill.rewards.weights import beside, digest, features_of, fetched, find_file, transformers
 
 TOKENIZER_FILES = ["tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json"]
 LAION_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

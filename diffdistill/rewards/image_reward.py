@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from diffdistill.errors import CheckpointError
+from diffdistill.files import PICKLES
 from diffdistill.rewards.aesthetic import read_head
 from diffdistill.rewards.clip import read_tokenizer
 from diffdistill.rewards.preprocess import preprocess
 from diffdistill.rewards.protocol import Prompts, texts_of
-from diffdistill.rewards.weights import PICKLES, beside, digest, fetched, fill, find_file, read_tensors, transformers
+from diffdistill.rewards.weights import beside, digest, fetched, fill, find_file, read_tensors, transformers
 
 HUB, TOKENIZER = "zai-org/ImageReward", "google-bert/bert-base-uncased"
 HEAD_WIDTH = 64  # of an attention head: ViT-L has 16 in 1024, BERT 12 in 768

@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffdistill.assets import is_builtin, resolve_builtin
-from diffdistill.convert.source import read_pickle, read_safetensors
 from diffdistill.errors import CheckpointError, ConfigError
-
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+from diffdistill.files import PICKLES
+from diffdistill.pickle_reader.source import read_pickle, read_safetensors
 
 
 def transformers() -> Any:

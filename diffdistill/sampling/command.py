@@ -1,6 +1,5 @@
 """`diffdistill sample`: PNGs, a grid, and a record from which each image can be made again alone."""
 
-import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -13,8 +12,9 @@ from diffdistill import __version__
 from diffdistill.data.prompts import digest_of, given_prompts
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
-from diffdistill.models.attention import set_attention
-from diffdistill.models.folder import locate, new_folder, weights_digest
+from diffdistill.files import new_folder, write_json
+from diffdistill.parts.attention.kernels import set_attention
+from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.reporting.grid import image_grid, to_picture
 from diffdistill.sampling.generate import Plan, pick_device, plan_sampling, run_plan
 
@@ -48,7 +48,7 @@ def run(args: Namespace) -> int:
     with new_folder(out) as folder:
         record = _write_images(model, plan, args, count, folder)
         settings = _settings(args, plan, device) | {"attention": str(attention), "images": record}
-        (folder / "samples.json").write_text(json.dumps(settings, indent=2) + "\n")
+        write_json(folder / "samples.json", settings)
     guided = "" if plan.guidance_scale == 1 else f", guidance {plan.guidance_scale:g}"
     print(f"{out}: {_count(count, 'image')}, {plan.sampler}, {_count(plan.evaluations, 'evaluation')} each{guided}")
     return 0

@@ -11,7 +11,7 @@ from diffdistill.data.pixels import to_uint8
 from diffdistill.data.prompts import Prompt
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
-from diffdistill.models.consistency import schedule_of
+from diffdistill.pipelines.consistency import schedule_of
 from diffdistill.process import EDM
 from diffdistill.sampling.noise import ImageNoise
 from diffdistill.sampling.plan import Plan, plan_sampling, require_steps

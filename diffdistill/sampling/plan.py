@@ -10,9 +10,9 @@ from torch import Tensor
 from diffdistill.data.prompts import Prompt
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
-from diffdistill.models.consistency import schedule_of
+from diffdistill.parts.exposure_bias.sampling import NONE, Corrections, corrected, read_corrections
+from diffdistill.pipelines.consistency import schedule_of
 from diffdistill.process import Flow
-from diffdistill.sampling.corrections import NONE, Corrections, corrected, read_corrections
 from diffdistill.sampling.noise import image_seed
 from diffdistill.sampling.scheduled import EQUIVALENT, SCHEDULED, Scheduler, levels_of, make_scheduler, set_steps
 from diffdistill.sampling.solvers import SOLVERS

@@ -1,7 +1,6 @@
 """The loop: one for every method. It knows steps, folders and signals; it knows no loss."""
 
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from diffdistill.config.schema import PRDC, Run
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import Interrupted, NonFiniteError, Preempted
+from diffdistill.files import read_text, write_text
 from diffdistill.reporting.rundata import STOPPED_FOR
 from diffdistill.training.early_stop import Watch
 from diffdistill.training.randomness import seed_step
@@ -168,13 +168,11 @@ class Log:
     def __init__(self, file: Path, start: int):
         self.file = file
         if file.exists():
-            kept = [line for line in file.read_text().splitlines() if _step_of(line) <= start]
-            partial = file.with_suffix(".partial")
-            partial.write_text("".join(f"{line}\n" for line in kept if start))
-            os.replace(partial, file)
+            kept = [line for line in read_text(file).splitlines() if _step_of(line) <= start]
+            write_text(file, "".join(f"{line}\n" for line in kept if start))
 
     def write(self, values: dict[str, Any]) -> None:
-        with self.file.open("a") as stream:
+        with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(values) + "\n")
 
 

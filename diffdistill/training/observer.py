@@ -16,10 +16,10 @@ from diffdistill.errors import ConfigError
 from diffdistill.evaluation import Evaluator
 from diffdistill.evaluation.text_evaluator import TextEvaluator
 from diffdistill.evaluation.text_scores import by_name
+from diffdistill.pipelines.text.data import TextSet
 from diffdistill.reporting.grid import image_grid
 from diffdistill.rewards import load_reward
 from diffdistill.sampling.generate import generate, pick_device
-from diffdistill.text.data import TextSet
 from diffdistill.training.early_stop import check_watched
 
 GRID_ROWS, GRID_COLUMNS = 8, 10

@@ -9,12 +9,12 @@ from torch import nn
 from diffdistill.config.schema import Distill
 from diffdistill.denoiser import Denoiser, last_layer
 from diffdistill.errors import ConfigError
-from diffdistill.models.folder import clone_network
-from diffdistill.models.stock import near_levels
+from diffdistill.pipelines.folder import clone_network
+from diffdistill.pipelines.schedule import near_levels
+from diffdistill.pipelines.text.denoiser import TextDenoiser
+from diffdistill.pipelines.text.lora import SharedWeights
+from diffdistill.pipelines.text.student import stock_schedule
 from diffdistill.process import Process
-from diffdistill.text.denoiser import TextDenoiser
-from diffdistill.text.lora import SharedWeights
-from diffdistill.text.student import stock_schedule
 from diffdistill.training.device import Device
 
 Roles = tuple[Denoiser, Denoiser]

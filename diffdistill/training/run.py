@@ -1,6 +1,5 @@
 """The verbs that train: set up the folder, build the task, run the loop, publish the model."""
 
-import json
 import os
 import platform
 import resource
@@ -18,14 +17,15 @@ from diffdistill.config.schema import Distill, Run, Train
 from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DiskError
-from diffdistill.models.attention import set_attention
-from diffdistill.models.consistency import refuse_as_teacher
-from diffdistill.models.folder import locate, weights_digest
+from diffdistill.files import read_json, write_json
+from diffdistill.parts.attention.kernels import set_attention
+from diffdistill.pipelines.consistency import refuse_as_teacher
+from diffdistill.pipelines.folder import locate, weights_digest
+from diffdistill.pipelines.text.card import text_card
+from diffdistill.pipelines.text.data import TextSet, text_data
+from diffdistill.pipelines.text.denoiser import TextDenoiser
 from diffdistill.reporting.model_card import model_card
 from diffdistill.reporting.report import write_report
-from diffdistill.text.card import text_card
-from diffdistill.text.data import TextSet, text_data
-from diffdistill.text.denoiser import TextDenoiser
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Task, flat, run_loop
 from diffdistill.training.observer import observer_of
@@ -33,7 +33,7 @@ from diffdistill.training.observer import observer_of
 
 def train(resolved: Resolved) -> int:
     """`diffdistill train`: a teacher by denoising score matching, into `model/`."""
-    from diffdistill.training.teacher import TeacherTask
+    from diffdistill.training.tasks.teacher import TeacherTask
 
     config: Train = resolved.config
     device = Device(config.mixed_precision, config.num_threads)
@@ -45,7 +45,7 @@ def train(resolved: Resolved) -> int:
 
 def distill(resolved: Resolved) -> int:
     """`diffdistill distill`: a one- or few-step student of a teacher, into `student/`."""
-    from diffdistill.training.distiller import DistillTask
+    from diffdistill.training.tasks.distill import DistillTask
 
     config: Distill = resolved.config
     device = Device(config.mixed_precision, config.num_threads)
@@ -143,7 +143,7 @@ def execute(
     write_card = model_card if model.prompts is None else text_card
     if not evaluation and config.evaluation.at_end:  # a finished run, resumed
         evaluation = observer.evaluate(model)
-    machine = json.loads((folder / "environment.json").read_text())
+    machine = read_json(folder / "environment.json")
     write_json(folder / "environment.json", machine | {"peak_memory_mb": round(peak_memory() / 1e6)})
     if not (folder / name).exists():
         provenance = {
@@ -175,7 +175,7 @@ def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any]:
         return {}
     rows: dict[int, Any] = {}
     digest = weights_digest(folder)
-    for entry in json.loads((folder / "evaluations.json").read_text()):
+    for entry in read_json(folder / "evaluations.json"):
         found, protocol = entry["evaluation"], entry["evaluation"]["protocol"]
         same = all(protocol[key] == evaluation["protocol"][key] for key in ("num_images", "features", "reference"))
         if not same or entry["weights_sha256"] != digest:
@@ -239,7 +239,7 @@ def check_same(config: Run, settings: Path) -> None:
 
 def warn_of_precision(environment: Path, precision: str) -> None:
     """`auto` may mean another precision on another machine."""
-    before = json.loads(environment.read_text()).get("mixed_precision") if environment.is_file() else None
+    before = read_json(environment).get("mixed_precision") if environment.is_file() else None
     if before not in (None, precision):
         print(f"resuming with mixed_precision={precision} what ran with {before}: results will differ")
 
@@ -267,9 +267,3 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def write_json(file: Path, value: Any) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, file)

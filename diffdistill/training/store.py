@@ -5,7 +5,6 @@ seconds, threads, versions), and `MANIFEST.json` with the size and SHA-256 of ea
 manifest that verifies is not a checkpoint.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffdistill.errors import CheckpointError, DiskError, NonFiniteError
-from diffdistill.models.folder import sha256, share
+from diffdistill.files import read_json, sha256, share, write_json
 
 MANIFEST = "MANIFEST.json"
 
@@ -56,7 +55,7 @@ def _sync(path: Path) -> None:
 def problem_of(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None if every file is as its manifest says."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_json(folder / MANIFEST)
         for name, entry in manifest["files"].items():
             file = folder / name
             if not file.is_file() or file.stat().st_size != entry["size"]:
@@ -103,11 +102,11 @@ class CheckpointStore:
             staged.mkdir(parents=True)
             for name, tensors in flat.items():
                 save_file(tensors, staged / f"{name}.safetensors")
-            (staged / "state.json").write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
+            write_json(staged / "state.json", {"step": step, **state})
             share(staged)
             files = sorted(staged.iterdir())
             entries = {file.name: {"size": file.stat().st_size, "sha256": sha256(file)} for file in files}
-            (staged / MANIFEST).write_text(json.dumps({"files": entries}, indent=2) + "\n")
+            write_json(staged / MANIFEST, {"files": entries})
             for file in (*files, staged / MANIFEST, staged):
                 _sync(file)
             shutil.rmtree(target, ignore_errors=True)
@@ -175,7 +174,7 @@ def load_checkpoint(folder: Path, parts: Parts) -> dict[str, Any]:
                 f"was made with"
             )
         restore(part, load_file(file))
-    return json.loads((folder / "state.json").read_text())
+    return read_json(folder / "state.json")
 
 
 def command(args: Any) -> int:

@@ -35,12 +35,12 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation import frechet_distance
 from diffdistill.evaluation.extractors.bundled import ClassifierFeatures
 from diffdistill.evaluation.features import load_features
-from diffdistill.evaluation.precision_recall import prdc
+from diffdistill.evaluation.metrics.precision_recall import prdc
 from diffdistill.sampling.generate import generate
 from diffdistill.training.device import Device
-from diffdistill.training.distiller import DistillTask
 from diffdistill.training.randomness import seed_step
-from diffdistill.training.teacher import TeacherTask
+from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.teacher import TeacherTask
 
 SIZE, IMBALANCE, MOST = 16, 100.0, 6000
 ORDER = (3, 7, 0, 9, 5, 1, 8, 2, 6, 4)  # rank of each class's frequency, 0 the most frequent

@@ -32,13 +32,13 @@ from diffdistill.config.methods import DMD2, Adversarial, FDistill, Method, SiD,
 from diffdistill.config.schema import Level
 from diffdistill.denoiser import Denoiser
 from diffdistill.divergences import get_divergence
-from diffdistill.level_weights import LevelNormaliser, native_weight
 from diffdistill.losses import denoising_loss, discriminator_loss, fisher_gradient, score_gap_gradient
+from diffdistill.matching.level_weights import LevelNormaliser, native_weight
+from diffdistill.matching.ratio import RatioTracker
+from diffdistill.matching.step import Choices, DistributionMatching
 from diffdistill.methods import choices_of
-from diffdistill.methods.matching import Choices, DistributionMatching
 from diffdistill.process import LevelLaw, per_sample
-from diffdistill.ratio import RatioTracker
-from diffdistill.training.optim import Ema
+from diffdistill.training.optim.updater import Ema
 
 STEPS, BATCH, CRITIC_UPDATES, WIDTH, SIGMA_INIT = 600, 128, 2, 48, 2.5
 START_STEPS, START_BATCH, CRITIC_WARMUP = 1000, 256, 0.05

@@ -25,12 +25,12 @@ from diffdistill.cli import main
 from diffdistill.config.schema import Distill
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
-from diffdistill.models.stock import near_levels
+from diffdistill.pipelines.schedule import near_levels
 from diffdistill.process import EDM
 from diffdistill.sampling.generate import plan_sampling, sample_batch
 from diffdistill.sampling.noise import image_seed
 from diffdistill.training.device import Device
-from diffdistill.training.distiller import DistillTask
+from diffdistill.training.tasks.distill import DistillTask
 
 pytestmark = pytest.mark.crosscheck
 LABELS = [0, 66]  # difficulties 1 and 67

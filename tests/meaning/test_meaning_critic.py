@@ -11,9 +11,9 @@ from worlds import GaussianNetwork, small_network
 from diffdistill.config.methods import DMD2, Adversarial, DiffInstruct
 from diffdistill.config.schema import Level
 from diffdistill.denoiser import Denoiser
+from diffdistill.matching.step import DistributionMatching
 from diffdistill.methods import choices_of
-from diffdistill.methods.matching import DistributionMatching
-from diffdistill.models.folder import clone_network
+from diffdistill.pipelines.folder import clone_network
 from diffdistill.process import LevelLaw
 
 KINDS = [

@@ -11,9 +11,9 @@ from worlds import GaussianNetwork
 from diffdistill.config.methods import SiD
 from diffdistill.config.schema import Level
 from diffdistill.denoiser import Denoiser
-from diffdistill.level_weights import expansion_weight
+from diffdistill.matching.level_weights import expansion_weight
+from diffdistill.matching.step import DistributionMatching
 from diffdistill.methods import choices_of
-from diffdistill.methods.matching import DistributionMatching
 from diffdistill.process import LevelLaw
 
 LOW, HIGH = 0.1, 4.0

@@ -13,8 +13,8 @@ from worlds import GaussianNetwork, gaussian_data, gaussian_kl, small_network
 from diffdistill.config.schema import Distill
 from diffdistill.denoiser import Denoiser
 from diffdistill.training.device import Device
-from diffdistill.training.distiller import DistillTask
 from diffdistill.training.randomness import seed_step
+from diffdistill.training.tasks.distill import DistillTask
 
 CPU = Device("no")
 MEAN, SCALE, OFFSETS, GUIDANCE = 0.2, 0.35, (0.15, -0.15, 0.0), 2.0

@@ -18,16 +18,16 @@ from diffdistill.data.pairs import Pair, PairSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, NonFiniteError
 from diffdistill.evaluation.bootstrap import bootstrap_error
-from diffdistill.evaluation.frechet import fit
-from diffdistill.methods.matching import DistributionMatching
-from diffdistill.training import alignment
+from diffdistill.evaluation.metrics.frechet import fit
+from diffdistill.matching.step import DistributionMatching
 from diffdistill.training.device import Device
-from diffdistill.training.distiller import DistillTask
 from diffdistill.training.loop import finite, run_loop
-from diffdistill.training.optim import Ema, Updater
+from diffdistill.training.optim.updater import Ema, Updater
 from diffdistill.training.randomness import seed_step
 from diffdistill.training.store import CheckpointStore, load_checkpoint
-from diffdistill.training.teacher import TeacherTask, build_unet, draw_batch
+from diffdistill.training.tasks import align as alignment
+from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.teacher import TeacherTask, build_unet, draw_batch
 
 CPU = Device("no")
 
@@ -482,7 +482,7 @@ def test_a_student_is_the_same_network_in_training_in_use_and_when_published(tmp
 @pytest.mark.parametrize("features", ["teacher", "critic"])
 def test_heads_say_the_same_in_training_and_in_use_under_bf16(monkeypatch, features):
     """What the heads are given may be rounded; what they make of it is float32 in both, to the last bit."""
-    from diffdistill.discriminators import Discriminator
+    from diffdistill.matching.discriminators import Discriminator
 
     seen = []
     right = Discriminator.forward

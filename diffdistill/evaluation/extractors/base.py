@@ -1,18 +1,10 @@
 """The one interface of every feature extractor: uint8 images in, float64 features out, an id and a SHA-256."""
 
-import hashlib
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from diffdistill.errors import DataError
 from diffdistill.evaluation.resize import check_images, resize, with_channels
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def large_batch(device: torch.device) -> int:

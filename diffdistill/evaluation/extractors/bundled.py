@@ -1,7 +1,6 @@
 """Extractors that need no download: the bundled classifiers and the pixels themselves."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffdistill.errors import CheckpointError
-from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256
+from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.extractors.conv_net import ConvNet
 from diffdistill.evaluation.extractors.emoji_net import EmojiNet
+from diffdistill.files import read_json, sha256
 
 SHAPE = ("image_channels", "image_size", "num_classes", "convs_per_block")
 
@@ -27,8 +27,8 @@ class ClassifierFeatures(FeatureExtractor):
     def __init__(self, folder: Path, device: torch.device) -> None:
         weights = folder / "model.safetensors"
         try:
-            config = json.loads((folder / "config.json").read_text())
-            self.sha256 = file_sha256(weights)
+            config = read_json(folder / "config.json")
+            self.sha256 = sha256(weights)
             if self.sha256 != config["sha256"]:
                 raise CheckpointError(
                     f"{weights} is damaged: its SHA-256 is {self.sha256}, config.json says {config['sha256']}"

@@ -6,10 +6,11 @@ import torch
 
 from diffdistill.errors import CheckpointError
 from diffdistill.evaluation.extractors import inception, inception_weights
-from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256
+from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.extractors.inception import InceptionFeatures
 from diffdistill.evaluation.extractors.inception_weights import InceptionWeights
 from diffdistill.evaluation.extractors.torchscript import TorchScriptFeatures, is_torchscript
+from diffdistill.files import sha256
 
 
 def features_of_file(path: Path, device: torch.device) -> FeatureExtractor:
@@ -17,14 +18,14 @@ def features_of_file(path: Path, device: torch.device) -> FeatureExtractor:
     if not is_torchscript(path):
         return InceptionWeights(path, device)
     # The published file resizes and classifies by itself when it is called as a user's network is.
-    return (InceptionFeatures if file_sha256(path) == inception.SHA256 else TorchScriptFeatures)(path, device)
+    return (InceptionFeatures if sha256(path) == inception.SHA256 else TorchScriptFeatures)(path, device)
 
 
 def published_inception(path: Path, device: torch.device) -> FeatureExtractor:
     """The extractor of `--features inception:FILE`: the network of published FIDs, in either form, and no other."""
     if is_torchscript(path):
         return InceptionFeatures(path, device)
-    digest = file_sha256(path)
+    digest = sha256(path)
     if digest != inception_weights.SHA256:
         raise CheckpointError(
             f"{path} is not Inception of 2015: its SHA-256 is {digest}, expected {inception.SHA256} "

@@ -1,7 +1,6 @@
 """CLIP and self-supervised ViTs through transformers, from a local folder or a Hub id; safetensors only."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256, large_batch
+from diffdistill.evaluation.extractors.base import FeatureExtractor, large_batch
 from diffdistill.evaluation.resize import resize, with_channels
+from diffdistill.files import read_json, sha256
 
 # FD-DINOv2 (2306.04675) uses the large model; CMMD (2401.09603) CLIP at 336 pixels.
 DEFAULTS = {"dinov2": "facebook/dinov2-large", "clip": "openai/clip-vit-large-patch14-336"}
@@ -46,7 +46,7 @@ def weights_sha256(folder: Path) -> str:
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise CheckpointError(f"{folder} has no .safetensors file: pickled weights are not read, convert them first")
-    digests = [file_sha256(shard) for shard in shards]
+    digests = [sha256(shard) for shard in shards]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -72,7 +72,7 @@ class HubFeatures(FeatureExtractor):
     def __init__(self, name: str, device: torch.device) -> None:
         folder, transformers = model_folder(name), _transformers()
         try:
-            config = json.loads((folder / "config.json").read_text())
+            config = read_json(folder / "config.json")
             self.kind = config["model_type"]
             self.sha256 = weights_sha256(folder)
             if self.kind == "clip":
@@ -103,7 +103,7 @@ class HubFeatures(FeatureExtractor):
     def _scale(self) -> tuple[Sequence[float], Sequence[float]]:
         file = self.folder / "preprocessor_config.json"
         if file.is_file():
-            given = json.loads(file.read_text())
+            given = read_json(file)
             return given["image_mean"], given["image_std"]
         return CLIP_SCALE if self.kind == "clip" else IMAGENET_SCALE
 

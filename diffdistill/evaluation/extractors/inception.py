@@ -1,6 +1,5 @@
 """Inception v3 of 2015, the network of published FIDs: TensorFlow's weights as TorchScript (clean-fid, StyleGAN)."""
 
-import os
 import shutil
 import urllib.error
 import urllib.request
@@ -12,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffdistill.errors import CheckpointError
-from diffdistill.evaluation.cache import cache_dir
-from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256, large_batch
+from diffdistill.evaluation.extractors.base import FeatureExtractor, large_batch
 from diffdistill.evaluation.extractors.torchscript import load_torchscript
+from diffdistill.files import cache_dir, replacing, sha256
 
 FILE = "inception-2015-12-05.pt"
 URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{FILE}"
@@ -37,24 +36,21 @@ def find_weights(given: str | None) -> Path:
 
 
 def _download(path: Path) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(URL, timeout=20) as response, open(partial, "wb") as file:
-            shutil.copyfileobj(response, file)
-        _check(partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            with urllib.request.urlopen(URL, timeout=20) as response, partial.open("wb") as file:
+                shutil.copyfileobj(response, file)
+            _check(partial)
     except (OSError, urllib.error.URLError) as error:
         raise CheckpointError(
             f"no Inception weights: {URL} cannot be fetched ({error}); download it elsewhere and put it at {path}, "
             "or give its path as inception:FILE"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check(path: Path) -> str:
-    digest = file_sha256(path)
+    digest = sha256(path)
     if digest != SHA256:
         raise CheckpointError(f"{path} is not Inception of 2015: its SHA-256 is {digest}, expected {SHA256}")
     return digest

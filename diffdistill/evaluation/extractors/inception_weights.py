@@ -13,11 +13,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffdistill.convert.source import read_safetensors, read_tensors
 from diffdistill.errors import CheckpointError
-from diffdistill.evaluation.extractors.base import file_sha256, large_batch
+from diffdistill.evaluation.extractors.base import large_batch
 from diffdistill.evaluation.extractors.inception import ID, Inception
 from diffdistill.evaluation.extractors.inception_net import CHANNELS, InceptionNet
+from diffdistill.files import sha256
+from diffdistill.pickle_reader.source import read_safetensors, read_tensors
 
 FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")  # one file, two names
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -50,7 +51,7 @@ class InceptionWeights(Inception):
     """Named as the network of published FIDs only where the file is the published one."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self.sha256 = file_sha256(path)
+        self.sha256 = sha256(path)
         tensors, said = read_weights(path)
         tensors = checked(tensors, path)
         self.graph = find_graph(tensors, said, path)

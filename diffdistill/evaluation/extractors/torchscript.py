@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from diffdistill.errors import CheckpointError, DataError
-from diffdistill.evaluation.extractors.base import FeatureExtractor, file_sha256, large_batch
+from diffdistill.evaluation.extractors.base import FeatureExtractor, large_batch
+from diffdistill.files import sha256
 
 
 def is_torchscript(path: Path) -> bool:
@@ -44,7 +45,7 @@ class TorchScriptFeatures(FeatureExtractor):
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.net = load_torchscript(path, device)
-        self.id, self.sha256 = f"torchscript:{path.stem}", file_sha256(path)
+        self.id, self.sha256 = f"torchscript:{path.stem}", sha256(path)
         self.device, self.batch_size = device, large_batch(device)
         probe = self._call(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device))
         if probe.ndim != 2 or len(probe) != 2:

@@ -1,0 +1,156 @@
+"""The front door: `diffdistill VERB ...`.
+
+Each verb is a file of `verbs/`. Flags and settings are checked before anything heavy is imported, so `--help` and
+every usage error come at once. An error is one line on stderr; the exit code is that of its class in `errors.py`.
+"""
+
+import errno
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from diffdistill import __version__
+from diffdistill.cli.parser import Parser, Verb
+from diffdistill.errors import ConfigError, DiffDistillError, DiskError, Interrupted
+from diffdistill.registry import Registry, allow_code
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+EPILOG = """
+exit codes: 0 ok, 1 failed check or bug, 2 usage or config, 3 data, 4 checkpoint or model folder,
+5 non-finite training, 6 disk, 75 preempted and saved, 130 interrupted
+"""
+
+
+VERBS: Registry[Verb] = Registry("verb", Verb, "diffdistill.cli.verbs", "VERB")
+
+
+def verbs() -> dict[str, Verb]:
+    """Every verb, in the order of the help."""
+    return dict(sorted(VERBS.rows().items(), key=lambda item: item[1].order))
+
+
+def normalized(argv: Sequence[str]) -> list[str]:
+    """`--num_images` and `--num-images` are the same flag."""
+    words = list(argv)
+    for index, word in enumerate(words):
+        if word == "--":
+            break
+        if word.startswith("--"):
+            name, sign, value = word.partition("=")
+            words[index] = name.replace("_", "-") + sign + value
+    return words
+
+
+def _front() -> Parser:
+    lines = "\n".join(f"  {name:<11} {verb.summary}" for name, verb in verbs().items())
+    parser = Parser(
+        prog="diffdistill",
+        usage="diffdistill VERB ... [--help] [--quiet] [--debug]",
+        description=f"One-step generators from diffusion models.\n\nverbs:\n{lines}",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"diffdistill {__version__}")
+    _add_global(parser)
+    return parser
+
+
+def _add_global(parser: Parser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars (as when stderr is a file)")
+    parser.add_argument(
+        "--allow-code", action="store_true", help="run the files that FILE.py:NAME names in flags or config"
+    )
+
+
+def _verb_parser(verb: Verb) -> Parser:
+    parser = Parser(prog=f"diffdistill {verb.name}", description=f"{verb.summary[0].upper()}{verb.summary[1:]}.")
+    verb.flags(parser)
+    _add_global(parser)
+    return parser
+
+
+def _verb(name: str) -> Verb:
+    known = verbs()
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
+        raise ConfigError(f"there is no verb '{name}'; {hint}")
+    return known[name]
+
+
+def _not_of_torchvision(told: logging.LogRecord) -> bool:
+    """diffusers imports image processors that no verb uses; without torchvision, which none needs, each warns."""
+    return "torchvision" not in told.getMessage()
+
+
+def _dispatch(argv: list[str]) -> int:
+    position = next((index for index, word in enumerate(argv) if not word.startswith("-")), None)
+    if position is None:
+        _front().parse(argv)
+        raise ConfigError(f"a verb is missing; choose one of {', '.join(verbs())} (see 'diffdistill --help')")
+    verb = _verb(argv[position])
+    args = _verb_parser(verb).parse(argv[:position] + argv[position + 1 :])
+    allow_code(args.allow_code)
+    if args.quiet or not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read by tqdm itself, so the bars of every library obey
+    logging.getLogger("transformers.utils.import_utils").addFilter(_not_of_torchvision)
+    what: Any = args
+    if verb.settings:
+        from diffdistill.config import load_config
+
+        what = load_config(_named(verb.settings), args.config, args.overrides)
+    return _named(verb.target)(what) or 0
+
+
+def _named(target: str) -> Any:
+    """What `module:name` names."""
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+def explained(error: BaseException) -> DiffDistillError:
+    """The user's error behind any exception: what happened, and what to do."""
+    if isinstance(error, DiffDistillError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted")
+    text = str(error).strip().splitlines() or ["no message"]
+    if isinstance(error, OSError):
+        what = f"'{error.filename}': {error.strerror}" if error.filename else text[0]
+        if error.errno in NO_ROOM:
+            return DiskError(f"no room left on the disk ({what}); free space or choose another folder")
+        if error.errno in NO_PERMISSION:
+            return DiskError(f"no permission ({what}); choose another folder or change its rights")
+    if "No space left on device" in str(error):  # safetensors reports it as an error of its own
+        return DiskError(f"no room left on the disk ({text[0]}); free space or choose another folder")
+    return DiffDistillError(f"unexpected {type(error).__name__}: {text[0]} (--debug shows the traceback)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    words = normalized(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        known = explained(error)
+        for line in str(known).splitlines():
+            print(f"diffdistill: error: {line}", file=sys.stderr)
+        return known.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""The parser, a verb of it, and what flags read. No torch: `--help` must come at once."""
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from diffdistill.errors import ConfigError
+from diffdistill.parts.attention.names import attention_name
+
+METRICS = ("fid", "kid", "prdc", "is", "clip", "cmmd", "per_class_fid", "neighbours")
+# A test compares these with SOLVERS and SCHEDULED.
+SAMPLERS = ("heun", "euler", "ddim", "flow_euler", "dpm_solver", "ddpm", "consistency")
+SCHEDULED_SAMPLERS = ("vp_ddim", "vp_ddpm", "fpndm", "deis", "unipc", "euler_ancestral")
+BACKENDS = ("native", "torchmetrics", "clean-fid", "torch-fidelity")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line, declared as `VERB` in its own file, beside its flags.
+
+    target: `module:function`, imported when the verb runs and called with the parsed flags. settings: `module:class`
+    of its config; then the target gets the checked settings instead. order: its place in the help.
+    """
+
+    name: str
+    summary: str
+    target: str
+    flags: "Callable[[Parser], None]"
+    order: int
+    settings: str | None = None
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ConfigErrors of one sentence."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self.checks: list[Callable[[argparse.Namespace], str | None]] = []  # what is wrong with flags together
+
+    def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument ")
+        if message.startswith("the following arguments are required: "):
+            message = f"{message.partition(': ')[2]} is missing"
+        raise ConfigError(f"{self.prog.removeprefix('diffdistill ')}: {message} (see '{self.prog} --help')")
+
+    def parse(self, argv: list[str]) -> argparse.Namespace:
+        """Parse all of `argv`; overrides may stand between flags."""
+        args, rest = self.parse_known_args(argv)
+        for word in rest:
+            if word.startswith("-") or not hasattr(args, "overrides"):
+                self._unknown(word, args)
+        if rest:
+            args.overrides = [*args.overrides, *rest]
+        for check in self.checks:
+            if (complaint := check(args)) is not None:
+                self.error(complaint)
+        return args
+
+    def _unknown(self, word: str, args: argparse.Namespace) -> NoReturn:
+        name = word.partition("=")[0]
+        if not word.startswith("-"):
+            self.error(f"unexpected '{word}'")
+        near = get_close_matches(name, [flag for action in self._actions for flag in action.option_strings], 1)
+        if near:
+            self.error(f"unknown flag '{name}', did you mean '{near[0]}'?")
+        if hasattr(args, "overrides"):
+            key = name.lstrip("-").replace("-", "_")
+            self.error(f"unknown flag '{name}'; a setting is written without dashes: {key}=VALUE")
+        self.error(f"unknown flag '{name}'")
+
+
+def whole(minimum: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"'{text}' is no whole number >= {minimum}")
+        return int(text)
+
+    return read
+
+
+def number(minimum: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= minimum):
+            raise argparse.ArgumentTypeError(f"'{text}' is no number >= {minimum:g}")
+        return value
+
+    return read
+
+
+def labels(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of class labels such as 0,1,2")
+    return tuple(int(word) for word in text.split(","))
+
+
+def auto_or_numbers(form: str, least: int, most: int) -> Callable[[str], str]:
+    """Text that is `auto` or so many finite numbers; handed on as it was written."""
+
+    def read(text: str) -> str:
+        words = text.split(",")
+        try:
+            good = least <= len(words) <= most and all(math.isfinite(float(word)) for word in words)
+        except ValueError:
+            good = False
+        if text != "auto" and not good:
+            raise argparse.ArgumentTypeError(f"'{text}' is not of the form auto or {form}")
+        return text
+
+    return read
+
+
+def metrics(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    wrong = [name for name in names if name not in METRICS]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"'{wrong[0]}' is no metric; choose of {','.join(METRICS)}")
+    return names
+
+
+def sampler(text: str) -> str:
+    name = text.replace("-", "_")
+    names = SAMPLERS + SCHEDULED_SAMPLERS
+    if name not in names:
+        raise argparse.ArgumentTypeError(f"'{text}' is no sampler; choose of {', '.join(names)}")
+    return name
+
+
+def several(read: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """A comma-separated list of what `read` reads, each once."""
+    return lambda text: tuple(dict.fromkeys(read(word) for word in text.split(",")))
+
+
+def attention(text: str) -> str:
+    try:
+        return attention_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def device(text: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"'{text}' is no device; give cpu, cuda, cuda:N or mps")
+    return text
+
+
+def add_config(parser: Parser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a shipped config such as fashion_mnist/dmd2")
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="settings laid over the file, e.g. student.steps=2",
+    )
+
+
+def prompt(text: str) -> str:
+    """A text that is not empty, of whole characters (bytes that are no UTF-8 reach a program as halves of some)."""
+    if not text.strip() or any("\ud800" <= character <= "\udfff" for character in text):
+        raise argparse.ArgumentTypeError(f"{text!a} is no prompt; write a text")
+    return text.strip()

@@ -1,0 +1,12 @@
+"""`diffdistill align`."""
+
+from diffdistill.cli.parser import Verb, add_config
+
+VERB = Verb(
+    "align",
+    "align a text-to-image pipeline with preferences",
+    "diffdistill.training.align_run:align",
+    add_config,
+    30,
+    "diffdistill.config.align:Align",
+)

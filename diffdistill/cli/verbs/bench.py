@@ -1,0 +1,24 @@
+"""`diffdistill bench`."""
+
+from diffdistill.cli.parser import Parser, Verb, device, whole
+
+
+def add_flags(parser: Parser) -> None:
+    parser.add_argument("--json", metavar="FILE", help="write the figures with their protocol")
+    parser.add_argument("--quick", action="store_true", help="two methods, four images, two repeats")
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        default="builtin:fashion_mnist_teacher",
+        help="whose network (default: the bundled teacher)",
+    )
+    parser.add_argument("--batch-size", metavar="B", type=whole(1), help="images a step (default 8; 4 with --quick)")
+    parser.add_argument(
+        "--mixed-precision", choices=("no", "bf16", "fp16"), default="no", help="autocast of the passes (default no)"
+    )
+    parser.add_argument("--device", type=device, help="cpu, cuda, cuda:N or mps (default: cuda if there is one)")
+
+
+VERB = Verb(
+    "bench", "speed and memory beside the bare networks", "diffdistill.parts.bench.command:run", add_flags, 120
+)

@@ -1,0 +1,39 @@
+"""`diffdistill calibrate`."""
+
+from diffdistill.cli.parser import Parser, Verb, device, sampler, several, whole
+
+
+def add_flags(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a teacher: folder or Hub id, or builtin:NAME")
+    parser.add_argument("--data", metavar="DATA", required=True, help="images like those it was trained on")
+    parser.add_argument("--out", metavar="FILE", required=True, help="JSON; an unfinished one is continued")
+    parser.add_argument("--split", default="train", help="split of the data, where it has several (default: train)")
+    parser.add_argument(
+        "--sampler", metavar="A,B", type=several(sampler), default=("euler",), help="samplers to fit (default: euler)"
+    )
+    parser.add_argument(
+        "--steps", metavar="5,10", type=several(whole(1)), default=(5, 10, 20), help="steps (default: 5,10,20)"
+    )
+    parser.add_argument("--num-images", metavar="N", type=whole(2), default=512, help="images a run (default 512)")
+    parser.add_argument(
+        "--seed", metavar="S", type=whole(0), default=987654321, help="noise of the fits; not that of later figures"
+    )
+    parser.add_argument(
+        "--method", choices=("variance", "fid"), default="variance", help="fid: the paper's search, 8 values of b"
+    )
+    parser.add_argument("--metric", choices=("fid", "kid"), default="fid", help="what chooses (default: fid)")
+    parser.add_argument("--features", metavar="ID|PATH", help="feature extractor (default: one that fits the data)")
+    parser.add_argument(
+        "--check-seeds", metavar="K", type=whole(0), default=3, help="before and after, on K other seeds (default 3)"
+    )
+    parser.add_argument("--batch-size", metavar="B", type=whole(1), default=64, help="images at a time (default 64)")
+    parser.add_argument("--device", type=device, help="cpu, cuda, cuda:N or mps (default: cuda if there is one)")
+
+
+VERB = Verb(
+    "calibrate",
+    "measure exposure bias and fit corrections of samplers",
+    "diffdistill.parts.exposure_bias.calibration.command:run",
+    add_flags,
+    60,
+)

@@ -1,0 +1,75 @@
+"""`diffdistill evaluate`."""
+
+import argparse
+
+from diffdistill.cli.parser import BACKENDS, METRICS, Parser, Verb, metrics, several, whole
+from diffdistill.cli.sampling_flags import add_sampling
+
+
+def add_flags(parser: Parser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", metavar="DIR", help="images to judge, in any form of DATA")
+    source.add_argument("--model", metavar="MODEL", action="append", help="model to sample from; may be repeated")
+    parser.add_argument(
+        "--reference",
+        metavar="DATA",
+        help="images to compare with: folder, parquet, zip, npz, IDX, builtin:NAME; clip and rewards need none",
+    )
+    parser.add_argument(
+        "--split", help="split of the reference, where it has several (default: train)", default="train"
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="fid,kid",
+        type=metrics,
+        help=f"of {','.join(METRICS)} (default: fid, or --rewards alone where there is no --reference)",
+    )
+    parser.add_argument(
+        "--num-images", metavar="N", type=whole(2), help="images to judge (default: all of --images, 5000 of a model)"
+    )
+    parser.add_argument(
+        "--features", metavar="ID|PATH", help="feature extractor (default: one that fits the reference)"
+    )
+    parser.add_argument("--clip", metavar="ID|PATH", help="CLIP of the CLIP score (default: the largest of OpenAI's)")
+    parser.add_argument(
+        "--rewards",
+        metavar="NAME|PATH,...",
+        type=several(str),
+        help="scores of images for their prompts: pickscore, imagereward, hps_v2, clip, aesthetic, NAME:FOLDER, ...",
+    )
+    parser.add_argument("--backend", choices=BACKENDS, default="native", help="whose code computes the metrics")
+    parser.add_argument(
+        "--fid-mode", choices=("tf", "clean"), help="resize before Inception (default: tf below 299 pixels)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures with their protocol")
+    parser.add_argument("--plot", metavar="FILE", help="picture of FID against evaluations, for several models")
+    parser.add_argument("--neighbours", metavar="FILE", help="picture of the nearest training images")
+    add_sampling(parser)
+    parser.checks.append(_reference_missing)
+
+
+def _reference_missing(args: argparse.Namespace) -> str | None:
+    if args.reference is not None:
+        return None
+    wrong = [metric for metric in wanted_metrics(args) if metric != "clip"]
+    wrong += [f"--{name.replace('_', '-')}" for name in COMPARING if getattr(args, name) is not None]
+    if not wrong:
+        return None
+    return (
+        f"--reference is missing, and {wrong[0]} needs images to compare with: give it, or measure --metrics clip and "
+        f"--rewards alone"
+    )
+
+
+# Flags that say how images are compared with others.
+COMPARING = ("features", "fid_mode", "neighbours", "plot")
+
+
+def wanted_metrics(args: argparse.Namespace) -> tuple[str, ...]:
+    """Those asked for; else FID, or rewards alone where there is nothing to compare with."""
+    if args.metrics is not None:
+        return args.metrics
+    return () if args.rewards and args.reference is None else ("fid",)
+
+
+VERB = Verb("evaluate", "FID and others, with their protocol", "diffdistill.evaluation.command:run", add_flags, 50)

@@ -1,0 +1,24 @@
+"""`diffdistill sample`."""
+
+import argparse
+
+from diffdistill.cli.parser import Parser, Verb, whole
+from diffdistill.cli.sampling_flags import add_sampling
+
+
+def add_flags(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id in diffusers format, or builtin:NAME")
+    parser.add_argument(
+        "--num-images", metavar="N", type=whole(1), help="may be left out with prompts: then one image of each"
+    )
+    parser.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder; nothing is overwritten")
+    add_sampling(parser)
+    parser.checks.append(_count_missing)
+
+
+def _count_missing(args: argparse.Namespace) -> str | None:
+    given = (args.num_images, args.prompt, args.prompts)
+    return "--num-images is missing" if given == (None, None, None) else None
+
+
+VERB = Verb("sample", "make images with a teacher or a student", "diffdistill.sampling.command:run", add_flags, 40)

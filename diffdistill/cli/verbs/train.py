@@ -1,0 +1,12 @@
+"""`diffdistill train`."""
+
+from diffdistill.cli.parser import Verb, add_config
+
+VERB = Verb(
+    "train",
+    "train a teacher on images",
+    "diffdistill.training.run:train",
+    add_config,
+    10,
+    "diffdistill.config.schema:Train",
+)

@@ -1,0 +1,296 @@
+"""The one step that all distribution-matching methods share: a row of choices, a gradient at x0, a critic loss.
+
+It owns no optimiser and no device: the loop's task does (`training/distiller.py`).
+"""
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffdistill.config.methods import Adversarial, Rewarded
+from diffdistill.config.methods import Ratio as RatioSettings
+from diffdistill.config.methods import Reward as RewardSettings
+from diffdistill.denoiser import Denoiser
+from diffdistill.divergences import get_divergence
+from diffdistill.errors import ConfigError
+from diffdistill.losses import (
+    denoising_loss,
+    fisher_gradient,
+    guidance_gradient,
+    mean_weight,
+    score_gap_gradient,
+    warn_if_unstable,
+)
+from diffdistill.matching.discriminators import AdversarialTerm
+from diffdistill.matching.level_weights import LevelNormaliser, expansion_weight, native_weight
+from diffdistill.matching.micro_batches import CriticNoise, Metrics, StudentNoise, joined, mean_of, parts_of, some
+from diffdistill.matching.ratio import RatioTracker
+from diffdistill.process import LevelLaw, per_sample
+from diffdistill.rewards.protocol import Prompts
+from diffdistill.rewards.term import reward_term
+
+LEVEL_BINS = 5
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A row of the table: what distinguishes one method from another."""
+
+    form: Literal["score_gap", "fisher"]
+    divergence: str = "reverse_kl"
+    level_weight: str = "dmd"
+    alpha: float = 0.5
+    normalize: bool = False
+    detach_ratio: bool = False
+    adversarial: Adversarial | None = None
+    ratio: RatioSettings | None = None
+    guidance_scale: float = 1.0
+    guidance: Literal["inside", "outside"] = "inside"
+    reward: RewardSettings | None = None
+    critic_warmup: float = 0.0
+    # Until this part of the run: alpha 1, reverse KL, no adversarial term (Uni-Instruct starts as SIM).
+    fisher_warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        if get_divergence(self.divergence).needs_ratio and self.adversarial is None:
+            raise ConfigError(
+                f"divergence '{self.divergence}' needs a density ratio and there is no discriminator; "
+                "set method.adversarial.weight (0 trains the ratio only), or use reverse_kl"
+            )
+        if self.form == "fisher":
+            warn_if_unstable(self.alpha)
+        elif self.level_weight == "expansion":
+            raise ConfigError(
+                "level_weight 'expansion' weighs the squared score gap of a Fisher form; for the form 'score_gap' "
+                "take none, dmd, dmd_level or pseudo_huber"
+            )
+
+
+def warn_if_unrewarded(settings: Rewarded, plain: str) -> None:
+    """Warn where a rewarded method has neither a reward nor guidance, for it is then another method."""
+    if settings.reward is None and settings.guidance_scale == 1.0:
+        warnings.warn(
+            f"{settings.name} without method.reward and without guidance is {plain}; give one of them.",
+            stacklevel=4,
+        )
+
+
+class Seen(NamedTuple):
+    """What one part of the batch gave: gradients by term, and the networks' verdicts, without graphs."""
+
+    terms: dict[str, Tensor]
+    teacher_x0: Tensor
+    critic_x0: Tensor
+    raw: Tensor | None  # the discriminator's logit (B,)
+    logit: Tensor | None  # calibrated
+    metrics: Metrics
+
+
+class DistributionMatching:
+    """Student gradient and critic loss of one method.
+
+    teacher: frozen; critic: the student's own denoiser, trained beside it. Both see x_t = x0 + sigma eps.
+    """
+
+    def __init__(
+        self,
+        choices: Choices,
+        teacher: Denoiser,
+        critic: Denoiser,
+        level: LevelLaw,
+        critic_level: LevelLaw,
+        autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+        float32_gap: bool = False,
+    ):
+        self.choices = choices
+        self.teacher, self.critic = teacher.requires_grad_(False).eval(), critic.eval()
+        self.level, self.critic_level = level, critic_level
+        self.autocast, self.float32_gap = autocast, float32_gap
+        device = next(teacher.parameters()).device
+        if choices.guidance_scale != 1.0 and teacher.null_class is None:
+            raise ConfigError(
+                "method.guidance_scale needs a teacher with a null class (trained with class_dropout > 0); set it to 1"
+            )
+        settings = choices.adversarial
+        self.adversarial = AdversarialTerm(settings, teacher, critic) if settings is not None else None
+        ratio = choices.ratio
+        self.ratio = RatioTracker(ratio.bins, ratio.decay, ratio.clip).to(device) if ratio and settings else None
+        decode = None if teacher.prompts is None else teacher.decode
+        self.reward = None if choices.reward is None else reward_term(choices.reward, device, decode)
+        if self.reward is not None:
+            self.reward.check(teacher.num_classes)
+        self.normaliser = LevelNormaliser().to(device) if choices.level_weight == "dmd_level" else None
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What belongs in a checkpoint beside student and critic."""
+        head = None if self.adversarial is None else self.adversarial.discriminator
+        parts = {"discriminator": head, "ratio": self.ratio, "normaliser": self.normaliser}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def student_gradient(
+        self,
+        x0: Tensor,
+        cond: Tensor | None,
+        progress: float,
+        prompts: Prompts = None,
+        part_size: int | None = None,
+    ) -> tuple[Tensor, Metrics]:
+        """d(loss of each sample) / d x0, `(B, C, H, W)`, in the sum convention.
+
+        It is taken at a leaf copy of x0, so nothing else gets a gradient.
+        x0: the student's images; cond: their labels; progress: part of the run done, for methods with a warm-up;
+        prompts: what the reward reads, if not the labels; part_size: images at a time, for the same gradient in less
+        memory: noise is drawn, and means are taken, over the whole batch.
+        """
+        c, x0 = self.choices, x0.detach()
+        warm = progress < c.fisher_warmup
+        u, sigma = self.level.draw(len(x0), x0.device)
+        noise = StudentNoise(u, sigma, torch.randn_like(x0))
+        parts = parts_of(len(x0), part_size)
+        seen = [self._part(x0[rows], some(cond, rows), noise.part(rows), warm, some(prompts, rows)) for rows in parts]
+        terms = {name: torch.cat([part.terms[name] for part in seen]) for name in seen[0].terms}
+        teacher_x0, critic_x0 = (torch.cat([getattr(part, n) for part in seen]) for n in ("teacher_x0", "critic_x0"))
+        if c.normalize and not warm:
+            divergence = get_divergence(c.divergence)
+            logit = joined([part.logit for part in seen])
+            logit = x0.new_zeros(len(x0)) if logit is None else logit
+            terms["matching"] = terms["matching"] / mean_weight(divergence, logit)
+        raw = joined([part.raw for part in seen])
+        if self.ratio is not None and raw is not None:
+            self.ratio.update(raw, u)
+        if self.normaliser is not None:
+            weight = self.normaliser(x0, teacher_x0, u)
+            terms |= {name: weight * terms[name] for name in ("matching", "guidance") if name in terms}
+        gradient = torch.stack(list(terms.values())).sum(0)
+        metrics = mean_of([part.metrics for part in seen], parts)
+        metrics |= {f"gradient/{name}": g.flatten(1).norm(dim=1).mean() for name, g in terms.items()}
+        return gradient, metrics | self._health(x0, teacher_x0, critic_x0, u)
+
+    def _part(self, x0: Tensor, cond: Tensor | None, noise: StudentNoise, warm: bool, prompts: Prompts) -> Seen:
+        """The terms of some samples, before what is a mean over the batch: of weights, and of levels."""
+        c = self.choices
+        x, sigma = x0.detach().requires_grad_(), noise.sigma
+        x_t = x + per_sample(sigma, x) * noise.eps
+
+        # The score-gap form takes both denoisers as constants, the Fisher form differentiates through them.
+        term = self.adversarial
+        taps = () if term is None else term.discriminator.taps
+        on_teacher, on_critic = ((), taps) if term is not None and term.trains_eyes else (taps, ())
+        with self._precision():
+            with torch.set_grad_enabled(c.form == "fisher" or bool(on_teacher)):
+                inside = c.guidance_scale if c.guidance == "inside" else 1.0
+                teacher_x0, features = self.teacher.guided_tapped(x_t, sigma, cond, inside, on_teacher)
+            with torch.set_grad_enabled(c.form == "fisher" or bool(on_critic)):
+                critic_x0, critic_features = self.critic.tapped(x_t, sigma, cond, on_critic)
+        heads = None if term is None else term.discriminator(features or critic_features)
+        raw = None if heads is None else heads.mean(1)
+        logit = None if self.ratio is None or raw is None else self.ratio(raw, noise.u)
+
+        weight: Any = c.level_weight
+        if weight == "dmd_level":  # of the whole batch
+            weight = None
+        elif weight == "expansion":
+            weight = expansion_weight(self.level, noise.u)
+        terms = {"matching": self._matching(x, teacher_x0, critic_x0, logit, weight, warm, keep_graph=raw is not None)}
+        metrics: Metrics = {}
+        if c.guidance == "outside" and c.guidance_scale != 1.0:
+            terms["guidance"] = self._outside(x, x_t, sigma, cond, teacher_x0, weight)
+        if term is not None and heads is not None and term.settings.weight > 0 and not warm:
+            terms["adversarial"] = term.gradient(heads, x)
+        if self.reward is not None:
+            terms["reward"], metrics = self.reward.gradient(x, cond if prompts is None else prompts)
+        raw, logit = (None if value is None else value.detach() for value in (raw, logit))
+        return Seen(terms, teacher_x0.detach(), critic_x0.detach(), raw, logit, metrics)
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """Of the passes whose difference is the gap."""
+        return nullcontext() if self.float32_gap else self.autocast()
+
+    def _matching(
+        self,
+        x: Tensor,
+        teacher_x0: Tensor,
+        critic_x0: Tensor,
+        logit: Tensor | None,
+        weight: Any,
+        warm: bool,
+        keep_graph: bool,
+    ) -> Tensor:
+        """The distribution-matching term: the row of the table as a call of `losses`."""
+        c = self.choices
+        divergence = "reverse_kl" if warm else c.divergence
+        if c.form == "score_gap":
+            return score_gap_gradient(
+                x, teacher_x0, critic_x0,
+                logit=logit, divergence=divergence, level_weight=weight,
+            )  # fmt: skip
+        return fisher_gradient(
+            x, teacher_x0, critic_x0,
+            logit=logit, divergence=divergence, level_weight=weight,
+            alpha=1.0 if warm else c.alpha, detach_ratio=c.detach_ratio, retain_graph=keep_graph,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _outside(
+        self, x: Tensor, x_t: Tensor, sigma: Tensor, cond: Tensor | None, conditional_x0: Tensor, weight: Any
+    ) -> Tensor:
+        """Guidance as a term of its own. The pseudo-Huber factor belongs to the distance, not to the level: w = 1."""
+        with self._precision():
+            null_x0 = self.teacher(x_t, sigma, self.teacher.null_condition(cond))
+        level = "none" if isinstance(weight, str) and weight == "pseudo_huber" else weight
+        return guidance_gradient(x, conditional_x0, null_x0, self.choices.guidance_scale, level_weight=level)
+
+    @torch.no_grad()
+    def _health(self, x: Tensor, teacher_x0: Tensor, critic_x0: Tensor, u: Tensor) -> Metrics:
+        """What tells that training goes wrong: the relative gap of each level, the spread of the images, E[r]."""
+        gap = (critic_x0 - teacher_x0).abs().flatten(1).mean(1)
+        relative = gap / (x - teacher_x0).abs().flatten(1).mean(1).clamp_min(1e-5)
+        bins = (u * LEVEL_BINS).long().clamp(0, LEVEL_BINS - 1)
+        metrics: Metrics = {"score_gap/relative": relative.mean()}
+        for k in range(LEVEL_BINS):
+            if bool((bins == k).any()):
+                metrics[f"score_gap/level_{k}"] = relative[bins == k].mean()
+        metrics["x0/std"] = x.std()
+        if self.teacher.prompts is None:  # latents have no bounds
+            # A tenth of half the range: a black background that is a shade too black is no harm.
+            metrics["x0/saturation"] = (x.abs() > 1.1).float().mean()
+        if self.ratio is not None:
+            metrics |= {f"ratio/{name.removeprefix('ratio_')}": value for name, value in self.ratio.metrics().items()}
+        return metrics
+
+    def critic_noise(self, x0: Tensor, with_real: bool) -> CriticNoise:
+        """What `critic_loss` needs for a whole batch, of which parts may then be taken."""
+        _, sigma = self.critic_level.draw(len(x0), x0.device)
+        noise = CriticNoise(sigma, torch.randn_like(x0))
+        if self.adversarial is None or not with_real:
+            return noise
+        _, seen_sigma = self.level.draw(len(x0), x0.device)
+        return CriticNoise(*noise[:2], seen_sigma, *torch.randn_like(torch.cat([x0, x0])).chunk(2))
+
+    def critic_loss(
+        self, x0: Tensor, cond: Tensor | None, real: Tensor | None, noise: CriticNoise | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """Scalar loss of the critic (denoising score matching on the student's images) and of the discriminator.
+
+        x0: student images, detached here; real: as many real images of the same labels, for the discriminator only;
+        noise: drawn here if it is not given.
+        """
+        x0 = x0.detach()
+        noise = noise or self.critic_noise(x0, real is not None)
+        with self.autocast():
+            prediction = self.critic(x0 + per_sample(noise.sigma, x0) * noise.eps, noise.sigma, cond)
+        weight = native_weight(self.teacher.process, noise.sigma)
+        loss = denoising_loss(prediction, x0, noise.sigma, weight=weight).mean()
+        metrics: Metrics = {"critic/loss": loss.detach()}
+        if self.adversarial is not None and real is not None:
+            assert noise.seen_sigma is not None and noise.real_eps is not None and noise.fake_eps is not None  # noqa: PT018
+            with self.autocast():
+                eps = noise.real_eps, noise.fake_eps
+                term, more = self.adversarial.loss(real, x0, noise.seen_sigma, cond, eps)
+            loss, metrics = loss + term, metrics | more
+        return loss, metrics

@@ -1,0 +1,160 @@
+"""From EDM's description of a network and its tensors to a denoiser of this package."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.denoiser import Denoiser
+from diffdistill.errors import CheckpointError
+from diffdistill.parts.edm.dhariwal import DhariwalUNet
+from diffdistill.parts.edm.network import EDMNetwork
+from diffdistill.parts.edm.preconditioning import SIGMA_DATA, Kind, Preconditioning
+from diffdistill.parts.edm.song import SongUNet
+from diffdistill.pickle_reader.machine import shown
+from diffdistill.pickle_reader.source import Source
+from diffdistill.process import EDM
+
+NETWORKS: Mapping[str, type[EDMNetwork]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+PRECONDITIONERS: Mapping[str, Kind] = {
+    "EDMPrecond": "edm",
+    "VPPrecond": "vp",
+    "VEPrecond": "ve",
+    "iDDPMPrecond": "iddpm",
+}
+# EDM's words for the settings of a preconditioning, and ours; epsilon_t only bounds the levels.
+CONSTANTS = {"beta_d": "beta_d", "beta_min": "beta_min", "M": "steps", "C_1": "c_1", "C_2": "c_2"}
+# The range that EDM's sampler takes of any network (2206.00364, Table 1).
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+LISTS, WHOLE = ("channel_mult", "attn_resolutions", "resample_filter"), (
+    "model_channels", "channel_mult_emb", "num_blocks", "channel_mult_noise",
+)  # fmt: skip
+CHOICES = {
+    "embedding_type": ("positional", "fourier"),
+    "encoder_type": ("standard", "residual"),
+    "decoder_type": ("standard",),
+}
+
+
+def build(source: Source) -> Denoiser:
+    """The denoiser that `source` describes, with its weights, in evaluation mode.
+
+    Raises CheckpointError, one sentence, if the description is unknown or tensors and description do not fit.
+    """
+    said = source.description
+    kind = _choice(said, "class_name", PRECONDITIONERS)
+    network_class = NETWORKS[_choice(said, "model_type", NETWORKS)]
+    state = {name.removeprefix("model."): tensor for name, tensor in source.tensors.items()}
+    state.pop("u", None)  # iDDPM's levels; they follow from its constants
+    preconditioning = Preconditioning(PRECONDITIONERS[kind], **_constants(said))
+    null = bool(_number(said, "label_dropout", 0.0, 0.0, 1.0))
+    config = _shape(state, null) | _settings(said, network_class)
+    config["preconditioning"] = preconditioning.settings()
+    network = _filled(network_class, config, state)
+    sigma_data = _number(said, "sigma_data", 0.5, 1e-6, 1e6) if preconditioning.kind == "edm" else SIGMA_DATA
+    process = EDM(sigma_data, 1000.0, *_levels(said, preconditioning))
+    return Denoiser(network, process, null_class=config["label_dim"] if null and config["label_dim"] else None).eval()
+
+
+def _filled(network_class: type[EDMNetwork], config: dict[str, Any], state: dict[str, Tensor]) -> EDMNetwork:
+    """The network with the tensors of `state`, each checked by name and shape before memory is taken for it."""
+    with torch.device("meta"):
+        expected = network_class(**config).state_dict()
+    filters = {name: state.pop(name) for name in list(state) if name.endswith("resample_filter")}
+    _check_filters(filters, config.get("resample_filter", (1, 1)))
+    for name in [*sorted(expected.keys() - state.keys()), *sorted(state.keys() - expected.keys())]:
+        what = "lacks" if name in expected else "has a further tensor"
+        raise CheckpointError(f"the file {what} '{shown(name)}', so it is not the network it describes; check it")
+    for name, tensor in expected.items():
+        if state[name].shape != tensor.shape or not state[name].is_floating_point():
+            have, want = tuple(state[name].shape), tuple(tensor.shape)
+            raise CheckpointError(
+                f"tensor '{name}' is {have} where the description wants {want}; check the description"
+            )
+    network = network_class(**config)
+    network.load_state_dict(state)
+    return network
+
+
+def _check_filters(filters: dict[str, Tensor], taps: Any) -> None:
+    """The filters of the file are those of its description (we store the description)."""
+    line = torch.tensor(taps, dtype=torch.float32)
+    expected = torch.outer(line, line) / line.sum() ** 2
+    for name, tensor in filters.items():
+        if tensor.numel() != expected.numel() or not torch.allclose(tensor.float().reshape(expected.shape), expected):
+            raise CheckpointError(f"'{shown(name)}' is not the filter of the description; check resample_filter")
+
+
+def _shape(state: dict[str, Tensor], null: bool) -> dict[str, Any]:
+    """What the tensors say themselves: size, channels, labels, augmentation."""
+    first = next((name for name in state if re.fullmatch(r"enc\.(\d{1,4})x\1_conv\.weight", name)), None)
+    if first is None:
+        raise CheckpointError("the file has no tensor 'enc.NxN_conv.weight'; it is not a network of EDM's layout")
+    size = int(first.removeprefix("enc.").partition("x")[0])
+    last = state.get("out_conv.bias", state.get(f"dec.{size}x{size}_aux_conv.bias"))
+    columns = {name: _columns(state, f"map_{name}.weight") for name in ("label", "augment")}
+    return {
+        "sample_size": size,
+        "in_channels": _columns(state, first),
+        "out_channels": 0 if last is None else last.numel(),
+        "label_dim": columns["label"],
+        "num_class_embeds": columns["label"] + int(null) if columns["label"] else None,
+        "augment_dim": columns["augment"],
+    }
+
+
+def _columns(state: dict[str, Tensor], name: str) -> int:
+    return int(state[name].shape[1]) if name in state and state[name].ndim > 1 else 0
+
+
+def _settings(said: dict[str, Any], network_class: type[EDMNetwork]) -> dict[str, Any]:
+    """The settings of the inner network, checked: they decide how much is built."""
+    found: dict[str, Any] = {name: _number(said, name, None, 1, 65536) for name in WHOLE if name in said}
+    for name in LISTS:
+        if name in said:
+            values = said[name]
+            good = isinstance(values, list | tuple) and len(values) <= 16
+            if not good or not all(type(v) is int and 0 < v <= 65536 for v in values):
+                raise CheckpointError(f"{name} is no short list of whole numbers; check the description")
+            found[name] = list(values)
+    for name, allowed in CHOICES.items():
+        if name in said and network_class is SongUNet:
+            found[name] = _choice(said, name, allowed)
+    found.pop("decoder_type", None)
+    if "dropout" in said:
+        found["dropout"] = _number(said, "dropout", None, 0.0, 1.0)
+    return found
+
+
+def _constants(said: dict[str, Any]) -> dict[str, Any]:
+    given = {ours: _number(said, theirs, None, 0.0, 1e6) for theirs, ours in CONSTANTS.items() if theirs in said}
+    return given | ({"steps": int(given["steps"])} if "steps" in given else {})
+
+
+def _levels(said: dict[str, Any], preconditioning: Preconditioning) -> tuple[float, float]:
+    """The network's own lowest and highest level, inside EDM's."""
+    epsilon_t = _number(said, "epsilon_t", 1e-5, 0.0, 1.0)
+    lowest, highest = preconditioning.range(epsilon_t)
+    low = _number(said, "sigma_min", lowest, 0.0, math.inf)
+    high = _number(said, "sigma_max", highest, 0.0, math.inf)
+    return max(low, SIGMA_MIN), min(high, SIGMA_MAX)
+
+
+def _number(said: dict[str, Any], name: str, default: Any, least: float, most: float) -> Any:
+    value = said.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise CheckpointError(f"{name} is no number from {least:g} to {most:g}; check the description")
+    return value
+
+
+def _choice(said: dict[str, Any], name: str, allowed: Any) -> str:
+    """One of a few words; `training.networks.EDMPrecond` means `EDMPrecond`."""
+    value = said.get(name)
+    word = value.rpartition(".")[2] if isinstance(value, str) else ""
+    if word not in allowed:
+        given = f"is '{shown(word)}'" if word else "is missing"
+        raise CheckpointError(f"{name} {given}, and convert knows {', '.join(allowed)}; check the description")
+    return word

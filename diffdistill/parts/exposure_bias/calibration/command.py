@@ -1,0 +1,158 @@
+"""`diffdistill calibrate`: measure exposure bias and fit the corrections, sampler by sampler, into one JSON file."""
+
+import statistics
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffdistill import __version__
+from diffdistill.data import ImageSet, load_images
+from diffdistill.denoiser import Denoiser
+from diffdistill.errors import CheckpointError, ConfigError, DataError
+from diffdistill.evaluation.command import choose_features
+from diffdistill.evaluation.evaluator import Evaluator
+from diffdistill.parts.exposure_bias.calibration.choose import Judge, Trials, calibrate_sampler
+from diffdistill.parts.exposure_bias.calibration.exposure import Exposure, Moments, measure_exposure_bias
+from diffdistill.parts.exposure_bias.calibration.plot import plot_calibration
+from diffdistill.parts.exposure_bias.calibration.record import BOTH, SCALE, SHIFT, Calibration, Entry, read_calibration
+from diffdistill.parts.exposure_bias.sampling import NONE, Corrections
+from diffdistill.pipelines.folder import locate, weights_digest
+from diffdistill.sampling.generate import Plan, pick_device, plan_sampling, require_steps, sample_batch
+from diffdistill.sampling.scheduled import Observe
+
+
+def run(args: Namespace) -> int:
+    """Calibrate, write `--out` after every entry and the plot beside it; an unfinished file is continued."""
+    out = Path(args.out)
+    model = Denoiser.from_pretrained(args.model, pick_device(args.device))
+    if model.prompts is not None:
+        raise ConfigError(
+            f"'{args.model}' draws texts, and calibrate compares states with images, not with latents; give the "
+            "corrections as numbers: sample --epsilon-scaling B"
+        )
+    plans = [plan_sampling(model, sampler=name, steps=steps) for name in args.sampler for steps in args.steps]
+    for name in args.sampler:
+        require_steps(name)
+    data = load_images(args.data, split=args.split)
+    _check_fit(model, data)
+    moments = Moments.of(data)
+    held = _started(out, args, data, moments)
+    judge, warning = _judge(args, data, model)
+    for plan in plans:
+        if any((entry.sampler, entry.steps) == (plan.sampler, plan.steps) for entry in held.entries):
+            continue
+        entry = calibrate_plan(model, plan, moments, judge, args)
+        held = replace(held, entries=(*held.entries, entry))
+        held.save(out)
+        print(_line(entry), flush=True)
+    if warning is not None:
+        print(f"note: {warning}")
+    print(f"{out}: {len(held.entries)} fits")
+    try:
+        plot_calibration(held, out.with_suffix(".png"))
+        print(f"{out.with_suffix('.png')}: bias along the path, quality against b")
+    except ConfigError as error:  # no matplotlib: the fits are there all the same
+        print(f"no plot: {error}")
+    return 0
+
+
+def calibrate_plan(model: Denoiser, plan: Plan, moments: Moments, judge: Judge, args: Namespace) -> Entry:
+    """The entry of one sampler and number of steps, and its check on other seeds."""
+    measure = partial(measure_plan, model, plan, moments, num_images=args.num_images, batch_size=args.batch_size)
+    trials = Trials(partial(measure, seed=args.seed), judge, {})
+    entry = calibrate_sampler(plan.sampler, plan.steps, trials, moments.statistics, args.method)
+    if args.check_seeds:
+        chosen = {"plain": NONE} | {name: Corrections(**entry.fits[name]) for name in (SCALE, SHIFT, BOTH)}
+        entry.report["check"] = _check(chosen, measure, judge, args.check_seeds, args.seed + 1)
+    return entry
+
+
+def measure_plan(
+    model: Denoiser, plan: Plan, moments: Moments, wanted: Corrections, *, seed: int, num_images: int, batch_size: int
+) -> Exposure:
+    """Exposure of a plan with corrections; being watched, it is computed by a scheduler even where there are none."""
+    corrected = replace(plan, corrections=wanted)
+
+    def sample(indices: Sequence[int], observe: Observe) -> Tensor:
+        return sample_batch(model, corrected, seed, indices, corrected.labels(indices), batch_size, observe)
+
+    return measure_exposure_bias(sample, moments, num_images=num_images, batch_size=batch_size)
+
+
+def _check_fit(model: Denoiser, data: ImageSet) -> None:
+    if tuple(data.images.shape[1:]) != model.image_shape:
+        ours, theirs = ("x".join(map(str, shape)) for shape in (model.image_shape, data.images.shape[1:]))
+        raise DataError(
+            f"the model makes images of {ours} (C x H x W) and {data.name} has {theirs}; give fitting data"
+        )
+
+
+def _started(out: Path, args: Namespace, data: ImageSet, moments: Moments) -> Calibration:
+    """The file so far, if it answers the same request; else an empty calibration. Nothing else is overwritten."""
+    settings = {key: getattr(args, key) for key in ("num_images", "seed", "method", "metric", "features")}
+    fresh = Calibration(
+        args.model,
+        weights_digest(locate(args.model)),
+        {"name": data.name, "split": args.split, "fingerprint": data.fingerprint, "num_images": len(data)},
+        moments.statistics["corrected"],
+        {**settings, "check_seeds": args.check_seeds, "guidance_scale": 1.0, "diffdistill": __version__},
+        (),
+    )
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
+    if not out.exists():
+        return fresh
+    try:
+        held = read_calibration(out)
+    except CheckpointError:
+        held = None
+    if held is None or replace(held, entries=(), model=fresh.model) != fresh:
+        raise ConfigError(f"--out {out} exists and holds something else: delete it or name another file")
+    return held
+
+
+def _judge(args: Namespace, data: ImageSet, model: Denoiser) -> tuple[Judge, str | None]:
+    """Quality of the images of a run, lower is better, and a warning about the features where there is one."""
+    extractor, warning = choose_features(args.features, None, data, next(model.parameters()).device)
+    evaluator = Evaluator(data, extractor, (args.metric,), floor=False, resamples=0)
+
+    def judge(exposure: Exposure) -> float:
+        return float(evaluator(exposure.images)["metrics"][args.metric]["value"])
+
+    return judge, warning
+
+
+def _check(chosen: dict[str, Corrections], measure: Any, judge: Judge, count: int, first: int) -> dict[str, Any]:
+    """Quality of each choice on seeds that no fit has seen: mean and sample standard deviation."""
+    known: dict[Corrections, list[float]] = {}
+    for wanted in dict.fromkeys(chosen.values()):
+        known[wanted] = [judge(measure(wanted, seed=first + i)) for i in range(count)]
+    return {
+        name: {"values": known[wanted], "mean": statistics.mean(known[wanted]), "deviation": _deviation(known[wanted])}
+        for name, wanted in chosen.items()
+    }
+
+
+def _deviation(values: list[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _line(entry: Entry) -> str:
+    """One line a fit: bias before, what was chosen, quality before and after."""
+    final = {name: report["log_ratio"][-1] for name, report in entry.report["exposure"].items()}
+    scale, shift, both = (entry.fits[name] for name in (SCALE, SHIFT, BOTH))
+    parts = [f"{entry.sampler} {entry.steps}: ln(variance ratio) {final['plain']:+.4f}, b {scale['b']:g}"]
+    if "variance_fit" in entry.report:
+        found = entry.report["variance_fit"]
+        parts.append(f"(variance matched at {found['b']:.4f} +- {found['standard_error']:.4f})")
+    parts.append(f"-> {final[SCALE]:+.4f}; window {shift['window']:g} {shift['statistic']} -> {final[SHIFT]:+.4f}")
+    parts.append(f"; both: b {both['b']:g}, window {both['window']:g}")
+    for name, result in entry.report.get("check", {}).items():
+        spread = "" if result["deviation"] is None else f" +- {result['deviation']:.2f}"
+        parts.append(f"; {name} {result['mean']:.2f}{spread}")
+    return " ".join(parts).replace(" ;", ";")

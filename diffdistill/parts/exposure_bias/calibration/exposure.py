@@ -1,0 +1,164 @@
+"""Exposure bias: how far the states a sampler visits are from those the network was trained on, with its sign.
+
+A training state is x = alpha x0 + s eps, so around alpha m, with m the mean image of the data, its pixels have the
+mean square `ref = alpha^2 V + s^2`, V the pixel variance of the data. Of the states that a sampler visits, the same
+number `hat` is measured, and
+
+    r = ln(hat / ref)          > 0: the states are too noisy, < 0: too tame
+    delta = d (sqrt(hat) - sqrt(ref))^2     the measure of 2308.15321, section 3, which has no sign
+
+Epsilon Scaling moves exactly this number. The ratio of noise norms along the two kinds of state, which the paper
+motivates its schedule with, does not tell the sign: it is below 1 for an exact denoiser whose best b is above 1.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.data import ImageSet
+from diffdistill.errors import DataError
+from diffdistill.parts.exposure_bias.statistics import level_statistic
+from diffdistill.sampling.scheduled import Observe
+
+BANDS = 4  # octaves of spatial frequency; the last is the finest
+CHUNK = 1000
+
+SampleBatch = Callable[[Sequence[int], Observe], Tensor]
+"""`(indices, observe) -> x0 (B, C, H, W)`: samples these images and shows `observe` every state."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What the measure needs of real images in [-1, 1].
+
+    mean: `(C, H, W)` float64; variance: of a pixel around it, averaged over pixels; bands: the same by octave of
+    spatial frequency `(BANDS,)`; statistics: Time-Shift's, of clean images, by name.
+    """
+
+    mean: Tensor
+    variance: float
+    bands: Tensor
+    statistics: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: ImageSet) -> "Moments":
+        """Moments of all images of a set; DataError if they are all the same."""
+        parts = [part.double() / 127.5 - 1 for part in data.images.split(CHUNK)]
+        count = len(data)
+        mean = torch.stack([part.sum(0) for part in parts]).sum(0) / count
+        variance = sum(float((part - mean).square().mean((1, 2, 3)).sum()) for part in parts) / count
+        if variance < 1e-12:
+            raise DataError(f"all images of {data.name} are the same; calibration needs a set that varies")
+        bands = torch.stack([band_power(part - mean).sum(0) for part in parts]).sum(0) / count
+        statistics = {
+            name: sum(level_statistic(part, name) * len(part) for part in parts) / count
+            for name in ("corrected", "haar")
+        }
+        return cls(mean, variance, bands, statistics)
+
+
+def band_power(x: Tensor) -> Tensor:
+    """Mean power of `x` `(B, C, H, W)` in each octave of spatial frequency, `(B, BANDS)`; white noise: 1 in all.
+
+    Octaves end at 1/16, 1/8, 1/4 of the sampling frequency and at the corner of the spectrum.
+    """
+    power = torch.fft.fft2(x, norm="ortho").abs().square().mean(1)
+    vertical, horizontal = (torch.fft.fftfreq(size, device=x.device) for size in x.shape[-2:])
+    radius = (vertical[:, None] ** 2 + horizontal**2).sqrt()
+    edges = [0.0, *(0.5**k for k in range(BANDS, 1, -1)), 1.0]
+    inside = [(low <= radius) & (radius < high) for low, high in pairwise(edges)]
+    return torch.stack([power[:, mask].mean(1) if mask.any() else power.mean((1, 2)) for mask in inside], dim=1)
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """The measure along one run of a sampler: S states, the last of them the images; n images.
+
+    levels: s / alpha of each state (mean over images), falling to 0; energy, reference: `(S, n)`, `hat` and `ref` of
+    each image; bands: r of each octave `(S, BANDS)`; dimension: numbers an image; images: uint8 `(n, C, H, W)`.
+    """
+
+    levels: tuple[float, ...]
+    energy: Tensor
+    reference: Tensor
+    bands: Tensor
+    dimension: int
+    images: Tensor
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """r of each state, `(S,)`."""
+        return (self.energy.mean(1) / self.reference.mean(1)).log()
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Of r, `(S,)`: the delta method over independent images, which is what a bootstrap of a mean tends to."""
+        return self.energy.std(1) / self.energy.mean(1) / math.sqrt(self.energy.shape[1])
+
+    @property
+    def final(self) -> float:
+        """r of the finished images: the logarithm of their variance over that of the data."""
+        return float(self.log_ratio[-1])
+
+    def report(self) -> dict[str, Any]:
+        """JSON-able, one row a state."""
+        hat, ref = self.energy.mean(1), self.reference.mean(1)
+        delta = self.dimension * (hat.sqrt() - ref.sqrt()).square()
+        return {
+            "levels": [round(level, 6) for level in self.levels],
+            "log_ratio": _rounded(self.log_ratio),
+            "standard_error": _rounded(self.standard_error),
+            "delta": _rounded(delta),
+            "bands": [_rounded(row) for row in self.bands],
+        }
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(float(value), 6) for value in values]
+
+
+class _Watch:
+    """Collects what `Exposure` is made of, batch after batch."""
+
+    def __init__(self, moments: Moments):
+        self.moments = moments
+        self.rows: dict[int, list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]] = {}
+
+    def __call__(self, index: int, x: Tensor, alpha: Tensor, s: Tensor) -> None:
+        x, alpha, s = x.double().cpu(), alpha.double().cpu(), s.double().cpu()
+        centred = x - alpha * self.moments.mean
+        energy = centred.square().mean((1, 2, 3))
+        signal, noise = alpha.flatten().expand(len(x)) ** 2, s.flatten().expand(len(x)) ** 2
+        reference = signal * self.moments.variance + noise
+        band_reference = signal[:, None] * self.moments.bands + noise[:, None]
+        row = (energy, reference, band_power(centred), band_reference, (noise / signal).sqrt())
+        self.rows.setdefault(index, []).append(row)
+
+
+def measure_exposure_bias(
+    sample: SampleBatch, reference: Moments, *, num_images: int, batch_size: int = 64
+) -> Exposure:
+    """Run a sampler for the images 0 to num_images - 1 and measure every state it visits; see `Exposure`."""
+    from diffdistill.data.pixels import to_uint8
+
+    watch = _Watch(reference)
+    images = []
+    for start in range(0, num_images, batch_size):
+        indices = range(start, min(start + batch_size, num_images))
+        images.append(to_uint8(sample(indices, watch)).cpu())
+    states = [[torch.cat(column) for column in zip(*watch.rows[i], strict=True)] for i in sorted(watch.rows)]
+    energy, expected, bands, band_reference, levels = (list(column) for column in zip(*states, strict=True))
+    ratios = [(b.mean(0) / r.mean(0)).log() for b, r in zip(bands, band_reference, strict=True)]
+    return Exposure(
+        tuple(float(level.mean()) for level in levels),
+        torch.stack(energy),
+        torch.stack(expected),
+        torch.stack(ratios),
+        reference.mean.numel(),
+        torch.cat(images),
+    )

@@ -1,0 +1,27 @@
+"""`PixArtAlphaPipeline` and `PixArtSigmaPipeline`: T5 texts with a mask, a network that learned its variance too."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.pipelines.text.adapters.base import Condition, Size
+from diffdistill.pipelines.text.adapters.transformer import TransformerAdapter
+
+
+class PixArt(TransformerAdapter):
+    def text(self, prompt: str) -> Condition:
+        embeds, mask, _, _ = self.pipeline.encode_prompt(prompt, False, device=self.device, clean_caption=True)
+        return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
+
+    def arguments(self, rows: Condition, sizes: Sequence[Size]) -> Condition:
+        """Beside the text, height and width and their ratio, for networks made for 1024 pixels (2310.00426)."""
+        told: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+        if self.network.use_additional_conditions:
+            resolution = torch.tensor([size.target for size in sizes], dtype=torch.float32, device=self.device)
+            told = {"resolution": resolution, "aspect_ratio": resolution[:, :1] / resolution[:, 1:]}
+        return {**rows, "added_cond_kwargs": told}
+
+    def predict(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return network(x_t, timestep=t, **cond, return_dict=False)[0]

@@ -1,0 +1,97 @@
+"""What a text-to-image model is distilled on: captioned images, encoded once, or prompts alone."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from diffdistill.config.schema import Distill
+from diffdistill.data import ImageSet, batch_indices, load_images, to_model_range
+from diffdistill.data.prompts import digest_of, read_prompts
+from diffdistill.errors import ConfigError
+from diffdistill.pipelines.text.denoiser import TextDenoiser
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """N prompts and, unless only prompts were given, the latents of their images.
+
+    ids: int64 `(N,)`, rows of the model's prompt table. latents: float32 `(N, C, h, w)` on the CPU, or None.
+    images: what they were made of, to measure against, or None. name, fingerprint: as of an `ImageSet`.
+    """
+
+    ids: Tensor
+    latents: Tensor | None
+    images: ImageSet | None
+    name: str
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def draw(self, size: int, seed: int, step: int) -> tuple[Tensor | None, Tensor]:
+        """`(latents, prompt ids)` of one step, a function of (seed, step)."""
+        chosen = batch_indices(len(self), size, seed, step)
+        return None if self.latents is None else self.latents[chosen], self.ids[chosen]
+
+
+def text_data(config: Distill, model: TextDenoiser) -> TextSet:
+    """The data of a run; sets the model's size of image where `data.image_size` asks for another, and its memory for
+    prompts.
+
+    Raises ConfigError for settings that do not fit, DataError for what cannot be read.
+    """
+    settings = config.data
+    _set_size(model, settings.image_size)
+    model.adapter.kept.limit = settings.prompt_cache_gb * 1e9
+    if settings.horizontal_flip:
+        raise ConfigError("data.horizontal_flip mirrors images, and their latents are encoded once; leave it false")
+    if settings.prompts is not None:
+        return _prompts_only(config, model)
+    size = model.adapter.image_size
+    data = load_images(settings.path, split=settings.split, image_size=size, limit=settings.limit, channels=None)
+    if data.texts is None:
+        raise ConfigError(
+            f"'{settings.path}' has no texts, and the teacher draws texts; give parquet with a column 'text', a "
+            f"folder with metadata.jsonl, or prompts alone (data.prompts)"
+        )
+    if data.images.shape[1] == 1:  # a VAE takes colour
+        data = replace(data, images=data.images.expand(-1, 3, -1, -1).contiguous())
+    assert data.texts is not None
+    latents = torch.cat([model.encode(to_model_range(part)).cpu() for part in data.images.split(16)])
+    return TextSet(model.prompts.ids(data.texts), latents, data, data.name, data.fingerprint)
+
+
+def _prompts_only(config: Distill, model: TextDenoiser) -> TextSet:
+    file = str(config.data.prompts)
+    if config.method.adversarial is not None:
+        raise ConfigError(
+            f"method.adversarial compares with images, and data.prompts '{file}' gives prompts alone; set "
+            f"method.adversarial=null, a method without it, or data.path to captioned images"
+        )
+    if config.student.training_input == "noised_data":
+        raise ConfigError(
+            "student.training_input=noised_data needs images, and data.prompts gives prompts alone; use "
+            "backward_simulation"
+        )
+    settings = config.evaluation
+    compared = [metric for metric in settings.metrics if metric != "clip"]
+    if compared and settings.reference is None and (settings.at_end or settings.every):
+        raise ConfigError(
+            f"evaluation.metrics={','.join(compared)} compares with images, and data.prompts gives prompts alone; set "
+            "evaluation.reference, or evaluation.metrics=[clip], or evaluation.at_end=false and evaluation.every=0"
+        )
+    prompts = read_prompts(file)[: config.data.limit]
+    return TextSet(model.prompts.ids([prompt.text for prompt in prompts]), None, None, file, digest_of(prompts))
+
+
+def _set_size(model: TextDenoiser, wanted: int | None) -> None:
+    adapter = model.adapter
+    if wanted is None:
+        return
+    if wanted % adapter.size_multiple:
+        raise ConfigError(
+            f"data.image_size is {wanted} and the teacher's images are multiples of {adapter.size_multiple}; set "
+            f"{max(1, round(wanted / adapter.size_multiple)) * adapter.size_multiple}"
+        )
+    adapter.image_size = wanted

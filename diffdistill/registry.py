@@ -1,0 +1,123 @@
+"""One registry a kind: a metric, a method, a sampler declares itself in its own file, here or outside the package.
+
+A file of the package's folder holds the row (`METRIC = Metric(name="fid", ...)`), and imports nothing heavy to say so:
+`--help`, settings, tables and reports ask the registry for names, and none of them names a row itself.
+
+From outside come rows of the user's own files: `FILE.py:NAME` wherever a name is asked for, or for every command the
+files of the environment variable DIFFDISTILL_PLUGINS. Both run code: the first asks for `--allow-code`.
+"""
+
+import importlib
+import importlib.util
+import os
+import pkgutil
+import sys
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+from diffdistill.errors import ConfigError
+
+PLUGINS = "DIFFDISTILL_PLUGINS"
+Row = TypeVar("Row")
+
+
+class _Consent:
+    given = False
+
+
+def allow_code(allowed: bool = True) -> None:
+    """Let `FILE.py:NAME` run the file, as `--allow-code` does; the user says so, never a config."""
+    _Consent.given = allowed
+
+
+class Registry(Generic[Row]):
+    """The rows of one kind by name: those of the files in `package`, and those of plug-ins.
+
+    kind: what it is called in messages, "metric". row: the class of its rows, which have a `name`. attribute: the
+    module-level name of a row, or of a tuple of rows, in a file.
+    """
+
+    def __init__(self, kind: str, row: type[Row], package: str, attribute: str):
+        self.kind, self.row, self.package, self.attribute = kind, row, package, attribute
+
+    def rows(self) -> dict[str, Row]:
+        """Every row by its name, in the order of the files; ConfigError where a plug-in cannot be read."""
+        modules = [*_modules(self.package), *plugins()]
+        return {row.name: row for module in modules for row in self._rows_in(module)}  # type: ignore[attr-defined]
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.rows())
+
+    def get(self, name: str) -> Row:
+        """The row of that name, or of `FILE.py:NAME`; ConfigError, with the names there are, where there is none."""
+        rows = self.rows()
+        if name in rows:
+            return rows[name]
+        if is_plugin(name):
+            value = load(name)
+            if isinstance(value, self.row) or (isinstance(value, type) and issubclass(value, self.row)):
+                return value  # type: ignore[return-value]
+            raise ConfigError(f"'{name}' is no {self.kind}; it must be a {self.row.__module__}.{self.row.__name__}")
+        raise ConfigError(self.unknown(name))
+
+    def unknown(self, name: str) -> str:
+        near = get_close_matches(name, self.names(), 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"{self.kind} '{name}' is not known{hint}; it must be one of {', '.join(self.names())}, or FILE.py:NAME"
+
+    def _rows_in(self, module: ModuleType) -> tuple[Row, ...]:
+        value = getattr(module, self.attribute, ())
+        return value if isinstance(value, tuple) else (value,)
+
+
+@cache
+def _modules(package: str) -> tuple[ModuleType, ...]:
+    home = importlib.import_module(package)
+    return tuple(importlib.import_module(f"{package}.{info.name}") for info in pkgutil.iter_modules(home.__path__))
+
+
+def plugins() -> tuple[ModuleType, ...]:
+    """The modules of the files in DIFFDISTILL_PLUGINS, separated as in PATH."""
+    return tuple(_module(file) for file in os.environ.get(PLUGINS, "").split(os.pathsep) if file)
+
+
+def is_plugin(name: str) -> bool:
+    """Whether a name has the form `FILE.py:NAME`."""
+    place, _, attribute = name.rpartition(":")
+    return place.endswith(".py") and attribute.isidentifier()
+
+
+def load(name: str) -> Any:
+    """What `FILE.py:NAME` or `module:NAME` is, once the user has allowed code; raises ConfigError."""
+    place, _, attribute = name.rpartition(":")
+    if not _Consent.given:
+        raise ConfigError(f"'{name}' is code, which would be run: say --allow-code if you trust the file")
+    value = getattr(_module(place), attribute, None)
+    if value is None:
+        raise ConfigError(f"'{place}' defines no '{attribute}'; give FILE.py:NAME of what it defines")
+    return value
+
+
+@cache
+def _module(place: str) -> ModuleType:
+    file = Path(place).expanduser()
+    try:
+        if file.suffix != ".py":
+            return importlib.import_module(place)
+        name = f"diffdistill_plugin_{file.stem}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses and pydantic look up their module by name
+        spec.loader.exec_module(module)
+        return module
+    except FileNotFoundError:
+        raise ConfigError(f"the file '{place}' does not exist; give its path from here") from None
+    except ImportError as error:
+        raise ConfigError(f"'{place}' cannot be imported ({error}); give FILE.py:NAME") from None
+    except Exception as error:  # the user's own code
+        raise ConfigError(f"'{place}' fails when it is run ({type(error).__name__}: {error}); mend it") from error

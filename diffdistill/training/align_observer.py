@@ -1,0 +1,169 @@
+"""What an aligning run looks at: margins of held-out pairs at fixed noise, and grids of their captions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.alignment import bernoulli_link, noise_pairs
+from diffdistill.alignment.mapo import accuracy
+from diffdistill.config.align import PairEvaluation
+from diffdistill.data.pairs import PairSet
+from diffdistill.data.prompts import spread
+from diffdistill.evaluation.text_scores import by_name, joined
+from diffdistill.reporting.grid import image_grid
+from diffdistill.rewards import load_reward
+from diffdistill.rewards.protocol import Reward
+from diffdistill.sampling.noise import image_seed
+from diffdistill.training.device import Device
+from diffdistill.training.early_stop import check_watched
+from diffdistill.training.randomness import mix
+from diffdistill.training.tasks.align import AlignTask, pictures_of
+
+GRID = 8
+LINK_SCALE = 0.5  # of every method, so that margins compare
+
+
+class AlignObserver:
+    """Same pairs, same noise, same times for every model it looks at, from the untrained one on."""
+
+    def __init__(self, task: AlignTask, held_out: PairSet, settings: PairEvaluation, judges: dict[str, Reward]):
+        self.task, self.settings, self.judges = task, settings, judges
+        self.pairs = held_out.pairs[: settings.num_pairs]
+        self.fingerprint = held_out.fingerprint
+        self.captions = list(dict.fromkeys(pair.text for pair in held_out.pairs))
+        self.prompts = list(settings.prompts or self.captions)[:GRID]
+        # Before a checkpoint is loaded: this is the model that the run started from.
+        if settings.every or settings.at_end:
+            self.start = self.margins()[0]
+            self.start_scores = self.scores()
+
+    def grid(self, model: Any, file: Path) -> None:
+        images = self.draw(self.prompts, range(len(self.prompts)))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image_grid((images * 255).round().to(torch.uint8), min(len(self.prompts), GRID), self.prompts).save(file)
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[str], numbers: Sequence[int]) -> Tensor:
+        """Images `(B, 3, H, W)` in [0, 1] of the network as it is; of number i from the seed and i alone."""
+        settings, pipeline = self.settings, self.task.model.pipeline
+        with self.task.device.autocast():
+            images = pipeline(
+                list(prompts),
+                height=self.task.size,
+                width=self.task.size,
+                num_inference_steps=settings.sampling_steps,
+                guidance_scale=settings.guidance_scale,
+                generator=[torch.Generator().manual_seed(image_seed(settings.seed, i)) for i in numbers],
+                output_type="pt",
+            ).images
+        return images.float().cpu()
+
+    @torch.no_grad()
+    def scores(self) -> dict[str, Tensor]:
+        """What each judge gives images of held-out captions, each `(N,)`; the same captions and noise every time."""
+        if not self.judges:
+            return {}
+        count = self.settings.judged_images
+        texts = spread(self.captions, count)
+        parts = []
+        for numbers in torch.arange(count).split(self.settings.batch_size):
+            prompts = [texts[i % len(texts)] for i in numbers.tolist()]
+            images = self.draw(prompts, numbers.tolist()).to(self.task.device.name)
+            parts.append({name: judge(images, prompts).double().cpu() for name, judge in self.judges.items()})
+        return joined(parts)
+
+    def evaluate(self, model: Any) -> dict[str, Any]:
+        """margin: mean of phi(l_w / 2) - phi(l_l / 2); win_rate: part of the pairs where it is positive;
+        win_rate_over_start: part where it rose, which is what the run did: the images of one side may be easier to
+        denoise before any of it. judge/NAME: mean score of images of held-out captions; judge_win_rate/NAME: part of
+        them that it prefers to those that the run's start made from the same noise, whose mean is judge_at_start/NAME.
+        """
+        margin, l_w, l_l = self.margins()
+        rise = margin - self.start
+        settings = self.settings
+        judged = {}
+        for name, scores in self.scores().items():
+            judged[name] = with_error(scores)
+            judged[name.replace("judge/", "judge_at_start/", 1)] = with_error(self.start_scores[name])
+            over_start = wins(scores - self.start_scores[name])
+            judged[win_rate_of(name)] = with_error(over_start)
+        return {
+            "metrics": {
+                **judged,
+                "margin": with_error(margin),
+                "win_rate": with_error(wins(margin)),
+                "win_rate_over_start": with_error(wins(rise)),
+                "win_rate_at_start": with_error(wins(self.start)),
+                "loss_win": with_error(l_w),
+                "loss_lose": with_error(l_l),
+            },
+            "protocol": {
+                "num_pairs": len(self.pairs),
+                "levels": settings.levels,
+                "seed": settings.seed,
+                "loss_space": self.task.config.method.loss_space,
+                "image_size": self.task.size,
+                "held_out": self.fingerprint,
+                "judges": {name: getattr(judge, "version", None) for name, judge in self.judges.items()},
+                "judged_images": settings.judged_images if self.judges else None,
+            },
+        }
+
+    @torch.no_grad()
+    def margins(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`(margin, l_w, l_l)`, each `(N,)`: means over the levels; free of the batch size but for rounding."""
+        task, settings = self.task, self.settings
+        found: list[Tensor] = []
+        for first in range(0, len(self.pairs), settings.batch_size):
+            pairs = self.pairs[first : first + settings.batch_size]
+            pictures = pictures_of(pairs, task.size)
+            cond = task.model.conditions([pair.text for pair in pairs] * 2, pictures)
+            latents = task.model.latents(task.model.moments(pictures)).chunk(2)
+            for level in range(settings.levels):
+                noise = torch.stack(
+                    [
+                        torch.randn(latents[0].shape[1:], generator=generator(settings.seed, first + i, level))
+                        for i in range(len(pairs))
+                    ]
+                )
+                u = torch.full((len(pairs),), (level + 0.5) / settings.levels)
+                noised = noise_pairs(task.model.scheduler, *latents, noise=noise, u=u)
+                losses = noised.losses(task.predict(task.network, noised, cond), task.config.method.loss_space)
+                found.append(torch.stack(losses).cpu())
+        return self._means(found)
+
+    def _means(self, found: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        levels = self.settings.levels
+        batches = [torch.stack(found[i : i + levels]) for i in range(0, len(found), levels)]
+        l_w, l_l = torch.cat(batches, dim=-1).unbind(1)
+        margin = bernoulli_link(LINK_SCALE * l_w) - bernoulli_link(LINK_SCALE * l_l)
+        return margin.mean(0), l_w.mean(0), l_l.mean(0)
+
+
+def load_judges(settings: PairEvaluation, device: Device) -> dict[str, Reward]:
+    """The judges as `judge/NAME`; raises as `load_reward` does, and ConfigError for a watched one that is absent."""
+    judges = by_name([load_reward(name).to(device.name) for name in settings.judges], "judge")
+    check_watched(settings.stop, [*judges, *map(win_rate_of, judges)])
+    return judges
+
+
+def generator(*words: int) -> torch.Generator:
+    return torch.Generator().manual_seed(mix(*words))
+
+
+def win_rate_of(judge: str) -> str:
+    """`judge/NAME` -> `judge_win_rate/NAME`."""
+    return judge.replace("judge/", "judge_win_rate/", 1)
+
+
+def wins(margin: Tensor) -> Tensor:
+    """1, or 1/2 for a tie, or 0, of each pair."""
+    return torch.stack([accuracy(one) for one in margin])
+
+
+def with_error(values: Tensor) -> dict[str, float]:
+    error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
+    return {"value": float(values.mean()), "standard_error": error}

@@ -1,0 +1,40 @@
+"""Weights that move within the backward pass: no two gradients are ever held at once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffdistill.training.optim.updater import Updater
+
+
+class BackwardUpdater(Updater):
+    """Each weight moves as soon as its gradient is known, which is then freed: one copy of the weights is saved.
+
+    A weight's gradient is complete when all layers that use it have been passed, so no layer sees a moved weight, and
+    the result is that of `Updater` to the last bit where nothing is clipped. One backward pass makes a step; whoever
+    makes it calls `begin` before. The norm of all gradients is known only at the end, so there is no clipping, and a
+    gradient that is not finite stops the run when weights nearer to the loss have moved: go on from the checkpoint.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.now, self.norms = 0, list[Tensor]()
+        for weight in self.parameters:
+            weight.register_post_accumulate_grad_hook(self._move)
+
+    def begin(self, step: int) -> None:
+        self.now, self.norms = step, []
+        self.set_rate(step)
+
+    def _move(self, weight: nn.Parameter) -> None:
+        assert weight.grad is not None
+        norm = weight.grad.norm()
+        self.require_finite(norm, self.now)
+        self.norms.append(norm)
+        self.optimizer.step()  # of the one weight that has a gradient
+        weight.grad = None
+
+    def step(self, step: int) -> dict[str, Tensor | float]:
+        """The figures of a step whose weights have moved."""
+        return self.figures(torch.stack(self.norms).norm(), step)

@@ -1,0 +1,104 @@
+"""One guarded parameter update, its rate schedule, and the moving average."""
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffdistill.config.parts import Muon as MuonSettings
+from diffdistill.config.parts import Optimizer
+from diffdistill.errors import NonFiniteError
+from diffdistill.training.optim.adafactor import Adafactor
+from diffdistill.training.optim.muon import Muon
+
+
+def optimizer_of(parameters: list[nn.Parameter], settings: Optimizer | MuonSettings) -> torch.optim.Optimizer:
+    if isinstance(settings, MuonSettings):
+        return Muon(parameters, settings.learning_rate, settings.momentum)
+    if settings.name == "adafactor":
+        return Adafactor(parameters, settings.learning_rate, settings.weight_decay)
+    return torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=settings.betas, eps=1e-8, weight_decay=settings.weight_decay
+    )
+
+
+class Updater:
+    """AdamW, Adafactor or Muon: a stateless rate schedule, clipping, and a finite check before the weights move.
+
+    The rate is a function of the step alone, so resuming needs only the moments: they and the step count live in
+    `optimizer.state`.
+    """
+
+    def __init__(
+        self, name: str, parameters: Iterable[nn.Parameter], settings: Optimizer | MuonSettings, total_steps: int
+    ):
+        self.name = name
+        self.settings = settings
+        self.total_steps = total_steps
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.optimizer = optimizer_of(self.parameters, settings)
+
+    def rate(self, step: int) -> float:
+        """Learning rate at `step`: linear warm-up, then constant until `decay_from`, then down to zero at the end."""
+        s = self.settings
+        warm = min(1.0, (step + 1) / s.warmup_steps) if s.warmup_steps else 1.0
+        part = (step / self.total_steps - s.decay_from) / max(1 - s.decay_from, 1e-9)
+        part = min(max(part, 0.0), 1.0)
+        decay = {"constant": 1.0, "linear": 1 - part, "cosine": 0.5 * (1 + math.cos(math.pi * part))}[s.schedule]
+        return s.learning_rate * warm * decay
+
+    def begin(self, step: int) -> None:
+        """Before the backward passes of `step`."""
+
+    def step(self, step: int) -> dict[str, Tensor | float]:
+        """Clip, check, update, clear. NonFiniteError, before any weight moves, if the gradient is not finite."""
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        self.require_finite(norm, step)
+        if self.settings.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
+        self.set_rate(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.figures(norm, step)
+
+    def set_rate(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(step)
+
+    def require_finite(self, norm: Tensor, step: int) -> None:
+        if not torch.isfinite(norm):
+            raise NonFiniteError(
+                f"the gradient of the {self.name} is not finite at step {step}; lower its learning_rate or use "
+                f"mixed_precision=no"
+            )
+
+    def figures(self, norm: Tensor, step: int) -> dict[str, Tensor | float]:
+        return {f"{self.name}/grad_norm": norm, f"{self.name}/learning_rate": self.rate(step)}
+
+
+class Ema(nn.Module):
+    """Exponential moving average of a module's parameters, float32, with a warm-up of its decay.
+
+    At update n the decay is min(decay, (1 + n) / (10 + n)): a short run averages its last tenth, not its start. That
+    is a part of the run and no number of steps, so it is the same for every batch, but for the first ten steps.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        super().__init__()
+        self.decay = decay
+        self.module: Any = copy.deepcopy(module).requires_grad_(False).eval()
+        self.updates: Tensor
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        n = int(self.updates)
+        decay = min(self.decay, (1 + n) / (10 + n))
+        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
+        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
+            mine.copy_(theirs)
+        self.updates += 1

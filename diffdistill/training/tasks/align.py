@@ -1,0 +1,152 @@
+"""Aligning a text-to-image pipeline with preferences: the pairs of a step, its loss, its update."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffdistill.alignment import MaPOOutput, NoisedPairs, diffusion_dpo_loss, mapo_loss, noise_pairs
+from diffdistill.alignment.lora import add_lora, trainable
+from diffdistill.alignment.pairs import both
+from diffdistill.alignment.pipelines import Adapter, Condition, rows_of
+from diffdistill.config.align import Align, DiffusionDPO
+from diffdistill.data import batch_indices
+from diffdistill.data.pairs import Pair, PairSet, Picture, picture
+from diffdistill.denoiser import Denoiser
+from diffdistill.training.device import Device
+from diffdistill.training.loop import Metrics
+from diffdistill.training.optim.in_backward import BackwardUpdater
+from diffdistill.training.optim.updater import Updater
+from diffdistill.training.store import Parts
+
+
+class AlignTask:
+    """The network of a pipeline, or adapters on it, trained on pairs.
+
+    A step encodes both images of its pairs, noises them alike and takes the method's loss, in parts of
+    `micro_batch_size` pairs whose gradients add up: the draws of a step do not depend on its parts.
+    """
+
+    denoisers: dict[str, Denoiser]
+
+    def __init__(self, config: Align, model: Adapter, pairs: PairSet, device: Device):
+        self.config, self.model, self.pairs, self.device = config, model, pairs, device
+        self.size = config.data.image_size or model.image_size
+        # Without dropout, in training as in use: two networks are compared, or one with what it was.
+        self.network = model.network.eval()
+        model.to(device.name, device.dtype)
+        torch.manual_seed(config.seed)
+        if config.lora is None:
+            self.network.requires_grad_(True)
+        else:
+            nn.Module.to(self.network, device.dtype or torch.float32)  # frozen: half the memory at half precision
+            add_lora(self.network, config.lora.rank, config.lora.targets)
+        if config.gradient_checkpointing:
+            self.network.enable_gradient_checkpointing()
+        self.reference = self._reference()
+        weights = trainable(self.network)
+        kind = BackwardUpdater if config.update_in_backward else Updater
+        self.updater = kind("network", weights, config.optimizer, config.max_train_steps)
+        self.denoisers = {}
+        # Only what is trained: the rest is in the folder that the run started from.
+        self.parts: Parts = {"network": nn.ParameterList(weights), "optimizer": self.updater.optimizer}
+
+    def _reference(self) -> Any:
+        """The frozen copy that Diffusion-DPO compares with. Adapters need none: without them the network is it."""
+        if not isinstance(self.config.method, DiffusionDPO) or self.config.lora is not None:
+            return None
+        return copy.deepcopy(self.network).requires_grad_(False).eval()
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[Any]:
+        if self.reference is not None:
+            yield self.reference
+            return
+        self.network.disable_adapters()
+        try:
+            yield self.network
+        finally:
+            self.network.enable_adapters()
+
+    def update(self, step: int) -> Metrics:
+        count = self.config.train_batch_size
+        chosen = batch_indices(len(self.pairs), count, self.config.seed, step)
+        pairs = [self.pairs.pairs[i] for i in chosen.tolist()]
+        flips = torch.rand(count) < 0.5 if self.config.data.horizontal_flip else None
+        pictures = pictures_of(pairs, self.size, flips)
+        parts = slices(count, self.config.micro_batch_size)
+        moments = self.model.moments(pictures)
+        latents = self.model.latents(moments, torch.randn_like(moments.chunk(2, dim=1)[0]))
+        noised = noise_pairs(self.model.scheduler, *latents.chunk(2))
+        cond = self.model.conditions([pair.text for pair in pairs] * 2, pictures)
+        ties = torch.tensor([pair.tie for pair in pairs], device=latents.device)
+        self.updater.begin(step)
+        metrics: Metrics = {}
+        for rows in parts:
+            out, extra = self.loss(noised.part(rows), part_of(cond, rows), ties[rows])
+            share = len(out.margin) / count
+            (share * out.loss).backward()
+            seen = {"loss": out.loss.detach(), "margin": out.margin.mean(), "win_rate": out.acc, **extra}
+            metrics = {name: metrics.get(name, 0.0) + share * value for name, value in seen.items()}
+        return metrics | self.updater.step(step)
+
+    def loss(self, noised: NoisedPairs, cond: Condition, ties: Tensor) -> tuple[MaPOOutput, dict[str, Tensor]]:
+        """The method's loss of some pairs, and their denoising errors for the log."""
+        method = self.config.method
+        reference = self._reference_losses(noised, cond) if isinstance(method, DiffusionDPO) else None
+        l_w, l_l = noised.losses(self.predict(self.network, noised, cond), method.loss_space)
+        extra = {"loss/win": l_w.detach().mean(), "loss/lose": l_l.detach().mean()}
+        if isinstance(method, DiffusionDPO) and reference is not None:
+            smoothing = smoothing_of(ties, method.label_smoothing)
+            return diffusion_dpo_loss(
+                l_w, l_l, *reference, beta=method.beta, variant=method.variant, label_smoothing=smoothing
+            ), extra
+        settings: dict[str, Any] = method.model_dump(exclude={"name", "loss_space"})
+        return mapo_loss(l_w, l_l, label_smoothing=smoothing_of(ties, 0.0), **settings), extra
+
+    @torch.no_grad()
+    def _reference_losses(self, noised: NoisedPairs, cond: Condition) -> tuple[Tensor, Tensor]:
+        """Taken before the trained network's pass, so that what it needs is freed when that one's graph is kept."""
+        with self._as_reference() as reference:
+            return noised.losses(self.predict(reference, noised, cond), self.config.method.loss_space)
+
+    def predict(self, network: Any, noised: NoisedPairs, cond: Condition) -> Tensor:
+        with self.device.autocast():
+            return self.model.predict(network, noised.x_t, noised.t, cond)
+
+    @torch.no_grad()
+    def example(self) -> Tensor:
+        """A pass of the network on the first pair, with noise of its own: to see which kernels run."""
+        pair = self.pairs.pairs[0]
+        pictures = pictures_of([pair], self.size)
+        latents = self.model.latents(self.model.moments(pictures))
+        noised = noise_pairs(self.model.scheduler, *latents.chunk(2), generator=torch.Generator().manual_seed(0))
+        cond = self.model.conditions([pair.text] * 2, pictures)
+        return self.model.predict(self.network, noised.x_t, noised.t, cond)
+
+    def averaged(self) -> Any:
+        """The model to look at and to keep: the trained one, as in both papers, and not an average."""
+        return self.model
+
+
+def smoothing_of(ties: Tensor, label_smoothing: float) -> float | Tensor:
+    return torch.where(ties, 0.5, label_smoothing) if bool(ties.any()) else label_smoothing
+
+
+def pictures_of(pairs: Sequence[Pair], size: int, flips: Tensor | None = None) -> list[Picture]:
+    """2B pictures, wanted ones first; a pair is mirrored whole, or its margin would show which image was."""
+    found = [picture(encoded, size) for side in ("win", "lose") for encoded in (getattr(p, side) for p in pairs)]
+    if flips is None:
+        return found
+    return [one.mirrored() if flip else one for one, flip in zip(found, flips.tolist() * 2, strict=True)]
+
+
+def slices(count: int, size: int | None) -> list[slice]:
+    return [slice(start, min(start + (size or count), count)) for start in range(0, count, size or count)]
+
+
+def part_of(cond: Condition, rows: slice) -> Condition:
+    return rows_of(cond, lambda values: both(values, rows))

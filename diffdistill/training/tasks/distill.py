@@ -1,0 +1,199 @@
+"""Distilling a teacher: student, critic and discriminator, each with its updater, around `DistributionMatching`."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffdistill.config.schema import Distill
+from diffdistill.data import ImageSet
+from diffdistill.denoiser import Denoiser
+from diffdistill.errors import CheckpointError, ConfigError
+from diffdistill.matching.micro_batches import mean_of, parts_of, some
+from diffdistill.matching.step import DistributionMatching
+from diffdistill.methods import choices_of
+from diffdistill.pipelines.text.data import TextSet
+from diffdistill.process import LevelLaw
+from diffdistill.training.device import Device
+from diffdistill.training.loop import Metrics
+from diffdistill.training.optim.updater import Ema, Updater
+from diffdistill.training.roles import build_roles, levels_of, names_model, start_model
+from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
+from diffdistill.training.tasks.regression import TrajectoryPairs, TrajectoryRegression
+from diffdistill.training.tasks.teacher import draw_batch
+
+
+def regression_steps(config: Distill) -> int:
+    """How many of the run's steps are regression: as many as asked for, but a shortened run keeps a step to match."""
+    settings, total = config.student.regression, config.max_train_steps
+    if settings is None:
+        return 0
+    if config.initialize_from is not None:
+        raise ConfigError(
+            "initialize_from starts from a distilled student, which regression would undo; leave one of them out "
+            "(student.regression=null)"
+        )
+    return total if settings.steps == total else min(settings.steps, total - 1)
+
+
+class DistillTask:
+    """Student and critic start as copies of the teacher (without its null class); the student's average is what is
+    kept.
+    """
+
+    def __init__(self, config: Distill, teacher: Denoiser, data: ImageSet | TextSet, device: Device):
+        self.config, self.data, self.device = config, data, device
+        start = start_model(config, teacher)
+        self.levels = levels_of(config, teacher, start)
+        torch.manual_seed(config.seed)
+        self.student, critic = build_roles(config, teacher, self.levels, device, start)
+        bounds = teacher.sigma_min, teacher.sigma_max, teacher.process
+        self.method = DistributionMatching(
+            choices_of(config.method),
+            teacher,
+            critic,
+            LevelLaw(config.level, *bounds),
+            LevelLaw(config.critic.level, *bounds),
+            device.autocast,
+            config.method.float32_gap,
+        )
+        self.first = regression_steps(config)
+        self._build_updaters(config, critic)
+        self.regression = self._build_regression(config, teacher)
+
+    def _build_regression(self, config: Distill, teacher: Denoiser) -> TrajectoryRegression | None:
+        settings = config.student.regression
+        if settings is None:
+            return None
+        pairs = TrajectoryPairs(
+            settings, teacher, self.levels, self.data, self.device, config.train_batch_size, config.seed,
+            config.method.guidance_scale,
+        )  # fmt: skip
+        regression = TrajectoryRegression(
+            settings, self.student, self.ema, pairs, self.device, config.micro_batch_size
+        )
+        self.parts |= {f"{updater.name}_optimizer": updater.optimizer for updater in regression.updaters}
+        return regression
+
+    def _build_updaters(self, config: Distill, critic: Denoiser) -> None:
+        total = config.max_train_steps - self.first
+        self.student_updater = Updater("student", self.student.parameters(), config.student.optimizer, total)
+        self.critic_updaters = [Updater("critic", critic.parameters(), config.critic.optimizer, total)]
+        self.ema = Ema(self.student, config.student.ema_decay_for(config.train_batch_size))
+        self.denoisers = {
+            "teacher": self.method.teacher,
+            "student": self.student,
+            "critic": critic,
+            "average": self.ema.module,
+        }
+        self.parts: Parts = {
+            "student": self.student,
+            "student_ema": self.ema,
+            "critic": critic,
+            **self.method.modules(),
+        }
+        if self.method.adversarial is not None:
+            term = self.method.adversarial
+            self.critic_updaters.append(
+                Updater("discriminator", term.discriminator.parameters(), term.settings.optimizer, total)
+            )
+        if config.initialize_from is not None and not names_model(config.initialize_from):
+            self.start_from(Path(config.initialize_from))
+        for updater in (self.student_updater, *self.critic_updaters):
+            self.parts[f"{updater.name}_optimizer"] = updater.optimizer
+
+    def start_from(self, run: Path) -> None:
+        """Take the averaged student, the critic and the discriminator of another run's last checkpoint; moments start
+        anew.
+        """
+        folder, _ = CheckpointStore(run / "checkpoints", keep=1).find("latest")
+        if folder is None:
+            raise CheckpointError(
+                f"initialize_from '{run}' has no checkpoints and no model_index.json; give the run folder of a first "
+                f"stage, or a student's model folder"
+            )
+        # A first stage without a discriminator may be followed by one with it: that part then starts as built.
+        here: Parts = {name: part for name, part in self.parts.items() if (folder / f"{name}.safetensors").is_file()}
+        if not {"student", "student_ema", "critic"} <= here.keys():
+            raise CheckpointError(
+                f"initialize_from '{run}' is not the run of a distillation; give the run folder of a first stage"
+            )
+        try:
+            load_checkpoint(folder, here)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the networks of initialize_from '{run}' have other parts than this run's; take the same teacher, "
+                f"student.lora and critic.lora"
+            ) from error
+        self.student.load_state_dict(self.ema.module.state_dict())
+
+    def update(self, step: int) -> Metrics:
+        if self.regression is not None and step < self.first:
+            return self.regression.update(step)
+        return self.match(step, step - self.first)
+
+    def match(self, batch: int, step: int) -> Metrics:
+        """One update of distribution matching, the `step`-th, on data batch number `batch`."""
+        config, method = self.config, self.method
+        progress = step / (config.max_train_steps - self.first)
+        real, cond = draw_batch(self.data, config.train_batch_size, config.seed, batch, config.data.horizontal_flip)
+        real, cond = self.device.put(real, cond)
+        x, sigma = self.student_input(real, cond)
+        parts = parts_of(len(x), config.micro_batch_size)
+        whole = len(parts) == 1
+        with torch.set_grad_enabled(whole):  # in parts, the graph of each is made again when its turn has come
+            x0 = torch.cat([self.images(x[rows], sigma[rows], some(cond, rows)) for rows in parts])
+
+        metrics: Metrics = {}
+        for _ in range(config.critic.updates_per_step):
+            seen = []
+            noise = method.critic_noise(x0.detach(), real is not None)
+            for rows in parts:
+                loss, found = method.critic_loss(x0[rows], some(cond, rows), some(real, rows), noise.part(rows))
+                (len(x0[rows]) / len(x0) * loss).backward()
+                seen.append(found)
+            for updater in self.critic_updaters:
+                metrics |= updater.step(step)
+            metrics |= mean_of(seen, parts)
+
+        if progress >= method.choices.critic_warmup:
+            gradient, found = method.student_gradient(x0, cond, progress, self.texts(cond), config.micro_batch_size)
+            # The mean over C, H, W too, so that clipping thresholds mean what they mean in the papers.
+            gradient = gradient / x0.numel()
+            for rows in parts:
+                made = x0 if whole else self.images(x[rows], sigma[rows], some(cond, rows))
+                made.backward(gradient[rows])
+            metrics |= found | self.student_updater.step(step)
+            self.ema.update(self.student)
+        return metrics
+
+    def images(self, x: Tensor, sigma: Tensor, cond: Tensor | None) -> Tensor:
+        with self.device.autocast():
+            return self.student(x, sigma, cond)
+
+    def texts(self, cond: Tensor | None) -> list[str] | None:
+        """The prompts of the images, for a reward; None where the condition is no text."""
+        return None if self.student.prompts is None or cond is None else self.student.prompts.texts(cond)
+
+    @torch.no_grad()
+    def student_input(self, real: Tensor | None, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`(x, sigma)` for one of the student's K steps, drawn for the whole batch.
+
+        Step 1 sees pure noise. A later step sees what it will see when sampling, the student's own previous image
+        noised again (backward simulation, 2405.14867, section 4.5), or, cheaper and mismatched, a noised real image.
+        """
+        k = int(torch.randint(len(self.levels), ()))
+        shape = (self.config.train_batch_size, *self.student.image_shape)
+        x = self.student.process.start_scale(self.levels[0]) * torch.randn(shape, device=self.device.name)
+        if k and real is not None and self.config.student.training_input == "noised_data":
+            x = real + self.levels[k] * torch.randn_like(real)
+        elif k:
+            for level, below in zip(self.levels[:k], self.levels[1:], strict=False):
+                sigma = x.new_full((len(x),), level)
+                parts = parts_of(len(x), self.config.micro_batch_size)
+                x0 = torch.cat([self.images(x[rows], sigma[rows], some(cond, rows)) for rows in parts])
+                x = self.student.clip(x0) + below * torch.randn_like(x)
+        return x, x.new_full((len(x),), self.levels[k])
+
+    def averaged(self) -> Denoiser:
+        return self.ema.module

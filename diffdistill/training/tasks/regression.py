@@ -1,0 +1,165 @@
+"""A start for the student: regression on the teacher's trajectories (2311.18828, eq. 9; 2405.14867, section 4.1).
+
+The teacher's solver is a deterministic map from noise to image, and from every state on the way. A student that has
+learnt it roughly has the teacher's variety before distribution matching begins, and one update costs a fifth of a
+Fisher update.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from diffdistill.config.schema import Regression
+from diffdistill.data import ImageSet
+from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
+from diffdistill.matching.micro_batches import mean_of, parts_of, some
+from diffdistill.pipelines.text.data import TextSet
+from diffdistill.sampling.noise import GivenNoise
+from diffdistill.sampling.solvers import dpm_solver, karras
+from diffdistill.training.device import Device
+from diffdistill.training.loop import Metrics
+from diffdistill.training.optim.muon import split_weights
+from diffdistill.training.optim.updater import Ema, Updater
+from diffdistill.training.randomness import mix
+from diffdistill.training.tasks.teacher import draw_batch
+
+Trajectories = tuple[Tensor, Tensor, Tensor | None]
+"""States at the student's K levels `(B, K, C, H, W)`, the images they lead to `(B, C, H, W)`, conditions `(B,)`."""
+
+PAIRS_STREAM, ORDER_STREAM, LEVEL_STREAM = 1, 2, 3  # apart from the seeds of training steps and of sampled images
+
+
+def through(grid: Sequence[float], wanted: Sequence[float]) -> list[float]:
+    """The solver's levels, which end with 0, with the nearest inner ones (in ln sigma) moved to those `wanted`."""
+    first, *inner, last = grid
+    free = list(inner)
+    for level in wanted:
+        free.remove(min(free, key=lambda have: abs(math.log(have / level))))
+    return [first, *sorted([*free, *wanted], reverse=True), last]
+
+
+class TrajectoryPairs:
+    """States, labels and images of the teacher's DPM-Solver++(2M), made when first asked for, a batch at a time.
+
+    Of every trajectory are kept the student's first input, a z for the noise z (a = sigma_init for EDM networks), and
+    the states at its K - 1 later levels; a batch has one of them for each image, the first in half of the cases.
+
+    The first epoch takes the batches as they are made, each later one all pairs in an order of its own: with the same
+    batches again and again the student learns less of the teacher's variety (docs/design.md). Batch k is a function of
+    (seed, k) alone, so a resumed run makes again exactly the pairs it needs.
+    """
+
+    def __init__(
+        self,
+        settings: Regression,
+        teacher: Denoiser,
+        levels: Sequence[float],
+        data: ImageSet | TextSet,
+        device: Device,
+        batch: int,
+        seed: int,
+        w: float,
+    ):
+        if settings.solver_steps < len(levels):
+            raise ConfigError(
+                f"student.regression.solver_steps is {settings.solver_steps} and the student has {len(levels)} steps, "
+                f"at whose levels the solver must stop; set it to {len(levels)} or more"
+            )
+        self.teacher, self.data, self.device, self.seed, self.guidance_scale = teacher, data, device, seed, w
+        self.batch, self.count = batch, max(1, settings.pairs // batch)
+        self.levels = tuple(levels)
+        self.grid = through(karras(settings.solver_steps, teacher.sigma_min, teacher.sigma_max), self.levels[1:])
+        self._made: dict[int, Trajectories] = {}
+
+    def __getitem__(self, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """`(x, sigma, image, label)` of batch k, `(B, C, H, W)`, `(B,)`, `(B, C, H, W)` and `(B,)`."""
+        states, image, cond = self._trajectories(k)
+        at = torch.zeros(len(image), dtype=torch.long)
+        if len(self.levels) > 1:
+            generator = torch.Generator().manual_seed(mix(self.seed, LEVEL_STREAM, k))
+            later = torch.randint(1, len(self.levels), (len(image),), generator=generator)
+            at = later * torch.randint(2, (len(image),), generator=generator)
+        x = states[torch.arange(len(image)), at.to(states.device)]
+        return x, torch.tensor(self.levels)[at].to(x.device), image, cond
+
+    def _trajectories(self, k: int) -> Trajectories:
+        epoch, k = divmod(k, self.count)
+        if epoch == 0:
+            return self._batch(k)
+        states, image, cond = self._all
+        generator = torch.Generator().manual_seed(mix(self.seed, ORDER_STREAM, epoch))
+        order = torch.randperm(len(image), generator=generator)
+        rows = order[k * self.batch : (k + 1) * self.batch].to(image.device)
+        return states[rows], image[rows], None if cond is None else cond[rows]
+
+    @cached_property
+    def _all(self) -> Trajectories:
+        states, images, conds = zip(*(self._batch(k) for k in range(self.count)), strict=True)
+        self._made.clear()
+        return torch.cat(states), torch.cat(images), None if conds[0] is None else torch.cat(conds)
+
+    def _batch(self, k: int) -> Trajectories:
+        if k not in self._made:
+            self._made[k] = self._make(k)
+        return self._made[k]
+
+    @torch.no_grad()
+    def _make(self, k: int) -> Trajectories:
+        labelled = draw_batch(self.data, self.batch, mix(self.seed, PAIRS_STREAM), k, flip=False)
+        _, cond = self.device.put(*labelled)  # only the labels matter, in the proportions of the data
+        generator = torch.Generator().manual_seed(mix(self.seed, PAIRS_STREAM, k))
+        noise = torch.randn((self.batch, *self.teacher.image_shape), generator=generator).to(self.device.name)
+        states = [self.teacher.process.start_scale(self.levels[0]) * noise]
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            if sigma in self.levels[1:]:
+                states.append(x)
+            with self.device.autocast():
+                return self.teacher.guided(x, x.new_full((len(x),), sigma), cond, self.guidance_scale)
+
+        image = self.teacher.clip(dpm_solver(denoise, GivenNoise(noise), self.grid))
+        return torch.stack(states, dim=1), image, cond
+
+
+class TrajectoryRegression:
+    """minimise E ||G(x, sigma, c) - x0||^2 / (C H W), x0 the end of the teacher's trajectory through x at sigma."""
+
+    def __init__(
+        self,
+        settings: Regression,
+        student: Denoiser,
+        ema: Ema,
+        pairs: TrajectoryPairs,
+        device: Device,
+        part_size: int | None = None,
+    ):
+        self.student, self.ema, self.pairs, self.device, self.part_size = student, ema, pairs, device, part_size
+        weights, rest = split_weights(student.network) if settings.muon else ([], list(student.parameters()))
+        self.updaters = [Updater("regression", rest, settings.optimizer, settings.steps)]
+        if settings.muon:
+            if not weights:
+                raise ConfigError(
+                    "student.regression.muon found no inner layer whose own weights are trained; set it to null (with "
+                    "student.lora only the adapters are)"
+                )
+            self.updaters.append(Updater("regression_muon", weights, settings.muon, settings.steps))
+
+    def update(self, step: int) -> Metrics:
+        x, sigma, target, cond = self.pairs[step]
+        parts = parts_of(len(x), self.part_size)
+        seen: list[Metrics] = []
+        for rows in parts:
+            with self.device.autocast():
+                x0 = self.student(x[rows], sigma[rows], some(cond, rows))
+            loss = (x0 - target[rows]).square().mean()
+            (len(x0) / len(x) * loss).backward()
+            seen.append({"regression/loss": loss.detach(), "x0/std": x0.detach().std()})
+        metrics: Metrics = {}
+        for updater in self.updaters:
+            metrics |= updater.step(step)
+        self.ema.update(self.student)
+        return {**mean_of(seen, parts), **metrics}

@@ -1,0 +1,115 @@
+"""Training a teacher: denoising score matching with EDM preconditioning (2206.00364, Table 1)."""
+
+import torch
+from diffusers import UNet2DModel
+
+from diffdistill.config.schema import Network, Train
+from diffdistill.data import ImageSet, batch_indices, to_model_range
+from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
+from diffdistill.losses import denoising_loss
+from diffdistill.models import UViT, apply_scalelong
+from diffdistill.pipelines.text.data import TextSet
+from diffdistill.process import EDM, LevelLaw, per_sample
+from diffdistill.training.device import Device
+from diffdistill.training.loop import Metrics
+from diffdistill.training.optim.updater import Ema, Updater
+from diffdistill.training.store import Parts
+
+
+def build_network(settings: Network, image_shape: torch.Size, classes: int | None) -> UNet2DModel | UViT:
+    """A stock UNet2DModel or a U-ViT, with ScaleLong if asked; `classes` counts the null class of guidance too."""
+    if settings.kind == "uvit":
+        channels, height, width = image_shape
+        size = height if height == width else (height, width)
+        network = UViT(sample_size=size, in_channels=channels, num_class_embeds=classes, **settings.uvit.model_dump())
+    else:
+        network = build_unet(settings, image_shape, classes)
+    if settings.scalelong is not None:
+        apply_scalelong(network, **settings.scalelong.model_dump())
+    return network
+
+
+def build_unet(settings: Network, image_shape: torch.Size, classes: int | None) -> UNet2DModel:
+    channels, height, width = image_shape
+    depth = len(settings.block_out_channels)
+    if height != width or height % 2 ** (depth - 1):
+        raise ConfigError(
+            f"images of {height}x{width} do not fit a network of {depth} resolutions; "
+            f"set data.image_size to a multiple of {2 ** (depth - 1)}, or fewer network.block_out_channels"
+        )
+    attention = {level % depth for level in settings.attention_levels}
+    down = tuple("AttnDownBlock2D" if level in attention else "DownBlock2D" for level in range(depth))
+    up = tuple("AttnUpBlock2D" if level in attention else "UpBlock2D" for level in reversed(range(depth)))
+    return UNet2DModel(
+        sample_size=height,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=settings.layers_per_block,
+        block_out_channels=settings.block_out_channels,
+        down_block_types=down,
+        up_block_types=up,
+        attention_head_dim=settings.attention_head_dim,
+        norm_num_groups=settings.norm_num_groups,
+        num_class_embeds=classes,
+    )
+
+
+class TeacherTask:
+    """minimise E lambda(sigma) ||D(x0 + sigma eps, sigma, c) - x0||^2 / (C H W), lambda = (sigma^2 + s^2) / (sigma
+    s)^2.
+
+    The label is replaced by the null class with probability `class_dropout`, which gives guidance its unconditional
+    half.
+    """
+
+    def __init__(self, config: Train, data: ImageSet, device: Device):
+        self.config, self.data, self.device = config, data, device
+        classes, null = None, None
+        if data.labels is not None:
+            classes = int(data.labels.max()) + 1
+            if config.class_dropout > 0:
+                classes, null = classes + 1, classes
+        torch.manual_seed(config.seed)
+        network = build_network(config.network, data.images.shape[1:], classes)
+        self.model = Denoiser(network, EDM(config.sigma_data), null_class=null).to(device.name).train()
+        self.law = LevelLaw(config.level)
+        self.updater = Updater("network", self.model.parameters(), config.optimizer, config.max_train_steps)
+        self.ema = Ema(self.model, config.ema_decay_for(config.train_batch_size))
+        self.denoisers = {"network": self.model, "average": self.ema.module}
+        self.parts: Parts = {"network": self.model, "ema": self.ema, "optimizer": self.updater.optimizer}
+
+    def update(self, step: int) -> Metrics:
+        x0, labels = draw_batch(
+            self.data, self.config.train_batch_size, self.config.seed, step, self.config.data.horizontal_flip
+        )
+        x0, labels = self.device.put(x0, labels)
+        assert x0 is not None
+        if labels is not None and self.model.null_class is not None:
+            dropped = torch.rand(len(labels), device=labels.device) < self.config.class_dropout
+            labels = torch.where(dropped, self.model.null_class, labels)
+        _, sigma = self.law.draw(len(x0), self.device.name)
+        x_t = x0 + per_sample(sigma, x0) * torch.randn_like(x0)
+        with self.device.autocast():
+            denoised = self.model(x_t, sigma, labels)
+        loss = denoising_loss(denoised, x0, sigma, self.config.sigma_data).mean()
+        loss.backward()
+        metrics = self.updater.step(step)
+        self.ema.update(self.model)
+        return {"loss": loss.detach(), **metrics}
+
+    def averaged(self) -> Denoiser:
+        return self.ema.module
+
+
+def draw_batch(
+    data: ImageSet | TextSet, size: int, seed: int, step: int, flip: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The images (in [-1, 1]) or latents, and the labels or prompts, of one step; half mirrored if `flip`."""
+    if isinstance(data, TextSet):
+        return data.draw(size, seed, step)
+    chosen = batch_indices(len(data.images), size, seed, step)
+    x0 = to_model_range(data.images[chosen])
+    if flip:
+        x0 = torch.where(torch.rand(size, 1, 1, 1) < 0.5, x0.flip(-1), x0)
+    return x0, None if data.labels is None else data.labels[chosen]

@@ -1,0 +1,98 @@
+"""The moving average of the weights: how long it remembers, in steps and in images."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from diffdistill.config import load_config
+from diffdistill.config.schema import Distill, Student, Train
+from diffdistill.errors import ConfigError
+from diffdistill.training.optim.updater import Ema
+
+
+def in_images(half_life: float) -> Student:
+    return Student(ema_decay=None, ema_half_life_images=half_life)
+
+
+class Drift(nn.Module):
+    """One weight, which counts the images seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+
+def lag(batch: int, images: int, settings: Student) -> float:
+    """How many images the average is behind a weight that moves evenly, after `images`."""
+    network = Drift()
+    ema = Ema(network, settings.ema_decay_for(batch))
+    for step in range(1, images // batch + 1):
+        network.weight.data.fill_(step * batch)
+        ema.update(network)
+    return images - float(ema.module.weight)
+
+
+def test_a_half_life_is_the_decay_of_a_step_of_that_many_images():
+    # 2307.13813: rho^kappa for a batch of kappa times as many; figures computed by hand from .9999 at a batch of 512.
+    half_life = 512 * math.log(0.5) / math.log(0.9999)
+    assert half_life == pytest.approx(3_548_736, abs=1)
+    settings = in_images(half_life)
+    assert settings.ema_decay_for(512) == pytest.approx(0.9999, abs=1e-12)
+    assert settings.ema_decay_for(8 * 512) == pytest.approx(0.99920028, abs=5e-9)
+    assert in_images(500_000).ema_decay_for(500_000) == 0.5
+
+
+def test_a_decay_a_step_is_the_same_for_every_batch():
+    assert Student(ema_decay=0.97).ema_decay_for(1) == Student(ema_decay=0.97).ema_decay_for(8192) == 0.97
+
+
+@pytest.mark.parametrize("images", [256, 1024, 4096, 16384])
+def test_runs_of_equal_images_average_alike_whatever_their_batch(images):
+    """During the warm-up of the decay too: it is a part of the run, so it needs no half-life of its own."""
+    settings, batch = in_images(256.0), 16
+    one, four = lag(batch, images, settings), lag(4 * batch, images, settings)
+    assert abs(four - one) < 2 * batch
+    # In a long run a weight of even speed lags behind by rho / (1 - rho) steps; a decay a step lags four times as far.
+    if images == 16384:
+        rho = settings.ema_decay_for(batch)
+        assert one == pytest.approx(batch * rho / (1 - rho), rel=1e-2)
+        per_step = Student(ema_decay=rho)
+        assert lag(4 * batch, images, per_step) > 3 * one
+
+
+def test_the_average_of_a_short_run_is_of_its_last_tenth():
+    # (1 + n) / (10 + n) of even speed: theta_n - average_n tends to n / 10.
+    assert lag(1, 1000, Student(ema_decay=0.9999)) == pytest.approx(100, rel=0.02)
+
+
+@pytest.mark.parametrize(("model", "prefix"), [(Distill, "student."), (Train, "")])
+def test_exactly_one_of_the_two_is_given(model, prefix, tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text("output_dir: out\n" + ("method: {name: sid}\n" if model is Distill else ""))
+    one, other = f"{prefix}ema_half_life_images=5.0e+5", f"{prefix}ema_decay=null"
+    with pytest.raises(ConfigError, match=r"both say how long the average remembers; set one of them to null"):
+        load_config(model, file, [one])
+    with pytest.raises(ConfigError, match=r"neither ema_decay nor ema_half_life_images"):
+        load_config(model, file, [other])
+    resolved = load_config(model, file, [one, other])
+    file.write_text(resolved.text_yaml)
+    assert load_config(model, file).config == resolved.config  # as a resumed run reads it
+
+
+def test_a_teacher_is_averaged_by_images(tmp_path):
+    from diffdistill.data import ImageSet
+    from diffdistill.training.device import Device
+    from diffdistill.training.tasks.teacher import TeacherTask
+
+    settings = {
+        "output_dir": str(tmp_path),
+        "train_batch_size": 4,
+        "ema_decay": None,
+        "ema_half_life_images": 8.0,
+        "network": {"block_out_channels": (8, 16), "attention_head_dim": 8, "norm_num_groups": 4},
+    }
+    data = ImageSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), None, None, None, "black", "0")
+    task = TeacherTask(Train.model_validate(settings), data, Device("no"))
+    assert task.ema.decay == 0.5**0.5
