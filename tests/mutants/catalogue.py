@@ -15,6 +15,12 @@ from pathlib import Path
 LISTS = Path(__file__).parent / "list"
 
 
+def area_of(file: str) -> str:
+    """The row of the table that a file counts in: a folder of the package (a part of `parts/`), or a module beside."""
+    inside = Path(file).parts[1:]
+    return Path(*inside[: 2 if inside[0] == "parts" else 1]).with_suffix("").as_posix()
+
+
 @dataclass(frozen=True)
 class Mutant:
     """One error: `old` becomes `new` in `file`, and `name` is what is then wrong."""
@@ -31,8 +37,7 @@ class Mutant:
 
     @property
     def area(self) -> str:
-        """The row of the table it counts in: a folder of the package, or a module beside the folders."""
-        return Path(*Path(self.file).parts[1:2]).stem
+        return area_of(self.file)
 
     def fault(self, root: Path) -> str | None:
         """Why it cannot be applied to the tree at `root`, or None."""

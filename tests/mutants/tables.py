@@ -4,15 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .catalogue import area_of
 from .examine import Result
 
 
 def read_results(file: Path) -> list[Result]:
     return [Result(**json.loads(line)) for line in file.read_text().splitlines()]
-
-
-def area_of(result: Result) -> str:
-    return Path(*Path(result.file).parts[1:2]).stem
 
 
 def share(results: Sequence[Result]) -> str:
@@ -23,13 +20,14 @@ def share(results: Sequence[Result]) -> str:
 
 def table(results: Sequence[Result], before: Sequence[Result] = ()) -> str:
     """A Markdown table, a row an area: mutants killed of those run."""
-    areas = sorted({area_of(r) for r in [*results, *before]})
+    areas = sorted({area_of(r.file) for r in [*results, *before]})
     head = ["| part | killed before | killed now |", "|---|---:|---:|"]
     if not before:
         head = ["| part | killed |", "|---|---:|"]
     columns = [before, results] if before else [results]
     rows = [
-        " | ".join([f"| `{area}`", *(share([r for r in column if area_of(r) == area]) for column in columns)]) + " |"
+        " | ".join([f"| `{area}`", *(share([r for r in column if area_of(r.file) == area]) for column in columns)])
+        + " |"
         for area in areas
     ]
     total = " | ".join(["| all", *(share(column) for column in columns)]) + " |"

@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_nothing_behind(model, tmp_path, monkeypatch):
     def full(*_args, **_settings):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(command.json, "dumps", full)
+    monkeypatch.setattr(command, "write_json", full)
     with pytest.raises(DiskError, match="could not write"):
         command.run(arguments(model, tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
