@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .catalogue import Mutant, lines_of
+from .catalogue import Mutant, area_of, lines_of
 
 SOON = 5.0  # seconds of processor time of the tests in the first, fastest run
 Examination = Generator["Request", dict[str, Any], "Result"]
@@ -36,6 +36,10 @@ class Result:
     by: str = ""
     seconds: float = 0.0
     tests: int = 0
+
+    @property
+    def area(self) -> str:
+        return area_of(self.file)
 
     @property
     def dead(self) -> bool:

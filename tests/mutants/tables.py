@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .catalogue import area_of
 from .examine import Result
 
 
@@ -20,7 +19,7 @@ def share(results: Sequence[Result]) -> str:
 
 def table(results: Sequence[Result], before: Sequence[Result] = ()) -> str:
     """A Markdown table, a row an area: mutants killed of those run."""
-    areas = sorted({area_of(r.file) for r in [*results, *before]})
+    areas = sorted({r.area for r in [*results, *before]})
     head = ["| part | killed before | killed now |", "|---|---:|---:|"]
     if not before:
         head = ["| part | killed |", "|---|---:|"]
