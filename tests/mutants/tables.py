@@ -25,8 +25,7 @@ def table(results: Sequence[Result], before: Sequence[Result] = ()) -> str:
         head = ["| part | killed |", "|---|---:|"]
     columns = [before, results] if before else [results]
     rows = [
-        " | ".join([f"| `{area}`", *(share([r for r in column if area_of(r.file) == area]) for column in columns)])
-        + " |"
+        " | ".join([f"| `{area}`", *(share([r for r in column if r.area == area]) for column in columns)]) + " |"
         for area in areas
     ]
     total = " | ".join(["| all", *(share(column) for column in columns)]) + " |"
