@@ -1,4 +1,4 @@
-"""Files of foreign weights as plain data: pickles, files of `torch.save` of any age, safetensors. Nothing in them runs."""
+"""Files of foreign weights as plain data: pickles, safetensors, `torch.save` of any age; nothing in them runs."""
 
 import mmap
 import zipfile
