@@ -50,7 +50,7 @@ class Corrections:
         return asdict(self) if self.scales or self.shifts else None
 
     def apply(self, scheduler: Any, steps: int) -> Any:
-        """A copy of a diffusers scheduler with these corrections, its steps to be set; ConfigError where they do not fit."""
+        """A copy of a diffusers scheduler with these corrections, ConfigError where one is refused."""
         from diffdistill.parts.exposure_bias.scheduler import epsilon_scaling, time_shift_sampler
 
         first = self.b + self.k * (steps - 1)
