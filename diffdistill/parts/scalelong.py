@@ -76,6 +76,13 @@ def apply_scalelong(
 
     Raises ConfigError for values that are not allowed, a network without long skips, a compiled one, or one that has
     ScaleLong. Warns if the network was loaded and is not in training mode: its weights do not know the scale.
+
+    >>> from diffusers import UNet2DModel
+    >>> blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    >>> unet = UNet2DModel(sample_size=8, norm_num_groups=4, layers_per_block=2, **blocks)
+    >>> apply_scalelong(unet, "cs", kappa=0.5)
+    >>> unet.skip_scale.factors
+    (1.0, 0.5, 0.25)
     """
     settings = Settings(mode, kappa, position, start)
     _check(settings)
@@ -99,6 +106,14 @@ def remove_scalelong(network: Any, *, fold: bool = False) -> None:
     and any diffusers can run it. Exact where a linear map or `post_norm` carries the scale.
 
     Raises ConfigError if there is no ScaleLong on it, or if it cannot be folded (`ls`; UNets with `pre_norm`).
+
+    >>> from diffusers import UNet2DModel
+    >>> blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    >>> unet = UNet2DModel(sample_size=8, norm_num_groups=4, layers_per_block=2, **blocks)
+    >>> apply_scalelong(unet, "cs", kappa=0.5)
+    >>> remove_scalelong(unet)
+    >>> "scalelong" in unet.config
+    False
     """
     _refuse_compiled(network)
     if not is_scaled(network):

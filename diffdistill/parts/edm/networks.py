@@ -128,6 +128,11 @@ class EDMNetwork(ModelMixin, ConfigMixin):
             return like.new_zeros(len(like), count)
         return F.one_hot(labels.long(), count + 1)[:, :count].float()
 
+    def _augmented(self, embedding: Tensor, augment: Tensor | None) -> Tensor:
+        if self.map_augment is None or augment is None:
+            return embedding
+        return embedding + self.map_augment(augment.to(self.dtype))
+
     def encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The features at the bottom, and those that every encoder layer sends across."""
         skips: list[Tensor] = []
@@ -225,8 +230,7 @@ class SongUNet(EDMNetwork):
         if self.map_label is not None and labels is not None:
             # One-hot vectors are scaled to unit variance over the classes.
             embedding = embedding + self.map_label(labels.to(self.dtype) * math.sqrt(self.config.label_dim))
-        if self.map_augment is not None and augment is not None:
-            embedding = embedding + self.map_augment(augment.to(self.dtype))
+        embedding = self._augmented(embedding, augment)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
     def encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -314,9 +318,7 @@ class DhariwalUNet(EDMNetwork):
     def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         count = self.config.model_channels // 2
         parts = sinusoids(noise, geometric_frequencies(count, reach_end=False, device=noise.device))
-        embedding = torch.cat(parts, dim=1).to(self.dtype)
-        if self.map_augment is not None and augment is not None:
-            embedding = embedding + self.map_augment(augment.to(self.dtype))
+        embedding = self._augmented(torch.cat(parts, dim=1).to(self.dtype), augment)
         embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
         if self.map_label is not None and labels is not None:
             embedding = embedding + self.map_label(labels.to(self.dtype))

@@ -47,6 +47,10 @@ def epsilon_scaling(
 
     Applied to what the pipeline passes to `step`, hence after guidance. Raises ConfigError for lambda <= 0 and for
     schedulers that cannot be corrected.
+
+    >>> scheduler = epsilon_scaling(diffusers.DDIMScheduler(), b=1.005)
+    >>> type(scheduler).__name__, scheduler.config.epsilon_scale
+    ('CorrectedDDIMScheduler', 1.005)
     """
     return _correct(copy.deepcopy(scheduler), _epsilon_settings(b, k, knots, flow_mode))
 
@@ -69,6 +73,11 @@ def time_shift_sampler(
 
     Raises ConfigError for a window or cutoff outside the schedule, for data whose variance says nothing about the
     level (unit variance in a variance-preserving schedule), and for schedulers whose solver cannot follow.
+
+    >>> scheduler = time_shift_sampler(diffusers.DDIMScheduler(), window=40, cutoff=300)
+    >>> both = epsilon_scaling(scheduler, b=1.005)
+    >>> both.config.time_shift_sampler_window, both.config.epsilon_scale
+    (40, 1.005)
     """
     return _correct(copy.deepcopy(scheduler), _shift_settings(window, cutoff, statistic, data_variance))
 
