@@ -8,12 +8,11 @@ from typing import Any
 
 from diffusers import SchedulerMixin
 
-from diffdistill.parts.exposure_bias.correction import corrected_class, corrected_names
-from diffdistill.parts.exposure_bias.families import BASES, coordinates
-from diffdistill.parts.exposure_bias.scaling import scale_model_output
-from diffdistill.parts.exposure_bias.schedule import EpsilonScaleSchedule
-from diffdistill.parts.exposure_bias.statistics import level_statistic
-from diffdistill.parts.exposure_bias.wrap import (
+from diffdistill.parts.exposure_bias.coordinates import BASES, coordinates
+from diffdistill.parts.exposure_bias.epsilon_scaling import EpsilonScaleSchedule, scale_model_output
+from diffdistill.parts.exposure_bias.scheduler import (
+    corrected_class,
+    corrected_names,
     disable_epsilon_scaling,
     disable_time_shift_sampler,
     enable_epsilon_scaling,
@@ -22,6 +21,7 @@ from diffdistill.parts.exposure_bias.wrap import (
     load_scheduler,
     time_shift_sampler,
 )
+from diffdistill.parts.exposure_bias.time_shift import level_statistic
 
 __all__ = [
     "BASES",

@@ -32,8 +32,7 @@ from diffdistill.config.align import Align
 from diffdistill.config.schema import Distill, Run, Train
 from diffdistill.errors import DiffDistillError
 from diffdistill.models import DhariwalUNet, SongUNet
-from diffdistill.parts.edm.convert import build
-from diffdistill.pickle_reader.source import Source
+from diffdistill.parts.edm.convert import Source, build
 
 SETTINGS: dict[str, type[Run]] = {"distill": Distill, "train": Train, "align": Align}
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

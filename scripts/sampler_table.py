@@ -27,9 +27,8 @@ from diffdistill.data import load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation import Evaluator
 from diffdistill.parts.exposure_bias.calibration import command
-from diffdistill.parts.exposure_bias.calibration.choose import FRACTIONS, SHIFTS, TIME
-from diffdistill.parts.exposure_bias.calibration.record import BOTH, SCALE, SHIFT, read_calibration
-from diffdistill.parts.exposure_bias.sampling import NONE, Corrections
+from diffdistill.parts.exposure_bias.calibration.fit import FRACTIONS, SHIFTS, TIME
+from diffdistill.parts.exposure_bias.corrections import BOTH, NONE, SCALE, SHIFT, Corrections, read_calibration
 from diffdistill.sampling.generate import plan_sampling, run_plan
 
 SAMPLERS = {

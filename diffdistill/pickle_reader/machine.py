@@ -39,8 +39,10 @@ PUSHED = {
     "BYTEARRAY8", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",
     "FLOAT", "BINFLOAT",
 }  # fmt: skip
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-CONTAINERS: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
+MADE: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set,
+}  # fmt: skip
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 # Keys of other kinds can cost without bound when they are hashed (a tuple of a tuple of ...), and none is needed.
 KEYS = (str, bytes, int, float, bool, type(None))
@@ -80,73 +82,38 @@ class PickleReader:
         stack = self.stack
         if opcode in PUSHED:
             stack.append(argument)
-        elif opcode in CONSTANTS:
-            stack.append(CONSTANTS[opcode])
-        elif opcode in CONTAINERS:
-            stack.append(CONTAINERS[opcode]())
+        elif opcode in MADE:
+            stack.append(MADE[opcode]())
         elif opcode in TUPLES:
             count = TUPLES[opcode]
             if len(stack) < count:
                 raise ValueError
             stack[-count:] = [tuple(stack[-count:])]
+        elif opcode in ABOVE_MARK:
+            self.stack = self.below.pop()
+            ABOVE_MARK[opcode](self.stack, stack)
+        elif opcode in self.handlers:
+            self.handlers[opcode](self, argument)
         else:
-            handler = self.handlers.get(opcode)
-            if handler is None:
-                raise Refused(f"the pickle uses the instruction {opcode}, which no file of weights needs")
-            handler(self, argument)
-
-    # ---- marks, containers, memory
+            raise Refused(f"the pickle uses the instruction {opcode}, which no file of weights needs")
 
     def _mark(self, _: Any) -> None:
         self.below.append(self.stack)
         self.stack = []
 
-    def _above_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.below.pop()
-        return items
-
-    def _list(self, _: Any) -> None:
-        items = self._above_mark()
-        self.stack.append(items)
-
-    def _tuple(self, _: Any) -> None:
-        items = self._above_mark()
-        self.stack.append(tuple(items))
-
-    def _dict(self, _: Any) -> None:
-        items = self._above_mark()
-        made: dict[Any, Any] = {}
-        _put(made, items)
-        self.stack.append(made)
-
     def _append(self, _: Any) -> None:
         value = self.stack.pop()
         _kind(self.stack[-1], list).append(value)
 
-    def _appends(self, _: Any) -> None:
-        items = self._above_mark()
-        _kind(self.stack[-1], list).extend(items)
-
-    def _additems(self, _: Any) -> None:
-        items = self._above_mark()
-        _kind(self.stack[-1], set).update(map(_key, items))
-
     def _setitem(self, _: Any) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         _put(_kind(self.stack[-1], dict), [key, value])
-
-    def _setitems(self, _: Any) -> None:
-        items = self._above_mark()
-        _put(_kind(self.stack[-1], dict), items)
 
     def _pop(self, _: Any) -> None:
         if self.stack:
             self.stack.pop()
         else:
             self.stack = self.below.pop()
-
-    def _pop_mark(self, _: Any) -> None:
-        self._above_mark()
 
     def _duplicate(self, _: Any) -> None:
         self.stack.append(self.stack[-1])
@@ -198,9 +165,8 @@ class PickleReader:
         pass
 
     handlers: Mapping[str, Callable[["PickleReader", Any], None]] = {
-        "MARK": _mark, "LIST": _list, "TUPLE": _tuple, "DICT": _dict, "APPEND": _append, "APPENDS": _appends,
-        "ADDITEMS": _additems, "SETITEM": _setitem, "SETITEMS": _setitems, "POP": _pop, "POP_MARK": _pop_mark,
-        "DUP": _duplicate, "PUT": _remember, "BINPUT": _remember, "LONG_BINPUT": _remember, "MEMOIZE": _remember,
+        "MARK": _mark, "APPEND": _append, "SETITEM": _setitem, "POP": _pop, "DUP": _duplicate,
+        "PUT": _remember, "BINPUT": _remember, "LONG_BINPUT": _remember, "MEMOIZE": _remember,
         "GET": _recall, "BINGET": _recall, "LONG_BINGET": _recall, "GLOBAL": _global, "STACK_GLOBAL": _stack_global,
         "REDUCE": _make, "NEWOBJ": _make, "BUILD": _fill, "PERSID": _persistent_id,
         "BINPERSID": _binary_persistent_id, "PROTO": _nothing, "FRAME": _nothing, "STOP": _nothing,
@@ -219,9 +185,22 @@ def _key(value: Any) -> Any:
     return value
 
 
-def _put(target: dict[Any, Any], items: list[Any]) -> None:
+def _put(target: dict[Any, Any], items: list[Any]) -> dict[Any, Any]:
     for key, value in zip(items[::2], items[1::2], strict=True):
         target[_key(key)] = value
+    return target
+
+
+# What is done with the stack below the last mark and all that lies above it.
+ABOVE_MARK: Mapping[str, Callable[[list[Any], list[Any]], Any]] = {
+    "LIST": lambda stack, items: stack.append(items),
+    "TUPLE": lambda stack, items: stack.append(tuple(items)),
+    "DICT": lambda stack, items: stack.append(_put({}, items)),
+    "APPENDS": lambda stack, items: _kind(stack[-1], list).extend(items),
+    "ADDITEMS": lambda stack, items: _kind(stack[-1], set).update(map(_key, items)),
+    "SETITEMS": lambda stack, items: _put(_kind(stack[-1], dict), items),
+    "POP_MARK": lambda stack, items: None,
+}
 
 
 def shown(value: Any) -> str:

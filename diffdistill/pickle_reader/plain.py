@@ -167,10 +167,6 @@ def storage_id(value: Any) -> tuple[torch.dtype, str, int]:
     return kind.make(), key, sizes((count,))[0]
 
 
-def _array(*_: Any) -> Array:
-    return Array()
-
-
 def _from_buffer(data: Any, kind: Any, shape: Any, order: Any) -> Array:
     """How protocol 5 writes an array whose numbers lie in a row."""
     return Array(_shaped(data, kind, shape, order == "F"))
@@ -196,23 +192,6 @@ def _encoded(text: Any, encoding: Any) -> bytes:
     return text.encode("latin-1")
 
 
-def _empty_dict() -> dict[Any, Any]:
-    return {}
-
-
-def _set(items: list[Any]) -> list[Any]:
-    """Sets of old protocols; no set of the file is looked at, so it may stay a list."""
-    return items
-
-
-def _size(items: Any) -> tuple[int, ...]:
-    return sizes(items)
-
-
-def _module_dict() -> Record:
-    return Record("ModuleDict")
-
-
 def _dtype(dtype: torch.dtype) -> Callable[[], torch.dtype]:
     return lambda: dtype
 
@@ -220,20 +199,20 @@ def _dtype(dtype: torch.dtype) -> Callable[[], torch.dtype]:
 STORAGE_NAMES: Mapping[tuple[str, str], Maker] = {("torch", name): _dtype(dtype) for name, dtype in STORAGES.items()}
 NAMES: Mapping[tuple[str, str], Maker] = {
     **STORAGE_NAMES,
-    ("collections", "OrderedDict"): _empty_dict,
-    ("dnnlib.util", "EasyDict"): _empty_dict,
-    ("builtins", "set"): _set,
-    ("__builtin__", "set"): _set,
+    ("collections", "OrderedDict"): lambda: {},
+    ("dnnlib.util", "EasyDict"): lambda: {},
+    # Sets of old protocols; no set of a file is looked at, so it may stay a list.
+    **{(module, "set"): lambda items: items for module in ("builtins", "__builtin__")},
     ("_codecs", "encode"): _encoded,
-    ("torch", "Size"): _size,
+    ("torch", "Size"): sizes,
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
     ("torch.storage", "_load_from_bytes"): legacy_storage,
-    ("torch.nn.modules.container", "ModuleDict"): _module_dict,
+    ("torch.nn.modules.container", "ModuleDict"): lambda: Record("ModuleDict"),
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): persistent_object,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _array for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): lambda *_: Array() for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    ("numpy", "ndarray"): _array,
+    ("numpy", "ndarray"): lambda *_: Array(),
     ("numpy", "dtype"): _number_type,
 }

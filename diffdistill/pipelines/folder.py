@@ -16,7 +16,7 @@ from diffdistill import files
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError
 from diffdistill.files import PICKLES, new_folder, sha256, write_json
-from diffdistill.parts.scalelong.scaling import CONFIG_KEY, Settings, install, load_scaled
+from diffdistill.parts.scalelong import CONFIG_KEY, Settings, install, load_scaled
 from diffdistill.pipelines.consistency import KEY, SCHEDULER, ConsistencySchedule, described, kept_schedule
 from diffdistill.pipelines.schedule import LCM_TIME_SCALE, Schedule, stock_schedule
 from diffdistill.process import EDM, VP, Flow, Process

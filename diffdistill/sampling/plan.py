@@ -10,7 +10,7 @@ from torch import Tensor
 from diffdistill.data.prompts import Prompt
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
-from diffdistill.parts.exposure_bias.sampling import NONE, Corrections, corrected, read_corrections
+from diffdistill.parts.exposure_bias.corrections import NONE, Corrections, read_corrections
 from diffdistill.pipelines.consistency import schedule_of
 from diffdistill.process import Flow
 from diffdistill.sampling.noise import image_seed
@@ -45,7 +45,10 @@ class Plan:
 
     def scheduler(self, model: Denoiser) -> Scheduler:
         """The corrected diffusers scheduler of this plan, its steps set."""
-        return corrected(self.sampler, model.process, self.steps, self.levels, self.corrections)
+        scheduler = self.corrections.apply(make_scheduler(self.sampler, model.process), self.steps)
+        # A sampler of ours has levels of its own, which its scheduler then visits.
+        set_steps(scheduler, self.steps, None if self.sampler in SCHEDULED else self.levels)
+        return scheduler
 
     def labels(self, indices: Sequence[int]) -> Tensor | None:
         """Labels of the images `indices`, int64 `(B,)`."""

@@ -116,7 +116,7 @@ def set_steps(scheduler: Scheduler, steps: int, levels: Sequence[float] | None =
 
 def levels_of(scheduler: Scheduler) -> tuple[float, ...]:
     """The levels s / alpha at which the network is called, in order, then 0."""
-    from diffdistill.parts.exposure_bias.families import coordinates
+    from diffdistill.parts.exposure_bias.coordinates import coordinates
 
     places = (coordinates(scheduler, index) for index in range(len(scheduler.timesteps)))
     return (*(s / alpha for alpha, s in places), 0.0)
@@ -130,7 +130,7 @@ def solve_scheduled(
     One scheduler serves the whole batch, or each image has one of its own: a correction that looks at the state, as
     Time-Shift does, then looks at one image, and an image does not depend on its neighbours.
     """
-    from diffdistill.parts.exposure_bias.families import coordinates
+    from diffdistill.parts.exposure_bias.coordinates import coordinates
 
     shared = len(schedulers) == 1
     takes_generator = "generator" in inspect.signature(schedulers[0].step).parameters

@@ -32,7 +32,7 @@ from diffdistill.data import load_images, to_model_range
 from diffdistill.data.pixels import to_uint8
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation import Evaluator
-from diffdistill.parts.exposure_bias.sampling import Corrections
+from diffdistill.parts.exposure_bias.corrections import Corrections
 from diffdistill.sampling.generate import plan_sampling, sample_batch
 from diffdistill.sampling.noise import ImageNoise
 from diffdistill.sampling.scheduled import betas_of

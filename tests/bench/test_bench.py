@@ -10,9 +10,8 @@ from tiny import tiny_teacher
 from diffdistill.denoiser import Denoiser
 from diffdistill.methods import choices_of
 from diffdistill.parts.bench import measure
-from diffdistill.parts.bench.measure import Seconds, compare, peak_bytes
-from diffdistill.parts.bench.passes import WORDS, Bare, described, needed
-from diffdistill.parts.bench.subjects import COMPARED, STEPS, step_of
+from diffdistill.parts.bench.command import COMPARED, STEPS, step_of
+from diffdistill.parts.bench.measure import WORDS, Bare, Seconds, compare, described, needed, peak_bytes
 from diffdistill.training.device import Device
 from diffdistill.training.tasks.distill import DistillTask
 

@@ -126,7 +126,7 @@ def test_a_converted_teacher_samples_and_is_distilled(tmp_path, capsys):
     assert student.role == "student"
     assert not torch.equal(numbers(student), numbers(Denoiser.from_pretrained(str(model))))
     card = (tmp_path / "run" / "student" / "README.md").read_text()
-    assert "import diffdistill.parts.edm.song" in card
+    assert "import diffdistill.models" in card
     assert "loads in diffusers where diffdistill is installed" in card
     assert "license: other" in card
 

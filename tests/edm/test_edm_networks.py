@@ -183,6 +183,22 @@ def test_diffusers_samples_the_folder_once_the_module_is_imported(tmp_path):
     assert difference.abs().max() < 0.51
 
 
+@pytest.mark.parametrize(("old", "layout"), [("edm_song", "ncsnpp"), ("edm_dhariwal", "adm")])
+@torch.no_grad()
+def test_a_folder_saved_when_a_network_had_a_module_of_its_own_still_loads(old, layout, tmp_path):
+    x, sigma, labels = inputs()
+    model = Denoiser(tiny_network(layout), EDM())
+    model.save_pretrained(tmp_path / "student", role="student", levels=(2.5,))
+    for name in ("model_index.json", "diffdistill.json"):
+        file = tmp_path / "student" / name
+        text = file.read_text("utf-8")
+        assert '"diffdistill.models"' in text
+        file.write_text(text.replace('"diffdistill.models"', f'"diffdistill.models.{old}"'), "utf-8")
+    assert torch.equal(Denoiser.from_pretrained(str(tmp_path / "student"))(x, sigma, labels), model(x, sigma, labels))
+    stock = ConsistencyModelPipeline.from_pretrained(tmp_path / "student").unet
+    assert torch.equal(Denoiser(stock.eval(), EDM())(x, sigma, labels), model(x, sigma, labels))
+
+
 def test_the_middle_answers_to_the_name_that_other_unets_give_it():
     x, sigma, labels = inputs()
     model = Denoiser(tiny_network("adm"), EDM())

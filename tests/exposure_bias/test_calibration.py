@@ -9,9 +9,9 @@ from diffusers import DDIMScheduler
 
 from diffdistill.data import ImageSet
 from diffdistill.errors import CheckpointError, ConfigError, DataError
-from diffdistill.parts.exposure_bias.calibration.exposure import BANDS, Moments, band_power, measure_exposure_bias
 from diffdistill.parts.exposure_bias.calibration.fit import fit_scale, search_scale
-from diffdistill.parts.exposure_bias.calibration.record import BOTH, SCALE, SHIFT, Calibration, Entry, read_calibration
+from diffdistill.parts.exposure_bias.calibration.measure import BANDS, Moments, band_power, measure_exposure_bias
+from diffdistill.parts.exposure_bias.corrections import BOTH, SCALE, SHIFT, Calibration, Entry, read_calibration
 from diffdistill.sampling.noise import ImageNoise
 from diffdistill.sampling.scheduled import solve_scheduled
 from diffdistill.schedulers import epsilon_scaling

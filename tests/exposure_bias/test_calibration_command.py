@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diffdistill.cli import front as cli
-from diffdistill.parts.exposure_bias.calibration.record import BOTH, SCALE, SHIFT, read_calibration
+from diffdistill.parts.exposure_bias.corrections import BOTH, SCALE, SHIFT, read_calibration
 from tests.worlds.tiny import tiny_teacher
 
 

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
-from diffdistill.parts.exposure_bias.sampling import NONE, Corrections
+from diffdistill.parts.exposure_bias.corrections import NONE, Corrections
 from diffdistill.process import EDM, VP, Flow
 from diffdistill.sampling.generate import generate, plan_sampling, sample_batch
 from diffdistill.sampling.noise import ImageNoise

@@ -12,7 +12,7 @@ import torch
 from gaussian import run
 
 from diffdistill import schedulers
-from diffdistill.parts.exposure_bias.correction import DEFAULTS
+from diffdistill.parts.exposure_bias.scheduler import DEFAULTS
 from diffdistill.schedulers import (
     BASES,
     epsilon_scaling,

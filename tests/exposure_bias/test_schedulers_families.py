@@ -11,8 +11,8 @@ from gaussian import run
 from test_schedulers_common import NAMES, drawn, noise, plain
 
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.parts.exposure_bias.correction import DEFAULTS
-from diffdistill.parts.exposure_bias.families import position, solver_step
+from diffdistill.parts.exposure_bias.coordinates import position, solver_step
+from diffdistill.parts.exposure_bias.scheduler import DEFAULTS
 from diffdistill.schedulers import coordinates, epsilon_scaling, load_scheduler, time_shift_sampler
 
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
-from diffdistill.parts.exposure_bias.families import position
+from diffdistill.parts.exposure_bias.coordinates import position
 from diffdistill.schedulers import coordinates, epsilon_scaling, time_shift_sampler
 
 WEIGHTS, CENTRES, VARIANCE = (0.3, 0.7), (-0.5, 0.5), 0.01

@@ -20,7 +20,7 @@ from diffusers import (
 from tiny import tiny_unet
 
 from diffdistill.errors import ConfigError
-from diffdistill.parts.exposure_bias.correction import DEFAULTS
+from diffdistill.parts.exposure_bias.scheduler import DEFAULTS
 from diffdistill.schedulers import (
     CorrectedDDIMScheduler,
     CorrectedDDPMScheduler,

@@ -7,7 +7,7 @@ import torch
 from gaussian import output_for
 
 from diffdistill.errors import ConfigError
-from diffdistill.parts.exposure_bias.scaling import scale_denoised
+from diffdistill.parts.exposure_bias.epsilon_scaling import scale_denoised
 from diffdistill.schedulers import EpsilonScaleSchedule, scale_model_output
 
 LAM = 1.01

@@ -10,7 +10,7 @@ from tiny import tiny_unet
 
 from diffdistill.errors import ConfigError
 from diffdistill.models import UViT, apply_scalelong, remove_scalelong
-from diffdistill.parts.scalelong.gates import constant_factors
+from diffdistill.parts.scalelong import constant_factors
 
 
 def uvit(depth=6):

@@ -5,8 +5,15 @@ import math
 from argparse import Namespace
 from dataclasses import replace
 
+import exact_expansion
+import exact_guidance
+import exact_optima
+import exact_processes
+import exact_ring
+import exact_trainings
 import pytest
 import torch
+from exact_ring import Points, coverage, ring
 
 from diffdistill import divergences, losses
 from diffdistill.divergences import Divergence
@@ -15,24 +22,9 @@ from diffdistill.matching import step as matching
 from diffdistill.matching.discriminators import AdversarialTerm
 from diffdistill.matching.step import DistributionMatching
 from diffdistill.methods import METHODS, choices_of
-from diffdistill.parts.verification import (
-    checks_expansion,
-    checks_fisher,
-    checks_gaussian,
-    checks_guidance,
-    checks_optima,
-    checks_processes,
-    checks_ring,
-    checks_score_gap,
-    checks_step,
-    checks_training,
-    command,
-    step,
-)
-from diffdistill.parts.verification.analytic import TEACHER_1, Mixture, gaussian, hermite, nodes_at
+from diffdistill.parts.verification import checks_losses, checks_step, command, step
+from diffdistill.parts.verification.analytic import TEACHER_1, F, Grid, Mixture, gaussian, hermite, nodes_at
 from diffdistill.parts.verification.check import Check, table_line
-from diffdistill.parts.verification.reference import F, Grid
-from diffdistill.parts.verification.ring import Points, coverage, ring
 from diffdistill.process import per_sample
 from diffdistill.rewards.term import RewardTerm
 
@@ -44,15 +36,12 @@ def failures(checks):
 @pytest.mark.parametrize(
     "group",
     [
-        checks_score_gap.checks,
-        checks_fisher.checks,
-        checks_expansion.checks,
-        checks_gaussian.checks,
-        checks_guidance.checks,
-        checks_processes.checks,
-        checks_step.checks,
-        checks_optima.one_level,
-        checks_optima.moments,
+        *command.GROUPS.values(),
+        exact_expansion.checks,
+        exact_guidance.checks,
+        exact_processes.checks,
+        exact_optima.one_level,
+        exact_optima.moments,
     ],
     ids=lambda group: f"{group.__module__.rpartition('.')[2]}.{group.__name__}",
 )
@@ -62,7 +51,7 @@ def test_every_check_holds(group):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "group", [checks_optima.methods, checks_optima.thorough, checks_ring.thorough, checks_training.thorough]
+    "group", [exact_optima.methods, exact_optima.thorough, exact_ring.thorough, exact_trainings.thorough]
 )
 def test_every_thorough_check_holds(group):
     assert failures(group()) == []
@@ -139,10 +128,10 @@ def replaced(name, **fields):
 @pytest.mark.parametrize(
     ("field", "broken", "group"),
     [
-        ("weight", lambda log_r: 0.5 * torch.sigmoid(log_r), checks_score_gap.checks),
-        ("weight", lambda log_r: torch.sigmoid(-log_r), checks_score_gap.checks),
-        ("weight_slope", torch.zeros_like, checks_fisher.uni_instruct),
-        ("adversarial", torch.neg, checks_score_gap.checks),
+        ("weight", lambda log_r: 0.5 * torch.sigmoid(log_r), checks_losses.score_gaps),
+        ("weight", lambda log_r: torch.sigmoid(-log_r), checks_losses.score_gaps),
+        ("weight_slope", torch.zeros_like, checks_losses.uni_instruct),
+        ("adversarial", torch.neg, checks_losses.score_gaps),
     ],
 )
 def test_a_wrong_divergence_fails(monkeypatch, field, broken, group):
@@ -158,16 +147,16 @@ def test_a_detached_ratio_fails(monkeypatch):
     def detached(*args, **kwargs):
         return attached(*args, **kwargs | {"detach_ratio": True})
 
-    monkeypatch.setattr(checks_fisher, "fisher_gradient", detached)
-    assert any("Uni-Instruct, forward_kl" in line for line in failures(checks_fisher.uni_instruct()))
+    monkeypatch.setattr(checks_losses, "fisher_gradient", detached)
+    assert any("Uni-Instruct, forward_kl" in line for line in failures(checks_losses.uni_instruct()))
 
 
 def test_a_detached_pseudo_huber_weight_fails(monkeypatch):
     def detached(*args, **kwargs):
         return level_weights.pseudo_huber_weight(*args, **kwargs).detach()
 
-    monkeypatch.setattr(checks_fisher, "pseudo_huber_weight", detached)
-    assert len(failures(checks_fisher.pseudo_huber())) == 3
+    monkeypatch.setattr(checks_losses, "pseudo_huber_weight", detached)
+    assert len(failures(checks_losses.pseudo_huber())) == 3
 
 
 def test_swapped_guidance_fails(monkeypatch):
@@ -178,15 +167,15 @@ def test_swapped_guidance_fails(monkeypatch):
         return wanted + guidance_scale * (null - wanted)
 
     monkeypatch.setattr(Denoiser, "guided", swapped)
-    assert len(failures(checks_guidance.guidance())) >= 4
+    assert len(failures(exact_guidance.guidance())) >= 4
 
 
 def test_a_wrong_guidance_term_fails(monkeypatch):
     def swapped(x0, conditional, null, scale, **settings):
         return losses.guidance_gradient(x0, null, conditional, scale, **settings)
 
-    monkeypatch.setattr(checks_guidance, "guidance_gradient", swapped)
-    assert len(failures(checks_guidance.guidance_outside())) == 2
+    monkeypatch.setattr(exact_guidance, "guidance_gradient", swapped)
+    assert len(failures(exact_guidance.guidance_outside())) == 2
 
 
 @pytest.mark.parametrize("factor", [-1.0, 2.0])
@@ -198,7 +187,7 @@ def test_a_reward_of_another_sign_or_scale_fails(monkeypatch, factor):
         return factor * gradient, metrics
 
     monkeypatch.setattr(RewardTerm, "gradient", wrong)
-    assert len(failures([*checks_guidance.linear_reward(), *checks_guidance.quadratic_reward()])) == 3
+    assert len(failures([*exact_guidance.linear_reward(), *exact_guidance.quadratic_reward()])) == 3
 
 
 # ---- a broken step is found, by the rows that it breaks
@@ -301,21 +290,21 @@ def test_relations():
 
 
 def shortened(monkeypatch, *checks):
-    monkeypatch.setattr(command, "all_checks", lambda thorough: iter(checks))
+    monkeypatch.setattr(command, "all_checks", lambda: iter(checks))
 
 
 def test_exit_code_and_json(monkeypatch, tmp_path, capsys):
     good, bad = Check("X", "good", (1.0,), (1.0,)), Check("X", "bad", (math.nan,), (1.0,))
     shortened(monkeypatch, good)
     out = tmp_path / "table.json"
-    assert command.run(Namespace(json=str(out), thorough=False)) == 0
+    assert command.run(Namespace(json=str(out))) == 0
     written = json.loads(out.read_text())
     assert written["ok"] is True
     assert written["checks"][0]["quantity"] == "good"
     assert "1 of 1 checks hold" in capsys.readouterr().out
 
     shortened(monkeypatch, good, bad)
-    assert command.run(Namespace(json=str(out), thorough=False)) == 1
+    assert command.run(Namespace(json=str(out))) == 1
     written = json.loads(out.read_text())
     assert written["ok"] is False
     assert written["checks"][1]["got"] == ["nan"]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from diffdistill.errors import DiskError
-from diffdistill.parts.doctor import command as doctor
+from diffdistill.parts import doctor
 
 NONE = dict.fromkeys(doctor.NAMES)
 TORCH = {

@@ -7,8 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from diffdistill.models import UViT
-from diffdistill.parts.edm.song import SongUNet
+from diffdistill.models import SongUNet, UViT
 
 MATH = "aten::_scaled_dot_product_attention_math"
 FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.parts.exposure_bias.families import family, position
+from diffdistill.parts.exposure_bias.coordinates import family, position
 from diffdistill.schedulers import coordinates
 
 VARIANCE = 0.25

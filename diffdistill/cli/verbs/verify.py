@@ -5,7 +5,6 @@ from diffdistill.cli.parser import Parser, Verb
 
 def add_flags(parser: Parser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the table")
-    parser.add_argument("--thorough", action="store_true", help="more samples and more cases; minutes")
 
 
 VERB = Verb(

@@ -1,47 +1,68 @@
 """Which kernel computes attention: chosen by name, and then looked at, for the name alone proves nothing.
 
 On UNets diffusers' own `set_attention_backend` changes nothing and says nothing (0.42: `AttnProcessor2_0` calls
-scaled_dot_product_attention whatever the backend). Here every layer is told (`attention_layers.py`), one forward pass
-is watched (`attention_probe.py`), and its result is compared with that of PyTorch's math kernel.
+scaled_dot_product_attention whatever the backend). Here every layer is told, one forward pass is watched operator by
+operator, and its result is compared with that of PyTorch's math kernel.
+
+A layer that is told keeps its weights, its processor and its name; only its class changes, to a subclass whose
+`forward` runs inside a context (as `torch.nn.utils.parametrize` does). So the choice belongs to the layer and to
+nothing global: it holds when gradient checkpointing runs the layer again, it is copied with the network, and
+`torch.compile` sees an ordinary `with`. (A context opened in one hook and closed in another does not compile.)
 """
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffdistill.errors import ConfigError
-from diffdistill.parts.attention.layers import attention_layers, restore, use_backend, use_kernels
-from diffdistill.parts.attention.names import attention_name
-from diffdistill.parts.attention.probe import Seen, example, observe
+from diffdistill.parts.attention import names
 
-MATH = (SDPBackend.MATH,)
-KERNELS = {
-    "sdpa-flash": (SDPBackend.FLASH_ATTENTION, *MATH),
-    "sdpa-efficient": (SDPBackend.EFFICIENT_ATTENTION, *MATH),
-    "sdpa-cudnn": (SDPBackend.CUDNN_ATTENTION, *MATH),
-    "sdpa-math": MATH,
+Kernels = tuple[SDPBackend, ...]
+Context = Callable[[], AbstractContextManager[Any]]
+
+MATH: Kernels = (SDPBackend.MATH,)
+KERNELS: dict[str, Kernels] = {
+    f"sdpa-{kernel}": (getattr(SDPBackend, f"{kernel.upper()}_ATTENTION"), *MATH) if kernel != "math" else MATH
+    for kernel in names.KERNELS
 }
-# Backends of diffusers that call scaled_dot_product_attention, so that its kernels are seen; "" means any.
-NATIVE = {
-    "native": "",
-    "_native_cudnn": "cudnn",
-    "_native_efficient": "efficient",
-    "_native_flash": "flash",
-    "_native_math": "math",
+# The operators below scaled_dot_product_attention, one for each kernel; math is a composite of which the safe softmax
+# is the part that nothing else uses.
+OPERATORS = {f"aten::_scaled_dot_product_{kernel}_attention": kernel for kernel in names.KERNELS} | {
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "flash",
+    "aten::_scaled_dot_product_fused_attention_overrideable": "overrideable",
+    "aten::_scaled_dot_product_attention_math_for_mps": "math",
+    "aten::_safe_softmax": "math",
 }
 # Largest |output - output by math| / |output by math| of a sound kernel, wide enough for TF32 and deep networks: a
 # broken kernel is off by order one. sage rounds queries and keys to 8 bits.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 SAGE_TOLERANCE = 2e-1
+# Processors of diffusers that compute softmax themselves or call xformers, and the one that calls
+# scaled_dot_product_attention in their place.
+FUSED = {
+    "AttnProcessor": "AttnProcessor2_0",
+    "SlicedAttnProcessor": "AttnProcessor2_0",
+    "XFormersAttnProcessor": "AttnProcessor2_0",
+    "AttnAddedKVProcessor": "AttnAddedKVProcessor2_0",
+    "SlicedAttnAddedKVProcessor": "AttnAddedKVProcessor2_0",
+    "XFormersAttnAddedKVProcessor": "AttnAddedKVProcessor2_0",
+    "XFormersJointAttnProcessor": "JointAttnProcessor2_0",
+}
+BEFORE = "_attention_before"
 
-Context = Callable[[], AbstractContextManager[Any]]
+
+# ---- choosing
 
 
 @dataclass(frozen=True)
@@ -81,13 +102,12 @@ def set_attention(
     be used in. To be called before `torch.compile`, on the device and in the dtype of use.
     """
     try:
-        attention_name(policy)
+        names.attention_name(policy)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     reset_attention(network)
-    trial = _Trial(network, policy, run or example(network), context)
     try:
-        return trial.settle()
+        return _Trial(network, policy, run or example(network), context).settle()
     except BaseException:
         reset_attention(network)
         raise
@@ -95,7 +115,14 @@ def set_attention(
 
 def reset_attention(network: nn.Module) -> None:
     """Undo `set_attention`: classes, processors and backends are those from before it, and so is every bit."""
-    restore(network)
+    for layer in network.modules():
+        if isinstance(layer, _Chosen):
+            layer.__class__ = _plain(type(layer))
+        if BEFORE in layer.__dict__:
+            processor, backend = layer.__dict__.pop(BEFORE)
+            layer.set_processor(processor)  # type: ignore[operator]
+            if hasattr(processor, "_attention_backend"):
+                processor._attention_backend = backend
 
 
 class _Trial:
@@ -103,11 +130,17 @@ class _Trial:
 
     def __init__(self, network: nn.Module, policy: str, run: Callable[[], Tensor], context: Context):
         self.network, self.policy, self.run, self.context = network, policy, run, context
-        self.layers = attention_layers(network)
+        self.lenient = policy in ("auto", "sdpa")
+        # The layers of diffusers that hold a processor; those that are seen to attend are added.
+        self.layers = {
+            name: module
+            for name, module in network.named_modules()
+            if getattr(module, "processor", None) is not None and hasattr(module, "set_processor")
+        }
 
     def settle(self) -> Attention:
         if self.policy != "auto":
-            use_kernels(self.layers, ())
+            _use(self.layers, ())
         try:
             with sdpa_kernel(list(MATH)):
                 exact, seen = self.look()
@@ -118,19 +151,19 @@ class _Trial:
                 f"attention '{self.policy}' cannot be tried on this network ({_in_words(error)}); leave it at auto"
             ) from error
         if not seen:
-            if self.policy in ("auto", "sdpa"):
+            if self.lenient:
                 return Attention(self.policy, (), 0)
             raise ConfigError(f"attention '{self.policy}' finds no attention layer in this network; leave it at auto")
         modules = dict(self.network.named_modules())
-        self.layers |= {call.layer: modules[call.layer] for call in seen}
-        count = len({call.layer for call in seen})
+        attending = {call.layer: modules[call.layer] for call in seen}
+        self.layers |= attending
         kernels, problem = self.attempt(self.policy, exact)
         if problem is None:
-            return Attention(self.policy, kernels, count)
-        if self.policy in ("auto", "sdpa"):
+            return Attention(self.policy, kernels, len(attending))
+        if self.lenient:
             warnings.warn(f"attention '{self.policy}' falls back to PyTorch's math kernel: {problem}", stacklevel=3)
-            use_kernels(self.layers, MATH)
-            return Attention(self.policy, ("math",), count)
+            _use(self.layers, MATH)
+            return Attention(self.policy, ("math",), len(attending))
         here = f"{next(self.network.parameters()).device.type}, {str(self.dtype()).removeprefix('torch.')}"
         running = [name for name in KERNELS if self.attempt(name, exact)[1] is None]
         raise ConfigError(
@@ -142,20 +175,20 @@ class _Trial:
         """Apply a policy: the kernels that run, and what is wrong with them."""
         try:
             if policy in KERNELS:
-                use_kernels(self.layers, KERNELS[policy])
+                _use(self.layers, KERNELS[policy])
             elif policy not in ("auto", "sdpa"):
                 _require(policy)
-                use_backend(self.layers, policy)
+                _use(self.layers, policy)
             output, seen = self.look()
         except Exception as error:  # a missing package, device or shape: each backend has its own exception
             return (), _in_words(error)
         kernels = tuple(kernel for kernel, _ in Counter(call.kernel for call in seen).most_common())
-        problem = _unlike(policy, kernels)
+        problem = _mismatch(policy, kernels)
         if problem is None and not self.near(output, exact):
             problem = "its results differ from those of the math kernel"
         return kernels or (policy,), problem
 
-    def look(self) -> tuple[Tensor, list[Seen]]:
+    def look(self) -> tuple[Tensor, "list[Seen]"]:
         with self.context():
             return observe(self.network, self.run)
 
@@ -176,12 +209,12 @@ def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
-def _unlike(policy: str, kernels: tuple[str, ...]) -> str | None:
+def _mismatch(policy: str, kernels: tuple[str, ...]) -> str | None:
     """What is wrong with these kernels of scaled_dot_product_attention under that policy."""
-    wanted = NATIVE.get(policy, policy.removeprefix("sdpa-") if policy in KERNELS else "")
+    wanted = names.kernel_of(policy)
     if wanted and set(kernels) != {wanted}:
         return f"PyTorch takes {', '.join(kernels) or 'none'}"
-    if policy not in (*KERNELS, *NATIVE, "auto", "sdpa") and kernels:
+    if policy not in ("auto", *names.SDPA, *names.NATIVE) and kernels:
         return f"layers still call PyTorch's {', '.join(kernels)}"
     return None
 
@@ -192,3 +225,226 @@ def _require(backend: str) -> None:
 
     with attention_backend(backend):
         pass
+
+
+# ---- layers that compute with one named kernel
+
+
+class _Chosen(nn.Module):
+    """A layer whose kernels were chosen (for what the first cannot take, the others), or a backend of diffusers."""
+
+    _choice: Kernels | str
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        choice = self._choice
+        if isinstance(choice, str):
+            with _Sent(choice):
+                return super().forward(*args, **kwargs)
+        with sdpa_kernel(list(choice), set_priority=True):
+            return super().forward(*args, **kwargs)
+
+
+class _Sent(TorchFunctionMode):
+    """scaled_dot_product_attention, heads first, as diffusers' `dispatch_attention_fn`, tokens first."""
+
+    def __init__(self, backend: str):
+        super().__init__()
+        self.backend = backend
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return self.attend(*args, **(kwargs or {}))
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """`(B, heads, L, D)` in and out."""
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        out = dispatch_attention_fn(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
+            attn_mask, dropout_p, is_causal, scale, enable_gqa, backend=self.backend,
+        )  # fmt: skip
+        return out.transpose(1, 2)
+
+
+def _use(layers: dict[str, nn.Module], choice: Kernels | str) -> None:
+    """Let `layers` call scaled_dot_product_attention, with these kernels only, the first preferred (() leaves the
+    choice to PyTorch), or attend by that backend of diffusers: by its own switch where the processor has it.
+    """
+    for layer in layers.values():  # all before any is changed: layers may share a processor
+        if hasattr(layer, "set_processor"):
+            processor = layer.processor
+            # In __dict__, for a processor with weights would else count as a second child of the layer.
+            layer.__dict__.setdefault(BEFORE, (processor, getattr(processor, "_attention_backend", None)))
+    for layer in layers.values():
+        _call_sdpa(layer)
+        if choice and not (isinstance(choice, str) and _switch(layer, choice)):
+            layer.__class__ = _subclass(type(layer), choice)
+
+
+# Equal choices share a class: a compiler that reuses its work for blocks of one class still may.
+_MADE: dict[tuple[type, Kernels | str], Any] = {}
+
+
+def _subclass(cls: type[nn.Module], choice: Kernels | str) -> Any:
+    """A subclass of a layer's own class, under the same name, that runs with `choice`."""
+    cls = _plain(cls)
+    if (cls, choice) not in _MADE:
+        body = {"_choice": choice, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        _MADE[cls, choice] = type(cls.__name__, (_Chosen, cls), {**body, "__doc__": cls.__doc__})
+    return _MADE[cls, choice]
+
+
+def _plain(cls: type[nn.Module]) -> Any:
+    """The class a layer had before anything was chosen for it."""
+    return next(base for base in cls.__mro__ if not issubclass(base, _Chosen))
+
+
+def _call_sdpa(layer: nn.Module) -> None:
+    """Give a layer of diffusers a processor that calls scaled_dot_product_attention, if it has another."""
+    from diffusers.models import attention_processor
+
+    if _switch(layer, "native"):
+        return
+    wanted = FUSED.get(type(getattr(layer, "processor", None)).__name__)
+    # Without the scale of 1 / sqrt(head dim) (`scale_qk=False`) the fused form would compute something else.
+    if wanted and getattr(layer, "scale_qk", True):
+        layer.set_processor(getattr(attention_processor, wanted)())  # type: ignore[operator]
+
+
+def _switch(layer: nn.Module, backend: str) -> bool:
+    """Switch a processor of diffusers that goes through its dispatcher; False where it does not.
+
+    `network.set_attention_backend` would also change the default of every other model in the process.
+    """
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    processor: Any = getattr(layer, "processor", None)
+    if not hasattr(processor, "_attention_backend"):
+        return False
+    processor._attention_backend = AttentionBackendName(backend)
+    return True
+
+
+# ---- looking
+
+
+class Seen(NamedTuple):
+    """One call of a kernel of scaled_dot_product_attention: by which layer, which kernel."""
+
+    layer: str
+    kernel: str
+
+
+class _Watch(TorchDispatchMode):
+    def __init__(self, current: Callable[[], str]):
+        super().__init__()
+        self.current = current
+        self.seen: list[Seen] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kernel = OPERATORS.get(func._schema.name)
+        if kernel is not None:
+            self.seen.append(Seen(self.current(), kernel))
+        return func(*args, **(kwargs or {}))
+
+
+def observe(network: nn.Module, run: Callable[[], Any]) -> tuple[Any, list[Seen]]:
+    """`run()`, which calls the network, and the kernels it called, each with the innermost layer around it.
+
+    In evaluation mode, without gradients; no random number is drawn and nothing of the network changes.
+    """
+    layers = {module: name for name, module in network.named_modules()}
+    stack: list[str] = []
+
+    def enter(module: nn.Module, _inputs: Any) -> None:
+        stack.append(layers.get(module, stack[-1] if stack else ""))
+
+    def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        stack.pop()
+
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+    try:
+        with _evaluating(network), torch.no_grad(), _Watch(lambda: stack[-1] if stack else "") as watch:
+            output = run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return output, watch.seen
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards every layer's own mode again."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def example(network: nn.Module) -> Callable[[], Any]:
+    """A forward pass of one image for a UNet of diffusers, or any network called in the same way.
+
+    `network(sample, timestep, class_labels=...)`, with a text and what SDXL adds to it where the configuration asks
+    for them. The numbers come from a generator of their own, so the run's random numbers stay what they are.
+    """
+
+    def run() -> Any:
+        sample, time, conditions = _example_inputs(network)
+        return network(sample, time, **conditions, return_dict=False)[0]
+
+    return run
+
+
+def _example_inputs(network: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Sample `(1, C, H, W)`, time `(1,)` and conditions, on the device and in the dtype of the network."""
+    config = network.config
+    here = next(network.parameters())
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(here)
+
+    size = config.sample_size or 32
+    height, width = (size, size) if isinstance(size, int) else size
+    conditions: dict[str, Any] = {}
+    if getattr(config, "num_class_embeds", None) or getattr(config, "num_embeds_ada_norm", None):
+        conditions["class_labels"] = torch.zeros(1, dtype=torch.int64, device=here.device)
+    text = getattr(config, "encoder_hid_dim", None) or getattr(config, "cross_attention_dim", None)
+    if text:
+        conditions["encoder_hidden_states"] = noise(1, 8, text if isinstance(text, int) else text[0])
+    if getattr(config, "addition_embed_type", None) == "text_time":
+        ids = 6
+        pooled = config.projection_class_embeddings_input_dim - ids * config.addition_time_embed_dim
+        conditions["added_cond_kwargs"] = {"text_embeds": noise(1, pooled), "time_ids": noise(1, ids)}
+    return noise(1, config.in_channels, height, width), torch.ones(1, device=here.device), conditions
+
+
+def kernels_here() -> dict[str, Any]:
+    """Of `doctor`: the type of device and numbers, the kernel PyTorch takes, those that run and agree with float64."""
+    where = {"device": "cuda", "dtype": torch.float16} if torch.cuda.is_available() else {}
+    q, k, v = torch.randn(3, 1, 2, 64, 32, **where)  # type: ignore[call-overload]
+    exact = ((q.double() @ k.double().mT) / 32**0.5).softmax(-1) @ v.double()
+    sound = []
+    for name in names.KERNELS:
+        try:
+            with sdpa_kernel(KERNELS[f"sdpa-{name}"][0]):
+                if (F.scaled_dot_product_attention(q, k, v).double() - exact).abs().max() < 1e-2:
+                    sound.append(name)
+        except Exception:  # a kernel that is not built, or not for this device
+            continue
+    taken = SDPBackend(torch._fused_sdp_choice(q, k, v)).name.removesuffix("_ATTENTION").lower()
+    return {"dtype": str(q.dtype).removeprefix("torch."), "taken": taken, "kernels": sound}

@@ -1,24 +1,41 @@
-"""`diffdistill bench`: the table, with the protocol that the figures need to mean anything."""
+"""`diffdistill bench`: speed and memory of steps and sampling, each beside the passes of the bare network it needs,
+with the protocol that the figures need to mean anything.
+"""
 
+import copy
+import math
 import os
 from argparse import Namespace
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from diffdistill.config.schema import Distill, Train
+from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
-from diffdistill.errors import DiskError
+from diffdistill.errors import ConfigError, DiskError
 from diffdistill.files import write_json
-from diffdistill.parts.bench.measure import Row, Seconds
-from diffdistill.parts.bench.passes import WORDS
-from diffdistill.parts.bench.subjects import Bench
+from diffdistill.methods import METHODS, choices_of
+from diffdistill.parts.attention.kernels import KERNELS, reset_attention, set_attention
+from diffdistill.parts.bench.measure import WORDS, Bare, Row, Seconds, Work, compare, described, needed, timed
 from diffdistill.pipelines.folder import locate, weights_digest
-from diffdistill.sampling.generate import pick_device
+from diffdistill.pipelines.schedule import stock_levels
+from diffdistill.sampling.generate import CPU_ROWS, generate, pick_device, plan_sampling
 from diffdistill.training.device import Device
+from diffdistill.training.loop import Task
+from diffdistill.training.randomness import seed_step
 from diffdistill.training.run import environment
+from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.teacher import TeacherTask
 
+STEPS = 100
+MIDDLE = STEPS // 2  # a step after every warm-up of every method
+HEUN_STEPS = 6
+# Without its reward a method of rewards is another method of the table; a reward's cost is its own network's.
+COMPARED = tuple(name for name in METHODS if name not in ("diff_instruct_pp", "diff_instruct_star"))
 QUICK_METHODS = ("dmd2", "sid")
 HEADER = f"{'':<38} {'ours, ms':>24} {'bare, ms':>24} {'ratio':>6} {'peak MB':>8} {'bare':>6}"
 
@@ -33,7 +50,7 @@ def run(args: Namespace) -> int:
         device.name = pick_device(args.device)
     model = Denoiser.from_pretrained(args.model, device.name)
     batch, repeats = args.batch_size or (4 if args.quick else 8), 2 if args.quick else 3
-    bench = Bench(model, device, batch, repeats, QUICK_METHODS) if args.quick else Bench(model, device, batch, repeats)
+    bench = Bench(model, device, batch, repeats, QUICK_METHODS if args.quick else COMPARED)
     about = protocol(bench, args)
     for key, value in about.items():
         print(f"{key.replace('_', ' '):<16} {value}")
@@ -50,11 +67,19 @@ def run(args: Namespace) -> int:
     for name, words in WORDS.items():
         print(f"  {name:<18} {words}")
     if target is not None:
-        write(target, about, rows, kernels)
+        content = {
+            "protocol": about,
+            "rows": [row.record() for row in rows],
+            "attention": {name: None if seconds is None else asdict(seconds) for name, seconds in kernels},
+        }
+        try:
+            write_json(target, content)
+        except OSError as error:
+            raise DiskError(f"cannot write '{target}' ({error.strerror}); name another file") from error
     return 0
 
 
-def protocol(bench: Bench, args: Namespace) -> dict[str, Any]:
+def protocol(bench: "Bench", args: Namespace) -> dict[str, Any]:
     """What a reader must know before comparing two tables."""
     here = environment()
     weights = sum(parameter.numel() for parameter in bench.model.network.parameters())
@@ -77,7 +102,7 @@ def protocol(bench: Bench, args: Namespace) -> dict[str, Any]:
 def processor() -> str:
     """The processor's name where the system tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return "unknown processor"
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown processor")
@@ -97,13 +122,120 @@ def line(row: Row) -> str:
     return f"{text}\n  bare: {row.passes}"
 
 
-def write(target: Path, about: dict[str, Any], rows: list[Row], kernels: list[tuple[str, Seconds | None]]) -> None:
-    content = {
-        "protocol": about,
-        "rows": [row.record() for row in rows],
-        "attention": {name: None if seconds is None else asdict(seconds) for name, seconds in kernels},
-    }
-    try:
-        write_json(target, content)
-    except OSError as error:
-        raise DiskError(f"cannot write '{target}' ({error.strerror}); name another file") from error
+# ---- what is measured
+
+
+@dataclass(frozen=True)
+class Bench:
+    """model: whose network is measured, on its device; batch: images a step; repeats: of each pair."""
+
+    model: Denoiser
+    device: Device
+    batch: int
+    repeats: int
+    methods: tuple[str, ...]
+
+    @property
+    def place(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def bare(self, model: Denoiser) -> Bare:
+        """A copy of the network alone, so that gradients of the two ways do not meet."""
+        return Bare(copy.deepcopy(model), self.batch, self.device.autocast)
+
+    def rows(self) -> Iterator[Row]:
+        yield from self.passes()
+        yield self.train()
+        yield from self.distill()
+        yield from self.sampling()
+
+    def compare(self, name: str, ours: Work, bare: Bare, passes: list[str]) -> Row:
+        return compare(name, ours, lambda: bare.run(passes), described(passes), self.place, self.repeats)
+
+    def passes(self) -> Iterator[Row]:
+        """The denoiser beside its network: what preconditioning and float32 outputs cost."""
+        bare, model = self.bare(self.model), copy.deepcopy(self.model).requires_grad_(True)
+        x = torch.randn(self.batch, *model.image_shape, device=self.place)
+        sigma, labels = torch.ones(self.batch, device=self.place), bare.inputs[2]
+
+        def forward() -> None:
+            with torch.no_grad(), self.device.autocast():
+                model(x, sigma, labels)
+
+        def both() -> None:
+            model.zero_grad(set_to_none=True)
+            with self.device.autocast():
+                x0 = model(x, sigma, labels)
+            x0.backward(torch.ones_like(x0))
+
+        yield self.compare("denoiser, forward", forward, bare, ["forward"])
+        yield self.compare("denoiser, forward + backward", both, bare, ["train"])
+
+    def data(self) -> ImageSet:
+        """Noise: how images look changes no time."""
+        count = max(256, self.batch)
+        images = torch.randint(0, 256, (count, *self.model.image_shape), dtype=torch.uint8)
+        classes = self.model.num_classes
+        return ImageSet(images, None if classes is None else torch.arange(count) % classes, None, None, "noise", "")
+
+    def train(self) -> Row:
+        """A step of `train`, on the network its settings mean for images of this shape."""
+        config = Train(output_dir=".", max_train_steps=STEPS, train_batch_size=self.batch)
+        task = TeacherTask(config, self.data(), self.device)
+        return self.compare("train, one step", step_of(task), self.bare(task.model), ["train"])
+
+    def distill(self) -> Iterator[Row]:
+        """A step of each method with its default settings: student, critic updates, gradient, optimisers, averages."""
+        data, bare = self.data(), self.bare(self.model)
+        for name in self.methods:
+            config = Distill(output_dir=".", max_train_steps=STEPS, train_batch_size=self.batch, method={"name": name})
+            task = DistillTask(config, copy.deepcopy(self.model), data, self.device)
+            passes = needed(choices_of(config.method), config.critic.updates_per_step)
+            yield self.compare(f"distill {name}, one step", step_of(task), bare, passes)
+
+    def sampling(self) -> Iterator[Row]:
+        """`sample` from noise to bytes, beside as many forward passes of as many images."""
+        network, process = copy.deepcopy(self.model.network), self.model.process
+        student = Denoiser(network, process, metadata={"role": "student", "levels": list(stock_levels(1, 2.5))})
+        yield self.sample("sample, teacher", self.model, HEUN_STEPS)
+        yield self.sample("sample, student", student, 1)
+
+    def sample(self, name: str, model: Denoiser, steps: int) -> Row:
+        rows = min(self.batch, CPU_ROWS) if self.place.type == "cpu" else self.batch
+        bare = Bare(copy.deepcopy(self.model), rows, torch.no_grad)
+        plan = plan_sampling(model, steps=steps)
+        calls = plan.evaluations * math.ceil(self.batch / rows)
+
+        def images() -> None:
+            list(generate(model, num_images=self.batch, batch_size=self.batch, steps=steps))
+
+        return compare(
+            f"{name}, {plan.sampler}, {plan.evaluations} pass{'' if plan.evaluations == 1 else 'es'}",
+            images,
+            lambda: bare.run(["forward"] * calls),
+            f"{calls} x forward",
+            self.place,
+            self.repeats,
+            images=self.batch,
+        )
+
+    def attention(self) -> Iterator[tuple[str, Seconds | None]]:
+        """Each kernel of attention that runs on this network here, with the seconds of a forward pass; else None."""
+        bare = self.bare(self.model)
+        for policy in ("auto", *KERNELS):
+            try:
+                found = set_attention(bare.network, policy, context=self.device.autocast)
+            except ConfigError:
+                yield policy, None
+                continue
+            bare.forward()
+            yield str(found), Seconds.of([timed(bare.forward, self.place) for _ in range(self.repeats)])
+        reset_attention(bare.network)
+
+
+def step_of(task: Task) -> Work:
+    def step() -> None:
+        seed_step(0, MIDDLE)
+        task.update(MIDDLE)
+
+    return step

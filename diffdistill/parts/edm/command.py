@@ -6,8 +6,7 @@ from pathlib import Path
 from diffdistill import __version__
 from diffdistill.errors import ConfigError
 from diffdistill.files import sha256
-from diffdistill.parts.edm.convert import build
-from diffdistill.pickle_reader.source import read_source
+from diffdistill.parts.edm.convert import build, read_source
 from diffdistill.reporting.model_card import model_card
 
 

@@ -1,21 +1,23 @@
-"""From EDM's description of a network and its tensors to a denoiser of this package."""
+"""From a file of EDM's weights, or of tensors with EDM's description of a network, to a denoiser of this package."""
 
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffdistill.denoiser import Denoiser
-from diffdistill.errors import CheckpointError
-from diffdistill.parts.edm.dhariwal import DhariwalUNet
-from diffdistill.parts.edm.network import EDMNetwork
+from diffdistill.errors import CheckpointError, ConfigError
+from diffdistill.files import read_json
+from diffdistill.parts.edm.networks import DhariwalUNet, EDMNetwork, SongUNet
 from diffdistill.parts.edm.preconditioning import SIGMA_DATA, Kind, Preconditioning
-from diffdistill.parts.edm.song import SongUNet
 from diffdistill.pickle_reader.machine import shown
-from diffdistill.pickle_reader.source import Source
+from diffdistill.pickle_reader.plain import Record
+from diffdistill.pickle_reader.source import read_pickle, read_safetensors, shown_content, tensors_in
 from diffdistill.process import EDM
 
 NETWORKS: Mapping[str, type[EDMNetwork]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
@@ -29,6 +31,8 @@ PRECONDITIONERS: Mapping[str, Kind] = {
 CONSTANTS = {"beta_d": "beta_d", "beta_min": "beta_min", "M": "steps", "C_1": "c_1", "C_2": "c_2"}
 # The range that EDM's sampler takes of any network (2206.00364, Table 1).
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+# Where snapshots keep the network: `ema` in EDM's snapshots, `net` in its training states.
+PLACES = ("ema", "net")
 LISTS, WHOLE = ("channel_mult", "attn_resolutions", "resample_filter"), (
     "model_channels", "channel_mult_emb", "num_blocks", "channel_mult_noise",
 )  # fmt: skip
@@ -37,6 +41,14 @@ CHOICES = {
     "encoder_type": ("standard", "residual"),
     "decoder_type": ("standard",),
 }
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a file says of one network: its description, in EDM's words, and its tensors by name."""
+
+    description: dict[str, Any]
+    tensors: dict[str, Tensor]
 
 
 def build(source: Source) -> Denoiser:
@@ -158,3 +170,95 @@ def _choice(said: dict[str, Any], name: str, allowed: Any) -> str:
         given = f"is '{shown(word)}'" if word else "is missing"
         raise CheckpointError(f"{name} {given}, and convert knows {', '.join(allowed)}; check the description")
     return word
+
+
+# ---- what a file says of a network
+
+
+def read_source(file: Path, config: Path | None = None) -> Source:
+    """The network in `file`; `config`, JSON in EDM's words, describes it where the file holds tensors only.
+
+    Raises CheckpointError if the file is damaged, or asks for more than plain data; ConfigError if a description is
+    missing.
+    """
+    if not file.is_file():
+        what = "a folder" if file.is_dir() else "missing"
+        raise CheckpointError(f"source '{file}' is {what}; give a .pkl, .pt or .safetensors file")
+    content = read_safetensors(file) if file.suffix == ".safetensors" else find_network(read_pickle(file), file)
+    if isinstance(content, Record):
+        source = Source(describe(content, file), named_tensors(content, file))
+        return source if config is None else Source(source.description | read_config(config), source.tensors)
+    beside = file.with_suffix(".json")
+    if config is None and not beside.is_file():
+        raise ConfigError(
+            f"'{file}' holds tensors and no description of the network; give one with --config, JSON with class_name, "
+            f"model_type and what EDM's training_options.json calls network_kwargs"
+        )
+    return Source(read_config(config or beside), content)
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """JSON in EDM's words: its `network_kwargs`, or the `training_options.json` that holds them."""
+    try:
+        found = read_json(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--config '{file}' is not readable JSON ({error}); give another file") from error
+    inner = found.get("network_kwargs", found) if isinstance(found, dict) else None
+    if not isinstance(inner, dict):
+        raise ConfigError(f"--config '{file}' is no JSON object; give class_name, model_type and their settings")
+    return inner
+
+
+def find_network(content: Any, file: Path) -> Record | dict[str, Tensor]:
+    """The network of a snapshot: an object, or a dict of nothing but tensors."""
+    places = [content]
+    if isinstance(content, dict):
+        places += [content[name] for name in PLACES if name in content]
+    for place in reversed(places):
+        if isinstance(place, Record):
+            return place
+        tensors = tensors_in(place) if isinstance(place, dict) else {}
+        if tensors and len(tensors) == len(place):
+            return tensors
+    raise CheckpointError(
+        f"'{file}' holds no network ({shown_content(content)}); a snapshot with 'ema' or 'net' is read"
+    )
+
+
+def describe(network: Record, file: Path) -> dict[str, Any]:
+    """EDM's description of a network object: the preconditioner's class and attributes, the network's settings."""
+    inner = _child(network, "model")
+    settings = inner.attributes.get("_init_kwargs") if inner is not None else None
+    if inner is None or not isinstance(settings, dict):
+        raise CheckpointError(
+            f"'{file}' holds an object of class {shown(network.kind)}, which is no preconditioned network of EDM"
+        )
+    plain = {key: value for key, value in network.attributes.items() if isinstance(value, int | float)}
+    return plain | settings | {"class_name": network.kind, "model_type": inner.kind}
+
+
+def _child(record: Record, name: str) -> Record | None:
+    modules = record.attributes.get("_modules")
+    child = modules.get(name) if isinstance(modules, dict) else None
+    return child if isinstance(child, Record) else None
+
+
+def named_tensors(network: Record, file: Path) -> dict[str, Tensor]:
+    """Parameters and buffers of a network object by path, as `state_dict` names them."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    waiting = [("", network)]
+    while waiting:
+        prefix, record = waiting.pop()
+        if id(record) in seen:
+            raise CheckpointError(f"'{file}' holds a network that contains one layer twice; it cannot be converted")
+        seen.add(id(record))
+        for group in ("_parameters", "_buffers"):
+            held = record.attributes.get(group)
+            found |= {prefix + name: tensor for name, tensor in tensors_in(held).items()} if held else {}
+        modules = record.attributes.get("_modules") or {}
+        for name in modules if isinstance(modules, dict) else ():
+            child = _child(record, name)
+            if child is not None:
+                waiting.append((f"{prefix}{name}.", child))
+    return found

@@ -28,12 +28,9 @@ from diffdistill.config.methods import (
 )
 from diffdistill.config.schema import Level
 from diffdistill.matching.step import CriticNoise
-from diffdistill.parts.verification.analytic import TEACHER_1, Nodes, gaussian, hermite, nodes_at, trapezoid
+from diffdistill.parts.verification.analytic import TEACHER_1, F, Grid, Nodes, gaussian, hermite, nodes_at, trapezoid
 from diffdistill.parts.verification.check import Check
-from diffdistill.parts.verification.checks_fisher import PRINTED_UNI
-from diffdistill.parts.verification.checks_processes import processes
-from diffdistill.parts.verification.checks_score_gap import PRINTED
-from diffdistill.parts.verification.reference import F, Grid
+from diffdistill.parts.verification.checks_losses import PRINTED_D_F, PRINTED_UNI
 from diffdistill.parts.verification.step import (
     EYES,
     GivenLevels,
@@ -41,6 +38,7 @@ from diffdistill.parts.verification.step import (
     Step,
     at_nodes,
     normal_nodes,
+    processes,
     say_the_feature,
 )
 from diffdistill.process import EDM, LevelLaw
@@ -262,7 +260,7 @@ def divergences() -> Iterator[Check]:
     common: dict[str, Any] = {
         "level_weight": "none", "adversarial": EYES.model_copy(update={"weight": 0.0}), "ratio": WIDE,
     }  # fmt: skip
-    for divergence, printed in PRINTED.items():
+    for divergence, printed in PRINTED_D_F.items():
         mean_h = mean_weight(divergence, nodes)
         for settings, factor, expected in (
             (FDistill(name="f_distill", divergence=divergence, **common), SIGMA**-2, printed),

@@ -1,4 +1,4 @@
-"""`diffdistill verify [--json FILE] [--thorough]`: every check as a line of a table; exit code 1 if one fails."""
+"""`diffdistill verify [--json FILE]`: every check as a line of a table; exit code 1 if one fails."""
 
 import math
 import platform
@@ -11,34 +11,16 @@ import torch
 
 from diffdistill import __version__
 from diffdistill.files import write_json
-from diffdistill.parts.verification import (
-    checks_expansion,
-    checks_fisher,
-    checks_gaussian,
-    checks_guidance,
-    checks_optima,
-    checks_processes,
-    checks_ring,
-    checks_score_gap,
-    checks_step,
-    checks_training,
-)
+from diffdistill.parts.verification import checks_losses, checks_step
 from diffdistill.parts.verification.check import HEADER, Check, table_line
 
-TITLES = {
-    checks_score_gap: "A  the score-gap gradient is the gradient of the divergence",
-    checks_fisher: "B  the Fisher form is the gradient of the weighted Fisher divergence; a detached ratio is wrong",
-    checks_optima: "C  what each method converges to",
-    checks_expansion: "D  over all levels the Fisher form is the divergence of the clean samples",
-    checks_gaussian: "E  Gaussian closed forms, and where SiD is unstable",
-    checks_guidance: "F  guidance and rewards",
-    checks_processes: "F  every prediction type of every process",
-    checks_step: "G  the step that training runs, row by row of the method table; its critic and discriminator",
-}
-THOROUGH = {
-    checks_optima: "C  every start leads to one end",
-    checks_ring: "C  a ring of eight modes in the plane (a minute)",
-    checks_training: "C  trainings, with exact and with learned critic and ratio (minutes)",
+GROUPS = {
+    "A  the score-gap gradient is the gradient of the divergence": checks_losses.score_gaps,
+    "B  the Fisher form is the gradient of the weighted Fisher divergence; a detached ratio is wrong": (
+        checks_losses.fishers
+    ),
+    "E  Gaussian closed forms, and where SiD is unstable": checks_losses.gaussians,
+    "G  the step that training runs, row by row of the method table; its critic and discriminator": checks_step.checks,
 }
 
 
@@ -46,7 +28,7 @@ def run(args: Namespace) -> int:
     """Print the table, write it to `--json`; 0 if every check holds, else 1."""
     start = time.perf_counter()
     done = []
-    for check in all_checks(args.thorough):
+    for check in all_checks():
         print(table_line(check), flush=True)
         done.append(check)
     seconds = time.perf_counter() - start
@@ -59,12 +41,9 @@ def run(args: Namespace) -> int:
     return 1 if failed else 0
 
 
-def all_checks(thorough: bool) -> Iterator[Check]:
+def all_checks() -> Iterator[Check]:
     """All checks, each group under its title."""
-    groups = [(title, module.checks) for module, title in TITLES.items()]
-    if thorough:
-        groups += [(title, module.thorough) for module, title in THOROUGH.items()]
-    for title, group in groups:
+    for title, group in GROUPS.items():
         print(f"\n{title}\n{HEADER}")
         yield from group()
 

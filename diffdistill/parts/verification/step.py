@@ -1,5 +1,7 @@
 """The production step in worlds where its mean is known: exact networks, and nodes of a quadrature in place of noise.
 
+Exact denoisers are dressed as networks of diffusers, so that the production `Denoiser` is in the loop.
+
 Two worlds. In the first an image's pixels are the nodes of (z, eps), and each image has a level of its own: what is a
 mean over pixels in the step (DMD's normaliser, the pseudo-Huber norm) is then an expectation, as it is for images of
 many independent pixels. Pixels are Gaussian, so every integrand is of second degree and a few equal nodes are exact.
@@ -21,8 +23,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.matching.step import DistributionMatching
 from diffdistill.methods import choices_of
 from diffdistill.parts.verification.analytic import Mixture, Nodes
-from diffdistill.parts.verification.oracle import OracleNetwork
-from diffdistill.process import EDM, LevelLaw, Process
+from diffdistill.process import EDM, VP, Flow, LevelLaw, Process, per_sample
 from diffdistill.rewards.term import RewardTerm
 
 TAP = "log_ratio"
@@ -53,6 +54,61 @@ class GivenLevels(LevelLaw):
     def draw(self, count: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         assert count == len(self.u)
         return self.u, self.sigma(self.u)
+
+
+class OracleNetwork(nn.Module):
+    """The network that a process would need to be exact for p(x0 | class), one mixture a class.
+
+    It is called as diffusers networks are, with the scaled input and the process' own time, from which it has to find
+    x_t and sigma again, and answers in the process' own prediction type.
+    """
+
+    def __init__(self, classes: list[Mixture], process: Process):
+        super().__init__()
+        self.classes, self.process = classes, process
+        self.dtype_of_weights = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(
+        self, x_in: Tensor, time: Tensor, class_labels: Tensor | None = None, return_dict: bool = False
+    ) -> tuple[Tensor]:
+        sigma = level_of(self.process, time)
+        x = x_in * per_sample(input_scale(self.process, sigma), x_in)
+        self.answered(x, sigma)
+        labels = torch.zeros(len(x), dtype=torch.long) if class_labels is None else class_labels
+        answers = torch.stack([oracle(x, sigma) for oracle in self.classes])
+        return (self.process.from_x0(answers[labels, torch.arange(len(x))], x, sigma),)
+
+    def answered(self, x: Tensor, sigma: Tensor) -> None:
+        """Called with what the network was found to be asked, before it answers."""
+
+
+def level_of(process: Process, time: Tensor) -> Tensor:
+    """sigma from the network's time argument."""
+    if isinstance(process, EDM):
+        return (time / (0.25 * process.time_scale)).exp()
+    if isinstance(process, Flow):
+        t = time / process.time_scale
+        return t / (1 - t)
+    below = time.long().clamp(0, len(process.log_sigmas) - 2)
+    table = process.log_sigmas.to(time)
+    return (table[below] + (time - below) * (table[below + 1] - table[below])).exp()
+
+
+def input_scale(process: Process, sigma: Tensor) -> Tensor:
+    """x_t over the network's input."""
+    if isinstance(process, EDM):
+        return (sigma**2 + process.sigma_data**2).sqrt()
+    return (1 + sigma**2).sqrt() if isinstance(process, VP) else 1 + sigma
+
+
+def processes() -> dict[str, Process]:
+    # Stable Diffusion's schedule: beta is linear in its root from 0.00085 to 0.012.
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+    alphas_cumprod = (1 - betas).cumprod(0)
+    found: dict[str, Process] = {"EDM": EDM(), "flow": Flow()}
+    for kind in ("epsilon", "v_prediction", "sample"):
+        found[f"VP, {kind}"] = VP(alphas_cumprod, kind)
+    return found
 
 
 class LogRatio(nn.Module):

@@ -16,14 +16,23 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError, DataError
 from diffdistill.evaluation.command import choose_features
 from diffdistill.evaluation.evaluator import Evaluator
-from diffdistill.parts.exposure_bias.calibration.choose import Judge, Trials, calibrate_sampler
-from diffdistill.parts.exposure_bias.calibration.exposure import Exposure, Moments, measure_exposure_bias
-from diffdistill.parts.exposure_bias.calibration.plot import plot_calibration
-from diffdistill.parts.exposure_bias.calibration.record import BOTH, SCALE, SHIFT, Calibration, Entry, read_calibration
-from diffdistill.parts.exposure_bias.sampling import NONE, Corrections
+from diffdistill.parts.exposure_bias.calibration.fit import Judge, Trials, calibrate_sampler
+from diffdistill.parts.exposure_bias.calibration.measure import Exposure, Moments, measure_exposure_bias
+from diffdistill.parts.exposure_bias.corrections import (
+    BOTH,
+    NONE,
+    SCALE,
+    SHIFT,
+    Calibration,
+    Corrections,
+    Entry,
+    read_calibration,
+)
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.sampling.generate import Plan, pick_device, plan_sampling, require_steps, sample_batch
 from diffdistill.sampling.scheduled import Observe
+
+NAMES = {"plain": "plain", SCALE: "Epsilon Scaling", SHIFT: "Time-Shift", BOTH: "both"}
 
 
 def run(args: Namespace) -> int:
@@ -156,3 +165,43 @@ def _line(entry: Entry) -> str:
         spread = "" if result["deviation"] is None else f" +- {result['deviation']:.2f}"
         parts.append(f"; {name} {result['mean']:.2f}{spread}")
     return " ".join(parts).replace(" ;", ";")
+
+
+# ---- the plot
+
+
+def plot_calibration(held: Calibration, target: Path) -> None:
+    """A row an entry: r at every level (left), quality against b (right). ConfigError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("a plot needs matplotlib: pip install 'diffdistill[plot]'") from error
+    rows = len(held.entries)
+    figure = Figure(figsize=(10, 2.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2, squeeze=False)
+    for (left, right), entry in zip(axes, held.entries, strict=True):
+        _path(left, entry)
+        _quality(right, entry, held.settings["metric"].upper())
+    figure.savefig(target, dpi=120)
+
+
+def _path(axis: Any, entry: Entry) -> None:
+    for name, report in entry.report["exposure"].items():
+        # The last level is 0, which a logarithmic axis lacks: it is drawn a step to the right of the others.
+        levels = [level or report["levels"][-2] / 3 for level in report["levels"]]
+        axis.errorbar(levels, report["log_ratio"], report["standard_error"], label=NAMES[name], marker=".", capsize=2)
+    axis.set(xscale="log", title=f"{entry.sampler}, {entry.steps} steps", ylabel="ln(variance / training variance)")
+    axis.set_xlabel("noise level (last point: the images)")
+    axis.invert_xaxis()
+    axis.axhline(0, color="gray", linewidth=0.8)
+    axis.legend(fontsize=8)
+
+
+def _quality(axis: Any, entry: Entry, metric: str) -> None:
+    for shifted, label in ((False, "no shift"), (True, "shifted")):
+        tried = sorted((t["b"], t["quality"]) for t in entry.report["trials"] if bool(t["window"]) is shifted)
+        if tried:
+            axis.plot(*zip(*tried, strict=True), marker="o", label=label)
+    axis.axvline(entry.fits[SCALE]["b"], color="gray", linewidth=0.8)
+    axis.set(xlabel="b", ylabel=metric, title="trials; the line is the choice")
+    axis.legend(fontsize=8)

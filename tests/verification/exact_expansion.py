@@ -13,9 +13,17 @@ from torch import Tensor
 
 from diffdistill.divergences import get_divergence
 from diffdistill.losses import fisher_gradient
-from diffdistill.parts.verification.analytic import TEACHER_1, Nodes, expected_gradient, hermite, nodes_at, trapezoid
+from diffdistill.parts.verification.analytic import (
+    TEACHER_1,
+    F,
+    Grid,
+    Nodes,
+    expected_gradient,
+    hermite,
+    nodes_at,
+    trapezoid,
+)
 from diffdistill.parts.verification.check import Check
-from diffdistill.parts.verification.reference import F, Grid
 from diffdistill.process import per_sample
 
 MEAN, SCALE, TOP = 0.5, 1.2, 3.0

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffdistill.data import ImageSet
 from diffdistill.errors import DataError
-from diffdistill.parts.exposure_bias.statistics import level_statistic
+from diffdistill.parts.exposure_bias.time_shift import level_statistic
 from diffdistill.sampling.scheduled import Observe
 
 BANDS = 4  # octaves of spatial frequency; the last is the finest

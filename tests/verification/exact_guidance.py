@@ -13,7 +13,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.losses import fisher_gradient, guidance_gradient, score_gap_gradient
 from diffdistill.parts.verification.analytic import Gradient, Mixture, expected_gradient, gaussian, hermite, nodes_at
 from diffdistill.parts.verification.check import Check
-from diffdistill.parts.verification.oracle import OracleNetwork
+from diffdistill.parts.verification.step import OracleNetwork
 from diffdistill.process import EDM
 from diffdistill.rewards import CallableReward
 from diffdistill.rewards.term import RewardTerm

@@ -9,23 +9,13 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.losses import fisher_gradient, score_gap_gradient
 from diffdistill.parts.verification.analytic import TEACHER_1, Mixture, expected_gradient, hermite, nodes_at
 from diffdistill.parts.verification.check import Check
-from diffdistill.parts.verification.oracle import OracleNetwork
-from diffdistill.process import EDM, VP, Flow, Process, per_sample, prediction_from_x0, x0_from_prediction
+from diffdistill.parts.verification.step import OracleNetwork, processes
+from diffdistill.process import Process, per_sample, prediction_from_x0, x0_from_prediction
 
 MEAN, SCALE, SIGMA = 0.5, 1.2, 0.7
 # distillation note, 7.2 and 7.3.
 SCORE_GAP = (0.1624833171178, -0.7599695332135)
 UNI_FORWARD_KL = (0.698005315579, -2.577250395984)
-
-
-def processes() -> dict[str, Process]:
-    # Stable Diffusion's schedule: beta is linear in its root from 0.00085 to 0.012.
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
-    alphas_cumprod = (1 - betas).cumprod(0)
-    found: dict[str, Process] = {"EDM": EDM(), "flow": Flow()}
-    for kind in ("epsilon", "v_prediction", "sample"):
-        found[f"VP, {kind}"] = VP(alphas_cumprod, kind)
-    return found
 
 
 class Converted(Mixture):
