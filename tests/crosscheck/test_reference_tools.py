@@ -19,8 +19,8 @@ from diffdistill.data import ImageSet
 from diffdistill.data.load import fingerprint
 from diffdistill.evaluation import Evaluator, clip_score, frechet_distance, load_features
 from diffdistill.evaluation.backends import FRECHET, KERNEL, MODULES, sqrtm_with_disp
-from diffdistill.evaluation.metrics.frechet import fit, frechet_terms
-from diffdistill.evaluation.metrics.kernel import polynomial_mmd
+from diffdistill.evaluation.frechet import fit, frechet_terms
+from diffdistill.evaluation.kernel import polynomial_mmd
 
 pytestmark = pytest.mark.crosscheck
 TOOLS = tuple(MODULES)

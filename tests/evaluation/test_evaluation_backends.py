@@ -11,7 +11,7 @@ import torch
 
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation import backends
-from diffdistill.evaluation.metrics.frechet import fit, frechet_terms
+from diffdistill.evaluation.frechet import fit, frechet_terms
 
 
 def newer_sqrtm(A: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from diffdistill.cli import main
 from diffdistill.data import load_images
 from diffdistill.evaluation import load_features
 from diffdistill.evaluation.command import choose_features
-from diffdistill.evaluation.metrics.frechet import fit
+from diffdistill.evaluation.frechet import fit
 from diffdistill.evaluation.plot import plot_evaluations
 from diffdistill.evaluation.statistics import Statistics, save_statistics
 

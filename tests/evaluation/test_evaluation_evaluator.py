@@ -14,7 +14,7 @@ from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation import Evaluator, evaluate_images, frechet_distance, load_features
 from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.extractors.bundled import PixelFeatures
-from diffdistill.evaluation.metrics.frechet import fit
+from diffdistill.evaluation.frechet import fit
 from diffdistill.evaluation.statistics import Statistics
 
 

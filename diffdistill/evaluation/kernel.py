@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffdistill.errors import DataError
 from diffdistill.evaluation.arrays import Estimate, as_pair
-from diffdistill.evaluation.metrics.frechet import Array
+from diffdistill.evaluation.frechet import Array
 
 
 def polynomial_mmd(x: Tensor, y: Tensor, degree: int = 3) -> float:

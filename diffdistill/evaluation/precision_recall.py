@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffdistill.errors import DataError
 from diffdistill.evaluation.arrays import as_pair
-from diffdistill.evaluation.metrics.frechet import Array
+from diffdistill.evaluation.frechet import Array
 
 BLOCK = 2**23  # entries of a distance matrix held at once: 64 MB
 

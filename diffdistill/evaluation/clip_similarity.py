@@ -9,7 +9,7 @@ from torch import Tensor
 from diffdistill.errors import DataError
 from diffdistill.evaluation.arrays import Estimate, as_features
 from diffdistill.evaluation.extractors.hub import DEFAULTS, HubFeatures
-from diffdistill.evaluation.metrics.frechet import Array
+from diffdistill.evaluation.frechet import Array
 
 
 def clip_score(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.evaluation.arrays import as_pair
-from diffdistill.evaluation.metrics.frechet import Array
+from diffdistill.evaluation.frechet import Array
 
 CHUNK = 2048
 
