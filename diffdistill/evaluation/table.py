@@ -19,9 +19,8 @@ def rows_of(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         real = "" if value.real is None else _number(value.real)
         if real and value.real_n not in (None, value.n):
             real += f" (N = {value.real_n:,})"
-        rows.append(
-            (label_of(name, features, result.get("figures")), _number(value.value) + error, f"{value.n:,}", real)
-        )
+        label = label_of(name, features, result.get("figures"))
+        rows.append((label, _number(value.value) + error, f"{value.n:,}", real))
     return rows
 
 

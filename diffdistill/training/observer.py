@@ -62,7 +62,7 @@ class RunObserver:
             split = settings.reference_split or self.config.data.split
             channels, _, size = self.data.images.shape[1:]
             reference = load_images(settings.reference, split=split, image_size=size, channels=channels)
-        return told(Evaluator(reference, settings.features, settings.metrics, device=pick_device(None)))
+        return warned(Evaluator(reference, settings.features, settings.metrics, device=pick_device(None)))
 
 
 class TextObserver:
@@ -129,7 +129,7 @@ class TextObserver:
     @cached_property
     def evaluator(self) -> Evaluator:
         settings = self.config.evaluation
-        return told(
+        return warned(
             Evaluator(
                 self.reference,
                 settings.features,
@@ -149,13 +149,13 @@ def observer_of(config: Run, data: ImageSet | TextSet) -> RunObserver | TextObse
     of_texts = [name for name in settings.metrics if "texts" in metric(name).needs]
     if of_texts or settings.rewards or settings.prompts is not None:
         raise ConfigError(
-            f"evaluation.metrics={of_texts[0] if of_texts else 'clip'}, evaluation.rewards and evaluation.prompts are of models that draw texts, and "
-            "this one draws none; leave them out"
+            f"evaluation.metrics={of_texts[0] if of_texts else 'clip'}, evaluation.rewards and evaluation.prompts "
+            "are of models that draw texts, and this one draws none; leave them out"
         )
     return RunObserver(config, data)
 
 
-def told(evaluator: Evaluator) -> Evaluator:
+def warned(evaluator: Evaluator) -> Evaluator:
     """The evaluator, its warnings said before the run begins: they will be true of every figure of it."""
     for warning in evaluator.warnings:
         print(f"warning: {warning}", file=sys.stderr)

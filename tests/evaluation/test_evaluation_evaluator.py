@@ -192,9 +192,9 @@ def test_one_image_is_too_few():
 
 
 def test_wishes_that_cannot_be_met_are_refused():
-    with pytest.raises(ConfigError, match="no metric 'fd'"):
+    with pytest.raises(ConfigError, match="metric 'fd' is not known"):
         Evaluator(image_set(), pixels(), ("fd",))
-    with pytest.raises(ConfigError, match="no backend 'scipy'"):
+    with pytest.raises(ConfigError, match="backend 'scipy' is not known"):
         Evaluator(image_set(), pixels(), backend="scipy")
     with pytest.raises(ConfigError, match="is no classifier"):
         Evaluator(image_set(), pixels(), ("is",))(pictures(20, 0))
