@@ -27,6 +27,12 @@ def kernel_distance(
     of the mean. With f = subset size / min(N, M) the standard error is `s sqrt(f / (1 - f) + 1 / subsets)`: the
     subsampling estimate of the error that the *whole* sets leave, and that of the finite number of subsets.
 
+    >>> import torch
+    >>> real, fake = torch.randn(2, 400, 8, generator=torch.Generator().manual_seed(0))
+    >>> value, error = kernel_distance(real, fake)
+    >>> abs(value) < 3 * error, float(kernel_distance(real, 2 * fake)) > 1
+    (True, True)
+
     Raises:
         DataError: fewer than four images, values that are not finite, different dimensions, or no subsets.
     """

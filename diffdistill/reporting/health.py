@@ -1,8 +1,8 @@
 """What the metrics of a run say about its health, in words.
 
 The signs are those of distribution matching (a critic that lags, a discriminator that wins, ratios out of calibration,
-images that saturate or lose their spread); each is judged only if its metric was logged. `SIGNS` are those that compare
-one metric's end with a bound, or with an earlier part of the run; the functions below judge what is not so simple.
+images that saturate or lose their spread); each is judged only if its metric was logged. A `Sign` compares the end of
+one metric with a bound, or with an earlier part of the run; functions judge what is not so simple.
 """
 
 from collections.abc import Callable

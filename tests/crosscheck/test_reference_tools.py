@@ -24,7 +24,7 @@ from diffdistill.evaluation.frechet import fit, frechet_terms
 from diffdistill.evaluation.kernel import polynomial_mmd
 
 pytestmark = pytest.mark.crosscheck
-TOOLS = tuple(MODULES)
+TOOLS = tuple(name for name, backend in BACKENDS.rows().items() if backend.module)
 
 
 def need(name: str) -> Any:
