@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffdistill.evaluation.metrics.frechet import Gaussian, Moments, fit, frechet_terms
+from diffdistill.evaluation.frechet import Gaussian, Moments, fit, frechet_terms
 
 BATCH = 500
 

@@ -3,19 +3,18 @@
 import argparse
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from diffdistill.errors import ConfigError
 from diffdistill.parts.attention.names import attention_name
+from diffdistill.registry import is_plugin
 
-METRICS = ("fid", "kid", "prdc", "is", "clip", "cmmd", "per_class_fid", "neighbours")
 # A test compares these with SOLVERS and SCHEDULED.
 SAMPLERS = ("heun", "euler", "ddim", "flow_euler", "dpm_solver", "ddpm", "consistency")
 SCHEDULED_SAMPLERS = ("vp_ddim", "vp_ddpm", "fpndm", "deis", "unipc", "euler_ancestral")
-BACKENDS = ("native", "torchmetrics", "clean-fid", "torch-fidelity")
 
 
 @dataclass(frozen=True)
@@ -117,20 +116,23 @@ def auto_or_numbers(form: str, least: int, most: int) -> Callable[[str], str]:
     return read
 
 
-def metrics(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(text.split(",")))
-    wrong = [name for name in names if name not in METRICS]
-    if wrong:
-        raise argparse.ArgumentTypeError(f"'{wrong[0]}' is no metric; choose of {','.join(METRICS)}")
-    return names
-
-
 def sampler(text: str) -> str:
     name = text.replace("-", "_")
     names = SAMPLERS + SCHEDULED_SAMPLERS
     if name not in names:
         raise argparse.ArgumentTypeError(f"'{text}' is no sampler; choose of {', '.join(names)}")
     return name
+
+
+def known(kind: str, names: Callable[[], Iterable[str]]) -> Callable[[str], str]:
+    """One of a registry's names, or `FILE.py:NAME`, which is not looked into before the command runs."""
+
+    def read(text: str) -> str:
+        if text not in (there := tuple(names())) and not is_plugin(text):
+            raise argparse.ArgumentTypeError(f"'{text}' is no {kind}; choose of {','.join(there)}, or FILE.py:NAME")
+        return text
+
+    return read
 
 
 def several(read: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:

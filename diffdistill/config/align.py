@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from diffdistill.config.parts import Count, Evaluations, Lora, Optimizer, Positive, Section
 from diffdistill.config.schema import Data, Run
+from diffdistill.evaluation.figures import WATCHED_PAIRS
 
 LossSpace = Literal["native", "epsilon", "x0"]
 
@@ -41,8 +42,7 @@ class PairEvaluation(Evaluations):
     judged_images: Annotated[int, Field(ge=2)] = Field(64, description="images that each judge sees, captions in turn")
 
     def figures(self) -> tuple[str, ...]:
-        pairs = "margin", "win_rate", "win_rate_over_start", "loss_win"
-        return (*pairs, "judge/", "judge_win_rate/") if self.judges else pairs
+        return (*WATCHED_PAIRS, "judge/", "judge_win_rate/") if self.judges else WATCHED_PAIRS
 
 
 class MaPO(Section):

@@ -9,6 +9,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from diffdistill.config.methods import Methods
 from diffdistill.config.parts import Average, Count, Evaluations, Fraction, Lora, Muon, Optimizer, Positive, Section
+from diffdistill.errors import ConfigError
+from diffdistill.evaluation.metrics import metric
 from diffdistill.parts.attention.names import attention_name
 
 
@@ -50,15 +52,25 @@ class Level(Section):
     shift: Positive = Field(3.0, description="shifted: resolution shift of a flow time, t' = s t / (1 + (s - 1) t)")
 
 
-PRDC = ("precision", "recall", "density", "coverage")  # what the metric of this name measures
+def known_metric(name: str) -> str:
+    """The name of a metric, or `FILE.py:NAME` of one; ValueError where there is none."""
+    try:
+        metric(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return name
 
 
 class Evaluation(Evaluations):
     num_images: Annotated[int, Field(ge=2)] = 5000
-    metrics: tuple[Literal["fid", "kid", "prdc", "clip"], ...] = ("fid",)
+    metrics: tuple[Annotated[str, AfterValidator(known_metric)], ...] = Field(
+        ("fid",), description="what is measured: a metric's name as of evaluate --metrics, or FILE.py:NAME"
+    )
     clip: str | None = Field(None, description="CLIP of the metric clip: a folder, builtin:NAME or Hub id")
     rewards: tuple[str, ...] = Field((), description="scores of images for their prompts; best not those optimised")
-    features: str = Field("fashion_mnist", description="feature extractor: an id or a path")
+    features: str | None = Field(
+        None, description="feature extractor: an id or a path; null: what fits the reference, as of evaluate"
+    )
     reference: str | None = Field(None, description="DATA to compare with; null: the training data")
     reference_split: str | None = Field(None, description="split of the reference; null: data.split")
     prompts: str | None = Field(
@@ -71,8 +83,8 @@ class Evaluation(Evaluations):
     steps: Count | None = Field(None, description="sampling steps; null: the model's own")
 
     def figures(self) -> tuple[str, ...]:
-        found = [name for metric in self.metrics for name in (PRDC if metric == "prdc" else (metric,))]
-        return (*found, "reward/") if self.rewards else tuple(found)
+        names = [figure.name for name in self.metrics for figure in metric(name).numbers]
+        return (*names, "reward/") if self.rewards else tuple(names)
 
 
 def no_half(precision: Any) -> Any:

@@ -4,19 +4,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffdistill.evaluation.clip_mmd import cmmd
+    from diffdistill.evaluation.clip_similarity import clip_score
+    from diffdistill.evaluation.entropy import inception_score
     from diffdistill.evaluation.evaluator import Evaluator, evaluate_images
     from diffdistill.evaluation.features import load_features
-    from diffdistill.evaluation.metrics.clip_mmd import cmmd
-    from diffdistill.evaluation.metrics.clip_similarity import clip_score
-    from diffdistill.evaluation.metrics.entropy import inception_score
-    from diffdistill.evaluation.metrics.frechet import frechet_distance, frechet_from_stats
-    from diffdistill.evaluation.metrics.kernel import kernel_distance
-    from diffdistill.evaluation.metrics.precision_recall import prdc
+    from diffdistill.evaluation.frechet import frechet_distance, frechet_from_stats
+    from diffdistill.evaluation.kernel import kernel_distance
+    from diffdistill.evaluation.precision_recall import prdc
+    from diffdistill.evaluation.run import evaluate
 
 __all__ = [
     "Evaluator",
     "clip_score",
     "cmmd",
+    "evaluate",
     "evaluate_images",
     "frechet_distance",
     "frechet_from_stats",
@@ -29,15 +31,16 @@ __all__ = [
 # Files are named otherwise than what they export: importing a submodule would hide a function of its name.
 _HOME = {
     "Evaluator": "evaluator",
-    "clip_score": "metrics.clip_similarity",
-    "cmmd": "metrics.clip_mmd",
+    "clip_score": "clip_similarity",
+    "cmmd": "clip_mmd",
+    "evaluate": "run",
     "evaluate_images": "evaluator",
-    "frechet_distance": "metrics.frechet",
-    "frechet_from_stats": "metrics.frechet",
-    "inception_score": "metrics.entropy",
-    "kernel_distance": "metrics.kernel",
+    "frechet_distance": "frechet",
+    "frechet_from_stats": "frechet",
+    "inception_score": "entropy",
+    "kernel_distance": "kernel",
     "load_features": "features",
-    "prdc": "metrics.precision_recall",
+    "prdc": "precision_recall",
 }
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffdistill.evaluation.metrics.frechet import Gaussian, fit, frechet_terms
+from diffdistill.evaluation.frechet import Gaussian, fit, frechet_terms
 
 
 def bootstrap_error(reference: Gaussian, features: Tensor, *, resamples: int = 50, seed: int = 0) -> float:

@@ -1,4 +1,4 @@
-"""`Evaluator`: the metrics of generated images against one reference, as a JSON-able result with its protocol."""
+"""`Evaluator`: the metrics of generated images, against a reference or by themselves, as a JSON-able result."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -9,31 +9,36 @@ import torch
 from torch import Tensor
 
 from diffdistill.data import ImageSet
-from diffdistill.errors import ConfigError
-from diffdistill.evaluation.backends import BACKENDS, backend_version
+from diffdistill.errors import ConfigError, DataError
+from diffdistill.evaluation.backends import BACKENDS
 from diffdistill.evaluation.batches import Batches, labelled, rebatched
-from diffdistill.evaluation.extractors.base import FeatureExtractor
+from diffdistill.evaluation.context import Context, Generated
+from diffdistill.evaluation.extractors.base import FeatureExtractor, large_batch
 from diffdistill.evaluation.extractors.hub import DEFAULTS, HubFeatures
-from diffdistill.evaluation.features import load_features
-from diffdistill.evaluation.measures import MEASURES, Context, Generated, text_score
-from diffdistill.evaluation.metrics.frechet import Moments
-from diffdistill.evaluation.metrics.memorisation import thumbnails
+from diffdistill.evaluation.features import choose_features
+from diffdistill.evaluation.frechet import Gaussian, Moments
+from diffdistill.evaluation.memorisation import thumbnails
+from diffdistill.evaluation.metrics import Metric, metric, metrics
 from diffdistill.evaluation.reference import Reference, load_reference, sample_rows
 from diffdistill.evaluation.statistics import Statistics, check_same_features
-from diffdistill.evaluation.text_scores import TextScores, joined
+from diffdistill.evaluation.text_scores import Scores, joined
 from diffdistill.rewards.protocol import Reward
+
+NO_FEATURES = Gaussian(torch.zeros(0, dtype=torch.float64), torch.zeros(0, 0, dtype=torch.float64))
 
 
 class Evaluator:
-    """Metrics of generated images against one reference; cheap to call again, as a training loop does.
+    """Metrics of generated images; cheap to call again, as a training loop does.
 
     The reference's features are computed once, kept in memory, and on disk under a key of the data's fingerprint and
     the extractor's SHA-256 (`DIFFDISTILL_CACHE`, else the user's cache folder).
 
     Args:
-        reference: images, or a statistics file's content (enough for `fid`).
-        extractor: a name for `load_features`, or an extractor.
-        metrics: of fid, kid, prdc, is, clip, cmmd, per_class_fid, neighbours.
+        reference: images, or a statistics file's content (enough for `fid`); None: nothing to compare with, so only
+            what looks at an image and its text is measured, as `clip` and rewards. Where no metric is asked for but
+            rewards, the reference is not looked at.
+        extractor: a name for `load_features`, or an extractor; None: what fits the reference (`choose_features`).
+        metrics: names of `diffdistill.evaluation.metrics`, or `FILE.py:NAME`.
         backend: whose arithmetic computes fid and kid.
         mode: resize, `tf` or `clean`; None: the extractor's own.
         seed: of subsets and resamples.
@@ -44,15 +49,18 @@ class Evaluator:
         rewards: further scores of images for their texts, under `reward/NAME`.
         progress: show a bar while the reference is computed.
 
+    Attributes:
+        warnings: what every result will warn of, as that the extractor does not fit the reference.
+
     Raises:
-        ConfigError: an unknown metric, backend or extractor. CheckpointError: weights missing or damaged.
-        DataError: statistics of another extractor, images that do not fit.
+        ConfigError: an unknown metric, backend or extractor; a metric whose needs are not met. CheckpointError:
+            weights missing or damaged. DataError: statistics of another extractor, images that do not fit.
     """
 
     def __init__(
         self,
-        reference: ImageSet | Statistics,
-        extractor: str | FeatureExtractor = "fashion_mnist",
+        reference: ImageSet | Statistics | None = None,
+        extractor: str | FeatureExtractor | None = None,
         metrics: Sequence[str] = ("fid",),
         *,
         backend: str = "native",
@@ -65,31 +73,68 @@ class Evaluator:
         rewards: Sequence[Reward] = (),
         progress: bool = False,
     ) -> None:
-        unknown = [metric for metric in metrics if metric not in MEASURES]
-        if unknown or not metrics:
-            asked = f"no metric '{', '.join(unknown)}'" if unknown else "no metric is asked for"
-            raise ConfigError(f"{asked}: choose of {', '.join(MEASURES)}")
-        if backend not in BACKENDS:
-            raise ConfigError(f"no backend '{backend}': choose of {', '.join(BACKENDS)}")
-        self.backend, self.backend_version = backend, backend_version(backend)
-        self.metrics, self.seed, self.floor, self.resamples = tuple(metrics), seed, floor, resamples
-        self.extractor = load_features(extractor, device=device) if isinstance(extractor, str) else extractor
+        self.metrics = _known(metrics, rewards)
+        self.backend = BACKENDS.get(backend)
+        self.backend_version = self.backend.version()
+        self.seed, self.floor, self.resamples, self.device = seed, floor, resamples, torch.device(device)
+        self.extractor: FeatureExtractor | None = None
+        self.reference: Reference | None = None
+        self.warnings: list[str] = []
+        if reference is not None and metrics:
+            self._compare_with(reference, extractor, mode, progress)
+        for asked in self.metrics:
+            self._check(asked)
+        clip = self._clip_model(clip_model) if any("clip" in asked.needs for asked in self.metrics) else None
+        functions = {asked.name: asked.score for asked in self.metrics if asked.score is not None}
+        self.scores = Scores(clip, rewards, self.device, functions)
+        self._floors: dict[Any, Any] = {}
+
+    def _compare_with(
+        self,
+        reference: ImageSet | Statistics,
+        extractor: str | FeatureExtractor | None,
+        mode: str | None,
+        progress: bool,
+    ) -> None:
+        self.extractor, warning = choose_features(extractor, reference, device=self.device)
+        self.warnings += [] if warning is None else [warning]
         if mode is not None:
             self.extractor.mode = mode
-        clip = self._clip_model(clip_model, torch.device(device)) if "clip" in metrics else None
-        self.text_scores = TextScores(clip, rewards, torch.device(device))
-        self.warning: str | None = None
         if isinstance(reference, Statistics):
             check_same_features(reference, self.extractor)
             self.reference = Reference.of_statistics(reference)
         else:
-            self.reference, self.warning = load_reference(reference, self.extractor, progress=progress)
-        self._floors: dict[Any, Any] = {}
+            self.reference, unkept = load_reference(reference, self.extractor, progress=progress)
+            self.warnings += [] if unkept is None else [unkept]
 
-    def _clip_model(self, name: str | None, device: torch.device) -> HubFeatures:
+    def _check(self, asked: Metric) -> None:
+        """ConfigError where what a metric needs is not there."""
+        if not asked.compares and not {"classifier", "clip_features"} & set(asked.needs):
+            return
+        if self.reference is None or self.extractor is None:
+            alone = ", ".join(name for name, row in metrics().items() if not row.compares)
+            raise ConfigError(
+                f"metric '{asked.name}' cannot be measured without a reference: choose {alone}, rewards, or several"
+            )
+        if "images" in asked.needs:
+            self.reference.sample()
+        images, extractor = self.reference.images, self.extractor
+        if "labels" in asked.needs and (images is None or images.labels is None):
+            raise ConfigError(f"metric '{asked.name}' needs class labels of the images and of the reference")
+        blank = torch.zeros(1, extractor.dim, dtype=torch.float64)
+        if "classifier" in asked.needs and extractor.probabilities(blank) is None:
+            raise ConfigError(
+                f"'{extractor.id}' is no classifier: metric '{asked.name}' needs fashion_mnist or inception"
+            )
+        if "clip_features" in asked.needs and getattr(extractor, "kind", None) != "clip":
+            raise ConfigError(
+                f"metric '{asked.name}' is defined on CLIP features, not on '{extractor.id}': use clip[:MODEL]"
+            )
+
+    def _clip_model(self, name: str | None) -> HubFeatures:
         if name is None and isinstance(self.extractor, HubFeatures) and self.extractor.kind == "clip":
             return self.extractor
-        return HubFeatures(name or DEFAULTS["clip"], device)
+        return HubFeatures(name or DEFAULTS["clip"], self.device)
 
     def __call__(
         self,
@@ -100,7 +145,8 @@ class Evaluator:
         num_images: int | None = None,
         picture: str | Path | None = None,
     ) -> dict[str, Any]:
-        """Measure images; returns `{"metrics": {...}, "protocol": {...}, "warnings": [...], "seconds": ...}`.
+        """Measure images; returns `{"metrics": {...}, "figures": {...}, "protocol": {...}, "warnings": [...],
+        "seconds": ...}`, where `figures` says what each number is called and which direction is the better one.
 
         Args:
             batches: uint8 `(N, C, H, W)`, or batches of it, or of `(images, labels)`, such as `generate` yields.
@@ -113,17 +159,22 @@ class Evaluator:
             DataError: too few images, images of several sizes without a mode, features that are not finite.
         """
         start = time.perf_counter()
-        self.text_scores.check(texts)
+        check_texts(self.metrics, texts)
         generated, resizes, shape = self._pass(labelled(batches, labels, num_images), texts, picture is not None)
         context = Context(
-            self.reference, generated, self.extractor, self.backend, self.seed, self.floor, self.resamples,
+            generated, self.reference, self.extractor, self.backend, self.seed, self.floor, self.resamples,
             None if picture is None else Path(picture), self._warnings(generated, resizes, shape), self._floors,
             self._real_scores,
         )  # fmt: skip
-        found = {metric: MEASURES[metric](context) for metric in self.metrics}
-        found |= {name: text_score(context, name) for name in self.text_scores.rewards}
+        entries = {asked.name: asked.measure(context) for asked in self.metrics}
+        entries |= {name: context.mean_score(name) for name in self.scores.rewards}
         return {
-            "metrics": found,
+            "metrics": entries,
+            "figures": {
+                figure.name: {"label": figure.label, "lower_is_better": figure.lower_is_better}
+                for asked in self.metrics
+                for figure in asked.numbers
+            },
             "protocol": self._protocol(generated, resizes, texts),
             "warnings": context.warnings,
             "seconds": round(time.perf_counter() - start, 2),
@@ -132,29 +183,34 @@ class Evaluator:
     def _pass(
         self, pairs: Iterator[tuple[Tensor, Tensor | None]], texts: Sequence[str] | None, pictures: bool
     ) -> tuple[Generated, list[str], torch.Size]:
-        """One streaming pass: moments of all images, features of at most `sample_rows` of them."""
-        moments, room = Moments(self.extractor.dim), sample_rows(self.extractor.dim)
+        """One streaming pass: moments of all images, features of at most `sample_rows` of them, and scores."""
+        extractor = self.extractor
+        moments, room = (None, 0) if extractor is None else (Moments(extractor.dim), sample_rows(extractor.dim))
+        size = large_batch(self.device) if extractor is None else extractor.batch_size
         features, labels, small, scores = [], [], [], []
         resizes: dict[str, None] = {}
-        shape = torch.Size()
-        for images, own in rebatched(pairs, self.extractor.batch_size, self.extractor.mode is not None):
-            new = self.extractor(images)
-            chosen = None if not texts else [texts[(moments.n + i) % len(texts)] for i in range(len(images))]
-            scores.append(self.text_scores(images, chosen, own))
+        shape, done = torch.Size(), 0
+        for images, own in rebatched(pairs, size, extractor is None or extractor.mode is not None):
+            chosen = None if not texts else [texts[(done + i) % len(texts)] for i in range(len(images))]
+            scores.append(self.scores(images, chosen, own))
+            labels.append(own)
+            shape, done = images.shape[1:], done + len(images)
+            if extractor is None or moments is None:
+                continue
+            new = extractor(images)
             moments.update(new)
             features.append(new[:room])
             room -= len(features[-1])
-            labels.append(own)
             if pictures:
                 small.append(thumbnails(images[: len(features[-1])]))
-            shape = images.shape[1:]
-            resizes[self.extractor.resize_used(*shape[1:])] = None
-        gaussian = moments.gaussian()
+            resizes[extractor.resize_used(*shape[1:])] = None
+        if not done:
+            raise DataError("there are no images to measure: give some")
         known = [x for x in labels if x is not None]
         generated = Generated(
-            moments.n,
-            gaussian,
-            torch.cat(features),
+            done,
+            NO_FEATURES if moments is None else moments.gaussian(),
+            torch.cat(features) if features else torch.empty(done, 0, dtype=torch.float64),
             torch.cat(known) if len(known) == len(labels) else None,
             torch.cat(small) if small else None,
             joined(scores),
@@ -162,55 +218,73 @@ class Evaluator:
         return generated, list(resizes), shape
 
     def _real_scores(self, count: int) -> dict[str, float]:
-        images = self.reference.images
-        if not self.floor or images is None:
+        if not self.floor or self.reference is None or self.reference.images is None or self.extractor is None:
             return {}
-        if (key := ("text scores", count)) not in self._floors:
-            self._floors[key] = self.text_scores.of_real(images, count, self.extractor.batch_size)
+        if (key := ("scores", count)) not in self._floors:
+            self._floors[key] = self.scores.of_real(self.reference.images, count, self.extractor.batch_size)
         return self._floors[key]
 
     def _warnings(self, generated: Generated, resizes: list[str], shape: torch.Size) -> list[str]:
-        found = [] if self.warning is None else [self.warning]
-        found += [f"generated images: {problem}" for problem in generated.gaussian.problems()]
-        found += [f"reference: {problem}" for problem in self.reference.gaussian.problems()]
+        warnings = list(self.warnings)
+        if self.reference is None:
+            return warnings
+        warnings += [f"generated images: {problem}" for problem in generated.gaussian.problems()]
+        warnings += [f"reference: {problem}" for problem in self.reference.gaussian.problems()]
         images = self.reference.images
         if images is not None and images.images.shape[1:] != shape:
             ours, theirs = ("x".join(map(str, s)) for s in (shape, images.images.shape[1:]))
-            found.append(f"the images are {ours} (C x H x W), the reference is {theirs}: a difference in itself")
+            warnings.append(f"the images are {ours} (C x H x W), the reference is {theirs}: a difference in itself")
         if self.reference.resize is not None and resizes != [self.reference.resize]:
-            found.append(
+            warnings.append(
                 f"resize is {', '.join(resizes)} for the images and {self.reference.resize} for the reference"
             )
-        return found
+        return warnings
 
     def _protocol(self, generated: Generated, resizes: list[str], texts: Sequence[str] | None) -> dict[str, Any]:
-        return {
-            "num_images": generated.n,
-            "features": {"id": self.extractor.id, "sha256": self.extractor.sha256, "dim": self.extractor.dim},
-            "resize": "+".join(resizes),
-            "reference": {
-                "name": self.reference.name,
-                "fingerprint": self.reference.fingerprint,
-                "num_images": self.reference.n,
-                "resize": self.reference.resize,
-            },
-            "backend": self.backend_version,
-            "seed": self.seed,
-            **self.text_scores.protocol(texts),
-        }
+        protocol: dict[str, Any] = {"num_images": generated.n}
+        if self.reference is not None and self.extractor is not None:
+            protocol |= {
+                "features": {"id": self.extractor.id, "sha256": self.extractor.sha256, "dim": self.extractor.dim},
+                "resize": "+".join(resizes),
+                "reference": {
+                    "name": self.reference.name,
+                    "fingerprint": self.reference.fingerprint,
+                    "num_images": self.reference.n,
+                    "resize": self.reference.resize,
+                },
+                "backend": self.backend_version,
+                "seed": self.seed,
+            }
+        return protocol | self.scores.protocol(texts)
+
+
+def _known(names: Sequence[str], rewards: Sequence[Reward]) -> tuple[Metric, ...]:
+    """The metrics of these names; ConfigError for one that is not known, and where nothing is to be measured."""
+    if not names and not rewards:
+        raise ConfigError(f"no metric is asked for: choose of {', '.join(metrics())}")
+    return tuple(metric(name) for name in names)
+
+
+def check_texts(asked: Sequence[Metric], texts: Sequence[str] | None) -> None:
+    """ConfigError where a metric needs texts and there are none; a reward that may read labels speaks itself."""
+    for row in asked:
+        if "texts" in row.needs and not texts:
+            raise ConfigError(
+                f"metric '{row.name}' needs a text for each image: give images with captions, --prompt or --prompts"
+            )
 
 
 def evaluate_images(
     images: Batches,
-    reference: ImageSet | Statistics,
+    reference: ImageSet | Statistics | None = None,
     *,
     metrics: Sequence[str] = ("fid",),
-    extractor: str | FeatureExtractor = "fashion_mnist",
+    extractor: str | FeatureExtractor | None = None,
     labels: Tensor | None = None,
     texts: Sequence[str] | None = None,
     num_images: int | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Metrics of generated images against a reference, once: `Evaluator(reference, ...)(images, ...)`, which see."""
+    """Metrics of generated images, once: `Evaluator(reference, ...)(images, ...)`, which see."""
     evaluator = Evaluator(reference, extractor, metrics, **settings)
     return evaluator(images, labels=labels, texts=texts, num_images=num_images)

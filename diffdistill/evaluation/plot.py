@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffdistill.errors import ConfigError
-from diffdistill.evaluation.table import metric_name
+from diffdistill.evaluation.figures import label_of
 
 
 def plot_evaluations(results: Sequence[dict[str, Any]], path: str | Path, metric: str = "fid") -> None:
@@ -31,7 +31,7 @@ def plot_evaluations(results: Sequence[dict[str, Any]], path: str | Path, metric
     axes.set(
         xscale="log",
         xlabel="network evaluations per image",
-        ylabel=metric_name(metric, results[0]["protocol"]["features"]["id"]),
+        ylabel=label_of(metric, results[0]["protocol"]["features"]["id"]),
         ylim=(0, None) if metric == "fid" else None,
     )
     counts = sorted({result["subject"]["evaluations"] for result in results})

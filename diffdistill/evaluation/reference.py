@@ -13,8 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffdistill.data import ImageSet
+from diffdistill.errors import ConfigError
 from diffdistill.evaluation.extractors.base import FeatureExtractor
-from diffdistill.evaluation.metrics.frechet import Gaussian, Moments
+from diffdistill.evaluation.frechet import Gaussian, Moments
 from diffdistill.evaluation.statistics import Statistics
 from diffdistill.files import cache_dir, replacing
 
@@ -29,7 +30,7 @@ def sample_rows(dim: int) -> int:
 
 @dataclass(frozen=True)
 class Reference:
-    """What measures compare with.
+    """What metrics compare with.
 
     gaussian: of all `n` images. features `(M, d)`, index `(M,)`: a sample, and which images it holds (all where they
     fit); None for a statistics file. resize: what the extractor did to the images.
@@ -43,6 +44,14 @@ class Reference:
     features: Tensor | None = None
     index: Tensor | None = None
     images: ImageSet | None = None
+
+    def sample(self) -> Tensor:
+        """The features of the sample; ConfigError where a statistics file holds none."""
+        if self.features is None:
+            raise ConfigError(
+                f"{self.name} holds statistics only, enough for fid and no other metric: give the images"
+            )
+        return self.features
 
     @staticmethod
     def of_statistics(statistics: Statistics) -> "Reference":

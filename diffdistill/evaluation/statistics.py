@@ -12,7 +12,7 @@ import numpy as np
 
 from diffdistill.errors import DataError
 from diffdistill.evaluation.extractors.base import FeatureExtractor
-from diffdistill.evaluation.metrics.frechet import Gaussian, as_gaussian
+from diffdistill.evaluation.frechet import Gaussian, as_gaussian
 from diffdistill.files import replacing
 
 FORMAT = "diffdistill-statistics-1"

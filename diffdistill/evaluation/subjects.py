@@ -1,7 +1,6 @@
-"""What the command line evaluates: a set of images on disk, or a model that is sampled while it is measured."""
+"""What is evaluated: a set of images, or a model that is sampled while it is measured."""
 
 import re
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,9 +23,46 @@ from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.sampling.generate import pick_device, plan_sampling, run_plan
 
 MODEL_IMAGES = 5000
-CORRECTIONS = ("epsilon_scaling", "time_shift_sampler", "calibration")
-SAMPLING = ("steps", "class_labels", "negative_prompt", "guidance_scale", "sampler", *CORRECTIONS, "attention")
 Pair = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What models draw, and how; the flags that `sample` has too. None: the model's own.
+
+    steps: sampling steps. seed: image i depends on it and on i alone. batch_size: changes no image. class_labels: in
+    turn. prompt, prompts: one text, or a file of texts in turn. sampler: a name. epsilon_scaling, time_shift_sampler,
+    calibration: corrections, as text of the flags. attention: a kernel. device: where networks run.
+    """
+
+    steps: int | None = None
+    seed: int = 0
+    batch_size: int = 64
+    class_labels: tuple[int, ...] | None = None
+    prompt: str | None = None
+    prompts: str | None = None
+    negative_prompt: str | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    epsilon_scaling: str | None = None
+    time_shift_sampler: str | None = None
+    calibration: str | None = None
+    attention: str | None = None
+    device: str | None = None
+
+    OF_MODELS = (
+        "steps", "class_labels", "negative_prompt", "guidance_scale", "sampler", "epsilon_scaling",
+        "time_shift_sampler", "calibration", "attention",
+    )  # fmt: skip
+
+    def texts(self) -> tuple[Prompt, ...] | None:
+        """The prompts that are given; raises what reading them raises."""
+        return given_prompts(self.prompt, self.prompts)
+
+    def sampling(self) -> dict[str, Any]:
+        """The arguments of `plan_sampling`, but for steps and prompts."""
+        names = ("sampler", "class_labels", "guidance_scale", "epsilon_scaling", "time_shift_sampler", "calibration")
+        return {name: getattr(self, name) for name in (*names, "negative_prompt")}
 
 
 @dataclass(frozen=True)
@@ -40,40 +76,53 @@ class Subject:
     about: dict[str, Any]
 
 
-def subjects(args: Namespace) -> list[Callable[[Sequence[str] | None], Subject]]:
-    """One subject for `--images`, one for each `--model`; models are checked now and opened when their turn comes.
+# Called with the captions of the reference, which a text-to-image model draws where no prompts are given.
+Opened = Callable[[Sequence[str] | None], Subject]
 
-    Each is opened with the captions of the reference, which a text-to-image model draws where no prompts are given.
-    Raises what reading the prompts raises, ConfigError for flags that do not fit, CheckpointError for a wrong model.
+
+def image_subject(images: str | Path | Tensor, limit: int | None, drawing: Drawing) -> Opened:
+    """Images, decoded one at a time: a set of any length, and of mixed sizes, can be measured.
+
+    Raises ConfigError for settings of models, DataError where there are no images, or too few.
     """
-    prompts = given_prompts(args.prompt, args.prompts)
-    if args.images is not None:
-        given = [f"--{name.replace('_', '-')}" for name in SAMPLING if getattr(args, name) is not None]
-        if given:
-            raise ConfigError(f"{given[0]} goes with --model: the images of --images are there already")
-        images = image_subject(args.images, args.num_images, prompts)
-        return [lambda _captions: images]
-    named = [name_and_steps(given, args.steps) for given in args.model]
+    prompts = drawing.texts()
+    given = [f"--{name.replace('_', '-')}" for name in Drawing.OF_MODELS if getattr(drawing, name) is not None]
+    if given:
+        raise ConfigError(f"{given[0]} goes with --model: the images of --images are there already")
+    name = f"{len(images)} images" if isinstance(images, Tensor) else str(images)
+    source = None if isinstance(images, Tensor) else open_source(name, "train")
+    count = len(images) if source is None else source.count  # type: ignore[arg-type]
+    if count == 0:
+        raise DataError(f"{name} holds no images")
+    if limit is not None and limit > count:
+        raise DataError(f"{name} has {count} images, but {limit} were asked for: lower --num-images")
+    texts = None if source is None else source.texts
+    texts = texts if prompts is None else tuple(prompt.text for prompt in prompts)
+    batches = _parts(images) if isinstance(images, Tensor) else _decoded(source)  # type: ignore[arg-type]
+    subject = Subject(name, limit or count, batches, texts, {"images": name})
+    return lambda _captions: subject
+
+
+def _parts(images: Tensor) -> Iterator[Pair]:
+    return ((part, None) for part in images.split(1000))
+
+
+def model_subjects(models: Sequence[str], num_images: int | None, drawing: Drawing) -> list[Opened]:
+    """Models are looked for now and opened when their turn comes.
+
+    Raises what reading the prompts raises, CheckpointError for a model that is not there.
+    """
+    prompts = drawing.texts()
+    named = [name_and_steps(given, drawing.steps) for given in models]
     for name, _ in named:
         locate(name)
-    return [partial(model_subject, name, steps, args, prompts) for name, steps in named]
+    return [partial(model_subject, name, steps, num_images, drawing, prompts) for name, steps in named]
 
 
 def name_and_steps(given: str, steps: int | None) -> tuple[str, int | None]:
     """`MODEL@K` means K steps, so that one call compares several numbers of steps."""
-    found = re.fullmatch(r"(.+)@(\d+)", given)
-    return (found[1], int(found[2])) if found and not Path(given).exists() else (given, steps)
-
-
-def image_subject(data: str, limit: int | None, prompts: Sequence[Prompt] | None) -> Subject:
-    """Images on disk, decoded one at a time: a set of any length, and of mixed sizes, can be measured."""
-    source = open_source(data, "train")
-    if source.count == 0:
-        raise DataError(f"{data} holds no images")
-    if limit is not None and limit > source.count:
-        raise DataError(f"{data} has {source.count} images, but {limit} were asked for: lower --num-images")
-    texts = source.texts if prompts is None else [prompt.text for prompt in prompts]
-    return Subject(data, limit or source.count, _decoded(source), texts, {"images": data})
+    match = re.fullmatch(r"(.+)@(\d+)", given)
+    return (match[1], int(match[2])) if match and not Path(given).exists() else (given, steps)
 
 
 def _decoded(source: Source) -> Iterator[Pair]:
@@ -92,7 +141,8 @@ def _arrays(source: Source) -> Iterator[np.ndarray]:
 def model_subject(
     name: str,
     steps: int | None,
-    args: Namespace,
+    num_images: int | None,
+    drawing: Drawing,
     prompts: Sequence[Prompt] | None,
     captions: Sequence[str] | None = None,
 ) -> Subject:
@@ -100,18 +150,16 @@ def model_subject(
 
     captions: drawn where there are no prompts; of fewer images than captions, evenly spaced ones.
     """
-    model = Denoiser.from_pretrained(name, pick_device(args.device))
-    attention = set_attention(model.network, args.attention or "auto")
-    count = args.num_images or MODEL_IMAGES
+    model = Denoiser.from_pretrained(name, pick_device(drawing.device))
+    attention = set_attention(model.network, drawing.attention or "auto")
+    count = num_images or MODEL_IMAGES
     if model.prompts is not None and prompts is None:
         prompts = _of_reference(name, captions, count)
-    if model.prompts is not None and args.num_images is None:
+    if model.prompts is not None and num_images is None:
         count = min(MODEL_IMAGES, len(prompts or ()))
         if count < 2:
             raise ConfigError("one prompt makes one image, and metrics are of several; give --num-images N")
-    wishes = {name: getattr(args, name) for name in ("sampler", "class_labels", "guidance_scale", *CORRECTIONS)}
-    wishes |= {"prompts": prompts, "negative_prompt": args.negative_prompt}
-    plan = plan_sampling(model, steps=steps, **wishes)
+    plan = plan_sampling(model, steps=steps, prompts=prompts, **drawing.sampling())
     about = {
         "model": name,
         "model_sha256": weights_digest(locate(name)),
@@ -122,10 +170,10 @@ def model_subject(
         "corrections": plan.corrections.record(),
         "class_labels": None if plan.class_labels is None else list(plan.class_labels),
         "prompts": None if plan.prompts is None else {"count": len(plan.prompts), "sha256": digest_of(plan.prompts)},
-        "seed": args.seed,
+        "seed": drawing.seed,
         "attention": str(attention),
     }
-    batches = run_plan(model, plan, num_images=count, seed=args.seed, batch_size=args.batch_size)
+    batches = run_plan(model, plan, num_images=count, seed=drawing.seed, batch_size=drawing.batch_size)
     texts = None if plan.prompts is None else [prompt.text for prompt in plan.prompts]
     return Subject(name, count, batches, texts, about)
 

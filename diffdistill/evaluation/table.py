@@ -3,45 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
-NAMES = {"fid": "FID", "kid": "KID", "prdc": "PRDC", "is": "IS", "clip": "CLIP score", "cmmd": "CMMD",
-         "per_class_fid": "FID per class, mean", "neighbours": "authentic"}  # fmt: skip
-PARTS = ("precision", "recall", "density", "coverage")
-PUBLISHED = "inception-2015-12-05"  # the id of the network of published FIDs, whichever file it came from
-
-
-def metric_name(metric: str, features: str) -> str:
-    """FID is what the Inception of 2015 measures; with other features it is a Fréchet distance, and says so."""
-    if metric in ("fid", "kid", "per_class_fid") and features != PUBLISHED:
-        return f"{NAMES[metric]} ({features})"
-    return NAMES.get(metric, metric.replace("/", " "))
+from diffdistill.evaluation.figures import label_of, values_of
 
 
 def _number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"
 
 
-def _with_error(entry: dict[str, Any]) -> str:
-    error = entry.get("standard_error")
-    return _number(entry["value"]) + (f" ± {error:.2g}" if error is not None else "")
-
-
 def rows_of(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """(metric, value ± standard error, N, the same between real images) of one result."""
     features = (result["protocol"].get("features") or {}).get("id", "")
     rows = []
-    for metric, entry in result["metrics"].items():
-        floor = entry.get("floor")
-        if metric == "prdc":
-            for part in PARTS:
-                real = _number(floor["value"][part]) if floor else ""
-                rows.append((part, _number(entry[part]), f"{entry['n']:,}", real))
-            continue
-        real = _number(floor["value"]) if floor else ""
-        if entry.get("of_the_reference") is not None:
-            real = _number(entry["of_the_reference"])
-        if floor and floor["n"] != entry["n"]:
-            real += f" (N = {floor['n']:,})"
-        rows.append((metric_name(metric, features), _with_error(entry), f"{entry['n']:,}", real))
+    for name, value in values_of(result).items():
+        error = "" if value.error is None else f" ± {value.error:.2g}"
+        real = "" if value.real is None else _number(value.real)
+        if real and value.real_n not in (None, value.n):
+            real += f" (N = {value.real_n:,})"
+        label = label_of(name, features, result.get("figures"))
+        rows.append((label, _number(value.value) + error, f"{value.n:,}", real))
     return rows
 
 

@@ -1,6 +1,6 @@
-"""How well images fit their texts: the CLIP score, and rewards that nothing was optimised for."""
+"""Scores of single images: for their texts by a CLIP and by rewards, or by a function of a metric's own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,57 +8,75 @@ from torch import Tensor
 
 from diffdistill.data import ImageSet
 from diffdistill.data.prompts import Prompt, digest_of, spread
-from diffdistill.errors import ConfigError
+from diffdistill.errors import DataError
 from diffdistill.evaluation.arrays import Estimate
+from diffdistill.evaluation.clip_similarity import cosines, score_of
 from diffdistill.evaluation.extractors.hub import HubFeatures
-from diffdistill.evaluation.metrics.clip_similarity import cosines, score_of
 from diffdistill.rewards.protocol import Reward
 
-NO_TEXTS = "metric 'clip' needs a text for each image: give images with captions, --prompt or --prompts"
+Function = Callable[[Tensor, Sequence[str] | None], Tensor]
 
 
-class TextScores:
-    """A CLIP and rewards, each of which gives every image a number for its text.
+class Scores:
+    """What gives every image a number.
 
     Args:
         clip: for the metric `clip`, or None.
         rewards: scored under the names of `by_name`.
         device: where the rewards run.
+        functions: `Metric.score` of further metrics, by their names.
     """
 
-    def __init__(self, clip: HubFeatures | None, rewards: Sequence[Reward], device: torch.device):
-        self.clip, self.device = clip, device
+    def __init__(
+        self,
+        clip: HubFeatures | None,
+        rewards: Sequence[Reward],
+        device: torch.device,
+        functions: Mapping[str, Function] | None = None,
+    ):
+        self.clip, self.device, self.functions = clip, device, dict(functions or {})
         self.rewards = {name: reward.to(device) for name, reward in by_name(rewards).items()}
 
-    def check(self, texts: Sequence[str] | None) -> None:
-        """ConfigError where there is nothing to compare images with; a reward that may read labels speaks itself."""
-        if self.clip is not None and not texts:
-            raise ConfigError(NO_TEXTS)
-
     @torch.no_grad()
-    def __call__(self, images: Tensor, texts: Sequence[str] | None, labels: Tensor | None) -> dict[str, Tensor]:
+    def __call__(
+        self, images: Tensor, texts: Sequence[str] | None, labels: Tensor | None, *, only_functions: bool = False
+    ) -> dict[str, Tensor]:
         """Images uint8 `(B, C, H, W)` and B texts, or labels `(B,)` -> numbers `(B,)` by name, float64 on the CPU."""
-        found = {}
+        scores = {}
+        for name, function in self.functions.items():
+            scores[name] = torch.as_tensor(function(images, texts)).double().cpu()
+            if scores[name].shape != (len(images),):
+                raise DataError(
+                    f"metric '{name}' gave {tuple(scores[name].shape)} for {len(images)} images: one number an image, "
+                    f"a tensor of shape ({len(images)},), is needed"
+                )
+        if only_functions:
+            return scores
         if self.clip is not None:
             assert texts is not None
-            found["clip"] = cosines(self.clip(images), self.clip.embed_texts(texts))
+            scores["clip"] = cosines(self.clip(images), self.clip.embed_texts(texts))
         for name, reward in self.rewards.items():
             given = list(texts) if texts is not None else labels
-            found[name] = reward(images.to(self.device).float() / 255, given).double().cpu()
-        return found
+            scores[name] = reward(images.to(self.device).float() / 255, given).double().cpu()
+        return scores
 
     def of_real(self, images: ImageSet, count: int, batch_size: int) -> dict[str, float]:
-        """Mean scores of at most `count` images of a reference, evenly spaced, for their own captions; {} without."""
-        if images.texts is None or not (self.clip or self.rewards):
+        """Mean scores of at most `count` images of a reference, evenly spaced; those for texts need captions."""
+        captioned = images.texts is not None
+        if not (self.functions or (captioned and (self.clip or self.rewards))):
             return {}
         rows = spread(range(len(images)), count)
         texts, labels = images.texts, images.labels
         parts = [
-            self(images.images[part], [texts[i] for i in part], None if labels is None else labels[part])
+            self(
+                images.images[part],
+                None if texts is None else [texts[i] for i in part],
+                None if labels is None else labels[part],
+                only_functions=not captioned,
+            )
             for part in (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
         ]
-        whole = joined(parts)
-        return {name: float(summary(name, values)) for name, values in whole.items()}
+        return {name: float(summary(name, values)) for name, values in joined(parts).items()}
 
     def protocol(self, texts: Sequence[str] | None) -> dict[str, Any]:
         """Which texts, and which networks scored."""
@@ -73,11 +91,11 @@ class TextScores:
 
 def by_name(rewards: Sequence[Reward], kind: str = "reward") -> dict[str, Reward]:
     """Rewards as `reward/NAME`; a second one of the same name is `reward/NAME-2`."""
-    found: dict[str, Reward] = {}
+    named: dict[str, Reward] = {}
     for reward in rewards:
-        same = sum(other.name == reward.name for other in found.values())
-        found[f"{kind}/{reward.name}" + (f"-{same + 1}" if same else "")] = reward
-    return found
+        same = sum(other.name == reward.name for other in named.values())
+        named[f"{kind}/{reward.name}" + (f"-{same + 1}" if same else "")] = reward
+    return named
 
 
 def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

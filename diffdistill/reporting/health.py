@@ -1,32 +1,129 @@
 """What the metrics of a run say about its health, in words.
 
 The signs are those of distribution matching (a critic that lags, a discriminator that wins, ratios out of calibration,
-images that saturate or lose their spread); each is judged only if its metric was logged.
+images that saturate or lose their spread); each is judged only if its metric was logged. A `Sign` compares the end of
+one metric with a bound, or with an earlier part of the run; functions judge what is not so simple.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diffdistill.reporting.rundata import LOWER_IS_BETTER, STOPPED_FOR, RunData, Series
+from diffdistill.evaluation.figures import figure_of
+from diffdistill.evaluation.metrics import metrics
+from diffdistill.reporting.rundata import STOPPED_FOR, RunData, Series
 
-Metrics = dict[str, Series]
 # A critic trained on the teacher's own data, where the true gap is 0, shows 0.19 to 0.25 (docs/design.md).
 CRITIC_NOISE = 0.25
-DISTANCES = {"evaluation/fid": "FID", "evaluation/kid": "KID"}
+Kind = Literal["good", "watch", "bad"]
+Window = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    kind: Literal["good", "watch", "bad"]
+    kind: Kind
     title: str
     text: str
 
 
+@dataclass(frozen=True)
+class Level:
+    """A verdict for values above, or below, a bound; `advice` ends its text."""
+
+    kind: Kind
+    title: str
+    advice: str
+    above: float = float("inf")
+    below: float = float("-inf")
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A metric whose mean over `last`, or its ratio to that over `before`, is judged by the first level that fits.
+
+    text: a format of before, last, percent (100 last) and change (in percent, with its direction). least: points that
+    are needed. not_of: a verb whose metric of this name means something else.
+    """
+
+    metric: str
+    least: int
+    last: Window
+    text: str
+    good: str
+    levels: tuple[Level, ...]
+    before: Window | None = None
+    not_of: str | None = None
+
+    def __call__(self, run: RunData) -> Verdict | None:
+        series = _series(run, self.metric, self.least)
+        if series is None or run.verb == self.not_of:
+            return None
+        last = series.mean(*self.last)
+        before = series.mean(*self.before) if self.before else last
+        ratio = 1.0 if last == before else last / (before or 1e-12)
+        value = ratio if self.before else last
+        change = f"{100 * abs(1 - ratio):.1f}% {'below' if ratio <= 1 else 'above'}"
+        text = self.text.format(before=before, last=last, percent=100 * last, change=change)
+        for level in self.levels:
+            if value > level.above or value < level.below:
+                return Verdict(level.kind, level.title, text + level.advice)
+        return Verdict("good", self.good, f"{text}.")
+
+
+BEHIND, BEHIND_ADVICE = "The critic falls behind", ": give it more updates per step or a higher learning rate."
+SATURATE, SATURATE_ADVICE = "The samples saturate", ": lower the guidance scale or the adversarial weight."
+GRIDS = ": look at the grids for lost variety or harsh contrast."
+
+# A critic that lags behind the student makes its gradient wrong.
+CRITIC = Sign(
+    "critic/loss", 8, (0.8, 1), "Its loss was {before:.3g} halfway and {last:.3g} at the end", "The critic keeps up",
+    (Level("bad", BEHIND, BEHIND_ADVICE, above=2), Level("watch", BEHIND, BEHIND_ADVICE, above=1.3)),
+    before=(0.4, 0.6),
+)  # fmt: skip
+# 0.5 is a coin, 1 a discriminator whose gradient is of no more use.
+DISCRIMINATOR = Sign(
+    "discriminator/accuracy", 4, (0.75, 1), "It is right in {percent:.0f}% of the cases (50% is a coin)",
+    "Discriminator and student are balanced",
+    (Level("bad", "The discriminator wins", ": lower its learning rate, or set method.adversarial.r1.", above=0.95),
+     Level("watch", "The discriminator is far ahead", "; its gradient may become coarse.", above=0.85)),
+)  # fmt: skip
+# A student that collapses loses the spread of its pixels, one that overshoots gains too much.
+SPREAD = Sign(
+    "x0/std", 8, (0.85, 1),
+    "Their standard deviation was {before:.3g} after a third of the run and is {last:.3g} at the end",
+    "The spread of the samples is steady",
+    (Level("watch", "The spread of the samples shrinks", GRIDS, below=0.85),
+     Level("watch", "The spread of the samples grows", GRIDS, above=1.15)),
+    before=(0.3, 0.5),
+)  # fmt: skip
+# Pixels beyond the range of images are clipped to black or white.
+SATURATION = Sign(
+    "x0/saturation", 1, (0.9, 1), "{percent:.2g}% of the student's pixels lie outside the range of images",
+    "No saturation",
+    (Level("bad", SATURATE, SATURATE_ADVICE, above=0.1), Level("watch", SATURATE, SATURATE_ADVICE, above=0.01)),
+)  # fmt: skip
+# Whether a teacher would gain from a longer run.
+TEACHER_LOSS = Sign(
+    "loss", 12, (0.75, 1), "The denoising loss of the last quarter is {last:.4g}, {change} the quarter before",
+    "The loss has settled",
+    (Level("bad", "The loss rises", ": lower the learning rate.", above=1.05),
+     Level("watch", "The loss still falls", ": a longer run would help.", below=0.97)),
+    before=(0.5, 0.75), not_of="align",
+)  # fmt: skip
+# Preferring one image to another must not come from making both worse.
+UNLEARNING = Sign(
+    "loss/win", 8, (0.75, 1),
+    "Their loss was {before:.3g} in the first quarter of the run and is {last:.3g} in the last",
+    "The wanted images are not unlearned",
+    (Level("watch", "The wanted images are unlearned, too", ": lower the learning rate.", above=1.15),),
+    before=(0, 0.25),
+)  # fmt: skip
+
+
 def verdicts(run: RunData) -> list[Verdict]:
     """All signs that can be read off this run, the worst first."""
-    found = [verdict for check in CHECKS if (verdict := check(run)) is not None]
-    return sorted(found, key=lambda verdict: ("bad", "watch", "good").index(verdict.kind))
+    judged = [verdict for check in CHECKS if (verdict := check(run)) is not None]
+    return sorted(judged, key=lambda verdict: ("bad", "watch", "good").index(verdict.kind))
 
 
 def _series(run: RunData, name: str, least: int = 4) -> Series | None:
@@ -41,7 +138,7 @@ def early_stop(run: RunData) -> Verdict | None:
     kept = run.metrics[STOPPED_FOR].values[-1] if STOPPED_FOR in run.metrics else None
     if series is None or kept not in series.steps:
         return None
-    lower = settings["metric"] in LOWER_IS_BETTER
+    lower = figure_of(settings["metric"], run.words).lower_is_better
     best, value = (min if lower else max)(series.values), series.values[series.steps.index(kept)]
     text = (
         f"{settings['metric']} was {best:.4g} at best and {series.values[-1]:.4g} at step {series.steps[-1]:g}: the "
@@ -54,18 +151,20 @@ def quality(run: RunData) -> Verdict | None:
     """Whether the last evaluation is the best."""
     if STOPPED_FOR in run.metrics:
         return None
-    for name, label in DISTANCES.items():
-        series = _series(run, name, least=2)
+    for figure in (figure for row in metrics().values() for figure in row.numbers if figure.lower_is_better):
+        series = _series(run, f"evaluation/{figure.name}", least=2)
         if series is None:
             continue
         best = min(range(len(series)), key=series.values.__getitem__)
         lowest, last = series.values[best], series.values[-1]
         if last > 1.1 * lowest:
-            text = f"{label} was {lowest:.2f} at step {series.steps[best]:g} and is {last:.2f} at the end"
-            kind: Literal["watch", "bad"] = "watch" if last < 1.5 * lowest else "bad"
-            return Verdict(kind, f"{label} got worse again", f"{text}: stop earlier, or lower the learning rates.")
-        text = f"{label} went from {series.values[0]:.2f} to {last:.2f}; the best value was {lowest:.2f}."
-        return Verdict("good", f"{label} improved to the end", text)
+            text = f"{figure.label} was {lowest:.2f} at step {series.steps[best]:g} and is {last:.2f} at the end"
+            kind: Kind = "watch" if last < 1.5 * lowest else "bad"
+            return Verdict(
+                kind, f"{figure.label} got worse again", f"{text}: stop earlier, or lower the learning rates."
+            )
+        text = f"{figure.label} went from {series.values[0]:.2f} to {last:.2f}; the best value was {lowest:.2f}."
+        return Verdict("good", f"{figure.label} improved to the end", text)
     return None
 
 
@@ -96,38 +195,6 @@ def score_gap(run: RunData) -> Verdict | None:
     return Verdict("good", "The score gap closes", f"{text}.")
 
 
-def critic(run: RunData) -> Verdict | None:
-    """A critic that lags behind the student makes its gradient wrong."""
-    series = _series(run, "critic/loss", least=8)
-    if series is None:
-        return None
-    middle, last = series.mean(0.4, 0.6), series.mean(0.8, 1)
-    text = f"Its loss was {middle:.3g} halfway and {last:.3g} at the end"
-    if last > 1.3 * middle:
-        return Verdict(
-            "bad" if last > 2 * middle else "watch",
-            "The critic falls behind",
-            f"{text}: give it more updates per step or a higher learning rate.",
-        )
-    return Verdict("good", "The critic keeps up", f"{text}.")
-
-
-def discriminator(run: RunData) -> Verdict | None:
-    """0.5 is a coin, 1 a discriminator whose gradient is of no more use."""
-    series = _series(run, "discriminator/accuracy")
-    if series is None:
-        return None
-    last = series.mean(0.75, 1)
-    text = f"It is right in {100 * last:.0f}% of the cases (50% is a coin)"
-    if last > 0.95:
-        return Verdict(
-            "bad", "The discriminator wins", f"{text}: lower its learning rate, or set method.adversarial.r1."
-        )
-    if last > 0.85:
-        return Verdict("watch", "The discriminator is far ahead", f"{text}; its gradient may become coarse.")
-    return Verdict("good", "Discriminator and student are balanced", f"{text}.")
-
-
 def reward(run: RunData) -> Verdict | None:
     """What the reward pulls, against what holds the student near its teacher."""
     pull, hold = _series(run, "gradient/reward"), _series(run, "gradient/matching")
@@ -149,37 +216,10 @@ def ratio(run: RunData) -> Verdict | None:
     clipped = run.metrics["ratio/clipped"].mean(0.75, 1) if "ratio/clipped" in run.metrics else 0.0
     text = f"Its mean per level bin is {low:.2g} to {high:.2g} (right: 1), {100 * clipped:.2g}% of it is clipped"
     if clipped > 0.001 or not 0.5 <= low <= high <= 2:
-        kind: Literal["watch", "bad"] = "bad" if clipped > 0.05 or low < 0.2 or high > 5 else "watch"
+        kind: Kind = "bad" if clipped > 0.05 or low < 0.2 or high > 5 else "watch"
         advice = "give the discriminator more steps or a lower rate."
         return Verdict(kind, "The density ratio is out of calibration", f"{text}: {advice}")
     return Verdict("good", "The density ratio is calibrated", f"{text}.")
-
-
-def spread(run: RunData) -> Verdict | None:
-    """A student that collapses loses the spread of its pixels, one that overshoots gains too much."""
-    series = _series(run, "x0/std", least=8)
-    if series is None:
-        return None
-    middle, last = series.mean(0.3, 0.5), series.mean(0.85, 1)
-    text = f"Their standard deviation was {middle:.3g} after a third of the run and is {last:.3g} at the end"
-    if abs(last / middle - 1) > 0.15:
-        what = "shrinks" if last < middle else "grows"
-        advice = "look at the grids for lost variety or harsh contrast."
-        return Verdict("watch", f"The spread of the samples {what}", f"{text}: {advice}")
-    return Verdict("good", "The spread of the samples is steady", f"{text}.")
-
-
-def saturation(run: RunData) -> Verdict | None:
-    """Pixels beyond the range of images are clipped to black or white."""
-    series = _series(run, "x0/saturation", least=1)
-    if series is None:
-        return None
-    last = series.mean(0.9, 1)
-    text = f"{100 * last:.2g}% of the student's pixels lie outside the range of images"
-    if last > 0.01:
-        kind: Literal["watch", "bad"] = "bad" if last > 0.1 else "watch"
-        return Verdict(kind, "The samples saturate", f"{text}: lower the guidance scale or the adversarial weight.")
-    return Verdict("good", "No saturation", f"{text}.")
 
 
 def clipping(run: RunData) -> Verdict | None:
@@ -219,35 +259,7 @@ def _limits(config: dict[str, Any]) -> dict[str, float]:
     return {name: float(limit) for name, limit in limits.items() if limit is not None}
 
 
-def teacher_loss(run: RunData) -> Verdict | None:
-    """Whether a teacher would gain from a longer run."""
-    series = _series(run, "loss", least=12)
-    if series is None or run.verb == "align":
-        return None
-    before, last = series.mean(0.5, 0.75), series.mean(0.75, 1)
-    gain = 1 - last / before
-    change = f"{100 * abs(gain):.1f}% {'below' if gain >= 0 else 'above'} the quarter before"
-    text = f"The denoising loss of the last quarter is {last:.4g}, {change}"
-    if gain < -0.05:
-        return Verdict("bad", "The loss rises", f"{text}: lower the learning rate.")
-    if gain > 0.03:
-        return Verdict("watch", "The loss still falls", f"{text}: a longer run would help.")
-    return Verdict("good", "The loss has settled", f"{text}.")
-
-
-def unlearning(run: RunData) -> Verdict | None:
-    """Preferring one image to another must not come from making both worse."""
-    series = _series(run, "loss/win", least=8)
-    if series is None:
-        return None
-    first, last = series.mean(0, 0.25), series.mean(0.75, 1)
-    text = f"Their loss was {first:.3g} in the first quarter of the run and is {last:.3g} in the last"
-    if last > 1.15 * first:
-        return Verdict("watch", "The wanted images are unlearned, too", f"{text}: lower the learning rate.")
-    return Verdict("good", "The wanted images are not unlearned", f"{text}.")
-
-
 CHECKS: tuple[Callable[[RunData], Verdict | None], ...] = (
-    early_stop, quality, score_gap, critic, discriminator, reward, ratio, spread, saturation, clipping, teacher_loss,
-    unlearning,
+    early_stop, quality, score_gap, CRITIC, DISCRIMINATOR, reward, ratio, SPREAD, SATURATION, clipping, TEACHER_LOSS,
+    UNLEARNING,
 )  # fmt: skip

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from diffdistill.reporting.tables import figures, metric_name, number, protocol_words
+from diffdistill.evaluation.figures import label_of, values_of
+from diffdistill.reporting.tables import number, protocol_words
 
 
 def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = None, config: str = "") -> str:
@@ -15,26 +16,56 @@ def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = 
     """
     student = metadata.get("role") == "student"
     levels = tuple(metadata.get("levels") or ())
-    parts = [
-        _front_matter(student, metadata),
+    kind = "class-conditional" if metadata.get("num_classes") else "unconditional"
+    tags = ["image-generation", kind] + (["one-step", "distillation"] if student and len(levels) == 1 else [])
+    # Of converted weights only their makers can say the licence.
+    licence = "other" if metadata.get("source") or metadata.get("teacher_source") else "apache-2.0"
+    return assembled(
+        front_matter(licence, "unconditional-image-generation", tags),
         f"# {_title(student, levels, metadata)}\n\n{_summary(student, levels, metadata)}",
         f"## Use\n\n{_student_use(levels, metadata) if student else _teacher_use(metadata)}",
         metrics_section(evaluation or {}),
         f"## Made from\n\n{origin(student, metadata)}",
         f"## Limits\n\n{_limits(student)}",
-        f"## Settings\n\n```yaml\n{public_settings(config)}\n```" if config else "",
-    ]
+        settings_section(config),
+    )
+
+
+def text_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = None, config: str = "") -> str:
+    """The same of a text-to-image student; arguments as of `model_card`."""
+    teacher = metadata.get("teacher") or metadata.get("path") or "a text-to-image pipeline"
+    teacher = teacher.rstrip("/").rpartition("/")[2].removeprefix("builtin:")
+    steps = len(metadata.get("levels") or ())
+    return assembled(
+        front_matter("other", "text-to-image", ["text-to-image", "distillation"]),
+        f"# {'One' if steps == 1 else steps}-step {teacher}",
+        f"Distilled from {teacher} into {'one evaluation' if steps == 1 else f'{steps} evaluations'} of its network; "
+        f"under the licence of {teacher}.",
+        f"## Use\n\n{_text_use(metadata)}",
+        metrics_section(evaluation or {}),
+        f"## Made from\n\n{origin(True, metadata)}",
+        settings_section(config),
+    )
+
+
+def assembled(*parts: str) -> str:
+    """The parts of a card that are there, as one document."""
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(student: bool, metadata: dict[str, Any]) -> str:
-    kind = "class-conditional" if metadata.get("num_classes") else "unconditional"
-    tags = ["diffdistill", "diffusers", "safetensors", "image-generation", kind]
-    tags += ["one-step", "distillation"] if student and len(metadata.get("levels") or ()) == 1 else []
-    # Of converted weights only their makers can say the licence.
-    licence = "other" if metadata.get("source") or metadata.get("teacher_source") else "apache-2.0"
-    lines = [f"license: {licence}", "library_name: diffusers", "pipeline_tag: unconditional-image-generation", "tags:"]
-    return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---"])
+def front_matter(licence: str, pipeline_tag: str, tags: Sequence[str]) -> str:
+    """What the Hub reads of a card."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        license=licence, library_name="diffusers", pipeline_tag=pipeline_tag, tags=["diffdistill", "diffusers", *tags]
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def settings_section(config: str) -> str:
+    """The resolved YAML, without places of one machine; "" without any."""
+    return f"## Settings\n\n```yaml\n{public_settings(config)}\n```" if config else ""
 
 
 def _title(student: bool, levels: Sequence[float], metadata: dict[str, Any]) -> str:
@@ -123,15 +154,39 @@ The network is a {network} with the preconditioning of EDM (2206.00364, Table 1)
 a teacher is not: use the command above.""" + (f"\n\n{SCALED}" if metadata.get("scalelong") else "")
 
 
+def _text_use(metadata: dict[str, Any]) -> str:
+    call = metadata.get("call") or {}
+    arguments = "".join(f", {name}={value}" for name, value in call.items())
+    # These pipelines draw the noise between their steps from torch's own generator.
+    flow = str(metadata.get("scheduler")).startswith("FlowMatch")
+    own = OWN_GENERATOR if flow and len(metadata.get("levels") or ()) > 1 else ""
+    levels = "in the call: leave none of it out" if {"timesteps", "sigmas"} & call.keys() else "in the scheduler"
+    return f"""```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("student")  # this folder, or its Hub id
+image = pipe("a caption"{arguments}, generator=torch.Generator().manual_seed(0)).images[0]
+image.save("image.png")
+```
+
+The levels are {levels}; the guidance is in the weights.{own}"""
+
+
+OWN_GENERATOR = """ This pipeline draws the noise between its steps from torch's own generator: for the
+same image again call `torch.manual_seed` too."""
+
+
 def metrics_section(evaluation: dict[str, Any]) -> str:
-    found = figures(evaluation)
-    if not found:
+    """The figures of an evaluation with their protocol; "" without any."""
+    values = values_of(evaluation)
+    if not values:
         return ""
     lines = ["| metric | value | real against real |", "|---|---|---|"]
-    for name, figure in found.items():
-        error = "" if figure.error is None else f" ± {number(figure.error)}"
-        floor = "" if figure.floor is None else number(figure.floor)
-        lines.append(f"| {metric_name(name)} | {number(figure.value)}{error} | {floor} |")
+    for name, value in values.items():
+        error = "" if value.error is None else f" ± {number(value.error)}"
+        real = "" if value.real is None else number(value.real)
+        lines.append(f"| {label_of(name, words=evaluation.get('figures'))} | {number(value.value)}{error} | {real} |")
     words = [f"- {key}: {value}" for key, value in protocol_words(evaluation.get("protocol") or {}).items()]
     words += [f"- Warning: {warning}" for warning in evaluation.get("warnings") or ()]
     protocol = "\n\nProtocol; figures compare only under the same one:\n\n" + "\n".join(words) if words else ""

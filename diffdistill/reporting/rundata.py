@@ -8,7 +8,6 @@ from typing import Any
 
 from diffdistill.errors import CheckpointError
 
-LOWER_IS_BETTER = {"fid", "kid", "cmmd", "per_class_fid", "loss_win"}
 STOPPED_FOR = "early_stop/kept"  # in the log of a run that ended early: the step whose model it kept
 
 
@@ -48,6 +47,13 @@ class RunData:
     def verb(self) -> str:
         """What made it: configs with a teacher distil, with a model align, all others train."""
         return "distill" if "teacher" in self.config else "align" if "model" in self.config else "train"
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """What the run's evaluations say of their figures: label and direction by name."""
+        return {
+            name: words for result in self.evaluation.values() for name, words in (result.get("figures") or {}).items()
+        }
 
     @property
     def steps(self) -> int:

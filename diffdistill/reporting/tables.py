@@ -1,54 +1,11 @@
 """The figures of a run: headline numbers, and the metrics of every model with their protocol."""
 
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from diffdistill.reporting.charts import duration
-from diffdistill.reporting.rundata import LOWER_IS_BETTER, RunData
-from diffdistill.reporting.svg import short
-
-NAMES = {
-    "fid": "FID", "kid": "KID", "is": "Inception score", "clip": "CLIP score", "cmmd": "CMMD",
-    "per_class_fid": "FID per class, mean", "neighbours": "Nearest neighbour",
-    "loss_win": "Loss of the wanted image", "loss_lose": "Loss of the other image",
-}  # fmt: skip
-NEITHER = {"loss_lose"}  # no direction of it is the better one
-SCORES = {
-    "reward/": "Reward {}", "judge/": "Judge {}", "judge_at_start/": "Judge {}, of the start",
-    "judge_win_rate/": "Win rate over the start, judge {}",
-}  # fmt: skip
-PRDC = ("precision", "recall", "density", "coverage")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One metric of one model."""
-
-    value: float
-    error: float | None = None
-    floor: float | None = None  # the same between real images
-
-
-def figures(result: dict[str, Any]) -> dict[str, Figure]:
-    """The metrics of an evaluation by name; `prdc` is four of them."""
-    found: dict[str, Figure] = {}
-    for name, entry in result.get("metrics", {}).items():
-        floor = (entry.get("floor") or {}).get("value", entry.get("of_the_reference"))
-        if "value" in entry:
-            found[name] = Figure(entry["value"], entry.get("standard_error"), floor)
-        for part in PRDC:
-            if part in entry:
-                found[part] = Figure(entry[part], None, floor.get(part) if isinstance(floor, dict) else None)
-    return found
-
-
-def metric_name(metric: str) -> str:
-    """`clip` -> CLIP score; `reward/hps_v2` -> Reward hps_v2."""
-    for prefix, words in SCORES.items():
-        if metric.startswith(prefix):
-            return words.format(metric.removeprefix(prefix))
-    return NAMES.get(metric, metric.replace("_", " ").capitalize())
+from diffdistill.evaluation.figures import Value, figure_of, label_of, values_of
+from diffdistill.reporting.charts import WAYS, duration, short
+from diffdistill.reporting.rundata import RunData
 
 
 def evaluations(run: RunData, name: str) -> int | None:
@@ -63,7 +20,7 @@ def evaluations(run: RunData, name: str) -> int | None:
 def headline(run: RunData) -> list[tuple[str, str, str]]:
     """The numbers a reader wants first: (label, value, what it rests on)."""
     tiles = []
-    found = {name: figures(result) for name, result in run.evaluation.items()}
+    found = {name: values_of(result) for name, result in run.evaluation.items()}
     for name in ("student", "teacher", "model"):
         if "fid" in found.get(name, {}):
             calls = evaluations(run, name)
@@ -72,7 +29,7 @@ def headline(run: RunData) -> list[tuple[str, str, str]]:
     student, teacher = (found.get(name, {}).get("fid") for name in ("student", "teacher"))
     if student and teacher and teacher.value > 0:
         tiles.append(("Student / teacher", f"{student.value / teacher.value:.2f}×", "of their FID, lower is better"))
-    floor = next((f["fid"].floor for f in found.values() if "fid" in f and f["fid"].floor is not None), None)
+    floor = next((f["fid"].real for f in found.values() if "fid" in f and f["fid"].real is not None), None)
     if floor is not None:
         tiles.append(("Real images", f"{floor:.2f}", "FID of real against real, the floor"))
     tiles += _clip_tiles(found) + _win_tiles(found.get("aligned", {}))
@@ -83,46 +40,43 @@ def headline(run: RunData) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _clip_tiles(found: dict[str, dict[str, Figure]]) -> list[tuple[str, str, str]]:
+def _clip_tiles(found: dict[str, dict[str, Value]]) -> list[tuple[str, str, str]]:
     """The CLIP score of what was trained, beside that of the teacher, or of real images with their captions."""
     tiles = []
     for name in ("student", "model"):
         score, teacher = (found.get(model, {}).get("clip") for model in (name, "teacher"))
         if score is None:
             continue
-        beside = "" if score.floor is None else f"{score.floor:.2f} of real images and their captions"
+        beside = "" if score.real is None else f"{score.real:.2f} of real images and their captions"
         beside = beside if teacher is None else f"{teacher.value:.2f} of the teacher"
         tiles.append((f"{name.capitalize()} CLIP score", f"{score.value:.2f}", beside))
     return tiles
 
 
-def _win_tiles(found: dict[str, Figure]) -> list[tuple[str, str, str]]:
+def _win_tiles(found: dict[str, Value]) -> list[tuple[str, str, str]]:
     """What aligning did: to held-out pairs, and to images in the eyes of each judge."""
     words = {"win_rate_over_start": "held-out pairs whose margin rose"}
     words |= {name: "images preferred to the start's" for name in found if name.startswith("judge_win_rate/")}
-    return [
-        (metric_name(name), f"{100 * found[name].value:.0f}%", rest) for name, rest in words.items() if name in found
-    ]
+    return [(label_of(name), f"{100 * found[name].value:.0f}%", rest) for name, rest in words.items() if name in found]
 
 
 def metrics_table(run: RunData) -> str:
     """One row a metric, one column a model, with standard errors and the floor between real images; "" without any."""
-    columns = {name: figures(result) for name, result in run.evaluation.items() if figures(result)}
+    columns = {name: values for name, result in run.evaluation.items() if (values := values_of(result))}
     if not columns:
         return ""
-    rows = dict.fromkeys(metric for found in columns.values() for metric in found)
+    rows = dict.fromkeys(metric for values in columns.values() for metric in values)
     head = "".join(f"<th>{escape(name.replace('_', ' ').capitalize())}{_calls(run, name)}</th>" for name in columns)
+    floors = any(value.real is not None for values in columns.values() for value in values.values())
     body = []
-    floors = any(figure.floor is not None for found in columns.values() for figure in found.values())
     for metric in rows:
-        cells = "".join(f"<td>{_cell(found.get(metric))}</td>" for found in columns.values())
-        real = [found[metric].floor for found in columns.values() if metric in found]
-        floor = next((f"{number(f)}" for f in real if f is not None), "–")
-        arrow = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
-        arrow = "" if metric in NEITHER or "at_start" in metric else arrow
-        name = metric_name(metric)
+        figure = figure_of(metric, run.words)
+        cells = "".join(f"<td>{_cell(values.get(metric))}</td>" for values in columns.values())
+        real = [values[metric].real for values in columns.values() if metric in values]
+        floor = next((number(f) for f in real if f is not None), "–")
         last = f'<td class="quiet">{floor}</td>' if floors else ""
-        body.append(f'<tr><th scope="row">{escape(name)}<small>{arrow}</small></th>{cells}{last}</tr>')
+        way = WAYS[figure.lower_is_better]
+        body.append(f'<tr><th scope="row">{escape(figure.label)}<small>{way}</small></th>{cells}{last}</tr>')
     head = f"<tr><th></th>{head}{'<th>Real vs real<small>the floor</small></th>' if floors else ''}</tr>"
     return (
         f'<div class="wide"><table class="figures"><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div>'
@@ -134,11 +88,11 @@ def _calls(run: RunData, name: str) -> str:
     return "" if calls is None else f"<small>{calls} evaluation{'' if calls == 1 else 's'}</small>"
 
 
-def _cell(figure: Figure | None) -> str:
-    if figure is None:
+def _cell(value: Value | None) -> str:
+    if value is None:
         return "–"
-    error = "" if figure.error is None else f'<span class="quiet"> ± {number(figure.error)}</span>'
-    return f"{number(figure.value)}{error}"
+    error = "" if value.error is None else f'<span class="quiet"> ± {number(value.error)}</span>'
+    return f"{number(value.value)}{error}"
 
 
 def number(value: float) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from diffdistill.config.parts import EarlyStop
 from diffdistill.errors import ConfigError
-from diffdistill.reporting.rundata import LOWER_IS_BETTER, read_metrics
+from diffdistill.evaluation.figures import figure_of
+from diffdistill.reporting.rundata import read_metrics
 
 
 class Watch:
@@ -29,7 +30,7 @@ class Watch:
         series = read_metrics(self.log.read_text()).get(f"evaluation/{self.settings.metric}")
         if series is None:
             return
-        sign = -1 if self.settings.metric in LOWER_IS_BETTER else 1
+        sign = -1 if figure_of(self.settings.metric).lower_is_better else 1
         scores = [sign * value for value in series.values]
         last = max(i for i, score in enumerate(scores) if max(scores) - score <= self.settings.margin)
         self.good = int(series.steps[last])

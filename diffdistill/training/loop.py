@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffdistill.config.schema import PRDC, Run
+from diffdistill.config.schema import Run
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import Interrupted, NonFiniteError, Preempted
+from diffdistill.evaluation.figures import numbers_of
 from diffdistill.files import read_text, write_text
 from diffdistill.reporting.rundata import STOPPED_FOR
 from diffdistill.training.early_stop import Watch
@@ -114,11 +115,7 @@ SHOWN = {"loss", "critic/loss", "score_gap/relative", "x0/std"}
 
 def flat(evaluation: dict[str, Any]) -> dict[str, float]:
     """The figures of an evaluation by name: `fid`, `kid`, `precision`, `recall`, ..."""
-    figures: dict[str, float] = {}
-    for name, entry in evaluation["metrics"].items():
-        names = {name: "value"} if "value" in entry else {key: key for key in PRDC}
-        figures |= {shown: entry[key] for shown, key in names.items()}
-    return figures
+    return numbers_of(evaluation)
 
 
 def due(done: int, every: int) -> bool:

@@ -1,5 +1,6 @@
 """What a run looks at between updates: fixed-seed grids and metrics of the averaged model."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from diffdistill.data.prompts import read_prompts, spread
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation import Evaluator
-from diffdistill.evaluation.text_evaluator import TextEvaluator
+from diffdistill.evaluation.metrics import metric
 from diffdistill.evaluation.text_scores import by_name
 from diffdistill.pipelines.text.data import TextSet
 from diffdistill.reporting.grid import image_grid
@@ -61,7 +62,7 @@ class RunObserver:
             split = settings.reference_split or self.config.data.split
             channels, _, size = self.data.images.shape[1:]
             reference = load_images(settings.reference, split=split, image_size=size, channels=channels)
-        return Evaluator(reference, settings.features, settings.metrics, device=pick_device(None))
+        return warned(Evaluator(reference, settings.features, settings.metrics, device=pick_device(None)))
 
 
 class TextObserver:
@@ -126,12 +127,18 @@ class TextObserver:
         return load_images(settings.reference, split=split, image_size=size, channels=3)
 
     @cached_property
-    def evaluator(self) -> Evaluator | TextEvaluator:
-        settings, device = self.config.evaluation, pick_device(None)
-        texts: dict[str, Any] = {"clip_model": settings.clip, "rewards": self.rewards, "device": device}
-        if self.reference is None or not settings.metrics:
-            return TextEvaluator(settings.metrics, **texts)
-        return Evaluator(self.reference, settings.features, settings.metrics, **texts)
+    def evaluator(self) -> Evaluator:
+        settings = self.config.evaluation
+        return warned(
+            Evaluator(
+                self.reference,
+                settings.features,
+                settings.metrics,
+                clip_model=settings.clip,
+                rewards=self.rewards,
+                device=pick_device(None),
+            )
+        )
 
 
 def observer_of(config: Run, data: ImageSet | TextSet) -> RunObserver | TextObserver:
@@ -139,12 +146,20 @@ def observer_of(config: Run, data: ImageSet | TextSet) -> RunObserver | TextObse
         assert isinstance(config, Distill)
         return TextObserver(config, data)
     settings = config.evaluation
-    if "clip" in settings.metrics or settings.rewards or settings.prompts is not None:
+    of_texts = [name for name in settings.metrics if "texts" in metric(name).needs]
+    if of_texts or settings.rewards or settings.prompts is not None:
         raise ConfigError(
-            "evaluation.metrics=clip, evaluation.rewards and evaluation.prompts are of models that draw texts, and "
-            "this one draws none; leave them out"
+            f"evaluation.metrics={of_texts[0] if of_texts else 'clip'}, evaluation.rewards and evaluation.prompts "
+            "are of models that draw texts, and this one draws none; leave them out"
         )
     return RunObserver(config, data)
+
+
+def warned(evaluator: Evaluator) -> Evaluator:
+    """The evaluator, its warnings said before the run begins: they will be true of every figure of it."""
+    for warning in evaluator.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return evaluator
 
 
 def write_grid(

@@ -21,10 +21,9 @@ from diffdistill.files import read_json, write_json
 from diffdistill.parts.attention.kernels import set_attention
 from diffdistill.pipelines.consistency import refuse_as_teacher
 from diffdistill.pipelines.folder import locate, weights_digest
-from diffdistill.pipelines.text.card import text_card
 from diffdistill.pipelines.text.data import TextSet, text_data
 from diffdistill.pipelines.text.denoiser import TextDenoiser
-from diffdistill.reporting.model_card import model_card
+from diffdistill.reporting.model_card import model_card, text_card
 from diffdistill.reporting.report import write_report
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Task, flat, run_loop

@@ -35,7 +35,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation import frechet_distance
 from diffdistill.evaluation.extractors.bundled import ClassifierFeatures
 from diffdistill.evaluation.features import load_features
-from diffdistill.evaluation.metrics.precision_recall import prdc
+from diffdistill.evaluation.precision_recall import prdc
 from diffdistill.sampling.generate import generate
 from diffdistill.training.device import Device
 from diffdistill.training.randomness import seed_step

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from diffdistill.data import ImageSet
 from diffdistill.data.load import fingerprint
 from diffdistill.evaluation import Evaluator, clip_score, frechet_distance, load_features
-from diffdistill.evaluation.backends import FRECHET, KERNEL, MODULES, sqrtm_with_disp
-from diffdistill.evaluation.metrics.frechet import fit, frechet_terms
-from diffdistill.evaluation.metrics.kernel import polynomial_mmd
+from diffdistill.evaluation.backends import BACKENDS
+from diffdistill.evaluation.backends.clean_fid import sqrtm_with_disp
+from diffdistill.evaluation.frechet import fit, frechet_terms
+from diffdistill.evaluation.kernel import polynomial_mmd
 
 pytestmark = pytest.mark.crosscheck
-TOOLS = tuple(MODULES)
+TOOLS = tuple(name for name, backend in BACKENDS.rows().items() if backend.module)
 
 
 def need(name: str) -> Any:
@@ -45,25 +46,25 @@ def features(n: int, d: int, seed: int, scale: float = 1.0) -> Tensor:
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize(("n", "d"), [(1000, 64), (1000, 192), (2048, 512)])
 def test_frechet_distance_equals_the_tools_where_n_is_at_least_2d(tool: str, n: int, d: int):
-    need(MODULES[tool])
+    need(BACKENDS.get(tool).module)
     a, b = fit(features(n, d, 0)), fit(features(n, d, 1, 1.1))
-    assert FRECHET[tool](a, b) == pytest.approx(frechet_terms(a, b).value, rel=1e-9)
+    assert BACKENDS.get(tool).frechet(a, b) == pytest.approx(frechet_terms(a, b).value, rel=1e-9)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize(("n", "d"), [(40, 64), (300, 512)])
 def test_frechet_distance_is_close_where_n_is_less_than_d(tool: str, n: int, d: int):
-    need(MODULES[tool])
+    need(BACKENDS.get(tool).module)
     a, b = fit(features(n, d, 2)), fit(features(n, d, 3, 1.1))
-    assert FRECHET[tool](a, b) == pytest.approx(frechet_terms(a, b).value, rel=1e-4)
+    assert BACKENDS.get(tool).frechet(a, b) == pytest.approx(frechet_terms(a, b).value, rel=1e-4)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_kernel_distance_equals_the_tools_on_one_subset(tool: str):
-    need(MODULES[tool])
+    need(BACKENDS.get(tool).module)
     x, y = features(200, 32, 4), features(200, 32, 5, 1.2)
     # A subset as large as the set leaves nothing to chance but the order.
-    assert float(KERNEL[tool](x, y, 2, 200, 0)) == pytest.approx(polynomial_mmd(x, y), rel=1e-9)
+    assert float(BACKENDS.get(tool).kernel(x, y, 2, 200, 0)) == pytest.approx(polynomial_mmd(x, y), rel=1e-9)
 
 
 class Shared(nn.Module):
@@ -118,7 +119,7 @@ def native(shared: Path, pictures: Any, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_every_backend_gives_our_number(tool: str, native: Callable[..., float]):
-    need(MODULES[tool])
+    need(BACKENDS.get(tool).module)
     assert native(tool) == pytest.approx(native(), rel=1e-9)
 
 

@@ -11,7 +11,8 @@ import torch
 
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation import backends
-from diffdistill.evaluation.metrics.frechet import fit, frechet_terms
+from diffdistill.evaluation.backends import BACKENDS
+from diffdistill.evaluation.frechet import fit, frechet_terms
 
 
 def newer_sqrtm(A: np.ndarray) -> np.ndarray:
@@ -47,7 +48,7 @@ def test_clean_fid_survives_a_sqrtm_without_disp(dormant: Any):
     a, b = gaussians()
     with pytest.raises(TypeError, match="disp"):
         dormant.frechet_distance(a.mean.numpy(), a.covariance.numpy(), b.mean.numpy(), b.covariance.numpy())
-    assert backends.FRECHET["clean-fid"](a, b) == pytest.approx(frechet_terms(a, b).value, rel=1e-9)
+    assert BACKENDS.get("clean-fid").frechet(a, b) == pytest.approx(frechet_terms(a, b).value, rel=1e-9)
     assert dormant.linalg.sqrtm is newer_sqrtm  # what was mended is put back
 
 
@@ -57,20 +58,20 @@ def test_an_older_sqrtm_is_left_alone(dormant: Any):
 
     dormant.linalg = SimpleNamespace(sqrtm=older)
     a, b = gaussians()
-    assert backends.FRECHET["clean-fid"](a, b) == pytest.approx(frechet_terms(a, b).value, rel=1e-9)
+    assert BACKENDS.get("clean-fid").frechet(a, b) == pytest.approx(frechet_terms(a, b).value, rel=1e-9)
 
 
 def test_native_never_asks_scipy_for_a_root(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scipy.linalg, "sqrtm", None)
     a, b = gaussians()
-    assert backends.FRECHET["native"](a, b) > 0
+    assert BACKENDS.get("native").frechet(a, b) > 0
 
 
 @pytest.mark.parametrize("backend", ["torchmetrics", "clean-fid", "torch-fidelity"])
 def test_a_backend_that_is_absent_names_the_extra(backend: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, backends.MODULES[backend].partition(".")[0], None)
+    monkeypatch.setitem(sys.modules, str(BACKENDS.get(backend).module).partition(".")[0], None)
     with pytest.raises(ConfigError, match=rf"backend '{backend}' needs {backend}: pip install 'diffdistill\[eval\]'"):
-        backends.backend_version(backend)
+        BACKENDS.get(backend).version()
 
 
 def test_a_broken_torchvision_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
@@ -79,4 +80,4 @@ def test_a_broken_torchvision_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(backends, "import_module", broken)
     with pytest.raises(ConfigError, match=r"torchvision::nms does not exist\): 'diffdistill doctor' says why"):
-        backends.backend_version("torch-fidelity")
+        BACKENDS.get("torch-fidelity").version()

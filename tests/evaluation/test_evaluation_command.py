@@ -12,8 +12,8 @@ from tiny import tiny_teacher
 from diffdistill.cli import main
 from diffdistill.data import load_images
 from diffdistill.evaluation import load_features
-from diffdistill.evaluation.command import choose_features
-from diffdistill.evaluation.metrics.frechet import fit
+from diffdistill.evaluation.features import choose_features
+from diffdistill.evaluation.frechet import fit
 from diffdistill.evaluation.plot import plot_evaluations
 from diffdistill.evaluation.statistics import Statistics, save_statistics
 
@@ -53,7 +53,7 @@ def test_images_against_a_reference(capsys: pytest.CaptureFixture[str]):
     assert result["protocol"]["features"]["sha256"] == extractor.sha256
     assert result["protocol"]["num_images"] == 30
     assert set(result["metrics"]) == {"fid", "kid", "prdc", "is"}
-    for words in ("FID (fashion_mnist)", "precision", "real vs real", extractor.sha256[:12], "resize     clean"):
+    for words in ("FID (fashion_mnist)", "Precision", "real vs real", extractor.sha256[:12], "resize     clean"):
         assert words in printed
 
 
@@ -101,7 +101,7 @@ def test_what_cannot_be_done_is_one_sentence(
 
 
 def test_the_emoji_are_judged_by_features_of_their_own():
-    extractor, warning = choose_features(None, None, load_images("builtin:emoji", limit=4), torch.device("cpu"))
+    extractor, warning = choose_features(None, load_images("builtin:emoji", limit=4))
     assert (extractor.id, warning) == ("emoji", None)
 
 

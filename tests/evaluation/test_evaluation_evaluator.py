@@ -14,7 +14,7 @@ from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation import Evaluator, evaluate_images, frechet_distance, load_features
 from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.extractors.bundled import PixelFeatures
-from diffdistill.evaluation.metrics.frechet import fit
+from diffdistill.evaluation.frechet import fit
 from diffdistill.evaluation.statistics import Statistics
 
 
@@ -192,9 +192,9 @@ def test_one_image_is_too_few():
 
 
 def test_wishes_that_cannot_be_met_are_refused():
-    with pytest.raises(ConfigError, match="no metric 'fd'"):
+    with pytest.raises(ConfigError, match="metric 'fd' is not known"):
         Evaluator(image_set(), pixels(), ("fd",))
-    with pytest.raises(ConfigError, match="no backend 'scipy'"):
+    with pytest.raises(ConfigError, match="backend 'scipy' is not known"):
         Evaluator(image_set(), pixels(), backend="scipy")
     with pytest.raises(ConfigError, match="is no classifier"):
         Evaluator(image_set(), pixels(), ("is",))(pictures(20, 0))

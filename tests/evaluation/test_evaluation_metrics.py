@@ -12,10 +12,10 @@ from torch import Tensor
 from diffdistill.errors import DataError
 from diffdistill.evaluation import cmmd, frechet_distance, inception_score, kernel_distance, prdc
 from diffdistill.evaluation.bootstrap import bootstrap_error
-from diffdistill.evaluation.metrics.frechet import fit
-from diffdistill.evaluation.metrics.kernel import polynomial_mmd
-from diffdistill.evaluation.metrics.memorisation import nearest_neighbours, neighbour_picture
-from diffdistill.evaluation.metrics.per_class import per_class_frechet
+from diffdistill.evaluation.frechet import fit
+from diffdistill.evaluation.kernel import polynomial_mmd
+from diffdistill.evaluation.memorisation import nearest_neighbours, neighbour_picture
+from diffdistill.evaluation.per_class import per_class_frechet
 
 
 def normal(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -117,7 +117,7 @@ def test_prdc_is_the_definition():
 def test_prdc_does_not_depend_on_its_blocks(monkeypatch: pytest.MonkeyPatch):
     x, y = normal(100, 3, 8), normal(90, 3, 9, 0.3)
     whole = prdc(x, y)
-    monkeypatch.setattr("diffdistill.evaluation.metrics.precision_recall.BLOCK", 700)
+    monkeypatch.setattr("diffdistill.evaluation.precision_recall.BLOCK", 700)
     assert prdc(x, y) == whole
 
 

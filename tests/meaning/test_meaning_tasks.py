@@ -18,7 +18,7 @@ from diffdistill.data.pairs import Pair, PairSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, NonFiniteError
 from diffdistill.evaluation.bootstrap import bootstrap_error
-from diffdistill.evaluation.metrics.frechet import fit
+from diffdistill.evaluation.frechet import fit
 from diffdistill.matching.step import DistributionMatching
 from diffdistill.training.device import Device
 from diffdistill.training.loop import finite, run_loop

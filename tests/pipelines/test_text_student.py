@@ -15,9 +15,9 @@ from tiny_text import flux, pixart, stable_diffusion, stable_diffusion_3, stable
 from diffdistill import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.pipelines.text.adapters.flux import pack, unpack
-from diffdistill.pipelines.text.card import text_card
 from diffdistill.pipelines.text.student import stock_schedule
 from diffdistill.process import PURE_NOISE
+from diffdistill.reporting.model_card import text_card
 from diffdistill.sampling.generate import start_of
 from diffdistill.sampling.noise import ImageNoise
 from diffdistill.sampling.solvers import renoise

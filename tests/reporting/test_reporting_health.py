@@ -54,7 +54,7 @@ def test_score_gap_is_judged_from_its_peak_on(values, kind):
 )
 def test_an_aligning_run_must_not_unlearn_what_is_wanted(config, values, kind):
     run = run_with(config, loss__win=values, loss=falling(0.5, 0.9))
-    assert health.unlearning(run).kind == kind
+    assert health.UNLEARNING(run).kind == kind
     assert [verdict.kind for verdict in health.verdicts(run)] == [kind]  # its loss is no denoising loss
 
 

@@ -2,8 +2,10 @@
 
 import argparse
 
-from diffdistill.cli.parser import BACKENDS, METRICS, Parser, Verb, metrics, several, whole
+from diffdistill.cli.parser import Parser, Verb, known, several, whole
 from diffdistill.cli.sampling_flags import add_sampling
+from diffdistill.evaluation.backends import BACKENDS
+from diffdistill.evaluation.metrics import metrics
 
 
 def add_flags(parser: Parser) -> None:
@@ -21,8 +23,8 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--metrics",
         metavar="fid,kid",
-        type=metrics,
-        help=f"of {','.join(METRICS)} (default: fid, or --rewards alone where there is no --reference)",
+        type=several(known("metric", metrics)),
+        help=f"of {','.join(metrics())}, or FILE.py:NAME (default: fid, or --rewards alone without --reference)",
     )
     parser.add_argument(
         "--num-images", metavar="N", type=whole(2), help="images to judge (default: all of --images, 5000 of a model)"
@@ -37,7 +39,13 @@ def add_flags(parser: Parser) -> None:
         type=several(str),
         help="scores of images for their prompts: pickscore, imagereward, hps_v2, clip, aesthetic, NAME:FOLDER, ...",
     )
-    parser.add_argument("--backend", choices=BACKENDS, default="native", help="whose code computes the metrics")
+    parser.add_argument(
+        "--backend",
+        metavar="NAME",
+        type=known("backend", BACKENDS.names),
+        default="native",
+        help=f"whose code computes fid and kid: {', '.join(BACKENDS.names())} (default: native)",
+    )
     parser.add_argument(
         "--fid-mode", choices=("tf", "clean"), help="resize before Inception (default: tf below 299 pixels)"
     )
@@ -48,10 +56,17 @@ def add_flags(parser: Parser) -> None:
     parser.checks.append(_reference_missing)
 
 
+# Flags that say how images are compared with others.
+COMPARING = ("features", "fid_mode", "neighbours", "plot")
+
+
 def _reference_missing(args: argparse.Namespace) -> str | None:
+    """What needs images to compare with, where there are none; of FILE.py:NAME the metric itself says it later."""
     if args.reference is not None:
         return None
-    wrong = [metric for metric in wanted_metrics(args) if metric != "clip"]
+    there = metrics()
+    asked = args.metrics or (() if args.rewards else ("fid",))
+    wrong = [name for name in asked if name in there and there[name].compares]
     wrong += [f"--{name.replace('_', '-')}" for name in COMPARING if getattr(args, name) is not None]
     if not wrong:
         return None
@@ -59,17 +74,6 @@ def _reference_missing(args: argparse.Namespace) -> str | None:
         f"--reference is missing, and {wrong[0]} needs images to compare with: give it, or measure --metrics clip and "
         f"--rewards alone"
     )
-
-
-# Flags that say how images are compared with others.
-COMPARING = ("features", "fid_mode", "neighbours", "plot")
-
-
-def wanted_metrics(args: argparse.Namespace) -> tuple[str, ...]:
-    """Those asked for; else FID, or rewards alone where there is nothing to compare with."""
-    if args.metrics is not None:
-        return args.metrics
-    return () if args.rewards and args.reference is None else ("fid",)
 
 
 VERB = Verb("evaluate", "FID and others, with their protocol", "diffdistill.evaluation.command:run", add_flags, 50)

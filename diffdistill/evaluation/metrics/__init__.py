@@ -1,0 +1,124 @@
+"""A metric a file: what it is called, what it needs, how it is computed; the arithmetic lies in `evaluation/`.
+
+A metric of your own is the same outside the package, given as `--metrics FILE.py:METRIC --allow-code`, as an entry of
+a config's `evaluation.metrics`, or by the environment variable DIFFDISTILL_PLUGINS:
+
+    from diffdistill.evaluation.metrics import Metric
+
+    def brightness(images, texts):  # uint8 (B, C, H, W), B texts or None -> numbers (B,)
+        return images.double().mean((1, 2, 3))
+
+    METRIC = Metric(name="brightness", label="Brightness", score=brightness, lower_is_better=None)
+
+Help, settings, logs, tables, charts and reports ask here for names, labels and directions. No torch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diffdistill.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffdistill.evaluation.context import Context
+
+NEEDS = {
+    "reference": "something to compare with, if only a statistics file",
+    "images": "the images of the reference",
+    "labels": "class labels of the images and of the reference",
+    "texts": "a text for each image",
+    "clip": "a CLIP, which scores images for their texts",
+    "classifier": "features of a classifier",
+    "clip_features": "features of a CLIP",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a result.
+
+    label: its name in tables and charts. lower_is_better: None where neither direction is. of_features: the label is
+    that of the Inception of 2015 only; with other features the name of these is added.
+    """
+
+    name: str
+    label: str
+    lower_is_better: bool | None = False
+    of_features: bool = False
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of the registry, `METRIC` in its file. Either `compute` or `score` is given.
+
+    Args:
+        name: in flags, settings, logs and results.
+        label: in tables and charts.
+        compute: from everything one pass over the images left, an entry of the result: a dict with `value`
+            (`Context.entry` makes it), or with a number under the name of each of `figures`.
+        score: uint8 images `(B, C, H, W)` and B texts, or None, to numbers `(B,)`; the figure is their mean, with its
+            standard error, and stands beside that of real images.
+        lower_is_better: the direction; None where neither is better.
+        summary: what it measures, a few words.
+        needs: of `NEEDS`; what is not there is refused before anything is measured.
+        figures: the numbers of its entry where it holds several; empty: one, `value`, of the metric's own name.
+        of_features: as of `Figure`.
+        order: its place in lists.
+
+    Raises:
+        ValueError: no way to compute it or two, or a need that is not known.
+    """
+
+    name: str
+    label: str
+    compute: "Callable[[Context], dict[str, Any]] | None" = None
+    score: "Callable[[Tensor, Sequence[str] | None], Tensor] | None" = None
+    lower_is_better: bool | None = False
+    summary: str = ""
+    needs: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    of_features: bool = False
+    order: int = 1000
+
+    def __post_init__(self) -> None:
+        if (self.compute is None) == (self.score is None):
+            raise ValueError(f"metric '{self.name}' must have compute or score, one of them")
+        if unknown := [need for need in self.needs if need not in NEEDS]:
+            raise ValueError(f"metric '{self.name}' needs '{unknown[0]}', which must be one of {', '.join(NEEDS)}")
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is measured against other images."""
+        return bool({"reference", "images"} & set(self.needs))
+
+    @property
+    def numbers(self) -> tuple[Figure, ...]:
+        """Its figures, one at least."""
+        return self.figures or (Figure(self.name, self.label, self.lower_is_better, self.of_features),)
+
+    def measure(self, context: "Context") -> dict[str, Any]:
+        """The entry of the result."""
+        return self.compute(context) if self.compute else context.mean_score(self.name)
+
+
+METRICS: Registry[Metric] = Registry("metric", Metric, "diffdistill.evaluation.metrics", "METRIC")
+_GIVEN: dict[str, Metric] = {}  # those that were named as FILE.py:NAME
+
+
+def metrics() -> dict[str, Metric]:
+    """Every metric by name, in the order of lists; those given as FILE.py:NAME so far come along."""
+    return dict(sorted((METRICS.rows() | _GIVEN).items(), key=lambda item: item[1].order))
+
+
+def metric(name: str) -> Metric:
+    """The metric of that name, or of `FILE.py:NAME`, which is known by its own name from then on.
+
+    Raises ConfigError where there is none, with the names there are.
+    """
+    if name in (known := metrics()):
+        return known[name]
+    row = METRICS.get(name)
+    _GIVEN[row.name] = row
+    return row

@@ -14,7 +14,6 @@ from diffdistill import __version__
 from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError, DataError
-from diffdistill.evaluation.command import choose_features
 from diffdistill.evaluation.evaluator import Evaluator
 from diffdistill.parts.exposure_bias.calibration.fit import Judge, Trials, calibrate_sampler
 from diffdistill.parts.exposure_bias.calibration.measure import Exposure, Moments, measure_exposure_bias
@@ -127,13 +126,13 @@ def _started(out: Path, args: Namespace, data: ImageSet, moments: Moments) -> Ca
 
 def _judge(args: Namespace, data: ImageSet, model: Denoiser) -> tuple[Judge, str | None]:
     """Quality of the images of a run, lower is better, and a warning about the features where there is one."""
-    extractor, warning = choose_features(args.features, None, data, next(model.parameters()).device)
-    evaluator = Evaluator(data, extractor, (args.metric,), floor=False, resamples=0)
+    device = next(model.parameters()).device
+    evaluator = Evaluator(data, args.features, (args.metric,), device=device, floor=False, resamples=0)
 
     def judge(exposure: Exposure) -> float:
         return float(evaluator(exposure.images)["metrics"][args.metric]["value"])
 
-    return judge, warning
+    return judge, "; ".join(evaluator.warnings) or None
 
 
 def _check(chosen: dict[str, Corrections], measure: Any, judge: Judge, count: int, first: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffdistill.errors import DataError
 from diffdistill.evaluation.arrays import as_pair
-from diffdistill.evaluation.metrics.frechet import Array
+from diffdistill.evaluation.frechet import Array
 
 BLOCK = 2**23  # entries of a distance matrix held at once: 64 MB
 
@@ -36,6 +36,15 @@ def prdc(real: Array, fake: Array, k: int = 5) -> dict[str, float]:
     coverage:  share of real images whose ball holds a fake one (2002.09797).
 
     Precision, recall and coverage depend on N and M: compare at equal numbers only.
+
+    Of two clusters of real images the fakes cover one: all of them are good, half of the real images are there.
+
+    >>> import torch
+    >>> noise = torch.randn(3, 100, 2, generator=torch.Generator().manual_seed(0))
+    >>> far = torch.tensor([50.0, 0.0])
+    >>> figures = prdc(torch.cat([noise[0], noise[1] + far]), noise[2])
+    >>> figures["precision"] > 0.9, figures["coverage"] < 0.52
+    (True, True)
 
     Raises:
         DataError: fewer than k + 1 images, values that are not finite, or different dimensions.

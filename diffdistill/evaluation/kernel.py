@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffdistill.errors import DataError
 from diffdistill.evaluation.arrays import Estimate, as_pair
-from diffdistill.evaluation.metrics.frechet import Array
+from diffdistill.evaluation.frechet import Array
 
 
 def polynomial_mmd(x: Tensor, y: Tensor, degree: int = 3) -> float:
@@ -26,6 +26,12 @@ def kernel_distance(
     Subsets have `min(subset_size, N // 2, M // 2)` images. They overlap, so their spread s alone understates the error
     of the mean. With f = subset size / min(N, M) the standard error is `s sqrt(f / (1 - f) + 1 / subsets)`: the
     subsampling estimate of the error that the *whole* sets leave, and that of the finite number of subsets.
+
+    >>> import torch
+    >>> real, fake = torch.randn(2, 400, 8, generator=torch.Generator().manual_seed(0))
+    >>> value, error = kernel_distance(real, fake)
+    >>> abs(value) < 3 * error, float(kernel_distance(real, 2 * fake)) > 1
+    (True, True)
 
     Raises:
         DataError: fewer than four images, values that are not finite, different dimensions, or no subsets.

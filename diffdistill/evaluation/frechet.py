@@ -158,6 +158,13 @@ def frechet_distance(real: Array, fake: Array) -> float:
 
     With features of the 2015 Inception network this is FID. Warns where N <= d, or all features are constant.
 
+    Two sets that differ by a shift of 2 in one of three features are 4 apart, the squared shift:
+
+    >>> import torch
+    >>> real = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    >>> round(frechet_distance(real, real + torch.tensor([2.0, 0.0, 0.0])), 5)
+    4.0
+
     Raises:
         DataError: fewer than two images, values that are not finite, or different dimensions.
     """

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffdistill.evaluation.arrays import as_pair
-from diffdistill.evaluation.metrics.frechet import Array
-from diffdistill.evaluation.metrics.precision_recall import squared_distances
+from diffdistill.evaluation.frechet import Array
+from diffdistill.evaluation.precision_recall import squared_distances
 
 SIDE = 64  # pixels of a thumbnail
 

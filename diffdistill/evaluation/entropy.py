@@ -5,7 +5,7 @@ from torch import Tensor
 
 from diffdistill.errors import DataError
 from diffdistill.evaluation.arrays import Estimate, as_features
-from diffdistill.evaluation.metrics.frechet import Array
+from diffdistill.evaluation.frechet import Array
 
 
 def _score(p: Tensor) -> Tensor:
@@ -17,6 +17,12 @@ def inception_score(probabilities: Array, splits: int = 10) -> Estimate:
 
     The mean over `splits` equal parts in the given order (the last rows left out where N is no multiple), and its
     standard error. Images must not be sorted by class. Figures compare only for one classifier, N and `splits`.
+
+    Images that are surely of one class each, all of K classes equally often, score K:
+
+    >>> import torch
+    >>> round(float(inception_score(torch.eye(4).repeat(25, 1), splits=5)), 4)
+    4.0
 
     Raises:
         DataError: rows that are no probabilities, or fewer images than splits.

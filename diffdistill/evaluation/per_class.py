@@ -4,7 +4,7 @@ from torch import Tensor
 
 from diffdistill.errors import DataError
 from diffdistill.evaluation.arrays import as_pair
-from diffdistill.evaluation.metrics.frechet import Array, fit, frechet_terms
+from diffdistill.evaluation.frechet import Array, fit, frechet_terms
 
 
 def per_class_frechet(

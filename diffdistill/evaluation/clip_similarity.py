@@ -9,7 +9,7 @@ from torch import Tensor
 from diffdistill.errors import DataError
 from diffdistill.evaluation.arrays import Estimate, as_features
 from diffdistill.evaluation.extractors.hub import DEFAULTS, HubFeatures
-from diffdistill.evaluation.metrics.frechet import Array
+from diffdistill.evaluation.frechet import Array
 
 
 def clip_score(
@@ -25,6 +25,13 @@ def clip_score(
         images: uint8 `(N, 3, H, W)`; or CLIP features `(N, d)`, and then `texts` are features too.
         texts: N texts, or features `(N, d)`.
         model: folder or Hub id of a transformers CLIP, or an extractor that `load_features("clip:...")` returned.
+
+    Of features at 60 degrees and at 0 degrees, cosines of 1/2 and 1:
+
+    >>> import torch
+    >>> images, texts = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 3**0.5], [0.0, 2.0]])
+    >>> round(float(clip_score(images, texts)), 3)
+    75.0
 
     Raises:
         DataError: numbers of images and texts differ, or features are not finite. CheckpointError: no such model.

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from diffdistill.reporting.svg import (
+from diffdistill.reporting.charts import (
     HEIGHT,
     POINTS,
     WIDTH,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.evaluation.arrays import as_pair
-from diffdistill.evaluation.metrics.frechet import Array
+from diffdistill.evaluation.frechet import Array
 
 CHUNK = 2048
 
@@ -20,6 +20,11 @@ def cmmd(real: Array, fake: Array, *, width: float = 10.0, scale: float = 1000.0
 
     Features `(N, d)` and `(M, d)` of CLIP; rows are scaled to length 1 here. The paper's figures use
     `openai/clip-vit-large-patch14-336`.
+
+    >>> import torch
+    >>> real = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
+    >>> round(cmmd(real, real), 6), cmmd(real, -real) > 0
+    (0.0, True)
 
     Raises:
         DataError: fewer than two images, values that are not finite, or different dimensions.

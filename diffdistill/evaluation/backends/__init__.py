@@ -1,0 +1,56 @@
+"""Whose arithmetic computes FID and KID of our features, so that a number can be had exactly as another tool gives it.
+
+A backend a file; each calls the tool's own function. What newer versions of SciPy broke is mended there, from outside.
+No torch before one is used.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+from diffdistill import __version__
+from diffdistill.errors import ConfigError
+from diffdistill.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffdistill.evaluation.arrays import Estimate
+    from diffdistill.evaluation.frechet import Gaussian
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A row of the registry, `BACKEND` in its file.
+
+    module: what must be importable, of the distribution called `name`; None: nothing. frechet: of two Gaussians.
+    kernel: of features `(N, d)` and `(M, d)`, from so many subsets of such a size, drawn with a seed.
+    """
+
+    name: str
+    module: str | None
+    frechet: "Callable[[Gaussian, Gaussian], float]"
+    kernel: "Callable[[Tensor, Tensor, int, int, int], Estimate]"
+
+    def version(self) -> str:
+        """Name and version of what computes, for the protocol; ConfigError if it is not installed."""
+        if self.module is None:
+            return f"diffdistill {__version__}"
+        tool(self.name, self.module)
+        return f"{self.name} {metadata.version(self.name)}"
+
+
+BACKENDS: Registry[Backend] = Registry("backend", Backend, "diffdistill.evaluation.backends", "BACKEND")
+
+
+def tool(backend: str, module: str) -> Any:
+    """A module of another tool; ConfigError where it is absent or broken."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"backend '{backend}' needs {backend}: pip install 'diffdistill[eval]' ({error})") from error
+    except (RuntimeError, AttributeError, TypeError) as error:  # a torchvision that does not fit torch fails like this
+        raise ConfigError(
+            f"backend '{backend}' cannot be imported ({error}): 'diffdistill doctor' says why"
+        ) from error

@@ -1,0 +1,107 @@
+"""What a metric may look at: the reference, what one pass over the images left, and the settings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.errors import ConfigError
+from diffdistill.evaluation.arrays import Estimate
+from diffdistill.evaluation.backends import Backend
+from diffdistill.evaluation.extractors.base import FeatureExtractor
+from diffdistill.evaluation.frechet import Gaussian
+from diffdistill.evaluation.reference import Reference
+from diffdistill.evaluation.text_scores import summary
+
+
+@dataclass
+class Generated:
+    """What one pass over the images left: the Gaussian of all `n`, and features of at most `sample_rows` of them.
+
+    Without a reference there are no features: `scores` alone, of images by themselves or for their texts, each `(N,)`.
+    """
+
+    n: int
+    gaussian: Gaussian
+    features: Tensor
+    labels: Tensor | None = None
+    thumbnails: Tensor | None = None
+    scores: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """Everything that `Metric.compute` may look at.
+
+    compared, features: the reference and the extractor, None where nothing is compared; a metric reads them as
+    `reference` and `extractor`. floors: the figures between real images, kept from one evaluation to the next.
+    """
+
+    generated: Generated
+    compared: Reference | None
+    features: FeatureExtractor | None
+    backend: Backend
+    seed: int
+    floor: bool
+    resamples: int
+    picture: Path | None = None
+    warnings: list[str] = field(default_factory=list)
+    floors: dict[Any, Any] = field(default_factory=dict)
+    real_scores: Callable[[int], dict[str, float]] = lambda _: {}
+
+    @property
+    def reference(self) -> Reference:
+        if self.compared is None:
+            raise ConfigError("a metric compares with images, and there is no reference: give one")
+        return self.compared
+
+    @property
+    def extractor(self) -> FeatureExtractor:
+        if self.features is None:
+            raise ConfigError("a metric looks at features, and there is no reference to have them of: give one")
+        return self.features
+
+    @cached_property
+    def real(self) -> Tensor:
+        """Features of the reference, float64 `(M, d)`; ConfigError for a statistics file."""
+        return self.reference.sample().double()
+
+    def real_sample(self, n: int) -> Tensor:
+        """At most `n` rows of the reference, the same for one seed."""
+        order = torch.randperm(len(self.real), generator=torch.Generator().manual_seed(self.seed))
+        return self.real[order[:n]]
+
+    def real_halves(self) -> tuple[Tensor, Tensor]:
+        """Two disjoint parts of the reference: as many images as were generated (or half), and the rest."""
+        order = torch.randperm(len(self.real), generator=torch.Generator().manual_seed(self.seed + 1))
+        n = min(self.generated.n, len(self.real) // 2)
+        return self.real[order[n:]], self.real[order[:n]]
+
+    def floor_of(self, metric: str, compute: Callable[[Tensor, Tensor], Any]) -> dict[str, Any] | None:
+        """The metric between two disjoint parts of the reference, at the same N where there are enough images."""
+        if not self.floor or self.reference.features is None or len(self.real) < 8:
+            return None
+        rest, held = self.real_halves()
+        key = (metric, len(held), self.seed)
+        if key not in self.floors:
+            self.floors[key] = compute(rest, held)
+        return {"value": self.floors[key], "n": len(held), "n_reference": len(rest)}
+
+    def entry(self, estimate: float, **more: Any) -> dict[str, Any]:
+        """An entry of the result: value, standard error and interval, numbers of images, and what else is known."""
+        known = estimate if isinstance(estimate, Estimate) else Estimate(estimate)
+        entry: dict[str, Any] = {**known.record(), "n": self.generated.n}
+        if self.compared is not None:
+            entry |= {"n_reference": self.compared.n, "backend": "native"}
+        return entry | more
+
+    def mean_score(self, name: str) -> dict[str, Any]:
+        """The mean of a score of the images, and the same of real images, where those can be scored."""
+        value = summary(name, self.generated.scores[name])
+        if self.compared is None:
+            return self.entry(value)
+        return self.entry(value, of_the_reference=self.real_scores(self.generated.n).get(name))

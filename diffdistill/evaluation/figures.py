@@ -1,0 +1,88 @@
+"""The numbers of a result: how each is called, which direction is the better one, and a result as numbers. No torch.
+
+A run's log, its report, its model card, the printed table and an early stop all ask here, and name no figure.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffdistill.evaluation.metrics import Figure, metrics
+
+PUBLISHED = "inception-2015-12-05"  # the id of the network of published FIDs, whichever file it came from
+
+# Of rewards and judges, by the first part of their names; {} is the rest.
+SCORES = (
+    Figure("reward/", "Reward {}"),
+    Figure("judge/", "Judge {}"),
+    Figure("judge_at_start/", "Judge {}, of the start", lower_is_better=None),
+    Figure("judge_win_rate/", "Win rate over the start, judge {}"),
+)
+# Of held-out pairs, which an aligning run measures.
+PAIRS = (
+    Figure("margin", "Margin"),
+    Figure("win_rate", "Win rate"),
+    Figure("win_rate_over_start", "Win rate over start"),
+    Figure("win_rate_at_start", "Win rate at start", lower_is_better=None),
+    Figure("loss_win", "Loss of the wanted image", lower_is_better=True),
+    Figure("loss_lose", "Loss of the other image", lower_is_better=None),
+)
+WATCHED_PAIRS = ("margin", "win_rate", "win_rate_over_start", "loss_win")
+"""Figures of pairs that say whether a run goes well."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """One number of one model; `real`: the same of real images, from so many (`real_n`) where that is known."""
+
+    value: float
+    n: int | None = None
+    error: float | None = None
+    real: float | None = None
+    real_n: int | None = None
+
+
+def known_figures() -> dict[str, Figure]:
+    """The figures of every metric and of pairs, by name."""
+    return {figure.name: figure for row in metrics().values() for figure in row.numbers} | {f.name: f for f in PAIRS}
+
+
+def figure_of(name: str, words: Mapping[str, Any] | None = None) -> Figure:
+    """What a figure is. `words`: what a result says of its own (`figures`), for metrics that are not installed here.
+
+    A name that nobody knows is its own label, and has no better direction.
+    """
+    if (known := known_figures().get(name)) is not None:
+        return known
+    if words and name in words:
+        return Figure(name, words[name]["label"], words[name]["lower_is_better"])
+    for family in SCORES:
+        if name.startswith(family.name):
+            return Figure(name, family.label.format(name.removeprefix(family.name)), family.lower_is_better)
+    return Figure(name, name.replace("_", " ").replace("/", " ").capitalize(), lower_is_better=None)
+
+
+def label_of(name: str, features: str | None = None, words: Mapping[str, Any] | None = None) -> str:
+    """The label: `FID` is what the Inception of 2015 measures; with other features it says which."""
+    figure = figure_of(name, words)
+    return f"{figure.label} ({features})" if figure.of_features and features not in (None, PUBLISHED) else figure.label
+
+
+def values_of(result: Mapping[str, Any]) -> dict[str, Value]:
+    """The numbers of a result by name, in its order; a metric of several figures gives several."""
+    names = {*known_figures(), *(result.get("figures") or {})}
+    values: dict[str, Value] = {}
+    for name, entry in (result.get("metrics") or {}).items():
+        floor, n = entry.get("floor") or {}, entry.get("n")
+        real, real_n = floor.get("value", entry.get("of_the_reference")), floor.get("n")
+        if "value" in entry:
+            values[name] = Value(entry["value"], n, entry.get("standard_error"), real, real_n)
+            continue
+        for part in (key for key in entry if key in names):
+            values[part] = Value(entry[part], n, None, real.get(part) if isinstance(real, dict) else None, real_n)
+    return values
+
+
+def numbers_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """The same as plain numbers, as logs hold them."""
+    return {name: value.value for name, value in values_of(result).items()}

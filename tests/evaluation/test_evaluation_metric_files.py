@@ -1,0 +1,193 @@
+"""A metric is one file: declared once, inside the package or outside, and known wherever metrics are named."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from diffdistill.cli import main
+from diffdistill.config.loader import load_config
+from diffdistill.config.schema import Train
+from diffdistill.errors import ConfigError
+from diffdistill.evaluation import Evaluator, evaluate
+from diffdistill.evaluation import metrics as registry
+from diffdistill.evaluation.figures import figure_of, label_of, values_of
+from diffdistill.evaluation.metrics import Figure, Metric, metric, metrics
+from diffdistill.registry import allow_code
+
+FILE = """
+from diffdistill.evaluation.metrics import Metric
+
+
+def brightness(images, texts):
+    return images.double().mean((1, 2, 3))
+
+
+METRIC = Metric(name="brightness", label="Mean grey value", score=brightness, lower_is_better=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(registry, "_GIVEN", {})
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(FILE)
+    for name, seed in (("real", 0), ("fake", 1)):
+        Path(name).mkdir()
+        pixels = np.random.default_rng(seed).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+        for i, image in enumerate(pixels):
+            Image.fromarray(image).save(Path(name) / f"{i:02d}.png")
+    yield tmp_path
+    allow_code(False)
+
+
+def grey(folder: str) -> float:
+    return float(np.mean([np.asarray(Image.open(file)).mean() for file in Path(folder).iterdir()]))
+
+
+TINY = {
+    "max_train_steps": 1, "train_batch_size": 4, "log_every": 1, "sample_every": 0, "num_threads": 1,
+    "network": {"block_out_channels": [8, 8], "norm_num_groups": 2, "attention_head_dim": 4},
+    "data": {"path": "real"},
+}  # fmt: skip
+
+
+def test_a_metric_outside_the_package_is_known_everywhere(capsys: pytest.CaptureFixture[str]):
+    # In a run, by its config: its log, its evaluation.json and its report.
+    evaluation = {"num_images": 4, "metrics": ["fid", "mine.py:METRIC"], "every": 1, "features": "pixels", "steps": 1}
+    stop = {"metric": "brightness", "margin": 1000.0}
+    settings = {"output_dir": "run", **TINY, "evaluation": {**evaluation, "stop": stop}}
+    Path("run.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["train", "run.yaml", "--quiet"]) == 2
+    assert "say --allow-code if you trust the file" in capsys.readouterr().err
+    assert main(["train", "run.yaml", "--quiet", "--allow-code"]) == 0
+    logged = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert 0 <= logged[-1]["evaluation/brightness"] <= 255
+    result = json.loads(Path("run/evaluation.json").read_text())["teacher"]
+    assert result["metrics"]["brightness"]["value"] == pytest.approx(logged[-1]["evaluation/brightness"])
+    assert result["metrics"]["brightness"]["of_the_reference"] == pytest.approx(grey("real"), abs=30)  # of 4 images
+    assert result["figures"]["brightness"] == {"label": "Mean grey value", "lower_is_better": True}
+    registry._GIVEN.clear()  # as in another process, which does not know the file
+    assert main(["report", "run"]) == 0
+    assert "Mean grey value<small>lower is better</small>" in Path("run/report.html").read_text("utf-8")
+    assert "Mean grey value |" in Path("run/model/README.md").read_text("utf-8")
+
+
+def test_a_metric_outside_the_package_on_the_command_line(capsys: pytest.CaptureFixture[str]):
+    words = ["evaluate", "--images", "fake", "--metrics", "mine.py:METRIC", "--quiet", "--json", "r.json"]
+    assert main(words) == 2
+    assert "--allow-code" in capsys.readouterr().err
+    assert main([*words, "--allow-code"]) == 0  # it compares nothing, so it needs no reference
+    assert "Mean grey value" in capsys.readouterr().out
+    entry = json.loads(Path("r.json").read_text())["metrics"]["brightness"]
+    assert (entry["value"], entry["n"]) == (pytest.approx(grey("fake")), 12)
+
+
+def test_plug_ins_of_the_environment_are_in_the_help():
+    environment = {**os.environ, "DIFFDISTILL_PLUGINS": "mine.py", "COLUMNS": "200"}
+    words = [sys.executable, "-m", "diffdistill", "evaluate"]
+    shown = subprocess.run([*words, "--help"], env=environment, capture_output=True, text=True, check=True).stdout
+    assert "neighbours,brightness" in shown
+    run = [*words, "--images", "fake", "--metrics", "brightness", "--json", "r.json", "--quiet"]
+    subprocess.run(run, env=environment, check=True, capture_output=True)
+    assert json.loads(Path("r.json").read_text())["metrics"]["brightness"]["value"] == pytest.approx(grey("fake"))
+
+
+def test_every_metric_may_stand_in_a_config():
+    names = list(metrics())
+    assert names[:4] == ["fid", "kid", "prdc", "is"]
+    Path("c.yaml").write_text(yaml.safe_dump({"output_dir": "r", "evaluation": {"metrics": names}}))
+    settings = load_config(Train, "c.yaml").config.evaluation
+    assert settings.metrics == tuple(names)
+    assert {"fid", "precision", "coverage", "is", "neighbours"} <= set(settings.figures())
+    with pytest.raises(ConfigError, match=r"metric 'fdi' is not known \(did you mean fid\?\)"):
+        load_config(Train, "c.yaml", ["evaluation.metrics=[fdi]"])
+
+
+def test_a_metric_of_several_figures_is_several_rows():
+    row = Metric(
+        "both", "Both", compute=lambda _: {}, figures=(Figure("left", "Left"), Figure("right", "Right", True))
+    )
+    registry._GIVEN["both"] = row
+    result = {"metrics": {"both": {"left": 1.0, "right": 2.0, "n": 5, "floor": {"value": {"left": 0.5}, "n": 5}}}}
+    values = values_of(result)
+    assert [(name, value.value, value.real) for name, value in values.items()] == [
+        ("left", 1.0, 0.5),
+        ("right", 2.0, None),
+    ]
+    assert (figure_of("left").lower_is_better, figure_of("right").lower_is_better) == (False, True)
+
+
+def test_labels_and_directions_are_told_once():
+    assert label_of("fid", "inception-2015-12-05") == "FID"
+    assert label_of("fid", "pixels") == "FID (pixels)"
+    assert label_of("precision", "pixels") == "Precision"
+    assert label_of("reward/hps_v2") == "Reward hps_v2"
+    assert label_of("judge_win_rate/clip") == "Win rate over the start, judge clip"
+    directions = {
+        name: figure_of(name).lower_is_better for name in ("fid", "kid", "cmmd", "per_class_fid", "loss_win")
+    }
+    assert set(directions.values()) == {True}
+    assert {figure_of(name).lower_is_better for name in ("loss_lose", "judge_at_start/clip", "unheard")} == {None}
+    assert figure_of("unheard", {"unheard": {"label": "U", "lower_is_better": True}}) == Figure("unheard", "U", True)
+
+
+def test_a_metric_that_declares_nonsense_is_refused():
+    with pytest.raises(ValueError, match="compute or score, one of them"):
+        Metric("a", "A")
+    with pytest.raises(ValueError, match="needs 'money', which must be one of reference"):
+        Metric("a", "A", compute=lambda _: {}, needs=("money",))
+    Path("wrong.py").write_text("METRIC = 3\n")
+    allow_code()
+    with pytest.raises(ConfigError, match=r"'wrong.py:METRIC' is no metric"):
+        metric("wrong.py:METRIC")
+
+
+def test_without_a_reference_only_what_compares_nothing_is_measured():
+    with pytest.raises(ConfigError, match="metric 'fid' cannot be measured without a reference: choose clip, rewards"):
+        Evaluator()
+    with pytest.raises(ConfigError, match="no metric is asked for"):
+        Evaluator(metrics=())
+
+
+def test_a_folder_of_features_may_name_a_class_of_its_own():
+    Path("own").mkdir()
+    Path("own/config.json").write_text(json.dumps({"architecture": "net.py:Corner"}))
+    Path("own/net.py").write_text("""
+from diffdistill.evaluation.extractors.base import FeatureExtractor
+
+
+class Corner(FeatureExtractor):
+    id, sha256, dim, channels = "corner", "0", 4, None
+
+    def __init__(self, folder, device):
+        self.folder = folder
+
+    def embed(self, images):
+        return images[:, 0, :2, :2].flatten(1)
+""")
+    words = {"images": "fake", "reference": "real", "features": "own", "metrics": ["fid"]}
+    with pytest.raises(ConfigError, match="say --allow-code"):
+        evaluate(**words)
+    allow_code()
+    assert evaluate(**words)["protocol"]["features"]["id"] == "corner"
+
+
+def test_evaluate_from_python_is_the_command():
+    assert main(["evaluate", "--images", "fake", "--reference", "real", "--quiet", "--json", "r.json"]) == 0
+    result = evaluate(images="fake", reference="real")
+    held = json.loads(Path("r.json").read_text())
+    assert {name: held[name] for name in held if name != "seconds"} == {
+        name: value for name, value in json.loads(json.dumps(result)).items() if name != "seconds"
+    }
+    with pytest.raises(ConfigError, match="evaluate has no setting 'refrence'"):
+        evaluate(images="fake", refrence="real")
+    with pytest.raises(ConfigError, match="give images or a model"):
+        evaluate(reference="real")
