@@ -146,7 +146,7 @@ def test_stock_diffusers_draws_with_the_teacher():
 
 def test_shares_of_two_models_are_compared_caption_by_caption(root):
     """Two images each of three captions, drawn one set after the other: errors are those over captions."""
-    script = runpy.run_path(str(root / "scripts" / "evaluate_emoji.py"))
+    script = runpy.run_path(str(root / "examples" / "emoji" / "evaluate_emoji.py"))
     first, later = [[1, 0, 0], [0, 0, 1]], [[1, 1, 0], [1, 0, 1]]
     shares = [script["by_caption"](torch.tensor(hits).flatten(), 2) for hits in (first, later)]
     assert [values.tolist() for values in shares] == [[0.5, 0.0, 0.5], [1.0, 0.5, 0.5]]
@@ -161,7 +161,7 @@ def test_a_name_is_told_apart_from_its_style(root, monkeypatch):
     transformers = pytest.importorskip("transformers")
     from types import SimpleNamespace
 
-    monkeypatch.syspath_prepend(root / "scripts")
+    monkeypatch.syspath_prepend(root / "examples" / "emoji")
     from train_emoji_teacher import NAME, Captions, in_other_style
 
     folder = resolve_builtin("builtin:emoji_teacher")

@@ -21,7 +21,7 @@ SHAPE = ("image_channels", "image_size", "num_classes", "convs_per_block")
 class ClassifierFeatures(FeatureExtractor):
     """Penultimate features of a `ConvNet`, in units of their mean variance over the data it was trained on.
 
-    The folder is one of scripts/train_features.py.
+    The folder is one of examples/fashion_mnist/train_features.py.
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:

@@ -1,6 +1,6 @@
 """Train the small CLIP of the emoji (2103.00020): a transformers `CLIPModel` and its tokenizer; minutes on a core.
 
-    OMP_NUM_THREADS=1 python scripts/train_emoji_clip.py --out assets/emoji_clip
+    OMP_NUM_THREADS=1 python examples/emoji/train_emoji_clip.py --out assets/emoji_clip
 
 Its text tower is the text encoder of `builtin:emoji_teacher`, its similarity is CLIP score and a reward. A batch holds
 both styles of each concept, so that the style's word matters in every row. Only the split `train` is seen.

@@ -1,10 +1,10 @@
 """f-distill's and Uni-Instruct's claims on a mixture with rare modes in the plane: recall and mass of each mode.
 
-    python scripts/claims/rare_modes.py tune --jobs 2       learning rates, on seeds 100 to 102
-    python scripts/claims/rare_modes.py run --jobs 2        the chosen rates, on seeds 0 to 4
-    python scripts/claims/rare_modes.py run --updates 2400  the same rates, four times as long
-    python scripts/claims/rare_modes.py check               the runs' gradients against the package's own step
-    python scripts/claims/rare_modes.py table               docs/claims.json, the tables and the figure
+    python benchmarks/claims/rare_modes.py tune --jobs 2       learning rates, on seeds 100 to 102
+    python benchmarks/claims/rare_modes.py run --jobs 2        the chosen rates, on seeds 0 to 4
+    python benchmarks/claims/rare_modes.py run --updates 2400  the same rates, four times as long
+    python benchmarks/claims/rare_modes.py check               the runs' gradients against the package's own step
+    python benchmarks/claims/rare_modes.py table               docs/claims.json, the tables and the figure
 
 The teacher is the mixture's exact denoiser, the discriminator a perceptron of the point and its level; student and
 critic start as one network that has learned the teacher's denoiser. Many runs train at once, each with networks of its

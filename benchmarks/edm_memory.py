@@ -8,7 +8,7 @@ student images, for a Fisher form that of the teacher and of the critic. Not cou
 needs and frees again, and the allocator's fragments, for which a quarter of the card is left. The meta device has
 attention's math kernel only; another keeps less.
 
-    python scripts/edm_memory.py [--card 80]
+    python benchmarks/edm_memory.py [--card 80]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The score gap's own noise under bfloat16 autocast, with the last layer in bfloat16 and in float32.
 
-    python scripts/claims/bf16_gap.py [--device cuda]
+    python benchmarks/claims/bf16_gap.py [--device cuda]
 
 The critic is the bundled teacher with normal noise on every weight, `change` times its tensor's mean magnitude. Noise
 is ||gap in bf16 - gap in float32|| / ||gap in float32|| over 64 images; the relative gap is mean|D_F - D_T| over

@@ -1,7 +1,7 @@
 """FID against steps for six samplers: plain, Epsilon Scaling, Time-Shift, both; and the paper's way to find b.
 
-    python scripts/sampler_table.py builtin:fashion_mnist_teacher --out runs/samplers
-    python scripts/sampler_table.py builtin:fashion_mnist_teacher --out runs/samplers --report
+    python benchmarks/sampler_table.py builtin:fashion_mnist_teacher --out runs/samplers
+    python benchmarks/sampler_table.py builtin:fashion_mnist_teacher --out runs/samplers --report
 
 The corrections are fitted by `calibrate` on noise of its own seed and measured on other seeds; at the steps that
 `--fitted` leaves out (50) they are carried over by its transfer rule. All results go row by row into `--out`

@@ -1,7 +1,7 @@
 """What the discriminator's choices do: the order of clipping and dividing, a loss a head, the weight of R1.
 
-    python scripts/claims/discriminator.py ratio    # closed form, seconds
-    python scripts/claims/discriminator.py heads    # on the bundled teacher's features, about a minute a row
+    python benchmarks/claims/discriminator.py ratio    # closed form, seconds
+    python benchmarks/claims/discriminator.py heads    # on the bundled teacher's features, about a minute a row
 
 ratio: student N(0, 1), teacher N(0.6, 0.7^2), a discriminator whose logit is scale * l + shift for the exact l; how
 forward-KL weights by either order correlate with the exact ones, and their effective sample size.

@@ -1,8 +1,8 @@
 """Speed and memory of the Fréchet distance against the matrix square root that other tools take.
 
-    python scripts/bench_frechet.py                      d = 2,048, n = 10,000: minutes, nearly all of them in sqrtm
-    python scripts/bench_frechet.py --dim 256 --images 2000
-    python scripts/bench_frechet.py --json bench.json
+    python benchmarks/frechet.py                      d = 2,048, n = 10,000: minutes, nearly all of them in sqrtm
+    python benchmarks/frechet.py --dim 256 --images 2000
+    python benchmarks/frechet.py --json bench.json
 
 Times are CPU seconds of one thread, so that a busy machine does not change them; memory is the peak of a fresh process
 that streams N images, less that of one that streams 1,000.

@@ -1,6 +1,6 @@
 """Makes `assets/fashion_mnist/` from parquet files of Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017; MIT).
 
-    python scripts/embed_fashion_mnist.py TRAIN.parquet TEST.parquet [OUT]
+    python examples/fashion_mnist/embed_fashion_mnist.py TRAIN.parquet TEST.parquet [OUT]
 
 Columns `image` (PNG bytes) and `label`. The pictures are kept as IDX files under xz (measured on this set: raw pixels
 under xz are smaller than PNG or WebP sheets or xz of predicted differences), in the order of the source.

@@ -1,6 +1,6 @@
 """Train `builtin:emoji_teacher`, a stock `StableDiffusionPipeline`, on the emoji: under an hour on one core.
 
-    OMP_NUM_THREADS=1 python scripts/train_emoji_teacher.py --vae VAE --out assets/emoji_teacher
+    OMP_NUM_THREADS=1 python examples/emoji/train_emoji_teacher.py --vae VAE --out assets/emoji_teacher
 
 v-prediction (2202.00512) on the latents' means; a tenth of the captions empty, for guidance (2207.12598); some without
 their style. Latents and texts are encoded once. Every `--save` steps the average is written to OUT, a whole pipeline.

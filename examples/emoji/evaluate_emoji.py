@@ -1,6 +1,6 @@
 """Measure text-to-image models of the emoji: FID, CLIP score, and what the judge says of their style.
 
-    python scripts/evaluate_emoji.py builtin:emoji_teacher --guidance 1 2 4 --out runs/emoji_teacher.json
+    python examples/emoji/evaluate_emoji.py builtin:emoji_teacher --guidance 1 2 4 --out runs/emoji_teacher.json
 
 One image for each prompt (--repeat: more, of the two sets that the judge sees), from seed 1000:
 - held_out: the captions of the split, concepts in a style that was kept from training. CLIP score; the share that the

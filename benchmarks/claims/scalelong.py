@@ -1,8 +1,8 @@
 """ScaleLong's claim (2310.13545): where training of a deep network with long skips is unstable, scaled skips keep it.
 
-    python scripts/claims/scalelong.py scan --jobs 2     rates at which the plain network fails, on seeds 0 and 1
-    python scripts/claims/scalelong.py run --jobs 2      all variants at the rates the scan names, on seeds 10 to 14
-    python scripts/claims/scalelong.py table             both tables
+    python benchmarks/claims/scalelong.py scan --jobs 2     rates at which the plain network fails, on seeds 0 and 1
+    python benchmarks/claims/scalelong.py run --jobs 2      all variants at the rates the scan names, on seeds 10 to 14
+    python benchmarks/claims/scalelong.py table             both tables
 
 A U-ViT of depth 24 learns to denoise Fashion-MNIST at 8x8 by the package's own loss with Adam, without warm-up,
 decay, clipping or weight decay, so that nothing but the scaling keeps it. Variants of a seed share initial weights,

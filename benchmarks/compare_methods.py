@@ -1,7 +1,7 @@
 """All methods at equal processor time: one-step FID, KID, precision, recall, seconds a step, peak memory.
 
-    python scripts/compare_methods.py --seconds 30                   docs/comparison.md and .json, from held-out seeds
-    python scripts/compare_methods.py --tuning --out runs/try1 train_batch_size=64      to choose a setting by
+    python benchmarks/compare_methods.py --seconds 30                   docs/comparison.md and .json, from held-out seeds
+    python benchmarks/compare_methods.py --tuning --out runs/try1 train_batch_size=64      to choose a setting by
 
 Held out: what is tuned is tuned on seeds 0 to 9 (`--tuning`: 0 1 2) and reported on seeds from 10 on (10 11 12).
 A table of tuning seeds says so and is written to OUT, not to docs.
@@ -169,7 +169,7 @@ def reading(groups: dict[str, list[Row]], start: Row) -> list[str]:
 
 def markdown(rows: list[Row], start: Row, args: argparse.Namespace) -> str:
     groups, protocol = grouped_by_row(rows), rows[0]["protocol"]
-    command = shlex.join(["python", "scripts/compare_methods.py", *sys.argv[1:]])
+    command = shlex.join(["python", "benchmarks/compare_methods.py", *sys.argv[1:]])
     caption = (
         f"{args.seconds} s of one thread's processor time for each run; seeds {', '.join(map(str, args.seeds))}, mean "
         f"± standard deviation; {protocol['num_images']} images, classes balanced, against "

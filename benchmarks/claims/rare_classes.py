@@ -1,9 +1,9 @@
 """The claims of f-distill and Uni-Instruct on images: Fashion-MNIST with classes from 6,000 images down to 60.
 
-    python scripts/claims/rare_classes.py teacher            a teacher of that world, without labels
-    python scripts/claims/rare_classes.py run --jobs 2       students on seeds 0 to 4
-    python scripts/claims/rare_classes.py all --device cuda --jobs 12 --seconds-budget 200
-    python scripts/claims/rare_classes.py table              docs/claims.json and the table
+    python benchmarks/claims/rare_classes.py teacher            a teacher of that world, without labels
+    python benchmarks/claims/rare_classes.py run --jobs 2       students on seeds 0 to 4
+    python benchmarks/claims/rare_classes.py all --device cuda --jobs 12 --seconds-budget 200
+    python benchmarks/claims/rare_classes.py table              docs/claims.json and the table
 
 Images of 16 x 16 pixels, classes in geometric proportion. Teacher and students are trained by the package's own tasks;
 students start as the teacher's denoiser and train for the same number of updates at one rate, that of the package's

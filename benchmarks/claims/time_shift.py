@@ -1,7 +1,7 @@
 """Why no window of Time-Shift (2305.15583) helps F-PNDM at 10 steps: the method, the model or the code?
 
-    python scripts/claims/time_shift.py builtin:fashion_mnist_teacher --out runs/claims/time_shift
-    python scripts/claims/time_shift.py builtin:fashion_mnist_teacher --out runs/claims/time_shift --report
+    python benchmarks/claims/time_shift.py builtin:fashion_mnist_teacher --out runs/claims/time_shift
+    python benchmarks/claims/time_shift.py builtin:fashion_mnist_teacher --out runs/claims/time_shift --report
 
 Code: both samplers are written again from the papers in `time_shift_referee.py`, and their images are compared with
 the package's own, image by image, from the same noise.

@@ -1,6 +1,6 @@
 """The VAE of the emoji teacher: an `AutoencoderKL`, 32x32 pixels to 8x8 latents of 8 channels; minutes on a core.
 
-    OMP_NUM_THREADS=1 python scripts/train_emoji_vae.py --out assets/emoji_vae
+    OMP_NUM_THREADS=1 python examples/emoji/train_emoji_vae.py --out assets/emoji_vae
 
 8x8 and not 16x16: a step of the UNet costs about half, for the teacher and all that is distilled from it; 8 channels
 keep enough. Writes a diffusers folder; `config.json` has `scaling_factor` = 1 / std of the latents of `train`.

@@ -6,7 +6,7 @@ Everything else, the method, its layers, the levels, the optimisers, is the file
 parts runs in two. Where a network is not tiny, bf16 is left to CPUs that have it. The network that was trained must be
 of the class that the recipe is for. Recipes of pipelines are passed over without the extra `text`.
 
-    python scripts/check_configs.py [FILE ...]
+    python .ci/check_configs.py [FILE ...]
 """
 
 import json
@@ -85,7 +85,7 @@ def converted(folder: Path, description: dict[str, Any], network: nn.Module) -> 
 
 def tiny_pipelines() -> Any:
     """The tests' tiny pipelines."""
-    sys.path.append(str(CONFIGS.parent / "tests"))
+    sys.path.append(str(CONFIGS.parent / "tests" / "worlds"))
     import tiny_text  # type: ignore[import-not-found]
 
     return tiny_text

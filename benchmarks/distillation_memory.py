@@ -6,7 +6,7 @@ what the largest block keeps while computed anew. The meta device has attention'
 matrices of tokens x tokens: another kernel keeps less. Not counted: what a single operation needs and frees again, and
 the allocator's fragments. Grids decode outside of the step, when its activations and gradients are gone.
 
-    python scripts/distillation_memory.py [--size 1024] [--rank 64]
+    python benchmarks/distillation_memory.py [--size 1024] [--rank 64]
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """How much hidden features of a deep U-ViT swing while it trains, with and without ScaleLong (2310.13545).
 
-    python scripts/scalelong_oscillation.py                        four minutes of one core
-    python scripts/scalelong_oscillation.py --steps 8 --seeds 0    a look
-    python scripts/scalelong_oscillation.py --out docs/pictures/scalelong_oscillation
+    python benchmarks/claims/scalelong_oscillation.py                        four minutes of one core
+    python benchmarks/claims/scalelong_oscillation.py --steps 8 --seeds 0    a look
+    python benchmarks/claims/scalelong_oscillation.py --out docs/pictures/scalelong_oscillation
 
 A small U-ViT of depth 24 learns to denoise Fashion-MNIST at 8x8 by the package's own loss, 80 updates. After every one
 a fixed noised batch goes through it, and the rms of every decoder block's output is kept. In the table, over the

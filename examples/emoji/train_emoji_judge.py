@@ -1,6 +1,6 @@
 """Train the judge of the emoji world, whose features also measure FID (`--features emoji`); minutes on a core.
 
-    OMP_NUM_THREADS=1 python scripts/train_emoji_judge.py --out assets/emoji_features
+    OMP_NUM_THREADS=1 python examples/emoji/train_emoji_judge.py --out assets/emoji_features
 
 A convolution network that shares nothing with the CLIP. It learns style, category and, so that its features tell
 images apart and not only kinds, the concept (a head that is not kept), on the split `train`.

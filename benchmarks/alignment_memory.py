@@ -5,7 +5,7 @@ checkpointing that is the inputs of its blocks, and beside them what the largest
 meta device has attention's math kernel only, which keeps matrices of tokens x tokens: another kernel keeps less. Not
 counted: what a single operation needs and frees again, the VAE, the text encoders and the allocator's fragments.
 
-    python scripts/alignment_memory.py [--size 1024] [--pairs 1]
+    python benchmarks/alignment_memory.py [--size 1024] [--pairs 1]
 """
 
 import argparse

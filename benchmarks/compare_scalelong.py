@@ -1,8 +1,8 @@
 """Training with and without ScaleLong on Fashion-MNIST: FID over seeds at equal steps.
 
-    python scripts/compare_scalelong.py                              18 runs of about 16 minutes on one quiet core
-    python scripts/compare_scalelong.py --steps 400 --images 1000    the same runs, 6 to 7 minutes each
-    python scripts/compare_scalelong.py --steps 4 --images 20 --seeds 0 --evaluations 2      a try
+    python benchmarks/compare_scalelong.py                              18 runs of about 16 minutes on one quiet core
+    python benchmarks/compare_scalelong.py --steps 400 --images 1000    the same runs, 6 to 7 minutes each
+    python benchmarks/compare_scalelong.py --steps 4 --images 20 --seeds 0 --evaluations 2      a try
 
 Every run is `diffdistill train fashion_mnist/teacher` with a network, a variant of ScaleLong and a seed; the averaged
 model is sampled and measured by the run itself. A seed fixes the initial weights, the order of the data and all noise,

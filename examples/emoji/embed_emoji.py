@@ -1,6 +1,6 @@
 """Makes `assets/emoji/` from parquet files of emoji in two styles (Noto: Apache-2.0; Twemoji: CC BY 4.0).
 
-    python scripts/embed_emoji.py TRAIN.parquet TEST.parquet [OUT]
+    python examples/emoji/embed_emoji.py TRAIN.parquet TEST.parquet [OUT]
 
 Columns `image`, `text`, `style`, `name`, `category` and `codepoint`. Pictures are reduced to 32x32 (bicubic,
 antialiased) and kept as IDX files under xz, in the order of the source; captions as JSON lines beside them. One style
