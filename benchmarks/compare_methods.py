@@ -1,7 +1,7 @@
 """All methods at equal processor time: one-step FID, KID, precision, recall, seconds a step, peak memory.
 
-    python benchmarks/compare_methods.py --seconds 30                   docs/comparison.md and .json, from held-out seeds
-    python benchmarks/compare_methods.py --tuning --out runs/try1 train_batch_size=64      to choose a setting by
+    python benchmarks/compare_methods.py --seconds 30       docs/comparison.md and .json, from held-out seeds
+    python benchmarks/compare_methods.py --tuning --out runs/try1 train_batch_size=64     to choose a setting by
 
 Held out: what is tuned is tuned on seeds 0 to 9 (`--tuning`: 0 1 2) and reported on seeds from 10 on (10 11 12).
 A table of tuning seeds says so and is written to OUT, not to docs.

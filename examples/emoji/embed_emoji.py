@@ -4,24 +4,31 @@
 
 Columns `image`, `text`, `style`, `name`, `category` and `codepoint`. Pictures are reduced to 32x32 (bicubic,
 antialiased) and kept as IDX files under xz, in the order of the source; captions as JSON lines beside them. One style
-of some 200 concepts of TRAIN becomes the split `held_out` (diffdistill/data/emoji.py: `held_out_style`).
+of some 200 concepts of TRAIN becomes the split `held_out` (emoji_data.py: `held_out_style`).
 """
 
 import argparse
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from embed_fashion_mnist import write_idx
+from emoji_data import STYLES, captions_file, held_out_style
 
 from diffdistill.data import fingerprint, load_images
-from diffdistill.data.emoji import captions_file, held_out_style
+
+sys.path.append(str(Path(__file__).parents[1] / "fashion_mnist"))
+from embed_fashion_mnist import write_idx
 
 SIZE = 32
 COLUMNS = ("text", "style", "name", "category", "codepoint")
 SOURCE = "npm emoji-datasource-google and emoji-datasource-twitter 16.0.0 (iamcal/emoji-data), 64x64 on white"
+# How the library pairs these images, see diffdistill/data/formats/builtin.py.
+PAIR = {"same": "codepoint", "differ": "style", "values": list(STYLES), "win": "noto",
+        "caption": ["a {style} style emoji", "an emoji"], "partners": {"held_out": "train"}}  # fmt: skip
+PAIRS = {"emoji_pairs": PAIR, "emoji_pairs_twemoji": PAIR | {"win": "twemoji"}}
 
 
 def read(path: Path) -> tuple[np.ndarray, list[dict[str, str]]]:
@@ -46,7 +53,7 @@ def write_split(out: Path, prefix: str, images: np.ndarray, rows: list[dict[str,
     texts = tuple(row["text"] for row in rows)
     split = {
         "count": len(rows),
-        "per_style": {style: sum(row["style"] == style for row in rows) for style in ("noto", "twemoji")},
+        "per_style": {style: sum(row["style"] == style for row in rows) for style in STYLES},
         "fingerprint": fingerprint(images.transpose(0, 3, 1, 2), None, texts),
     }
     return split, files
@@ -67,7 +74,7 @@ def main() -> None:
         "t10k": read(args.test),
     }
     manifest: dict = {"name": "emoji", "source": SOURCE, "licence": "Apache-2.0 and CC BY 4.0, see LICENSE.md"}
-    manifest |= {"splits": {}, "files": {}}
+    manifest |= {"table": captions_file(Path(), "{split}").name, "pairs": PAIRS, "splits": {}, "files": {}}
     for prefix, (pixels, captions) in parts.items():
         manifest["splits"][prefix], files = write_split(args.out, prefix, pixels, captions)
         manifest["files"] |= files

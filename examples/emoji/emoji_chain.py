@@ -1,6 +1,7 @@
 """What each step of a chain adds, on the emoji: FID and CLIP score of every x0 on the way.
 
-    python examples/emoji/emoji_chain.py runs/emoji_four_step_stage2/student builtin:emoji_teacher --times 999 874 749 624
+    python examples/emoji/emoji_chain.py runs/emoji_four_step_stage2/student builtin:emoji_teacher \\
+        --times 999 874 749 624
 
 A student's chain is its own. A teacher is solved by Heun from every level to 0 (--heun steps) and noised again to the
 next one: that is what a perfect student of these times would do. 1,000 captions of `train`, seed 1000, as
@@ -11,10 +12,10 @@ import argparse
 from itertools import pairwise
 
 import torch
+from emoji_data import emoji_rows
 from evaluate_emoji import SEED, Measures
 from torch import Tensor
 
-from diffdistill.data.emoji import emoji_rows
 from diffdistill.data.pixels import to_uint8
 from diffdistill.data.prompts import spread
 from diffdistill.denoiser import Denoiser

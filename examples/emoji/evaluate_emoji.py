@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from emoji_data import STYLES, Emoji, emoji_rows
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from diffdistill.assets import resolve_builtin
 from diffdistill.data import load_images
-from diffdistill.data.emoji import STYLES, Emoji, emoji_rows
 from diffdistill.data.prompts import spread
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation import clip_score, frechet_distance

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from emoji_data import Emoji, emoji_rows
 from emoji_tokens import LENGTH, make_tokenizer
 from emoji_training import Log, images_of, moved, rate, say_float32, set_rate, sha256, write_json
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diffdistill.data.emoji import Emoji, emoji_rows
 from diffdistill.rewards.preprocess import CLIP_MEAN, CLIP_STD
 from diffdistill.rewards.weights import features_of
 

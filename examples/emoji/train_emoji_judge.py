@@ -10,12 +10,12 @@ import argparse
 from pathlib import Path
 
 import torch
+from emoji_data import STYLES, emoji_rows
 from emoji_training import Log, images_of, moved, rate, set_rate, sha256, write_json
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffdistill.data.emoji import STYLES, emoji_rows
 from diffdistill.evaluation.extractors.emoji_net import CATEGORIES, EmojiNet
 
 CHANNELS, DIM, PEAK_RATE, WARMUP, WEIGHT_DECAY, NOISE, BLUR = (32, 64, 128), 128, 3e-3, 100, 1e-2, 0.15, 0.8

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from emoji_data import STYLES, Emoji, emoji_rows
 from emoji_training import Log, images_of, rate, say_float32, set_rate, sha256, write_json
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,7 +30,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from train_emoji_clip import CHANCES, tokens_of, variants
 from train_emoji_vae import latents_of
 
-from diffdistill.data.emoji import STYLES, Emoji, emoji_rows
 from diffdistill.training.optim.muon import Muon, split_weights
 
 CHANNELS, EMPTY, WARMUP, DECAY, WEIGHT_DECAY, GUIDANCE = (96, 128), 0.1, 200, 0.998, 1e-3, 2.0

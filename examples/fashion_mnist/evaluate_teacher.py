@@ -1,6 +1,7 @@
 """Measure a teacher at several numbers of steps and keep the figures beside its weights, in `evaluations.json`.
 
-    python examples/fashion_mnist/evaluate_teacher.py assets/fashion_mnist_teacher --data builtin:fashion_mnist --num-images 5000
+    python examples/fashion_mnist/evaluate_teacher.py assets/fashion_mnist_teacher \\
+        --data builtin:fashion_mnist --num-images 5000
 
 Rows that are there already, of the same weights, seed, number of images, data and features, are kept. A distillation
 run that evaluates by the same protocol (N, features, reference) shows these figures next to the student's. Cost on one

@@ -1,7 +1,7 @@
 """Train a small classifier of your own labelled images whose features measure FID: minutes on one CPU thread.
 
-    python examples/fashion_mnist/train_features.py --out assets/fashion_mnist_features            the bundled one
-    python examples/fashion_mnist/train_features.py DATA --out runs/my_features --convs 2          for `--features runs/my_features`
+    python examples/fashion_mnist/train_features.py --out assets/fashion_mnist_features      the bundled one
+    python examples/fashion_mnist/train_features.py DATA --out runs/my_features --convs 2    for --features
 
 DATA is what every verb reads, with class labels. Writes `model.safetensors`, `config.json` (SHA-256, accuracy on
 images that were not trained on, settings), `training.jsonl` (a line an epoch). Those images are the split `test` where

@@ -5,10 +5,10 @@ import runpy
 
 import pytest
 import torch
+from emoji_data import STYLES, emoji_rows, held_out_style, without_style
 
 from diffdistill.assets import asset, resolve_builtin
 from diffdistill.data import load_images
-from diffdistill.data.emoji import STYLES, emoji_rows, held_out_style, without_style
 from diffdistill.data.pairs import load_pairs
 from diffdistill.data.pixels import decode
 from diffdistill.errors import DataError

@@ -63,7 +63,7 @@ class EmojiFeatures(ClassifierFeatures):
 
     @torch.no_grad()
     def styles(self, features: Tensor) -> Tensor:
-        """Probabilities `(N, 2)` of `diffdistill.data.emoji.STYLES`, of features."""
+        """Probabilities `(N, 2)` of the styles, noto and twemoji, of features."""
         assert isinstance(self.net, EmojiNet)
         return self.net.style(features.float().to(self.device).relu()).double().softmax(1).cpu()
 

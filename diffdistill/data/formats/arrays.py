@@ -3,37 +3,24 @@
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-import numpy as np
-from numpy.lib import format as npy
-
+from diffdistill.data.formats import Format
 from diffdistill.data.source import SPLITS, Source, as_labels, canonical_split, only_split
 from diffdistill.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 KEYS = {"images": "labels", "x": "y", "arr_0": "arr_1"}  # arr_0, arr_1: what np.savez calls unnamed arrays
 
 
-def load_npz(path: Path, name: str | None = None) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz`; DataError if it is damaged or would need a pickle to be opened."""
-    name = name or str(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {
-                member.removesuffix(".npy"): _load(archive.open(member), f"{member} in {name}")
-                for member in archive.namelist()
-                if member.endswith(".npy")
-            }
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{name} is damaged or not an npz file ({error}): make it again") from error
-
-
-def read_npz(path: Path, name: str, split: str) -> Source:
+def read_npz(name: str, path: Path, split: str) -> Source:
     """Images under `images`, `x` or `arr_0`, labels under `labels`, `y` or `arr_1`.
 
     With splits, the keys of Keras (`x_train`, `y_train`) or MedMNIST (`train_images`, `train_labels`).
     """
-    arrays = load_npz(path, name)
+    arrays = _load_npz(path, name)
     of_split = {
         image.format(spelling): label.format(spelling)
         for spelling in SPLITS.get(canonical_split(split), (split,))
@@ -46,7 +33,7 @@ def read_npz(path: Path, name: str, split: str) -> Source:
         )
     if images_key in KEYS:
         only_split(split, name)
-    images = as_images(arrays[images_key], f"{images_key} in {name}")
+    images = _as_images(arrays[images_key], f"{images_key} in {name}")
     labels_key = (of_split | KEYS)[images_key]
     if labels_key not in arrays:
         return Source(len(images), images)
@@ -60,17 +47,30 @@ def read_npz(path: Path, name: str, split: str) -> Source:
     return Source(len(images), images, values, class_names=class_names)
 
 
-def read_npy(path: Path, name: str, split: str) -> Source:
+def read_npy(name: str, path: Path, split: str) -> Source:
     """Images of an `.npy`, without labels."""
     only_split(split, name)
     with open(path, "rb") as file:
-        images = as_images(_load(file, name), name)
+        images = _as_images(_load(file, name), name)
     return Source(len(images), images)
 
 
-def as_images(array: np.ndarray, name: str) -> np.ndarray:
+def _load_npz(path: Path, name: str) -> "dict[str, np.ndarray]":
+    """All arrays of an `.npz`; DataError if it is damaged or would need a pickle to be opened."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {
+                member.removesuffix(".npy"): _load(archive.open(member), f"{member} in {name}")
+                for member in archive.namelist()
+                if member.endswith(".npy")
+            }
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{name} is damaged or not an npz file ({error}): make it again") from error
+
+
+def _as_images(array: "np.ndarray", name: str) -> "np.ndarray":
     """(N, H, W), (N, H, W, C) or (N, C, H, W) as (N, H, W, C), where C is 1 or 3; DataError for other arrays."""
-    if array.dtype != np.uint8:
+    if array.dtype != "uint8":
         raise DataError(f"{name} is of type {array.dtype}: images are uint8, 0 to 255")
     if array.ndim == 3:
         return array[..., None]
@@ -81,7 +81,9 @@ def as_images(array: np.ndarray, name: str) -> np.ndarray:
     raise DataError(f"{name} has the shape {array.shape}: images are (N, H, W), (N, H, W, 3) or (N, 3, H, W)")
 
 
-def _load(file: IO[bytes], name: str) -> np.ndarray:
+def _load(file: IO[bytes], name: str) -> "np.ndarray":
+    from numpy.lib import format as npy
+
     try:
         return npy.read_array(file, allow_pickle=False)
     except ValueError as error:
@@ -90,3 +92,9 @@ def _load(file: IO[bytes], name: str) -> np.ndarray:
                 f"{name} holds Python objects, and opening those can run code: save plain numbers"
             ) from error
         raise DataError(f"{name} is damaged or not a numpy file: make it again") from error
+
+
+FORMAT = (
+    Format("npz", 51, "an npz", lambda _, path: path.is_file() and path.suffix.lower() == ".npz", read_npz),
+    Format("npy", 52, "an npy", lambda _, path: path.is_file() and path.suffix.lower() == ".npy", read_npy),
+)

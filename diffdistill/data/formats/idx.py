@@ -5,13 +5,15 @@ import lzma
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zlib import error as ZlibError
 
-import numpy as np
-
+from diffdistill.data.formats import Format
 from diffdistill.data.source import Source, as_labels, canonical_split, only_split, pick_split
 from diffdistill.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 ENDINGS = ("", ".gz", ".xz")
@@ -28,8 +30,10 @@ def is_idx(path: Path) -> bool:
     return head[:3] == b"\0\0\x08" and head[3] in (3, 4)
 
 
-def read_array(path: Path) -> np.ndarray:
+def read_array(path: Path) -> "np.ndarray":
     """The uint8 array of an IDX file; DataError if it is damaged or of another type."""
+    import numpy as np
+
     try:
         with OPENERS.get(path.suffix, open)(path, "rb") as file:
             head = file.read(4)
@@ -47,7 +51,7 @@ def read_array(path: Path) -> np.ndarray:
     return array.reshape(shape)
 
 
-def read_pair(path: Path, name: str, split: str = "train", class_names: tuple[str, ...] | None = None) -> Source:
+def read_pair(name: str, path: Path, split: str = "train", class_names: tuple[str, ...] | None = None) -> Source:
     """The set whose images file is `path`; labels from the file beside it by the usual naming, if there.
 
     With `split` other than `train`, the file of that split beside `path` is read: `t10k-...` beside `train-...`.
@@ -75,10 +79,10 @@ def find_pairs(folder: Path) -> dict[str, Path]:
     return {path.name.split("-")[0]: path for path in found if path.is_file()}
 
 
-def read_folder(folder: Path, name: str, split: str, class_names: tuple[str, ...] | None = None) -> Source:
+def read_folder(name: str, folder: Path, split: str, class_names: tuple[str, ...] | None = None) -> Source:
     """The pair of a split in a folder of IDX files."""
     pairs = find_pairs(folder)
-    return read_pair(pairs[pick_split(split, pairs, name)], name, class_names=class_names)
+    return read_pair(name, pairs[pick_split(split, pairs, name)], class_names=class_names)
 
 
 def _of_split(path: Path, split: str, name: str) -> Path:
@@ -100,3 +104,9 @@ def _labels_beside(path: Path) -> Path | None:
         return None
     stem = stem.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
     return next((path.with_name(stem + end) for end in ENDINGS if path.with_name(stem + end).is_file()), None)
+
+
+FORMAT = (
+    Format("idx_folder", 40, None, lambda _, path: path.is_dir() and bool(find_pairs(path)), read_folder),
+    Format("idx", 60, "an IDX file", lambda _, path: path.is_file() and is_idx(path), read_pair),
+)

@@ -1,4 +1,4 @@
-"""Zip files of images with a `dataset.json` of labels: the format of StyleGAN and EDM (Karras et al.)."""
+"""Images with a `dataset.json` of labels, in a zip or a folder: the format of StyleGAN and EDM (Karras et al.)."""
 
 import json
 import zipfile
@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from diffdistill.data.formats import Format
+from diffdistill.data.formats.images import files_source, pictures
 from diffdistill.data.source import Encoded, Source, as_labels, inside, is_picture, only_split
 from diffdistill.errors import DataError
 
@@ -14,7 +16,7 @@ LABELS = "dataset.json"
 MAX_MEMBER = 2**28  # bytes; no picture of a data set is larger, a zip bomb is
 
 
-def read_zip(path: Path, name: str, split: str) -> Source:
+def read_zip(name: str, path: Path, split: str) -> Source:
     """Images of a zip in the order of their names; labels from `{"labels": [[file, label], ...]}`, if there.
 
     Nothing is written to disk. Raises DataError for a damaged or encrypted file, and for members with unsafe paths.
@@ -42,6 +44,14 @@ def read_zip(path: Path, name: str, split: str) -> Source:
     return Source(len(names), _members(path, name, names), values, class_names=class_names)
 
 
+def read_unpacked(name: str, folder: Path, split: str) -> Source:
+    """A folder in the layout of such a zip file."""
+    only_split(split, name)
+    files = pictures(folder)
+    names = [file.relative_to(folder).as_posix() for file in files]
+    return files_source(name, files, labels_of((folder / LABELS).read_bytes(), names, f"{LABELS} in {name}"))
+
+
 def labels_of(listing: bytes, names: Sequence[str], name: str) -> list[Any] | None:
     """The label of each file from the text of a `dataset.json`, or None where it has no labels."""
     try:
@@ -65,3 +75,9 @@ def _members(path: Path, name: str, names: Sequence[str]) -> Iterator[Encoded]:
             except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
                 raise DataError(f"{member} in {name} is damaged ({error}): make the zip again") from error
             yield f"{member} in {name}", data
+
+
+FORMAT = (
+    Format("edm_folder", 20, None, lambda _, path: (path / LABELS).is_file(), read_unpacked),
+    Format("edm_zip", 50, "a zip", lambda _, path: path.is_file() and path.suffix.lower() == ".zip", read_zip),
+)
