@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffdistill.assets import asset
 from diffdistill.errors import DataError
-from diffdistill.evaluation.extractors.bundled import ClassifierFeatures
+from diffdistill.models.conv_net import load_conv_net
 from diffdistill.rewards.protocol import Prompts
 
 
@@ -22,11 +22,9 @@ class ClassifierReward:
     name, differentiable, needs_prompt = "classifier", True, False
 
     def __init__(self, folder: Path | None = None):
-        features = ClassifierFeatures(folder or asset("fashion_mnist_features"), torch.device("cpu"))
-        assert features.size is not None
-        assert features.channels is not None
-        self.net, self.version = features.net, f"classifier {features.sha256[:12]}"
-        self.shape = (features.channels, *features.size)
+        self.net, config = load_conv_net(folder or asset("fashion_mnist_features"))
+        self.version = f"classifier {config['sha256'][:12]}"
+        self.shape = (config["image_channels"], config["image_size"], config["image_size"])
 
     def __call__(self, images: Tensor, prompts: Prompts = None) -> Tensor:
         """Images `(B, C, H, W)` of the classifier's size in [0, 1], labels `(B,)` -> `(B,)`; DataError for others."""

@@ -74,7 +74,8 @@ def main() -> None:
         "t10k": read(args.test),
     }
     manifest: dict = {"name": "emoji", "source": SOURCE, "licence": "Apache-2.0 and CC BY 4.0, see LICENSE.md"}
-    manifest |= {"table": captions_file(Path(), "{split}").name, "pairs": PAIRS, "splits": {}, "files": {}}
+    manifest |= {"features": "emoji", "table": captions_file(Path(), "{split}").name, "pairs": PAIRS}
+    manifest |= {"splits": {}, "files": {}}
     for prefix, (pixels, captions) in parts.items():
         manifest["splits"][prefix], files = write_split(args.out, prefix, pixels, captions)
         manifest["files"] |= files

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from diffdistill.data import ImageSet, load_images
 from diffdistill.errors import DataError
-from diffdistill.evaluation.extractors.conv_net import ConvNet
+from diffdistill.models.conv_net import ConvNet
 
 BATCH, PEAK_RATE, WEIGHT_DECAY, SHIFT = 128, 4e-3, 1e-2, 2
 Labelled = tuple[Tensor, Tensor]

@@ -2,10 +2,11 @@
 
 import json
 import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from emoji_data import STYLES, emoji_rows, held_out_style, without_style
 
 from diffdistill.assets import asset, resolve_builtin
 from diffdistill.data import load_images
@@ -13,6 +14,9 @@ from diffdistill.data.pairs import load_pairs
 from diffdistill.data.pixels import decode
 from diffdistill.errors import DataError
 from diffdistill.evaluation.features import load_features
+
+sys.path.append(str(Path(__file__).parents[2] / "examples" / "emoji"))
+from emoji_data import STYLES, emoji_rows, held_out_style, without_style
 
 SPLITS = ("train", "held_out", "test")
 
@@ -161,7 +165,6 @@ def test_a_name_is_told_apart_from_its_style(root, monkeypatch):
     transformers = pytest.importorskip("transformers")
     from types import SimpleNamespace
 
-    monkeypatch.syspath_prepend(root / "examples" / "emoji")
     from train_emoji_teacher import NAME, Captions, in_other_style
 
     folder = resolve_builtin("builtin:emoji_teacher")

@@ -1,51 +1,32 @@
 """Extractors that need no download: the bundled classifiers and the pixels themselves."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from diffdistill.errors import CheckpointError
 from diffdistill.evaluation.extractors.base import FeatureExtractor
-from diffdistill.evaluation.extractors.conv_net import ConvNet
 from diffdistill.evaluation.extractors.emoji_net import EmojiNet
-from diffdistill.files import read_json, sha256
-
-SHAPE = ("image_channels", "image_size", "num_classes", "convs_per_block")
+from diffdistill.models.conv_net import ConvNet, build_conv_net, load_conv_net
 
 
 class ClassifierFeatures(FeatureExtractor):
     """Penultimate features of a `ConvNet`, in units of their mean variance over the data it was trained on.
 
-    The folder is one of examples/fashion_mnist/train_features.py.
+    The folder is one of examples/fashion_mnist/train_features.py; raises CheckpointError for another.
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        weights = folder / "model.safetensors"
-        try:
-            config = read_json(folder / "config.json")
-            self.sha256 = sha256(weights)
-            if self.sha256 != config["sha256"]:
-                raise CheckpointError(
-                    f"{weights} is damaged: its SHA-256 is {self.sha256}, config.json says {config['sha256']}"
-                )
-            net = self.build(config)
-            net.load_state_dict(load_file(weights))
-            self.channels = config["image_channels"]
-        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{folder} is not a folder of features (config.json and model.safetensors): {error}"
-            ) from error
-        self.id, self.dim, self.device = config["id"], config["dim"], device
-        self.size = (config["image_size"], config["image_size"])
-        self.net = net.fused().requires_grad_(False).to(device)
+        net, config = load_conv_net(folder, self.build)
+        self.id, self.sha256, self.dim, self.device = config["id"], config["sha256"], config["dim"], device
+        self.channels, self.size = config["image_channels"], (config["image_size"], config["image_size"])
+        self.net = net.to(device)
 
     def build(self, config: dict[str, Any]) -> ConvNet:
-        return ConvNet(config["channels"], config["dim"], **{name: config[name] for name in SHAPE})
+        return build_conv_net(config)
 
     def embed(self, images: Tensor) -> Tensor:
         return self.net.features(images / 127.5 - 1)
@@ -78,3 +59,10 @@ class PixelFeatures(FeatureExtractor):
 
     def embed(self, images: Tensor) -> Tensor:
         return images.flatten(1).double() / 255
+
+
+ARCHITECTURES: dict[str, Callable[[Path, torch.device], FeatureExtractor]] = {
+    "ConvNet": ClassifierFeatures,
+    "EmojiNet": EmojiFeatures,
+}
+"""Of folders, by `architecture` in their config.json."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from diffdistill.evaluation.extractors.conv_net import ConvNet
+from diffdistill.models.conv_net import ConvNet
 
 CATEGORIES = (
     "Activities", "Animals & Nature", "Food & Drink", "Objects", "People & Body", "Smileys & Emotion", "Symbols",

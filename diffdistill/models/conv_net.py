@@ -1,10 +1,19 @@
-"""A small convolutional classifier whose penultimate layer measures Fréchet distances."""
+"""A small convolutional classifier whose penultimate layer measures Fréchet distances, and its folder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from diffdistill.errors import CheckpointError
+from diffdistill.files import read_json, sha256
+
+SHAPE = ("image_channels", "image_size", "num_classes", "convs_per_block")
 
 
 class ConvNet(nn.Module):
@@ -55,3 +64,34 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.relu(self.features(x)))
+
+
+def build_conv_net(config: dict[str, Any]) -> ConvNet:
+    """The network that a folder's config.json describes, without its weights."""
+    return ConvNet(config["channels"], config["dim"], **{name: config[name] for name in SHAPE})
+
+
+def load_conv_net(
+    folder: Path, build: Callable[[dict[str, Any]], ConvNet] = build_conv_net
+) -> tuple[ConvNet, dict[str, Any]]:
+    """A folder of examples/fashion_mnist/train_features.py: the network, frozen and fused for measuring, and its
+    config.json.
+
+    Raises CheckpointError where files are missing, or the weights are not those of the SHA-256 in config.json.
+    """
+    weights = folder / "model.safetensors"
+    try:
+        config = read_json(folder / "config.json")
+        digest = sha256(weights)
+        if digest != config["sha256"]:
+            raise CheckpointError(
+                f"{weights} is damaged: its SHA-256 is {digest}, config.json says {config['sha256']}"
+            )
+        net = build(config)
+        net.load_state_dict(load_file(weights))
+        config["id"], config["image_channels"], config["image_size"], config["dim"]
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} is not a folder of features (config.json and model.safetensors): {error}"
+        ) from error
+    return net.fused().requires_grad_(False), config
