@@ -6,7 +6,7 @@ four frequent modes lie at distance NEAR of the middle, the four rare ones, betw
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -176,3 +176,23 @@ def divergences(points: Tensor) -> tuple[float, float]:
     log_p = log_p - log_p.logsumexp((0, 1))
     log_q = student.clamp_min(1e-300).log()
     return float((log_p.exp() * (log_p - log_q)).sum()), float((student * (log_q - log_p)).sum())
+
+
+class Adam:
+    """Adam without first moment for parameters `(runs, ...)`, each run at its own rate."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], rates: Sequence[float], decay: float = 0.999):
+        self.parameters, self.decay, self.count = list(parameters), decay, 0
+        self.rates = torch.tensor(rates)[:, None, None]
+        self.squares = [torch.zeros_like(p) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self, scale: float = 1.0) -> None:
+        self.count += 1
+        for parameter, square in zip(self.parameters, self.squares, strict=True):
+            gradient = parameter.grad
+            assert gradient is not None
+            square.mul_(self.decay).addcmul_(gradient, gradient, value=1 - self.decay)
+            mean_square = square / (1 - self.decay**self.count)
+            parameter.sub_(scale * self.rates * gradient / (mean_square.sqrt() + 1e-8))
+            parameter.grad = None

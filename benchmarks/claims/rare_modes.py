@@ -16,16 +16,16 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
-from plane import INPUTS, MODES, ORDER, PROCESS, MixtureTeacher, PointHeads, measures, point_denoisers, ring_weights
-from report import CLAIMS, print_pairs, read, write_claim
-from torch import Tensor, nn
+from plane import INPUTS, PROCESS, Adam, MixtureTeacher, PointHeads, measures, point_denoisers, ring_weights
+from rare_modes_results import chosen_rates, table
+from report import CLAIMS, read
+from torch import Tensor
 from torch.nn.functional import softplus
 
 from diffdistill.config.methods import DMD2, Adversarial, FDistill, Method, SiD, UniInstruct
@@ -45,6 +45,11 @@ START_STEPS, START_BATCH, CRITIC_WARMUP = 1000, 256, 0.05
 CRITIC_RATE, HEAD_RATE, WEIGHT = 1e-3, 1e-3, 3e-2
 RATES = (1e-3, 2e-3, 4e-3)
 TUNING_SEEDS, SEEDS, DRAWN, GROUP = (100, 101, 102), (0, 1, 2, 3, 4), 50_000, 12
+PROTOCOL = {
+    "updates": STEPS, "batch": BATCH, "critic_updates": CRITIC_UPDATES, "width": WIDTH, "drawn": DRAWN,
+    "critic_rate": CRITIC_RATE, "head_rate": HEAD_RATE, "adversarial_weight": WEIGHT, "rates": RATES,
+    "tuning_seeds": TUNING_SEEDS, "seeds": SEEDS, "weights": [round(w, 5) for w in ring_weights().tolist()],
+}  # fmt: skip
 LAW = LevelLaw(Level(law="loguniform", sigma_min=PROCESS.sigma_min, sigma_max=PROCESS.sigma_max))
 
 Tensors = Sequence[Tensor]
@@ -123,26 +128,6 @@ class Run:
     rate: float
     seed: int
     updates: int = STEPS
-
-
-class Adam:
-    """Adam without first moment for parameters `(runs, ...)`, each run at its own rate."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter], rates: Sequence[float], decay: float = 0.999):
-        self.parameters, self.decay, self.count = list(parameters), decay, 0
-        self.rates = torch.tensor(rates)[:, None, None]
-        self.squares = [torch.zeros_like(p) for p in self.parameters]
-
-    @torch.no_grad()
-    def step(self, scale: float = 1.0) -> None:
-        self.count += 1
-        for parameter, square in zip(self.parameters, self.squares, strict=True):
-            gradient = parameter.grad
-            assert gradient is not None
-            square.mul_(self.decay).addcmul_(gradient, gradient, value=1 - self.decay)
-            mean_square = square / (1 - self.decay**self.count)
-            parameter.sub_(scale * self.rates * gradient / (mean_square.sqrt() + 1e-8))
-            parameter.grad = None
 
 
 def starts(seeds: Sequence[int]) -> Tensors:
@@ -321,20 +306,6 @@ def independence(name: str, begin: Mapping[int, Tensors], x0: Tensor) -> float:
     return float((found[0] - found[1]).abs().max() / found[0].abs().max())
 
 
-def chosen_rates(results: list[dict[str, Any]]) -> dict[str, float]:
-    """Of each rival, the rate with the least mean total variation on the tuning seeds."""
-    chosen = {}
-    for name in RIVALS:
-        scores = {}
-        for rate in RATES:
-            runs = [r["total_variation"] for r in results if r["rival"] == name and r["rate"] == rate]
-            if len(runs) == len(TUNING_SEEDS):
-                scores[rate] = mean(runs)
-        if scores:
-            chosen[name] = min(scores, key=lambda rate: scores[rate])
-    return chosen
-
-
 def work(wanted: Sequence[Run], path: Path, jobs: int) -> None:
     """Make the runs that are not in `path` yet, in groups, and append each group as it ends."""
     done = {Run(row["rival"], row["rate"], row["seed"], row["updates"]) for row in read(path)}
@@ -352,74 +323,6 @@ def work(wanted: Sequence[Run], path: Path, jobs: int) -> None:
             out.write("".join(json.dumps(row) + "\n" for row in found))
             out.flush()
             print(len(found), "runs,", found[0]["seconds"], "s each", flush=True)
-
-
-def reference() -> dict[str, dict[str, Any]]:
-    """What the measures say of the mixture's own points."""
-    torch.manual_seed(0)
-    return {"the mixture itself": measures(MixtureTeacher().sample(DRAWN).flatten(1))}
-
-
-PAIRS = (
-    ("f-distill, Jensen-Shannon", "DMD2"),
-    ("f-distill, forward KL", "DMD2"),
-    ("f-distill, forward KL", "reverse KL"),
-    ("f-distill, ratio only, Jensen-Shannon", "reverse KL"),
-    ("f-distill, ratio only, forward KL", "reverse KL"),
-    ("f-distill, forward KL", "f-distill, forward KL, E[r] free"),
-    ("f-distill, Jensen-Shannon", "f-distill, Jensen-Shannon, E[r] free"),
-    ("Uni-Instruct, forward KL", "SiD, alpha 1"),
-    ("Uni-Instruct, forward KL", "SiDA, alpha 1"),
-    ("Uni-Instruct, forward KL", "DMD2"),
-    ("Uni-Instruct, forward KL", "Uni-Instruct, forward KL, ratio detached"),
-)
-
-
-def table(folder: Path, figure: Path) -> None:
-    protocol = {
-        "updates": STEPS, "batch": BATCH, "critic_updates": CRITIC_UPDATES, "width": WIDTH, "drawn": DRAWN,
-        "critic_rate": CRITIC_RATE, "head_rate": HEAD_RATE, "adversarial_weight": WEIGHT, "rates": RATES,
-        "tuning_seeds": TUNING_SEEDS, "seeds": SEEDS, "weights": [round(w, 5) for w in ring_weights().tolist()],
-    }  # fmt: skip
-    rows, tuning = read(folder / "rare_modes.jsonl"), read(folder / "rare_modes_tune.jsonl")
-    columns = {
-        "found": "modes found", "rare_mass": "rare mass", "total_variation": "total variation", "off": "off all modes",
-        "forward_kl": "KL(teacher, student)", "reverse_kl": "KL(student, teacher)",
-    }  # fmt: skip
-    for updates in sorted({row["updates"] for row in rows}):
-        name = "rare_modes" if updates == STEPS else f"rare_modes_{updates}"
-        these, about = [row for row in rows if row["updates"] == updates], protocol | {"updates": updates}
-        write_claim(name, about, these, tuning if updates == STEPS else [], list(RIVALS), columns, reference())
-        print_pairs(these, PAIRS, columns)
-    draw_masses([row for row in rows if row["updates"] == max(row["updates"] for row in rows)], figure)
-
-
-SHOWN = ("reverse KL", "DMD2", "f-distill, Jensen-Shannon", "f-distill, forward KL", "SiD, alpha 1", "SiDA, alpha 1",
-         "Uni-Instruct, Jensen-Shannon", "Uni-Instruct, forward KL")  # fmt: skip
-
-
-def draw_masses(rows: list[dict[str, Any]], figure: Path) -> None:
-    """Mass of each mode over its true mass, from the most frequent to the rarest: mean and range over the seeds."""
-    from matplotlib.figure import Figure
-
-    masses = {rival: [row["mass"] for row in rows if row["rival"] == rival] for rival in SHOWN}
-    shown = [rival for rival in SHOWN if masses[rival]]
-    columns = (len(shown) + 1) // 2
-    sheet = Figure(figsize=(2.3 * columns, 4.2), layout="constrained")
-    axes = sheet.subplots(2, columns, sharex=True, sharey=True, squeeze=False).flat
-    ranked = torch.tensor(ORDER).argsort()
-    shares = ring_weights()[ranked]
-    for axis, rival in zip(axes, shown, strict=False):
-        ratio = (torch.tensor(masses[rival], dtype=torch.float64)[:, ranked] / shares).clamp_min(0.01)
-        middle, low, high = ratio.mean(0), ratio.amin(0), ratio.amax(0)
-        axis.errorbar(range(MODES), middle, yerr=torch.stack([middle - low, high - middle]), fmt="o", ms=3, capsize=2)
-        axis.axhline(1, color="gray", lw=0.8)
-        axis.set(yscale="log", ylim=(0.008, 10))
-        axis.set_title(rival, fontsize=8)
-        axis.set_xticks(range(MODES), [f"{100 * w:.2g}" for w in shares], fontsize=6)
-    sheet.supxlabel("true mass of the mode, %", fontsize=8)
-    sheet.supylabel("student's mass / true mass", fontsize=8)
-    sheet.savefig(figure, dpi=80)
 
 
 def main() -> None:
@@ -444,12 +347,12 @@ def main() -> None:
             tuned,
             args.jobs,
         )
-    rates = chosen_rates(read(tuned))
+    rates = chosen_rates(read(tuned), RIVALS, RATES, TUNING_SEEDS)
     if args.verb in ("run", "all"):
         wanted = [Run(name, rates[name], seed, args.updates) for seed in SEEDS for name in args.rivals]
         work(wanted, args.results / "rare_modes.jsonl", args.jobs)
     if args.verb == "table":
-        table(args.results, args.figure)
+        table(args.results, args.figure, list(RIVALS), PROTOCOL)
 
 
 if __name__ == "__main__":

@@ -28,37 +28,21 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import mean, median, stdev
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from report import Row, read
+from scalelong_oscillation import BATCH, deep_uvit, gradient_norm, noised, rms_of_decoder
+from scalelong_oscillation import VARIANTS as OSCILLATION_VARIANTS
+from torch import Tensor
 
-from diffdistill.data import batch_indices, load_images, to_model_range
+from diffdistill.data import load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.losses import denoising_loss
-from diffdistill.models import UViT, apply_scalelong
 from diffdistill.process import EDM, per_sample
-from diffdistill.training.randomness import seed_step
 
-VARIANTS: dict[str, dict[str, Any] | None] = {
-    "none": None,
-    "1/sqrt(2)": {"mode": "rsqrt2"},
-    "cs 0.9": {"mode": "cs", "kappa": 0.9},
-    "cs 0.7": {"mode": "cs", "kappa": 0.7},
-    "cs 0.5": {"mode": "cs", "kappa": 0.5},
-    "ls": {"mode": "ls", "start": "reference"},
-}
-BATCH, WIDTH, PATCH = 16, 64, 4
+VARIANTS = OSCILLATION_VARIANTS | {"ls": {"mode": "ls", "start": "reference"}}
+PATCH = 4
 SCAN_SEEDS, SEEDS = (0, 1), (10, 11, 12, 13, 14)
-Row = dict[str, Any]
-
-
-def noised(images: Tensor, count: int, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x0, sigma and x_t of a step, the same for every variant; ln sigma ~ N(-1.2, 1.2^2) (2206.00364)."""
-    seed_step(seed, step)
-    x0 = to_model_range(images[batch_indices(len(images), count, seed, step)])
-    sigma = (1.2 * torch.randn(count) - 1.2).exp()
-    return x0, sigma, x0 + per_sample(sigma, x0) * torch.randn_like(x0)
 
 
 def blind_loss(x0: Tensor, sigma: Tensor, x_t: Tensor, data: float) -> float:
@@ -69,50 +53,25 @@ def blind_loss(x0: Tensor, sigma: Tensor, x_t: Tensor, data: float) -> float:
     return float(target.var(dim=0, correction=0).mean())
 
 
-def build(depth: int, variant: str, seed: int) -> Denoiser:
-    torch.manual_seed(seed)
-    network = UViT(
-        sample_size=8, in_channels=1, patch_size=PATCH, hidden_size=WIDTH, depth=depth, num_attention_heads=4
-    ).train()
-    with torch.no_grad():
-        # The paper's deviation 0.02 is for 512 channels or more; this gives narrow maps the gain they have there.
-        for module in network.modules():
-            if isinstance(module, nn.Linear):
-                module.weight.mul_(math.sqrt(512 / WIDTH))
-    settings = VARIANTS[variant]
-    if settings is not None:
-        apply_scalelong(network, **settings)
-    return Denoiser(network, EDM()).train()
-
-
-@torch.no_grad()
-def rms_of_decoder(model: Denoiser, x_t: Tensor, sigma: Tensor) -> list[float]:
-    names = [f"out_blocks.{j}" for j in range(len(model.network.out_blocks))]
-    _, features = model.tapped(x_t, sigma, None, names)
-    return [float(f.square().mean().sqrt()) for f in features]
-
-
 def train(job: tuple[str, float, int, int, int]) -> Row:
     """One run: `(variant, rate, seed, depth, updates)`."""
     variant, rate, seed, depth, updates = job
     torch.set_num_threads(1)
     images = load_images("builtin:fashion_mnist", split="train", image_size=8, limit=5000).images
     test = load_images("builtin:fashion_mnist", split="test", image_size=8, limit=2000).images
-    model = build(depth, variant, seed)
+    model = Denoiser(deep_uvit(depth, PATCH, seed, VARIANTS[variant]), EDM()).train()
     data = EDM().sigma_data
     optimizer = torch.optim.Adam(model.network.parameters(), lr=rate, fused=True)
-    x0_test, sigma_test, x_test = noised(test, 256, 0, 10**6)
+    x0_test, sigma_test, x_test = noised(test, 10**6, 0, 256)
     probe = x_test[:BATCH], sigma_test[:BATCH]
     track, norms, losses = [rms_of_decoder(model, *probe)], [], []
     for step in range(updates):
-        x0, sigma, x_t = noised(images, BATCH, seed, step)
+        x0, sigma, x_t = noised(images, step, seed)
         loss = denoising_loss(model(x_t, sigma), x0, sigma, data).mean()
         optimizer.zero_grad()
         loss.backward()
         losses.append(float(loss.detach()))
-        norms.append(
-            float(nn.utils.get_total_norm([p.grad for p in model.network.parameters() if p.grad is not None]))
-        )
+        norms.append(gradient_norm(model.network))
         if not math.isfinite(losses[-1] + norms[-1]):
             break
         optimizer.step()
@@ -146,10 +105,6 @@ def failed(row: Row) -> bool:
 
 
 # ---- which runs
-
-
-def read(file: Path) -> list[Row]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def make(jobs: list[tuple[str, float, int, int, int]], args: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from report import read
 from time_shift_referee import CUTOFF, STEPS, TIME, Epsilon, Rule, Table, choose, solve
 from torch import Tensor
 
@@ -240,10 +241,6 @@ def measure(args: Namespace) -> None:
                     row = {"what": "fid", "world": world.name, "solver": solver, "rule": name, "seed": seed}
                     append(file, [row | {"fid": fid, "settings": asdict(rule), "num_images": args.num_images}])
                     print(world.name, solver, name, seed, round(fid, 3), flush=True)
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def append(file: Path, rows: list[dict[str, Any]]) -> None:
