@@ -91,7 +91,7 @@ bench: $(READY)
 
 full-environment:
 	$(PYTHON) -m venv $(FULL)
-	$(FULL)/bin/python -m pip install --quiet $(PIP_ARGS) -e '.[text,eval,data,track,plot,dev]'
+	$(FULL)/bin/python -m pip install --quiet $(PIP_ARGS) -e '.[text,eval,data,plot,dev]'
 	$(FULL)/bin/diffdistill doctor
 
 checksums:

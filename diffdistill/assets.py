@@ -1,4 +1,4 @@
-"""Where the bundled data and models lie, in a clone and in an installed wheel."""
+"""Where what comes with the package lies, in a clone and in an installed wheel: data, models, examples."""
 
 from pathlib import Path, PurePosixPath
 
@@ -6,7 +6,8 @@ from diffdistill.errors import DataError
 
 BUILTIN = "builtin:"
 # A wheel carries assets/ inside the package, a clone keeps it beside. Inside first: beside may lie anyone's folder.
-ROOTS = (Path(__file__).resolve().parent / "assets", Path(__file__).resolve().parents[1] / "assets")
+PACKAGE = Path(__file__).resolve().parent
+ROOTS = (PACKAGE / "assets", PACKAGE.parent / "assets")
 
 
 def asset(name: str) -> Path:
@@ -21,6 +22,14 @@ def asset(name: str) -> Path:
                 return root / name
     known = ", ".join(path.name for path in bundled()) or "(no assets installed)"
     raise DataError(f"nothing named {name!r} is bundled: choose one of {known}")
+
+
+def example(place: str) -> Path | None:
+    """The file of the package's own examples that `examples/...` names, or None."""
+    home = PACKAGE if (PACKAGE / "examples").is_dir() else PACKAGE.parent
+    file = (home / place).resolve()
+    inside = file.is_relative_to(home / "examples") and (home / "assets").is_dir()
+    return file if inside and not Path(place).is_absolute() and file.is_file() else None
 
 
 def bundled() -> list[Path]:

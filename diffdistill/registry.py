@@ -4,9 +4,11 @@ A file of the package's folder holds the row (`METRIC = Metric(name="fid", ...)`
 `--help`, settings, tables and reports ask the registry for names, and none of them names a row itself.
 
 From outside come rows of the user's own files: `FILE.py:NAME` wherever a name is asked for, or for every command the
-files of the environment variable DIFFDISTILL_PLUGINS. Both run code: the first asks for `--allow-code`.
+files of the environment variable DIFFDISTILL_PLUGINS. Both run code: the first asks for `--allow-code`, unless the
+file is one of the package's own examples.
 """
 
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -18,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
+from diffdistill.assets import example
 from diffdistill.errors import ConfigError
 
 PLUGINS = "DIFFDISTILL_PLUGINS"
@@ -91,9 +94,16 @@ def is_plugin(name: str) -> bool:
 
 
 def load(name: str) -> Any:
-    """What `FILE.py:NAME` or `module:NAME` is, once the user has allowed code; raises ConfigError."""
+    """What `FILE.py:NAME` or `module:NAME` is, once the user has allowed code; raises ConfigError.
+
+    FILE.py is relative to the current folder; `examples/...` means the package's own file where there is one, which
+    runs without leave, and `./examples/...` the user's.
+    """
     place, _, attribute = name.rpartition(":")
-    if not _Consent.given:
+    own = None if place.startswith(".") else example(place)
+    if own is not None:
+        place = str(own)
+    elif not _Consent.given:
         raise ConfigError(f"'{name}' is code, which would be run: say --allow-code if you trust the file")
     value = getattr(_module(place), attribute, None)
     if value is None:
@@ -101,23 +111,24 @@ def load(name: str) -> Any:
     return value
 
 
-@cache
 def _module(place: str) -> ModuleType:
-    file = Path(place).expanduser()
     try:
-        if file.suffix != ".py":
-            return importlib.import_module(place)
-        name = f"diffdistill_plugin_{file.stem}"
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses and pydantic look up their module by name
-        spec.loader.exec_module(module)
-        return module
+        return _run(Path(place).expanduser().resolve()) if place.endswith(".py") else importlib.import_module(place)
     except FileNotFoundError:
         raise ConfigError(f"the file '{place}' does not exist; give its path from here") from None
     except ImportError as error:
         raise ConfigError(f"'{place}' cannot be imported ({error}); give FILE.py:NAME") from None
     except Exception as error:  # the user's own code
         raise ConfigError(f"'{place}' fails when it is run ({type(error).__name__}: {error}); mend it") from error
+
+
+@cache
+def _run(file: Path) -> ModuleType:
+    name = f"diffdistill_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pydantic look up their module by name
+    spec.loader.exec_module(module)
+    return module

@@ -32,13 +32,14 @@ def fid(evaluation: dict[str, Any]) -> float:
 
 
 def table(student: dict[str, Any]) -> str:
-    """Student and teacher by one protocol; the teacher's rows were measured by scripts/evaluate_teacher.py on these
-    very weights.
+    """Student and teacher by one protocol; the teacher's rows were measured by
+    examples/fashion_mnist/evaluate_teacher.py on these very weights.
     """
     folder = asset("fashion_mnist_teacher")
     recorded = json.loads((folder / "evaluations.json").read_text())
     if {row["weights_sha256"] for row in recorded} != {weights_digest(folder)}:
-        raise SystemExit("the teacher's recorded figures are of other weights: run scripts/evaluate_teacher.py")
+        script = "examples/fashion_mnist/evaluate_teacher.py"
+        raise SystemExit(f"the teacher's recorded figures are of other weights: run {script}")
     protocol = student["protocol"]
     rows = [("student", "one step", 1, fid(student))]
     for row in recorded:

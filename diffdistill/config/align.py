@@ -6,13 +6,14 @@ from pydantic import Field, model_validator
 
 from diffdistill.config.parts import Count, Evaluations, Lora, Optimizer, Positive, Section
 from diffdistill.config.schema import Data, Run
+from diffdistill.data.formats import allowed_pairs
 from diffdistill.evaluation.figures import WATCHED_PAIRS
 
 LossSpace = Literal["native", "epsilon", "x0"]
 
 
 class PairData(Data):
-    path: str = Field(description="parquet with Pick-a-Pic's columns, or folder with metadata.jsonl (win, lose, text)")
+    path: str = Field(description=f"pairs: {allowed_pairs()}")
     image_size: Count | None = Field(None, description="side of the square that images are cut to; null: the model's")
     limit: Count | None = Field(None, description="use the first N pairs only")
     horizontal_flip: bool = Field(False, description="mirror half of the pairs, both images of a pair alike")
@@ -22,7 +23,7 @@ class PairData(Data):
     held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="part of the captions, with all their pairs, kept for measuring; chosen by a hash"
     )
-    held_out_path: str | None = Field(None, description="pairs to measure on instead, in either format")
+    held_out_path: str | None = Field(None, description="pairs to measure on instead, in any of these forms")
     held_out_split: str = Field("train", description="split of held_out_path")
 
 

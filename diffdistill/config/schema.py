@@ -9,15 +9,14 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from diffdistill.config.methods import Methods
 from diffdistill.config.parts import Average, Count, Evaluations, Fraction, Lora, Muon, Optimizer, Positive, Section
+from diffdistill.data.formats import allowed
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.metrics import metric
 from diffdistill.parts.attention.names import attention_name
 
 
 class Data(Section):
-    path: str = Field(
-        "builtin:fashion_mnist", description="folder, parquet, zip, npz, IDX pair, builtin:NAME or Hub id"
-    )
+    path: str = Field("builtin:fashion_mnist", description=f"images: {allowed()}")
     split: str = Field("train", description="split of a set that has several")
     image_size: Count | None = Field(
         None, description="resize to this many pixels; null: images must all have one size"

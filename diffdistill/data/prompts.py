@@ -1,6 +1,5 @@
 """Prompt files: text, CSV or JSON lines, in UTF-8 or with a byte order mark."""
 
-import codecs
 import csv
 import hashlib
 import io
@@ -11,18 +10,10 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from diffdistill.data.text import Row, json_rows, read_text
 from diffdistill.errors import DataError
 
 COLUMNS = ("prompt", "text")  # the first that is there
-# UTF-32 first: its little-endian mark begins with that of UTF-16.
-MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-Row = tuple[int, dict[str, Any]]
 T = TypeVar("T")
 
 
@@ -59,29 +50,6 @@ def given_prompts(text: str | None, file: str | None) -> tuple[Prompt, ...] | No
     if text is not None:
         return (Prompt(text),)
     return None if file is None else read_prompts(file)
-
-
-def read_text(path: Path) -> str:
-    """A file as text with LF at the ends of lines; UTF-8, or what its byte order mark says. DataError otherwise.
-
-    Latin-1 and its kin are refused: any bytes are valid there, so a wrong guess would draw other words unnoticed.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"'{path}' cannot be read ({error.strerror}): check the path and its rights") from error
-    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = len(re.findall(rb"\r\n|\n|\r", data[: error.start])) + 1
-        where = f"line {line} of '{path}'" if encoding.startswith("utf-8") else f"'{path}'"
-        raise DataError(
-            f"{where} is not {encoding.removesuffix('-sig').upper()} (byte {error.start}): save the file as UTF-8"
-        ) from error
-    if "\0" in text:
-        raise DataError(f"'{path}' holds zero bytes, as UTF-16 without a byte order mark has: save the file as UTF-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def problem_of(text: str) -> str | None:
@@ -129,16 +97,7 @@ def _lines(text: str, _name: str) -> Iterator[Row]:
 
 
 def _json_rows(text: str, name: str) -> Iterator[Row]:
-    for line, words in enumerate(text.split("\n"), start=1):
-        if not words.strip():
-            continue
-        try:
-            row = json.loads(words)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"line {line} of '{name}' is not JSON ({error}): write one object a line") from error
-        if not isinstance(row, dict):
-            raise DataError(f'line {line} of \'{name}\' is no JSON object: write {{"prompt": "..."}}')
-        yield line, row
+    return json_rows(text, name, '{"prompt": "..."}')
 
 
 def _csv_rows(text: str, name: str) -> Iterator[Row]:

@@ -1,18 +1,21 @@
-"""What every reader returns: images not yet decoded, labels, texts."""
+"""What every reader returns: images not yet decoded, labels, texts; pairs of images."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from diffdistill.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # One image at rest: its name for error messages, and its encoded bytes or its file.
 Encoded = tuple[str, bytes | Path]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"}
+
+IMAGE_COLUMNS = ("image", "img")  # of a table; beside it are `label` and `text`
 
 # The spellings of a split, in files and folders, by the name users give.
 SPLITS = {
@@ -28,10 +31,20 @@ class Source:
     """A set as its reader found it. `images` is a uint8 array (N, H, W, C), or yields `count` encoded images once."""
 
     count: int
-    images: np.ndarray | Iterable[Encoded]
-    labels: np.ndarray | None = None
+    images: "np.ndarray | Iterable[Encoded]"
+    labels: "np.ndarray | None" = None
     texts: tuple[str, ...] | None = None
     class_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images of one text, of which one is wanted; in a tie the order means nothing."""
+
+    win: Encoded
+    lose: Encoded
+    text: str
+    tie: bool = False
 
 
 def canonical_split(split: str) -> str:
@@ -55,13 +68,15 @@ def pick_split(split: str, there: Iterable[str], name: str) -> str:
 
 
 def as_labels(
-    values: Sequence[Any] | np.ndarray, name: str, class_names: tuple[str, ...] | None = None
-) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    values: "Sequence[Any] | np.ndarray", name: str, class_names: tuple[str, ...] | None = None
+) -> "tuple[np.ndarray, tuple[str, ...] | None]":
     """Labels as int64 (N,), and the names of the classes.
 
     Strings become their place among the sorted names, unless all of them are whole numbers.
     Raises DataError for a missing label, one that is no whole number, and one outside 0 .. classes - 1.
     """
+    import numpy as np
+
     labels = values.tolist() if isinstance(values, np.ndarray) else list(values)
     if labels and all(isinstance(label, str) for label in labels):
         if all(label.strip().isdecimal() for label in labels):
@@ -86,6 +101,21 @@ def as_texts(values: Sequence[Any], name: str) -> tuple[str, ...]:
         if not isinstance(text, str):
             raise DataError(f"{name} has no text for image {index}: give every image one, or none")
     return tuple(values)
+
+
+def as_caption(value: Any, where: str) -> str:
+    """The text of a pair; DataError if it is missing or blank."""
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where} has no caption: give every pair the text that both images were made for")
+    return value
+
+
+def image_column(columns: Sequence[str], name: str, advice: str) -> str:
+    """The column of a table that holds the images; DataError, with `advice`, if none does."""
+    column = next((column for column in IMAGE_COLUMNS if column in columns), None)
+    if column is None:
+        raise DataError(f"{name} has no column 'image', only {', '.join(columns)}: {advice}")
+    return column
 
 
 def inside(member: str, name: str) -> str:

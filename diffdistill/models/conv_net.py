@@ -74,7 +74,8 @@ def build_conv_net(config: dict[str, Any]) -> ConvNet:
 def load_conv_net(
     folder: Path, build: Callable[[dict[str, Any]], ConvNet] = build_conv_net
 ) -> tuple[ConvNet, dict[str, Any]]:
-    """A folder of scripts/train_features.py: the network, frozen and fused for measuring, and its config.json.
+    """A folder of examples/fashion_mnist/train_features.py: the network, frozen and fused for measuring, and its
+    config.json.
 
     Raises CheckpointError where files are missing, or the weights are not those of the SHA-256 in config.json.
     """

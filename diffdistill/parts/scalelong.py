@@ -11,7 +11,7 @@
 What it does depends on what reads concat(hidden, skip):
 
 - U-ViT: a linear map reads it, and the paper's theory holds. In a small U-ViT of depth 24, kappa 0.7 halves the
-  oscillation of hidden features (`scripts/scalelong_oscillation.py`).
+  oscillation of hidden features (`benchmarks/claims/scalelong_oscillation.py`).
 - UNets of diffusers: a GroupNorm reads it, and divides the scale out again: of a factor kappa its epsilon e leaves
   sqrt((v + e) / (v + e / kappa^2)), v the variance of a group. With 256 = 128 + 128 channels of variance 1 in 32
   groups, kappa 0.9 / 0.5 / 0.1 / 0.01 moves the block's main branch by 1e-7 / 1e-6 / 4e-5 / 4e-3 (relative), and its

@@ -12,7 +12,8 @@ from diffdistill.rewards.protocol import Prompts
 
 
 class ClassifierReward:
-    """R(x, c) = log p(c | x), at most 0, by the Fashion-MNIST classifier or a folder of scripts/train_features.py.
+    """R(x, c) = log p(c | x), at most 0, by the Fashion-MNIST classifier, or a folder that
+    examples/fashion_mnist/train_features.py wrote.
 
     With weight a the optimum is p(x | c) p(c | x)^a: classifier guidance, distilled. The bundled classifier's features
     also measure FID, which therefore flatters a student trained with this reward: judge it with other features.

@@ -1,7 +1,7 @@
 """Rewards that are the similarity of a CLIP: CLIP score, PickScore, HPSv2.1."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -10,34 +10,13 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from diffdistill.errors import CheckpointError
 from diffdistill.files import PICKLES
+from diffdistill.rewards.kinds.clip import TOKENIZER_FILES, ClipWeights
 from diffdistill.rewards.open_clip import VIT_H_14, clip_of_open_clip
 from diffdistill.rewards.preprocess import preprocess
 from diffdistill.rewards.protocol import Prompts, texts_of
 from diffdistill.rewards.weights import beside, digest, features_of, fetched, find_file, transformers
 
-TOKENIZER_FILES = ["tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json"]
-LAION_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 KEPT_TEXTS = 10_000  # features of so many take 40 MB
-
-
-class Kind(NamedTuple):
-    """model, tokenizer: Hub ids; files: what is needed of the model; scale: of the cosine, None: exp(logit_scale)."""
-
-    model: str
-    tokenizer: str
-    files: list[str]
-    scale: float | None
-
-
-FOLDER = ["config.json", "*.safetensors", "preprocessor_config.json", *TOKENIZER_FILES]
-KINDS = {
-    # 2104.08718 in the units of torchmetrics. That metric is cut at 0, where a reward would have no gradient.
-    "clip": Kind("openai/clip-vit-large-patch14", "openai/clip-vit-large-patch14", FOLDER, 100.0),
-    # 2305.01569, equation 1: differences are log-odds of a preference.
-    "pickscore": Kind("yuvalkirstain/PickScore_v1", LAION_H, FOLDER, None),
-    # 2306.09341: the plain cosine; tables show it times 100.
-    "hps_v2": Kind("xswu/HPSv2", LAION_H, ["HPS_v2.1_compressed.pt"], 1.0),
-}
 
 
 class ClipReward:
@@ -57,17 +36,16 @@ class ClipReward:
         self._texts: dict[str, Tensor] = {}
 
     @classmethod
-    def load(cls, name: str, where: str | None = None, batch_size: int = 16) -> "ClipReward":
+    def load(cls, name: str, weights: ClipWeights, where: str | None = None, batch_size: int = 16) -> "ClipReward":
         """A `clip`, `pickscore` or `hps_v2`, from a folder or Hub id. CheckpointError if its weights are absent."""
-        kind = KINDS[name]
-        folder = fetched(name, where, kind.model, kind.files)
+        folder = fetched(name, where, weights.model, weights.files)
         if name == "hps_v2" and not (folder / "config.json").is_file():
             file = find_file(name, folder, ["HPS_v2.1*.safetensors", *(f"HPS_v2.1*{end}" for end in PICKLES)])
             model, files = clip_of_open_clip(file, VIT_H_14), [file]
         else:
             model, files = read_clip(folder), sorted(folder.glob("*.safetensors"))
-        tokens = beside(folder, kind.tokenizer, TOKENIZER_FILES, ("tokenizer.json", "vocab.json"))
-        return cls(name, model, read_tokenizer(tokens), kind.scale, f"{name} {digest(files)}", batch_size)
+        tokens = beside(folder, weights.tokenizer, TOKENIZER_FILES, ("tokenizer.json", "vocab.json"))
+        return cls(name, model, read_tokenizer(tokens), weights.scale, f"{name} {digest(files)}", batch_size)
 
     def __call__(self, images: Tensor, prompts: Prompts = None) -> Tensor:
         """Images `(B, 1 or 3, H, W)` in [0, 1] and B texts -> `(B,)`, attached to the images."""

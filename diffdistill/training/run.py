@@ -166,8 +166,9 @@ def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any]:
     """The teacher's own evaluations, the best first, made by the protocol of `evaluation`.
 
     Measuring a many-step teacher takes longer than distilling it, so its figures are kept beside its weights
-    (`evaluations.json`, written by `scripts/evaluate_teacher.py`) and used only where the weights, the number of
-    images, the features and the reference are the same to the last bit. Of several samplers the best is shown.
+    (`evaluations.json`, written by `examples/fashion_mnist/evaluate_teacher.py`) and used only where the weights, the
+    number of images, the features and the reference are the same to the last bit. Of several samplers the best is
+    shown.
     """
     folder = locate(teacher) if teacher else None
     if folder is None or not (folder / "evaluations.json").is_file():

@@ -48,7 +48,7 @@ def threads():
 
 def align(world, out, *words, model="sd", data="pairs.parquet"):
     settings = [f"model={world / model}", f"data.path={world / data}", f"output_dir={out}", *TINY, *words]
-    return main(["align", "align/mapo_sd15", *settings])
+    return main(["align", "align/mapo_sd15", "--allow-code", *settings])
 
 
 def draw(folder):

@@ -20,7 +20,7 @@ NAMES = [str(file.relative_to(configs_folder())) for file in FILES]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = spec_from_file_location("check_configs", configs_folder().parent / "scripts" / "check_configs.py")
+    spec = spec_from_file_location("check_configs", configs_folder().parent / ".ci" / "check_configs.py")
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -173,9 +173,9 @@ def test_metadata_that_does_not_fit(here):
         path.write_text(json.dumps(rows[0]) + "\n" + (second if isinstance(second, str) else json.dumps(second)))
 
     write("{'file_name': 1}")
-    begins("line 2 of set/metadata.jsonl is not JSON (", "set")
+    begins("line 2 of 'set/metadata.jsonl' is not JSON (", "set")
     write([1])
-    says("line 2 of set/metadata.jsonl is not a JSON object: write one object a line", "set")
+    begins("line 2 of 'set/metadata.jsonl' is no JSON object: write {", "set")
     for row in ({"label": 1}, {"file_name": ""}, {"file_name": 3}):
         write(row)
         says("line 2 of set/metadata.jsonl has no 'file_name': name the image, relative to the folder", "set")
@@ -193,7 +193,7 @@ def test_metadata_that_does_not_fit(here):
     path.write_text("")
     says("set is a folder without images: give one with images, parquet or IDX files", "set")
     path.write_bytes(b'{"file_name": "\xff.png"}')
-    says("set/metadata.jsonl is not UTF-8 text (byte 15): save it as UTF-8", "set")
+    says("line 1 of 'set/metadata.jsonl' is not UTF-8 (byte 15): save the file as UTF-8", "set")
     path.unlink()
     Path("set/metadata.csv").write_text("file,label\n0.png,1\n")
     says("line 2 of set/metadata.csv has no 'file_name': name the image, relative to the folder", "set")

@@ -136,7 +136,7 @@ def test_zip_that_does_not_fit(here, monkeypatch):
     locked[locked.index(b"PK\1\2") + 8] |= 1
     Path("a.zip").write_bytes(locked)
     says("a.zip is encrypted: give a zip without a password", "a.zip")
-    monkeypatch.setattr("diffdistill.data.archive.MAX_MEMBER", 10)
+    monkeypatch.setattr("diffdistill.data.formats.archive.MAX_MEMBER", 10)
     zipped("a.zip", {"0.png": png})
     says("a.zip has the file 0.png, which unpacks to more than 256 MB: take it out", "a.zip")
 

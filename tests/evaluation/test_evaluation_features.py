@@ -221,7 +221,7 @@ def test_features_trained_on_ones_own_images(tmp_path: Path, monkeypatch: pytest
         for k in range(160):
             pixels = generator.integers(low, high, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / str(label) / f"{k:03}.png")
-    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "train_features.py"))
+    script = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "fashion_mnist" / "train_features.py"))
     words = [str(tmp_path / "data"), "--out", str(tmp_path / "two_features"), "--epochs", "20", "--convs", "2"]
     monkeypatch.setattr(sys, "argv", ["train_features.py", *words, "--channels", "8", "8", "8", "--dim", "16"])
     script["main"]()

@@ -129,7 +129,7 @@ def reference(captions=CAPTIONS):
 
 def evaluate(models, *words):
     request = ["--reference", "real", "--features", "pixels", "--quiet", "--device", "cpu", "--json", "r.json"]
-    clip = ["--metrics", "fid,clip", "--clip", str(models / "clip"), "--rewards", "mean.py:brightness"]
+    clip = ["--metrics", "fid,clip", "--clip", str(models / "clip"), "--allow-code", "--rewards", "mean.py:brightness"]
     code = main(["evaluate", *request, *clip, *words])
     return code, json.loads(Path("r.json").read_text()) if code == 0 else None
 
@@ -221,7 +221,7 @@ def test_texts_alone_are_measured_as_they_are_beside_a_reference(models, capsys)
     Path("p.txt").write_text("\n".join(CAPTIONS[::2]))
     texts = ("--prompts", "p.txt", "--metrics", "clip", "--clip", str(models / "clip"))
     capsys.readouterr()
-    code, result = alone(models, *drawn, *texts, "--rewards", "mean.py:brightness")
+    code, result = alone(models, *drawn, *texts, "--allow-code", "--rewards", "mean.py:brightness")
     assert code == 0
     assert set(result["metrics"]) == {"clip", "reward/brightness"}
     for name, entry in result["metrics"].items():
@@ -238,7 +238,10 @@ def test_rewards_alone_and_several_models(models, capsys):
     reference()
     Path("p.txt").write_text("\n".join(CAPTIONS[:3]))
     models_ = ("--model", f"{models / 'sd'}@1", "--model", f"{models / 'sd'}@2")
-    code, result = alone(models, *models_, "--prompts", "p.txt", "--rewards", "mean.py:brightness")
+    rewards = ("--prompts", "p.txt", "--rewards", "mean.py:brightness")
+    assert alone(models, *models_, *rewards)[0] == 2
+    assert "'mean.py:brightness' is code, which would be run: say --allow-code" in capsys.readouterr().err
+    code, result = alone(models, *models_, *rewards, "--allow-code")
     assert code == 0
     assert [set(one["metrics"]) for one in result["models"]] == [{"reward/brightness"}] * 2
     assert "reward brightness" in capsys.readouterr().out

@@ -14,8 +14,8 @@ SDXL_UNET = 2_567_463_684  # parameters, as published
 
 @pytest.mark.slow
 def test_the_sdxl_lora_recipe_fits_a_card_of_24_gib(root, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(root / "scripts"), *sys.path])
-    script = runpy.run_path(str(root / "scripts" / "distillation_memory.py"))
+    monkeypatch.setattr(sys, "path", [str(root / "benchmarks"), *sys.path])
+    script = runpy.run_path(str(root / "benchmarks" / "distillation_memory.py"))
     found = script["lora_step"](1024, 64, heads=False, fisher=False)
     assert found["weights"] == pytest.approx((2 * SDXL_UNET + script["BESIDE"]) / 1e9, rel=1e-9)
     # Student, critic and average are alike; the first two have gradients and two moments.

@@ -40,7 +40,7 @@ def refused(capsys):
 
 
 def test_a_run_on_texts_reports_captions_clip_score_and_rewards(here):
-    assert main(["distill", "run.yaml", "--quiet"]) == 0
+    assert main(["distill", "run.yaml", "--allow-code", "--quiet"]) == 0
     with Image.open("run/samples/step-000001.png") as grid:  # eight prompts, four seeds, one line of text each
         assert grid.size == (8 * (112 + 4) + 4, 4 * (112 + 14 + 4) + 4)
     student = json.loads(Path("run/evaluation.json").read_text())["student"]
@@ -82,11 +82,11 @@ def test_evaluations_draw_the_prompts_asked_for_or_the_captions_of_the_reference
     rows = [json.dumps(line | {"text": text}) for line, text in zip(lines, other, strict=True)]
     Path("held_out/metadata.jsonl").write_text("\n".join(rows))
     short = ["evaluation.every=0", "sample_every=0", "--quiet"]
-    assert main(["distill", "run.yaml", "output_dir=a", "evaluation.reference=held_out", *short]) == 0
+    assert main(["distill", "run.yaml", "--allow-code", "output_dir=a", "evaluation.reference=held_out", *short]) == 0
     assert figures("a")["protocol"]["texts"]["sha256"] == digest_of([Prompt(text) for text in spread(other, 4)])
     Path("p.txt").write_text("x\ny\n")
     words = ["evaluation.reference=held_out", "evaluation.prompts=p.txt"]
-    assert main(["distill", "run.yaml", "output_dir=b", *words, *short]) == 0
+    assert main(["distill", "run.yaml", "--allow-code", "output_dir=b", *words, *short]) == 0
     assert figures("b")["protocol"]["texts"] == {"count": 2, "sha256": digest_of([Prompt("x"), Prompt("y")])}
 
 
@@ -101,7 +101,7 @@ def test_a_run_on_prompts_alone_is_measured_without_a_reference_and_watched(here
     alone = ["method.adversarial=null", "max_train_steps=5", "evaluation.features=fashion_mnist"]
     watch = ["evaluation.metrics=[]", "evaluation.rewards=[fall.py:fall]"]
     stop = ["evaluation.stop.metric=reward/fall", "evaluation.stop.margin=1.5"]
-    assert main(["distill", "run.yaml", *words, *alone, *watch, *stop]) == 0
+    assert main(["distill", "run.yaml", "--allow-code", *words, *alone, *watch, *stop]) == 0
     # -1 before the first step, -2 after it, good still, -3 after the second: worse than the best by more than 1.5.
     logged = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [line["evaluation/reward/fall"] for line in logged if "evaluation/reward/fall" in line] == [-1, -2, -3]
@@ -112,18 +112,18 @@ def test_a_run_on_prompts_alone_is_measured_without_a_reference_and_watched(here
     assert "the model is that of step 1, with -2 the last within the margin of 1.5" in page
     capsys.readouterr()
     fid = ["output_dir=two", "evaluation.metrics=[fid]"]
-    assert main(["distill", "run.yaml", *words, *alone, *fid]) == 2
+    assert main(["distill", "run.yaml", "--allow-code", *words, *alone, *fid]) == 2
     assert "evaluation.metrics=fid compares with images, and data.prompts gives prompts alone" in refused(capsys)
     stop[0] = "evaluation.stop.metric=reward/fell"
-    assert main(["distill", "run.yaml", "output_dir=two", *words, *alone, *watch, *stop]) == 2
+    assert main(["distill", "run.yaml", "--allow-code", "output_dir=two", *words, *alone, *watch, *stop]) == 2
     assert "'reward/fell', and what scores is reward/fall; watch one" in refused(capsys)
     assert not Path("two").exists()
 
 
 def test_what_cannot_score_is_said_before_training(here, capsys):
-    assert main(["distill", "run.yaml", "evaluation.clip=absent", "--quiet"]) == 4
+    assert main(["distill", "run.yaml", "--allow-code", "evaluation.clip=absent", "--quiet"]) == 4
     assert "'absent' is no local folder and cannot be fetched from the Hub" in refused(capsys)
-    assert main(["distill", "run.yaml", "output_dir=two", "evaluation.rewards=[clp]", "--quiet"]) == 2
+    assert main(["distill", "run.yaml", "--allow-code", "output_dir=two", "evaluation.rewards=[clp]", "--quiet"]) == 2
     assert "reward 'clp' is not known (did you mean clip?)" in refused(capsys)
     Path("classes.yaml").write_text(
         "teacher: builtin:fashion_mnist_teacher\nmethod: {name: diff_instruct}\noutput_dir: three\n"
@@ -131,9 +131,9 @@ def test_what_cannot_score_is_said_before_training(here, capsys):
     )
     assert main(["distill", "classes.yaml", "--quiet"]) == 2
     assert "are of models that draw texts, and this one draws none; leave them out" in refused(capsys)
-    assert main(["distill", "run.yaml", "evaluation.reference=absent", "--quiet"]) == 3
+    assert main(["distill", "run.yaml", "--allow-code", "evaluation.reference=absent", "--quiet"]) == 3
     assert "there is no file or folder 'absent'" in refused(capsys)
-    assert main(["distill", "run.yaml", "evaluation.prompts=absent.txt", "--quiet"]) == 3
+    assert main(["distill", "run.yaml", "--allow-code", "evaluation.prompts=absent.txt", "--quiet"]) == 3
     assert "'absent.txt' cannot be read" in refused(capsys)
     Path("classes.yaml").write_text(Path("classes.yaml").read_text().replace("[clip]", "[fid], reference: absent"))
     assert main(["distill", "classes.yaml", "--quiet"]) == 3

@@ -268,5 +268,5 @@ def test_a_folder_without_a_reward(tmp_path):
 
 
 def test_an_unknown_name():
-    with pytest.raises(ConfigError, match="did you mean pickscore"):
+    with pytest.raises(ConfigError, match=r"did you mean pickscore.*aesthetic, .*, pickscore, a folder, or FILE\.py:"):
         load_reward("pickscor")

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from diffdistill.data import load_images
 from diffdistill.errors import ConfigError, DataError
+from diffdistill.registry import allow_code
 from diffdistill.rewards import CallableReward, Reward, WeightedReward, load_reward
 
 
@@ -41,7 +42,41 @@ def test_the_classifier_refuses_other_images_and_texts():
         reward(torch.zeros(2, 1, 28, 28), ["a shoe", "a bag"])
 
 
-def test_a_function_in_a_file(tmp_path):
+@pytest.fixture
+def consent():
+    """The user allows code, for one test."""
+    allow_code()
+    yield
+    allow_code(False)
+
+
+def test_code_is_not_run_without_leave(tmp_path):
+    trace = tmp_path / "trace"
+    (tmp_path / "mine.py").write_text(
+        f"from pathlib import Path\nPath({str(trace)!r}).touch()\ndef bright(x, c): ...\n"
+    )
+    for name in (f"{tmp_path / 'mine.py'}:bright", "antigravity:fly"):
+        with pytest.raises(ConfigError, match=r"is code, which would be run: say --allow-code"):
+            load_reward(name)
+    assert not trace.exists()
+
+
+def test_the_packages_own_examples_need_no_leave_and_cannot_be_replaced(tmp_path, monkeypatch):
+    """`examples/...` is the package's file, whatever lies in the current folder; a user's own is `./examples/...`."""
+    other = tmp_path / "examples" / "emoji"
+    other.mkdir(parents=True)
+    (other / "judge.py").write_text("def noto(images, prompts): return [7.0] * len(images)\n")
+    monkeypatch.chdir(tmp_path)
+    images = load_images("builtin:emoji", split="test", limit=8).images.float() / 255
+    scores = load_reward("examples/emoji/judge.py:noto")(images)
+    assert ((scores > 0.5).tolist()) == [True, False] * 4  # each concept in Noto, then in Twemoji
+    torch.testing.assert_close(load_reward("examples/emoji/judge.py:twemoji")(images), 1 - scores)
+    for name in ("./examples/emoji/judge.py:noto", f"{other}/judge.py:noto", "examples/../examples/emoji/absent.py:f"):
+        with pytest.raises(ConfigError, match="say --allow-code"):
+            load_reward(name)
+
+
+def test_a_function_in_a_file(tmp_path, consent):
     file = tmp_path / "mine.py"
     file.write_text(
         "from diffdistill.rewards import CallableReward\n"
@@ -54,19 +89,19 @@ def test_a_function_in_a_file(tmp_path):
     judge = load_reward(f"{file}:judge")
     assert not judge.differentiable
     assert judge(images).tolist() == pytest.approx([0.8, 0.8, 0.8])
-    with pytest.raises(ConfigError, match="has no function 'number'"):
+    with pytest.raises(ConfigError, match=r"mine\.py:number' is no reward; give a function of \(images, prompts\)"):
         load_reward(f"{file}:number")
-    with pytest.raises(ConfigError, match="has no function 'absent'"):
+    with pytest.raises(ConfigError, match="defines no 'absent'"):
         load_reward(f"{file}:absent")
 
 
-def test_a_function_that_is_not_there(tmp_path):
+def test_a_function_that_is_not_there(tmp_path, consent):
     with pytest.raises(ConfigError, match="does not exist"):
         load_reward(f"{tmp_path / 'absent.py'}:bright")
     with pytest.raises(ConfigError, match="cannot be imported"):
         load_reward("no_such_module:bright")
     (tmp_path / "broken.py").write_text("1 / 0\n")
-    with pytest.raises(ConfigError, match=r"fails when it is imported \(ZeroDivisionError"):
+    with pytest.raises(ConfigError, match=r"fails when it is run \(ZeroDivisionError"):
         load_reward(f"{tmp_path / 'broken.py'}:bright")
 
 

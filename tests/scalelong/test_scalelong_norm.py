@@ -171,7 +171,7 @@ def test_a_perturbation_of_the_input_reaches_the_output_less_the_smaller_kappa_i
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_hidden_features_of_a_deep_uvit_swing_less(root, monkeypatch, seed):
     """Theorem 3.1, measured by the script as its documentation says."""
-    monkeypatch.syspath_prepend(root / "scripts")
+    monkeypatch.syspath_prepend(root / "benchmarks" / "claims")
     from scalelong_oscillation import train
 
     from diffdistill.data import load_images

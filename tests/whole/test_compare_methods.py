@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "compare_methods.py"))
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "compare_methods.py"))
 
 
 def arguments(**given: Any) -> argparse.Namespace:

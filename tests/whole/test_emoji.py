@@ -2,17 +2,21 @@
 
 import json
 import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from diffdistill.assets import asset, resolve_builtin
 from diffdistill.data import load_images
-from diffdistill.data.emoji import STYLES, emoji_rows, held_out_style, without_style
 from diffdistill.data.pairs import load_pairs
 from diffdistill.data.pixels import decode
 from diffdistill.errors import DataError
 from diffdistill.evaluation.features import load_features
+
+sys.path.append(str(Path(__file__).parents[2] / "examples" / "emoji"))
+from emoji_data import STYLES, emoji_rows, held_out_style, without_style
 
 SPLITS = ("train", "held_out", "test")
 
@@ -146,7 +150,7 @@ def test_stock_diffusers_draws_with_the_teacher():
 
 def test_shares_of_two_models_are_compared_caption_by_caption(root):
     """Two images each of three captions, drawn one set after the other: errors are those over captions."""
-    script = runpy.run_path(str(root / "scripts" / "evaluate_emoji.py"))
+    script = runpy.run_path(str(root / "examples" / "emoji" / "evaluate_emoji.py"))
     first, later = [[1, 0, 0], [0, 0, 1]], [[1, 1, 0], [1, 0, 1]]
     shares = [script["by_caption"](torch.tensor(hits).flatten(), 2) for hits in (first, later)]
     assert [values.tolist() for values in shares] == [[0.5, 0.0, 0.5], [1.0, 0.5, 0.5]]
@@ -161,7 +165,6 @@ def test_a_name_is_told_apart_from_its_style(root, monkeypatch):
     transformers = pytest.importorskip("transformers")
     from types import SimpleNamespace
 
-    monkeypatch.syspath_prepend(root / "scripts")
     from train_emoji_teacher import NAME, Captions, in_other_style
 
     folder = resolve_builtin("builtin:emoji_teacher")

@@ -170,7 +170,7 @@ def test_the_record_of_a_student_names_the_weights_of_its_reward(run):
     words = [f"data.path={data}", f"teacher={folder / 't' / 'model'}", f"output_dir={folder / 's'}", *TINY]
     names = f"{{{folder / 'mine.py'}:bright: 1.0, {folder / 'mine.py'}:red: 0.5}}"
     reward = ["student.regression=null", "method.reward.name=null", f"method.reward.sum={names}"]
-    assert main(["distill", "fashion_mnist/diff_instruct_pp", *words, *reward]) == 0
+    assert main(["distill", "fashion_mnist/diff_instruct_pp", "--allow-code", *words, *reward]) == 0
     metadata = json.loads((folder / "s" / "student" / "diffdistill.json").read_text())
     assert metadata["reward"] == {"mine.py:bright": "bright 7", "mine.py:red": None}
     assert "- Reward: mine.py:bright (bright 7), mine.py:red\n" in (folder / "s" / "student" / "README.md").read_text()

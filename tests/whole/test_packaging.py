@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 import diffdistill
 
-EXTRAS = {"text", "eval", "data", "track", "plot", "xformers", "demo", "dev"}
+EXTRAS = {"text", "eval", "data", "plot", "xformers", "dev"}
 
 
 @pytest.fixture
@@ -111,11 +111,13 @@ def test_the_wheel_works_without_the_clone(root, tmp_path, python):
     script = (
         f"import sys; sys.path.insert(0, {str(site)!r}); import diffdistill; print(diffdistill.__file__);"
         "from diffdistill.cli import main; main(['config', 'show', 'train', 'fashion_mnist/teacher']);"
+        "from diffdistill.rewards import load_reward; print(load_reward('examples/emoji/judge.py:noto').name);"
         "from diffdistill.assets import asset; print(asset('fashion_mnist'))"
     )
     done = python("-I", "-c", script)
-    first, *_, last = done.out.splitlines()
+    first, *_, judge, last = done.out.splitlines()
     assert done.err == ""
     assert first == str(site / "diffdistill" / "__init__.py")
+    assert judge == "noto"
     assert last == str(site / "diffdistill" / "assets" / "fashion_mnist")
     assert "configs/fashion_mnist/teacher.yaml:" in done.out

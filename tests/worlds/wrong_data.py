@@ -34,4 +34,7 @@ def begins(start: str, data: str, **kwargs) -> None:
     assert "\n" not in str(caught.value)
 
 
-ALLOWED = "a folder of images, a parquet, zip, npz or IDX file, builtin:NAME, or a Hub id OWNER/NAME"
+ALLOWED = (
+    "builtin:NAME, a folder with metadata.jsonl or metadata.csv, a parquet file or folder, a zip, an npz, an npy, "
+    "an IDX file, a Hub id OWNER/NAME or a folder of images"
+)

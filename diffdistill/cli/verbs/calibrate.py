@@ -1,11 +1,14 @@
 """`diffdistill calibrate`."""
 
 from diffdistill.cli.parser import Parser, Verb, device, sampler, several, whole
+from diffdistill.data.formats import allowed
 
 
 def add_flags(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a teacher: folder or Hub id, or builtin:NAME")
-    parser.add_argument("--data", metavar="DATA", required=True, help="images like those it was trained on")
+    parser.add_argument(
+        "--data", metavar="DATA", required=True, help=f"images like those it was trained on: {allowed()}"
+    )
     parser.add_argument("--out", metavar="FILE", required=True, help="JSON; an unfinished one is continued")
     parser.add_argument("--split", default="train", help="split of the data, where it has several (default: train)")
     parser.add_argument(

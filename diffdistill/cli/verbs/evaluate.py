@@ -4,6 +4,7 @@ import argparse
 
 from diffdistill.cli.parser import Parser, Verb, known, several, whole
 from diffdistill.cli.sampling_flags import add_sampling
+from diffdistill.data.formats import allowed
 from diffdistill.evaluation.backends import BACKENDS
 from diffdistill.evaluation.metrics import metrics
 
@@ -15,7 +16,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--reference",
         metavar="DATA",
-        help="images to compare with: folder, parquet, zip, npz, IDX, builtin:NAME; clip and rewards need none",
+        help=f"images to compare with: {allowed()}; clip and rewards need none",
     )
     parser.add_argument(
         "--split", help="split of the reference, where it has several (default: train)", default="train"

@@ -16,7 +16,7 @@ from diffdistill.models.conv_net import ConvNet, build_conv_net, load_conv_net
 class ClassifierFeatures(FeatureExtractor):
     """Penultimate features of a `ConvNet`, in units of their mean variance over the data it was trained on.
 
-    The folder is one of scripts/train_features.py; raises CheckpointError for another.
+    The folder is one of examples/fashion_mnist/train_features.py; raises CheckpointError for another.
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
@@ -44,7 +44,7 @@ class EmojiFeatures(ClassifierFeatures):
 
     @torch.no_grad()
     def styles(self, features: Tensor) -> Tensor:
-        """Probabilities `(N, 2)` of `diffdistill.data.emoji.STYLES`, of features."""
+        """Probabilities `(N, 2)` of the styles, noto and twemoji, of features."""
         assert isinstance(self.net, EmojiNet)
         return self.net.style(features.float().to(self.device).relu()).double().softmax(1).cpu()
 

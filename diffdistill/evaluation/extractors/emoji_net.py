@@ -13,7 +13,7 @@ CATEGORIES = (
 
 class EmojiNet(ConvNet):
     """A `ConvNet` whose `head` gives the logits of `CATEGORIES`, with a second head, `style`, for those of
-    `diffdistill.data.emoji.STYLES`. No reward and no teacher sees this network.
+    the styles, noto and twemoji. No reward and no teacher sees this network.
     """
 
     def __init__(self, channels: tuple[int, ...] = (32, 64, 128), dim: int = 128) -> None:

@@ -1,0 +1,86 @@
+"""The formats of DATA, a file each: what it is called, how it is recognised, how it is read, as images or as pairs.
+
+A format's file declares `FORMAT = Format(...)` and imports nothing heavy to say so: help and messages list the formats
+without numpy or torch. DATA is read by the first format, in the order of their ranks, that recognises it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffdistill.data.source import SUFFIXES, Pair, Source
+from diffdistill.errors import DataError
+from diffdistill.files import PICKLES
+from diffdistill.registry import Registry
+
+
+@dataclass(frozen=True)
+class Format:
+    """One form of DATA.
+
+    name: for plug-ins and tests. rank: lower ones are asked first. images, pairs: what messages call a set of images,
+    or of pairs, of this form; None where it holds none. matches: whether DATA, which lies at the path, is of this
+    form. read: `(name for messages, path, split) -> Source`. read_pairs: the same, to pairs; it counts in its last
+    argument what it leaves out. Readers raise DataError, or OSError, which the callers explain.
+    """
+
+    name: str
+    rank: int
+    images: str | None
+    matches: Callable[[str, Path], bool]
+    read: Callable[[str, Path, str], Source]
+    pairs: str | None = None
+    read_pairs: Callable[[str, Path, str, Counter[str]], Iterable[Pair]] | None = None
+
+
+FORMATS = Registry("data format", Format, __name__, "FORMAT")
+
+
+def by_rank() -> list[Format]:
+    return sorted(FORMATS.rows().values(), key=lambda row: row.rank)
+
+
+def allowed() -> str:
+    """What DATA may be, in words."""
+    return _listed([row.images for row in by_rank() if row.images])
+
+
+def allowed_pairs() -> str:
+    """What a set of pairs may be, in words."""
+    return _listed([row.pairs for row in by_rank() if row.pairs])
+
+
+def _listed(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def open_source(data: str, split: str) -> Source:
+    """Reads DATA by the format that recognises it; images stay encoded. DataError if none does."""
+    path = Path(data).expanduser()
+    if not data.strip() or not (path.exists() or any(row.matches(data, path) for row in by_rank())):
+        raise DataError(f"there is no file or folder {data!r}: give {allowed()}")
+    return open_at(data, path, split)
+
+
+def open_at(data: str, path: Path, split: str) -> Source:
+    """Reads what lies at `path`, called `data` in messages, by the format that recognises it."""
+    for row in by_rank():
+        if row.matches(data, path):
+            return row.read(data, path, split)
+    if path.suffix.lower() in PICKLES:
+        raise DataError(f"{data} may be a pickle, which runs code when it is opened, so it is not: give {allowed()}")
+    if path.suffix.lower() in SUFFIXES:
+        raise DataError(f"{data} is a single image: give the folder it lies in")
+    raise DataError(f"{data} is in no format that is known: give {allowed()}")
+
+
+def open_pairs(data: str, split: str, left_out: Counter[str]) -> list[Pair]:
+    """Reads DATA as pairs, by the format that recognises it; `left_out` counts rows that are none, by reason."""
+    path = Path(data).expanduser()
+    for row in by_rank():
+        if row.read_pairs is not None and row.matches(data, path):
+            return list(row.read_pairs(data, path, split, left_out))
+    if not path.exists():
+        raise DataError(f"there is no file or folder {data!r} with pairs: give {allowed_pairs()}")
+    raise DataError(f"{data} holds no pairs: give {allowed_pairs()}")

@@ -1,0 +1,53 @@
+"""Data sets of the Hugging Face Hub, through the package `datasets` where it is installed."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diffdistill.data.formats import Format
+from diffdistill.data.source import Encoded, Source, as_labels, as_texts, image_column
+from diffdistill.errors import DataError
+
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+def is_hub_id(data: str, path: Path) -> bool:
+    """OWNER/NAME, and no such folder OWNER: where it is here, NAME is mistyped, and asking the Hub would take half a
+    minute without a network.
+    """
+    return HUB_ID.fullmatch(data) is not None and not path.exists() and not path.parent.exists()
+
+
+def read_hub(name: str, _path: Path, split: str) -> Source:
+    """Reads the data set `OWNER/NAME`; DataError without `datasets`, without a network, or for unknown names."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"there is no file or folder {name!r}, and to look for it on the Hub the package `datasets` is needed: "
+            "check the path, or pip install datasets"
+        ) from error
+    try:
+        table = datasets.load_dataset(name, split=split)
+    except Exception as error:  # whatever a network, a cache or a remote file can raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"there is no file or folder {name!r}, and the Hub did not give it ({reason})") from error
+    column = image_column(table.column_names, name, "choose another set")
+    labels, class_names, texts = None, None, None
+    if "label" in table.column_names:
+        class_names = getattr(table.features["label"], "names", None)
+        labels, class_names = as_labels(table["label"], name, tuple(class_names) if class_names else None)
+    if "text" in table.column_names:
+        texts = as_texts(list(table["text"]), name)
+    encoded = table.cast_column(column, datasets.Image(decode=False)).select_columns([column])
+    return Source(len(table), _images(encoded, column, name), labels, texts, class_names)
+
+
+def _images(table: Any, column: str, name: str) -> Iterator[Encoded]:
+    for row, record in enumerate(table):
+        data, path = record[column]["bytes"], record[column]["path"]
+        yield f"row {row} of {name}", Path(path) if data is None else data
+
+
+FORMAT = Format("hub", 90, "a Hub id OWNER/NAME", is_hub_id, read_hub)

@@ -1,0 +1,58 @@
+"""Text files of data: UTF-8 or with a byte order mark, and JSON lines."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diffdistill.errors import DataError
+
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+Row = tuple[int, dict[str, Any]]
+
+
+def read_text(path: Path) -> str:
+    """A file as text with LF at the ends of lines; UTF-8, or what its byte order mark says. DataError otherwise.
+
+    Latin-1 and its kin are refused: any bytes are valid there, so a wrong guess would draw other words unnoticed.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read ({error.strerror}): check the path and its rights") from error
+    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = len(re.findall(rb"\r\n|\n|\r", data[: error.start])) + 1
+        where = f"line {line} of '{path}'" if encoding.startswith("utf-8") else f"'{path}'"
+        raise DataError(
+            f"{where} is not {encoding.removesuffix('-sig').upper()} (byte {error.start}): save the file as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise DataError(f"'{path}' holds zero bytes, as UTF-16 without a byte order mark has: save the file as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def json_rows(text: str, name: str, example: str) -> Iterator[Row]:
+    """Number and object of each line that is not blank; DataError, with the number, for a line that is no object."""
+    # Not str.splitlines: it also ends lines at characters that a text may hold, such as U+2028.
+    for line, words in enumerate(text.split("\n"), start=1):
+        if not words.strip():
+            continue
+        try:
+            row = json.loads(words)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"line {line} of '{name}' is not JSON ({error}): write one object a line") from error
+        if not isinstance(row, dict):
+            raise DataError(f"line {line} of '{name}' is no JSON object: write {example}")
+        yield line, row

@@ -1,0 +1,38 @@
+"""The rewards by name, a file each: what it measures, what of a folder tells it, where its weights are published.
+
+A file declares `REWARD = RewardKind(...)` and imports nothing heavy to say so; networks are imported when it loads.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffdistill.registry import Registry
+
+if TYPE_CHECKING:
+    from diffdistill.rewards.protocol import Reward
+
+
+@dataclass(frozen=True)
+class RewardKind:
+    """One reward.
+
+    name: in settings, also as `NAME:FOLDER` and `NAME:HUB_ID`. label: for people. load: `(folder, Hub id or None for
+    the published weights, images at a time) -> Reward`, on the CPU and frozen. contents: patterns of files, any of
+    which tells a folder of it; told_by: the same in words; rank: lower ones are looked for first.
+    """
+
+    name: str
+    label: str
+    load: "Callable[[str | None, int], Reward]"
+    contents: tuple[str, ...] = ()
+    told_by: str = ""
+    rank: int = 0
+
+
+REWARDS = Registry("reward", RewardKind, __name__, "REWARD")
+
+
+def allowed_rewards() -> str:
+    """What may stand where a reward is named, in words."""
+    return f"{', '.join(REWARDS.names())}, NAME:FOLDER, a folder, or FILE.py:function"
