@@ -176,6 +176,7 @@ def load_config(model: type[Model], path: str | File, overrides: Sequence[str] =
     layer = _read(str(path))
     for text in overrides:
         layer.put(_override(text))
+    model = model.admitting(layer.data)
     label = find_config(str(path))[1]
     config = resolve(model, layer.data, layer.places, label)
     origins = {

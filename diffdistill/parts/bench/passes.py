@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffdistill.denoiser import Denoiser
-from diffdistill.matching.step import Choices
+from diffdistill.matching.settings import Choices
 
 WORDS = {
     "forward": "forward",

@@ -11,7 +11,7 @@ from diffdistill.config.schema import Distill, Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
-from diffdistill.methods import METHODS, choices_of
+from diffdistill.methods import METHODS
 from diffdistill.parts.attention.kernels import KERNELS, reset_attention, set_attention
 from diffdistill.parts.bench.measure import Row, Seconds, Work, compare, timed
 from diffdistill.parts.bench.passes import Bare, described, needed
@@ -29,7 +29,7 @@ HEUN_STEPS = 6
 
 
 # Without its reward a method of rewards is another method of the table; a reward's cost is its own network's.
-COMPARED = tuple(name for name in METHODS if name not in ("diff_instruct_pp", "diff_instruct_star"))
+COMPARED = tuple(name for name in METHODS.names() if name not in ("diff_instruct_pp", "diff_instruct_star"))
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Bench:
         for name in self.methods:
             config = Distill(output_dir=".", max_train_steps=STEPS, train_batch_size=self.batch, method={"name": name})
             task = DistillTask(config, copy.deepcopy(self.model), data, self.device)
-            passes = needed(choices_of(config.method), config.critic.updates_per_step)
+            passes = needed(config.method.choices(), config.critic.updates_per_step)
             yield self.compare(f"distill {name}, one step", step_of(task), bare, passes)
 
     def sampling(self) -> Iterator[Row]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from diffdistill.config.schema import Level
 from diffdistill.losses import fisher_gradient, score_gap_gradient
 from diffdistill.parts.verification.analytic import (
     TEACHER_1,
@@ -14,6 +13,7 @@ from diffdistill.parts.verification.analytic import (
 )
 from diffdistill.parts.verification.check import Check
 from diffdistill.parts.verification.optima import Recipe, resting_point
+from diffdistill.process import Level
 
 # Teacher 1 at one level: divergence, sigma, start, printed optimum (distillation note, 7.4, C2).
 ONE_LEVEL = (

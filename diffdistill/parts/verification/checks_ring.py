@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from diffdistill.config.schema import Level
 from diffdistill.losses import fisher_gradient, score_gap_gradient
 from diffdistill.parts.verification.check import Check
 from diffdistill.parts.verification.ring import MODES, RingTraining
+from diffdistill.process import Level
 
 WIDE = Level(law="karras", sigma_min=0.05, sigma_max=2.0)
 LOW = Level(law="karras", sigma_min=0.03, sigma_max=0.1)

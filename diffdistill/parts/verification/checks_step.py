@@ -14,20 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.config.methods import (
-    DMD2,
-    SIM,
-    DiffInstruct,
-    DiffInstructPP,
-    DiffInstructStar,
-    FDistill,
-    Method,
-    Ratio,
-    SiD,
-    UniInstruct,
-)
-from diffdistill.config.schema import Level
-from diffdistill.matching.step import CriticNoise
+from diffdistill.matching.micro_batches import CriticNoise
+from diffdistill.methods.base import Method, Ratio
+from diffdistill.methods.diff_instruct import DiffInstruct
+from diffdistill.methods.diff_instruct_pp import DiffInstructPP
+from diffdistill.methods.diff_instruct_star import DiffInstructStar
+from diffdistill.methods.dmd2 import DMD2
+from diffdistill.methods.f_distill import FDistill
+from diffdistill.methods.sid import SiD
+from diffdistill.methods.sim import SIM
+from diffdistill.methods.uni_instruct import UniInstruct
 from diffdistill.parts.verification.analytic import TEACHER_1, Nodes, gaussian, hermite, nodes_at, trapezoid
 from diffdistill.parts.verification.check import Check
 from diffdistill.parts.verification.checks_fisher import PRINTED_UNI
@@ -43,7 +39,7 @@ from diffdistill.parts.verification.step import (
     normal_nodes,
     say_the_feature,
 )
-from diffdistill.process import EDM, LevelLaw
+from diffdistill.process import EDM, Level, LevelLaw
 from diffdistill.rewards import CallableReward
 from diffdistill.rewards.term import RewardTerm
 

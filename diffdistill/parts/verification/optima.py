@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.config.schema import Level
 from diffdistill.matching.ratio import RatioTracker
 from diffdistill.parts.verification.analytic import (
     Gradient,
@@ -18,7 +17,7 @@ from diffdistill.parts.verification.analytic import (
     nodes_at,
     trapezoid,
 )
-from diffdistill.process import LevelLaw, per_sample
+from diffdistill.process import Level, LevelLaw, per_sample
 
 
 def resting_point(

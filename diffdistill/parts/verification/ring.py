@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffdistill.config.schema import Level
-from diffdistill.matching.level_weights import LevelNormaliser
+from diffdistill.matching.level_mean import LevelNormaliser
 from diffdistill.matching.ratio import RatioTracker
 from diffdistill.parts.verification.analytic import Gradient
-from diffdistill.process import LevelLaw, per_sample
+from diffdistill.process import Level, LevelLaw, per_sample
 
 MODES, RADIUS, SCALE = 8, 2.0, 0.15
 

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffdistill.config.schema import Level
 from diffdistill.divergences import get_divergence
 from diffdistill.losses import denoising_loss, discriminator_loss
 from diffdistill.matching.level_weights import dmd_weight
 from diffdistill.matching.ratio import RatioTracker
 from diffdistill.parts.verification.analytic import Gradient, Mixture, gaussian
-from diffdistill.process import LevelLaw, per_sample
+from diffdistill.process import Level, LevelLaw, per_sample
 
 DIMENSIONS = 64
 SIGMA_DATA = 0.5
