@@ -281,7 +281,7 @@ def feature_r1(logit: Tensor, feature: Tensor) -> Tensor:
 
     >>> feature = torch.full((1, 1, 1, 1), 2.0, requires_grad=True)
     >>> feature_r1(3 * feature.flatten(), feature)  # 2^2 3^2
-    tensor([36.], grad_fn=<MulBackward0>)
+    tensor([36.])
     """
     (gradient,) = torch.autograd.grad(logit.sum(), feature, create_graph=True)
     return feature.detach().square().flatten(1).mean(1) * gradient.square().flatten(1).sum(1)
