@@ -94,7 +94,8 @@ def find_config(name: str, beside: File | None = None) -> tuple[File, str]:
             return shipped / f"{short}.yaml", f"configs/{short}.yaml"
     except (OSError, ValueError) as error:
         raise ConfigError(f"'{name[:80]}' cannot be a config: {error}") from None
-    names = sorted(file.relative_to(shipped).with_suffix("").as_posix() for file in shipped.rglob("*.yaml"))
+    files = [file for file in shipped.rglob("*.yaml") if file.stem != "_base"]
+    names = sorted(file.relative_to(shipped).with_suffix("").as_posix() for file in files)
     close = get_close_matches(short, names, 1)
     hint = f"did you mean '{close[0]}'?" if close else f"shipped configs: {', '.join(names) or 'none'}"
     raise ConfigError(f"config '{name}' does not exist; {hint}")
