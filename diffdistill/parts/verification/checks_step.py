@@ -9,7 +9,7 @@ For pixels N(mu, tau^2) and N(m, s^2), v_p = tau^2 + sigma^2, v_q = s^2 + sigma^
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -279,8 +279,9 @@ def expansion(count: int = 24) -> Iterator[Check]:
     points = torch.tensor(gauss_legendre(count)[0])
     measure = torch.tensor(gauss_legendre(count)[1])
     low, high = 0.3, 2.5
-    for name in ("uniform", "loguniform", "karras"):
-        level = Level.model_validate({"law": name, "sigma_min": low, "sigma_max": high})
+    laws: tuple[Literal["uniform", "loguniform", "karras"], ...] = ("uniform", "loguniform", "karras")
+    for name in laws:
+        level = Level(name, sigma_min=low, sigma_max=high)
         sigma = LevelLaw(level).sigma(points).double()
         nodes = nodes_at(sigma, trapezoid(161), hermite(16))
         law = GivenLevels(level, u=points.repeat_interleave(len(nodes.z) // count))
