@@ -25,8 +25,8 @@ def test_their_names_are_unique_and_there_are_enough():
 def test_every_part_that_computes_has_some():
     areas = {mutant.area for mutant in MUTANTS}
     assert areas >= {
-        "methods", "matching", "training", "losses", "divergences", "process", "denoiser", "sampling", "parts", "models",
-        "pipelines", "evaluation", "rewards", "alignment", "data", "pickle_reader", "section",
+        "methods", "matching", "training", "losses", "divergences", "process", "denoiser", "sampling", "parts",
+        "models", "pipelines", "evaluation", "rewards", "alignment", "data", "pickle_reader", "section",
     }  # fmt: skip
 
 
