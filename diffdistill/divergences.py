@@ -20,24 +20,35 @@ normalisations:
 
 Every function is finite in float32 for |l| <= 40 (alpha:A: for |A| <= 2.2) and has the right limits there.
 
-A new divergence is a table entry:
+A new divergence is a `Divergence` of one's own: handed over as it is, or from a file as `FILE.py:NAME`, which a config
+may say too (`method.divergence`); `register_divergence` gives it a name.
 
-    register_divergence(Divergence(
-        name="cube_root", weight=lambda log_r: (log_r / 3).exp(), weight_slope=lambda log_r: (log_r / 3).exp() / 3,
-        adversarial=lambda log_r: -3 * (log_r / 3).exp(),
-    ))
+    >>> import torch
+    >>> cube_root = Divergence(
+    ...     name="cube_root",
+    ...     weight=lambda log_r: (log_r / 3).exp(),
+    ...     weight_slope=lambda log_r: (log_r / 3).exp() / 3,
+    ...     adversarial=lambda log_r: -3 * (log_r / 3).exp(),
+    ... )
+    >>> get_divergence(cube_root).weight(torch.tensor([0.0, 3.0]))
+    tensor([1.0000, 2.7183])
+
+No torch is loaded here: settings are checked against the table of names.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid
-
+from diffdistill import registry
 from diffdistill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -58,22 +69,42 @@ class Divergence:
     needs_ratio: bool = True
 
 
+def _one(log_r: Tensor) -> Tensor:
+    return log_r.new_ones(log_r.shape)
+
+
+def _zero(log_r: Tensor) -> Tensor:
+    return log_r.new_zeros(log_r.shape)
+
+
+def _exp(log_r: Tensor) -> Tensor:
+    return log_r.exp()
+
+
 def _sigmoid_slope(logit: Tensor) -> Tensor:
     # r / (1 + r)^2 as a product: s (1 - s) rounds to 0 long before r does.
-    return torch.sigmoid(logit) * torch.sigmoid(-logit)
+    return logit.sigmoid() * (-logit).sigmoid()
+
+
+def _log_sigmoid(logit: Tensor) -> Tensor:
+    from torch.nn.functional import logsigmoid
+
+    return logsigmoid(logit)
 
 
 _DIVERGENCES = {
     divergence.name: divergence
     for divergence in (
-        Divergence("reverse_kl", torch.ones_like, torch.zeros_like, torch.neg, needs_ratio=False),
-        Divergence("forward_kl", torch.exp, torch.exp, lambda log_r: -log_r.exp()),
-        Divergence("jensen_shannon", torch.sigmoid, _sigmoid_slope, lambda log_r: logsigmoid(-log_r)),
+        Divergence("reverse_kl", _one, _zero, lambda log_r: -log_r, needs_ratio=False),
+        Divergence("forward_kl", _exp, _exp, lambda log_r: -log_r.exp()),
+        Divergence(
+            "jensen_shannon", lambda log_r: log_r.sigmoid(), _sigmoid_slope, lambda log_r: _log_sigmoid(-log_r)
+        ),
         Divergence(
             "softened_reverse_kl",
-            weight=lambda log_r: torch.sigmoid(-log_r),
+            weight=lambda log_r: (-log_r).sigmoid(),
             weight_slope=lambda log_r: -_sigmoid_slope(log_r),
-            adversarial=lambda log_r: -logsigmoid(log_r),
+            adversarial=lambda log_r: -_log_sigmoid(log_r),
         ),
         Divergence(
             "squared_hellinger",
@@ -81,7 +112,7 @@ _DIVERGENCES = {
             weight_slope=lambda log_r: 0.25 * (0.5 * log_r).exp(),
             adversarial=lambda log_r: -(0.5 * log_r).exp(),
         ),
-        Divergence("jeffreys", lambda log_r: 1 + log_r.exp(), torch.exp, lambda log_r: -(log_r + log_r.exp())),
+        Divergence("jeffreys", lambda log_r: 1 + log_r.exp(), _exp, lambda log_r: -(log_r + log_r.exp())),
         Divergence(
             "pearson",
             weight=lambda log_r: 2 * (2 * log_r).exp(),
@@ -100,7 +131,7 @@ _DIVERGENCES = {
 
 def _alpha_family(exponent: float) -> Divergence:
     if exponent == 0:
-        return Divergence("alpha:0", torch.ones_like, torch.zeros_like, torch.neg, needs_ratio=False)
+        return Divergence("alpha:0", _one, _zero, lambda log_r: -log_r, needs_ratio=False)
     return Divergence(
         f"alpha:{exponent:g}",
         weight=lambda log_r: (exponent * log_r).exp(),
@@ -110,7 +141,11 @@ def _alpha_family(exponent: float) -> Divergence:
 
 
 def divergence_names() -> tuple[str, ...]:
-    """The names that `get_divergence` knows, without the family `alpha:A`."""
+    """The names that `get_divergence` knows, without the family `alpha:A`.
+
+    >>> divergence_names()[:3]
+    ('reverse_kl', 'forward_kl', 'jensen_shannon')
+    """
     return tuple(_DIVERGENCES)
 
 
@@ -123,12 +158,22 @@ def register_divergence(divergence: Divergence) -> Divergence:
 
 
 def get_divergence(name: str | Divergence) -> Divergence:
-    """The divergence called `name`: one of the table above, `alpha:A` with a number A, or a `Divergence` itself.
+    """The divergence called `name`: one of the table above, `alpha:A` with a number A, `FILE.py:NAME` (a `Divergence`,
+    or a function that makes one), or a `Divergence` itself.
 
-    Raises ConfigError for a name that is not known.
+    Raises ConfigError for a name that is not known, and for a file that the user has not allowed to run.
+
+    >>> import torch
+    >>> get_divergence("jensen_shannon").weight(torch.tensor([0.0]))  # r / (1 + r) at r = 1
+    tensor([0.5000])
+    >>> get_divergence("alpha:2").name
+    'alpha:2'
     """
     if isinstance(name, Divergence):
         return name
+    if registry.is_plugin(name):
+        return _from_file(name)
+    registry.plugins()  # a file of the user's may register divergences
     key = str(name).replace("-", "_") if not str(name).startswith("alpha:") else str(name)
     if key in _DIVERGENCES:
         return _DIVERGENCES[key]
@@ -136,8 +181,20 @@ def get_divergence(name: str | Divergence) -> Divergence:
         return _alpha_family(_parse_exponent(key))
     close = get_close_matches(key, [*_DIVERGENCES, "alpha:0.5"], n=1)
     hint = f" did you mean {close[0]!r}?" if close else ""
-    allowed = ", ".join(_DIVERGENCES)
-    raise ConfigError(f"divergence {name!r} is not known;{hint} allowed are {allowed} and alpha:A with a number A.")
+    raise ConfigError(
+        f"divergence {name!r} is not known;{hint} allowed are {', '.join(_DIVERGENCES)} and alpha:A with a number A, "
+        "or FILE.py:NAME."
+    )
+
+
+def _from_file(name: str) -> Divergence:
+    value = registry.load(name)
+    value = value if isinstance(value, Divergence) or not callable(value) else value()
+    if not isinstance(value, Divergence):
+        raise ConfigError(
+            f"'{name}' is no divergence; it must be a diffdistill.divergences.Divergence, or a function that makes one"
+        )
+    return value
 
 
 def _parse_exponent(key: str) -> float:

@@ -17,17 +17,15 @@ from torch.nn.functional import softplus
 
 from diffdistill.divergences import Divergence, get_divergence
 from diffdistill.errors import ConfigError
-from diffdistill.matching.level_weights import dmd_weight, edm_weight, pseudo_huber_weight
-from diffdistill.matching.ratio import all_reduce_sum
+from diffdistill.matching.level_mean import all_reduce_sum
+from diffdistill.matching.level_weights import LEVEL_WEIGHTS
+from diffdistill.process import EDM, Flow, Process
 
 WeightFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-LevelWeight = None | str | float | Tensor | WeightFunction
+WeightLike = None | str | float | Tensor | WeightFunction
 
-NAMED_WEIGHTS: dict[str, WeightFunction | None] = {
-    "none": None,
-    "dmd": dmd_weight,
-    "pseudo_huber": pseudo_huber_weight,
-}
+# Others of the table are functions of the level or of the batch, which no function here sees.
+NAMED_WEIGHTS = {w.name: w.of_images for w in LEVEL_WEIGHTS.values() if w.of_level is None and not w.of_batch}
 
 
 def score_gap_gradient(
@@ -37,7 +35,7 @@ def score_gap_gradient(
     *,
     logit: Tensor | None = None,
     divergence: str | Divergence = "reverse_kl",
-    level_weight: LevelWeight = None,
+    level_weight: WeightLike = None,
     normalize: bool = False,
 ) -> Tensor:
     """Gradient of an f-divergence at the student's sample (Diff-Instruct, DMD, DMD2, f-distill):
@@ -56,6 +54,10 @@ def score_gap_gradient(
 
     Returns g, (B, C, H, W), in the dtype of x0, without a graph. Raises ConfigError for an unknown divergence or
     weight, a missing logit, a negative weight.
+
+    >>> x0, teacher_x0, critic_x0 = torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.5), torch.zeros(1, 1, 1, 1)
+    >>> score_gap_gradient(x0, teacher_x0, critic_x0, level_weight="dmd").item()  # a descent moves towards the teacher
+    -1.0
     """
     chosen = get_divergence(divergence)
     with torch.no_grad():
@@ -71,7 +73,7 @@ def fisher_loss(
     *,
     logit: Tensor | None = None,
     divergence: str | Divergence = "reverse_kl",
-    level_weight: LevelWeight = None,
+    level_weight: WeightLike = None,
     alpha: float = 0.5,
     normalize: bool = False,
     detach_ratio: bool = False,
@@ -81,6 +83,10 @@ def fisher_loss(
         L = w [ h(r) (D_T - D_F) . (D_F - x0) + (1 - alpha) (h(r) - r h'(r)) ||D_T - D_F||^2 ]
 
     Its value says little: for h = 1 its mean is (1 - alpha) w E||D_T - D_F||^2, so 0 for alpha = 1.
+
+    >>> x0 = torch.ones(1, 1, 1, 1, requires_grad=True)
+    >>> round(fisher_loss(x0, 0.5 * x0, 0.8 * x0).item(), 4)  # (0.5 - 0.8) (0.8 - 1) + 0.3^2 / 2
+    0.105
     """
     chosen = get_divergence(divergence)
     warn_if_unstable(alpha)
@@ -109,7 +115,7 @@ def fisher_gradient(
     *,
     logit: Tensor | None = None,
     divergence: str | Divergence = "reverse_kl",
-    level_weight: LevelWeight = None,
+    level_weight: WeightLike = None,
     alpha: float = 0.5,
     normalize: bool = False,
     detach_ratio: bool = False,
@@ -135,6 +141,11 @@ def fisher_gradient(
     retain_graph: keep the graph for a further term, an adversarial one for example.
 
     Returns g, (B, C, H, W). Raises ConfigError as `score_gap_gradient`, ValueError for inputs that are not attached.
+
+    >>> x0 = torch.ones(1, 1, 1, 1, requires_grad=True)
+    >>> teacher_x0, critic_x0 = 0.5 * x0, 0.8 * x0  # as of denoisers of two Gaussians around 0
+    >>> round(fisher_gradient(x0, teacher_x0, critic_x0, alpha=1.0).item(), 4)  # d/dx of (D_T - D_F) (D_F - x)
+    0.12
     """
     loss = fisher_loss(
         x0, teacher_x0, critic_x0, logit=logit, divergence=divergence, level_weight=level_weight, alpha=alpha,
@@ -149,7 +160,7 @@ def guidance_gradient(
     null_x0: Tensor,
     guidance_scale: float,
     *,
-    level_weight: LevelWeight = None,
+    level_weight: WeightLike = None,
 ) -> Tensor:
     """Guidance outside the gap, as a reward: the gradient of -(k - 1) w log p(c | x_t), Diff-Instruct* (2410.20898):
 
@@ -160,6 +171,10 @@ def guidance_gradient(
 
     conditional_x0, null_x0: the teacher's, (B, C, H, W); level_weight: as in `score_gap_gradient`, of x0 and D_cond.
     Returns (B, C, H, W), without a graph.
+
+    >>> x0, conditional_x0, null_x0 = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    >>> guidance_gradient(x0, conditional_x0, null_x0, 3.0).item()
+    -2.0
     """
     with torch.no_grad():
         x, conditional, null = _at_least_float32(x0, conditional_x0, null_x0)
@@ -177,6 +192,9 @@ def alpha_bounds(alpha: float) -> tuple[float, float]:
     Both are positive for every rho if 1/2 <= alpha <= 1. For alpha > 1 a student runs away that has
     rho > (2 alpha - 1) / (2 alpha - 2), for alpha < 1/2 one that has rho < (1 - 2 alpha) / (2 - 2 alpha); the mean
     flips before the scale.
+
+    >>> alpha_bounds(1.0), alpha_bounds(1.5)
+    ((0.0, inf), (0.0, 2.0))
     """
     low = max(0.0, (1 - 2 * alpha) / (2 - 2 * alpha)) if alpha < 1 else 0.0
     high = (2 * alpha - 1) / (2 * alpha - 2) if alpha > 1 else float("inf")
@@ -204,9 +222,38 @@ def denoising_loss(
     prediction, x0: (B, C, H, W); for the critic x0 is the student's sample, detached here. sigma: (B,). weight: (B,),
     in place of EDM's lambda.
     Returns (B,), about 1 for an untrained network with EDM preconditioning.
+
+    >>> x0, prediction = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
+    >>> denoising_loss(prediction, x0, torch.tensor([2.0]))
+    tensor([4.2500])
     """
     error = (prediction.float() if prediction.element_size() < 4 else prediction) - x0.detach()
     return (edm_weight(sigma, sigma_data) if weight is None else weight) * error.square().flatten(1).mean(1)
+
+
+def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
+    """lambda(sigma) = (sigma^2 + sigma_d^2) / (sigma sigma_d)^2 (2206.00364, Table 1). sigma: (B,). Returns (B,).
+
+    >>> edm_weight(torch.tensor([2.0]))
+    tensor([4.2500])
+    """
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+def native_weight(process: Process, sigma: Tensor) -> Tensor:
+    """The weight that makes the x0 error the squared error of the network's own output (2202.00512, section 4).
+
+    epsilon: 1 / sigma^2; v: 1 + 1 / sigma^2; flow: (1 + 1 / sigma)^2; sample: 1; EDM: lambda(sigma), `edm_weight`.
+    sigma: (B,). Returns (B,).
+
+    >>> native_weight(Flow(), torch.tensor([1.0]))
+    tensor([4.])
+    """
+    if isinstance(process, EDM):
+        return edm_weight(sigma, process.sigma_data)
+    if isinstance(process, Flow):
+        return (1 + 1 / sigma) ** 2
+    return {"epsilon": 0.0, "v_prediction": 1.0}[process.kind] + sigma**-2 if process.kind != "sample" else sigma**0
 
 
 def discriminator_loss(real_logit: Tensor, fake_logit: Tensor) -> Tensor:
@@ -214,6 +261,9 @@ def discriminator_loss(real_logit: Tensor, fake_logit: Tensor) -> Tensor:
 
     Any shapes: with one logit a head, `(B, heads)`, every head has a loss of its own. Real and student samples must be
     noised by the same law of levels, or l is not a density ratio.
+
+    >>> round(discriminator_loss(torch.zeros(3), torch.zeros(3)).item(), 4)  # 2 ln 2: it knows nothing
+    1.3863
     """
     return softplus(-real_logit).mean() + softplus(fake_logit).mean()
 
@@ -228,13 +278,21 @@ def feature_r1(logit: Tensor, feature: Tensor) -> Tensor:
 
     logit: (B,), of that head; feature: (B, C, h, w), a leaf that requires a gradient. Returns (B,); the penalty of a
     weight gamma is gamma / 2 times its mean.
+
+    >>> feature = torch.full((1, 1, 1, 1), 2.0, requires_grad=True)
+    >>> feature_r1(3 * feature.flatten(), feature)  # 2^2 3^2
+    tensor([36.])
     """
     (gradient,) = torch.autograd.grad(logit.sum(), feature, create_graph=True)
     return feature.detach().square().flatten(1).mean(1) * gradient.square().flatten(1).sum(1)
 
 
 def mean_weight(divergence: str | Divergence, logit: Tensor) -> Tensor:
-    """The mean of h(r) over the batch of all ranks, a scalar without a graph; logit: log r, (B,)."""
+    """The mean of h(r) over the batch of all ranks, a scalar without a graph; logit: log r, (B,).
+
+    >>> mean_weight("jeffreys", torch.tensor([0.0, 0.0]))  # 1 + r
+    tensor(2.)
+    """
     h = get_divergence(divergence).weight(logit.detach())
     total, count = all_reduce_sum(torch.stack([h.sum(), h.new_tensor(float(len(h)))]))
     return total.clamp_min(torch.finfo(h.dtype).tiny) / count
@@ -264,7 +322,7 @@ def _divergence_weights(
     return h, slope
 
 
-def _level_weight(weight: LevelWeight, x: Tensor, teacher: Tensor, critic: Tensor) -> Tensor | float:
+def _level_weight(weight: WeightLike, x: Tensor, teacher: Tensor, critic: Tensor) -> Tensor | float:
     if isinstance(weight, str):
         if weight not in NAMED_WEIGHTS:
             raise ConfigError(

@@ -11,15 +11,33 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffdistill.config.schema import Level
 from diffdistill.errors import ConfigError
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """`(B,)` -> `(B, 1, 1, 1)`, so that one number a sample multiplies `(B, C, H, W)`."""
+    """`(B,)` -> `(B, 1, 1, 1)`, so that one number a sample multiplies `(B, C, H, W)`.
+
+    >>> per_sample(torch.ones(2), torch.zeros(2, 3, 8, 8)).shape
+    torch.Size([2, 1, 1, 1])
+    """
     return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Level:
+    """Which law of the level sigma, and its numbers; `LevelLaw` says what they mean. None: the network's own bound."""
+
+    law: Literal["lognormal", "karras", "uniform", "loguniform", "shifted", "timestep"] = "karras"
+    mean: float = -1.2
+    std: float = 1.2
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    rho: float = 7.0
+    u_min: float = 0.0
+    u_max: float = 1.0
+    shift: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,11 @@ class LevelLaw:
       2403.03206, eq. 23)
     - timestep: uniform between the parts u_min and u_max of the training steps of a VP network (2006.11239,
       Algorithm 1), as in the papers on Stable Diffusion
+
+    >>> law = LevelLaw(Level("lognormal", mean=0.0))
+    >>> u, sigma = law.draw(64)
+    >>> u.shape, law.sigma(torch.tensor([0.5]))  # the median
+    (torch.Size([64]), tensor([1.]))
     """
 
     settings: Level
@@ -89,17 +112,25 @@ class LevelLaw:
 
 
 def karras_levels(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """`steps` levels from sigma_max down to sigma_min (2206.00364, eq. 5), float64 `(steps,)`."""
+    """`steps` levels from sigma_max down to sigma_min (2206.00364, eq. 5), float64 `(steps,)`.
+
+    >>> karras_levels(3, 0.002, 80.0).round(decimals=3).tolist()
+    [80.0, 2.515, 0.002]
+    """
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return (high + ramp * (low - high)).pow(rho)
 
 
 def x0_from_prediction(prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
-    """x0 from a network's output, for x = alpha x0 + sigma eps; all broadcastable to `(B, C, H, W)`.
+    """x0 from a network's output p, for x = alpha x0 + sigma eps; all broadcastable to `(B, C, H, W)`.
 
     epsilon: (x - sigma p) / alpha; v = alpha eps - sigma x0: (alpha x - sigma p) / (alpha^2 + sigma^2); flow u = eps -
     x0: (x - sigma p) / (alpha + sigma); sample: p.
+
+    >>> x, alpha, sigma = torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor([0.5])
+    >>> x0_from_prediction(torch.tensor([0.8]), x, alpha, sigma, "epsilon")
+    tensor([1.2000])
     """
     if kind == "epsilon":
         return (x - sigma * prediction) / alpha
@@ -113,7 +144,12 @@ def x0_from_prediction(prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tens
 
 
 def prediction_from_x0(x0: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
-    """Inverse of `x0_from_prediction`, for sigma > 0."""
+    """Inverse of `x0_from_prediction`, for sigma > 0.
+
+    >>> x, alpha, sigma = torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor([0.5])
+    >>> prediction_from_x0(torch.tensor([1.2]), x, alpha, sigma, "epsilon")
+    tensor([0.8000])
+    """
     if kind == "sample":
         return x0
     eps = (x - alpha * x0) / sigma
@@ -135,6 +171,10 @@ class EDM:
     `boundary` is 0 for denoisers. A consistency model has D(x, boundary) = x (2303.01469, eq. 5 and appendix C, whose
     epsilon it is): c_skip = sigma_data^2 / ((sigma - boundary)^2 + sigma_data^2) and c_out = sigma_data (sigma -
     boundary) / sqrt(sigma^2 + sigma_data^2), for sigma from `boundary` up.
+
+    >>> x, sigma = torch.ones(1, 1, 1, 1), torch.tensor([0.5])
+    >>> EDM().to_x0(torch.zeros(1, 1, 1, 1), x, sigma).item()  # c_skip = 1 / 2
+    0.5
     """
 
     sigma_data: float = 0.5

@@ -14,8 +14,10 @@ import importlib.util
 import os
 import pkgutil
 import sys
+from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -39,17 +41,19 @@ def allow_code(allowed: bool = True) -> None:
 class Registry(Generic[Row]):
     """The rows of one kind by name: those of the files in `package`, and those of plug-ins.
 
-    kind: what it is called in messages, "metric". row: the class of its rows, which have a `name`. attribute: the
-    module-level name of a row, or of a tuple of rows, in a file.
+    kind: what it is called in messages, "metric". row: the class of its rows, or that the rows are subclasses of.
+    attribute: the module-level name of a row, or of a tuple of rows, in a file. name_of: the name of a row.
     """
 
-    def __init__(self, kind: str, row: type[Row], package: str, attribute: str):
-        self.kind, self.row, self.package, self.attribute = kind, row, package, attribute
+    def __init__(
+        self, kind: str, row: type, package: str, attribute: str, name_of: Callable[[Row], str] = attrgetter("name")
+    ):
+        self.kind, self.row, self.package, self.attribute, self.name_of = kind, row, package, attribute, name_of
 
     def rows(self) -> dict[str, Row]:
         """Every row by its name, in the order of the files; ConfigError where a plug-in cannot be read."""
         modules = [*_modules(self.package), *plugins()]
-        return {row.name: row for module in modules for row in self._rows_in(module)}  # type: ignore[attr-defined]
+        return {self.name_of(row): row for module in modules for row in self._rows_in(module)}
 
     def names(self) -> tuple[str, ...]:
         return tuple(self.rows())

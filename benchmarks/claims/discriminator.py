@@ -18,13 +18,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from diffdistill.config.methods import Adversarial
-from diffdistill.config.schema import Level
 from diffdistill.data import load_images, to_model_range
 from diffdistill.denoiser import Denoiser
 from diffdistill.losses import discriminator_loss
 from diffdistill.matching.discriminators import AdversarialTerm
-from diffdistill.process import LevelLaw, per_sample
+from diffdistill.methods.base import Adversarial
+from diffdistill.process import Level, LevelLaw, per_sample
 
 TAPS = ("down_blocks.1", "mid_block")
 

@@ -26,8 +26,6 @@ import torch
 from report import read, write_claim
 from torch import Tensor
 
-from diffdistill.config.methods import DMD2, Adversarial, FDistill, Method, SiD, UniInstruct
-from diffdistill.config.parts import Optimizer
 from diffdistill.config.schema import Critic, Data, Distill, Level, Network, Student, Train
 from diffdistill.data import ImageSet, load_images
 from diffdistill.data.pixels import to_uint8
@@ -36,6 +34,12 @@ from diffdistill.evaluation import frechet_distance
 from diffdistill.evaluation.extractors.bundled import ClassifierFeatures
 from diffdistill.evaluation.features import load_features
 from diffdistill.evaluation.precision_recall import prdc
+from diffdistill.methods.base import Adversarial, Method
+from diffdistill.methods.dmd2 import DMD2
+from diffdistill.methods.f_distill import FDistill
+from diffdistill.methods.sid import SiD
+from diffdistill.methods.uni_instruct import UniInstruct
+from diffdistill.optimizers import Optimizer
 from diffdistill.sampling.generate import generate
 from diffdistill.training.device import Device
 from diffdistill.training.randomness import seed_step

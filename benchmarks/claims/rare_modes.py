@@ -28,16 +28,19 @@ from report import CLAIMS, read
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from diffdistill.config.methods import DMD2, Adversarial, FDistill, Method, SiD, UniInstruct
-from diffdistill.config.schema import Level
 from diffdistill.denoiser import Denoiser
 from diffdistill.divergences import get_divergence
-from diffdistill.losses import denoising_loss, discriminator_loss, fisher_gradient, score_gap_gradient
-from diffdistill.matching.level_weights import LevelNormaliser, native_weight
+from diffdistill.losses import denoising_loss, discriminator_loss, fisher_gradient, native_weight, score_gap_gradient
+from diffdistill.matching.level_mean import LevelNormaliser
 from diffdistill.matching.ratio import RatioTracker
-from diffdistill.matching.step import Choices, DistributionMatching
-from diffdistill.methods import choices_of
-from diffdistill.process import LevelLaw, per_sample
+from diffdistill.matching.settings import Choices
+from diffdistill.matching.step import DistributionMatching
+from diffdistill.methods.base import Adversarial, Method
+from diffdistill.methods.dmd2 import DMD2
+from diffdistill.methods.f_distill import FDistill
+from diffdistill.methods.sid import SiD
+from diffdistill.methods.uni_instruct import UniInstruct
+from diffdistill.process import Level, LevelLaw, per_sample
 from diffdistill.training.optim.updater import Ema
 
 STEPS, BATCH, CRITIC_UPDATES, WIDTH, SIGMA_INIT = 600, 128, 2, 48, 2.5
@@ -75,7 +78,7 @@ class Rival:
     def choices(self) -> Choices:
         """The method's row of the table; the level weight is the one that is exact in few dimensions."""
         settings = self.settings.model_copy(update={"level_weight": "dmd_level"})
-        found = dataclasses.replace(choices_of(settings), critic_warmup=CRITIC_WARMUP)
+        found = dataclasses.replace(settings.choices(), critic_warmup=CRITIC_WARMUP)
         return found if self.normalize is None else dataclasses.replace(found, normalize=self.normalize)
 
     def tracker(self, count: int) -> RatioTracker | None:

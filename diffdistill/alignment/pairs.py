@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffdistill.config.align import LossSpace
 from diffdistill.errors import ConfigError
 from diffdistill.process import per_sample, prediction_from_x0
 
-LossSpace = Literal["native", "epsilon", "x0"]
 ModelFunction = Callable[[Tensor, Tensor, Any], Tensor]
 
 

@@ -4,10 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from diffdistill.config.parts import Count, Evaluations, Lora, Optimizer, Positive, Section
+from diffdistill.config.parts import Evaluations, Lora
 from diffdistill.config.schema import Data, Run
 from diffdistill.data.formats import allowed_pairs
 from diffdistill.evaluation.figures import WATCHED_PAIRS
+from diffdistill.optimizers import Optimizer
+from diffdistill.section import Count, Positive, Section
 
 LossSpace = Literal["native", "epsilon", "x0"]
 

@@ -4,12 +4,14 @@ import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from diffdistill.config.yaml import Path, flow
+from diffdistill.config.yaml import Path, flow, places_in
 
 ALLOWED = {  # by pydantic's error type; {..} are its numbers
     "int_type": "a whole number",
@@ -49,26 +51,26 @@ def variants(info: FieldInfo, value: Any) -> list[type[BaseModel]]:
     return models
 
 
-def keys_of(model: type[BaseModel], value: Any, prefix: Path = ()) -> Iterator[Path]:
-    """Every key that settings like `value` may have."""
+def fields_of(model: type[BaseModel], value: Any, prefix: Path = ()) -> Iterator[tuple[Path, FieldInfo]]:
+    """Every key that settings like `value` may have, with its field."""
     for name, info in model.model_fields.items():
         path = (*prefix, name)
-        yield path
+        yield path, info
         inner = value.get(name) if isinstance(value, dict) else None
         if not isinstance(inner, dict) and isinstance(info.default, BaseModel):
             sections = [type(info.default)]
         else:
             sections = variants(info, inner) or models_in(info.annotation)
         for section in sections:
-            yield from keys_of(section, inner, path)
+            yield from fields_of(section, inner, path)
 
 
 def dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
-def _initials(name: str) -> str:
-    return "".join(word[0] for word in name.split("_") if word)
+def _tags(model: type[BaseModel], key: str) -> tuple[str, ...]:
+    return typing.get_args(model.model_fields[key].annotation)
 
 
 def _either(words: list[str]) -> str:
@@ -78,81 +80,46 @@ def _either(words: list[str]) -> str:
 def _near(name: str, words: Iterable[str], cutoff: float = 0.7) -> list[str]:
     """Words like a mistyped one; an abbreviation such as `lr` means `learning_rate`."""
     words = list(words)
-    return get_close_matches(name, words, 2, cutoff) or [
-        word for word in words if len(name) > 1 and _initials(word) == name
-    ]
+    short = [word for word in words if len(name) > 1 and "".join(part[:1] for part in word.split("_")) == name]
+    return get_close_matches(name, words, 2, cutoff) or short
 
 
-def _did_you_mean(path: Path, model: type[BaseModel], data: Any) -> str:
+def _did_you_mean(path: Path, fields: Mapping[Path, FieldInfo]) -> str:
     """Near names in the same section first, then the same name in other sections, then near names anywhere."""
-    *section, name = path
-    known = list(dict.fromkeys(keys_of(model, data)))
-    siblings = [str(key[-1]) for key in known if list(key[:-1]) == section]
-    guesses = [(*section, word) for word in _near(str(name), siblings)[:1]]
-    guesses += [key for key in known if key[-1] == name and key not in (path, *guesses)]
-    owners = _owners(path, model, data)
-    if owners and not guesses:
-        return f"only with {_either(owners)}"
+    section, name = path[:-1], str(path[-1])
+    siblings = [str(key[-1]) for key in fields if key[:-1] == section]
+    guesses: list[Path] = [(*section, word) for word in _near(name, siblings)[:1]]
+    guesses += [key for key in fields if key[-1] == name]
+    family = fields.get(section)
+    if not guesses and family is not None and isinstance(tag := family.discriminator, str):
+        owners = [model for model in models_in(family.annotation) if name in model.model_fields]
+        if owners:
+            return f"only with {_either([f'{dotted(section)}.{tag}={_tags(owner, tag)[0]}' for owner in owners])}"
     if not guesses:
-        leaves = {str(key[-1]) for key in known}
-        guesses = [key for word in _near(str(name), sorted(leaves), 0.8) for key in known if key[-1] == word]
+        leaves = sorted({str(key[-1]) for key in fields})
+        guesses = [key for word in _near(name, leaves, 0.8) for key in fields if key[-1] == word]
     if guesses:
         return f"did you mean {_either([repr(dotted(key)) for key in guesses[:3]])}?"
-    place = f"'{dotted(tuple(section))}'" if section else "the top level"
+    place = f"'{dotted(section)}'" if section else "the top level"
     return f"keys of {place}: {', '.join(siblings)}" if siblings else "it has no such keys"
-
-
-def _owners(path: Path, model: type[BaseModel], data: Any) -> list[str]:
-    """The other members of the family at `path[:-1]` that have this key: `method.name=sid` for `method.alpha`."""
-    info = _field(model, data, path[:-1])
-    if info is None or not isinstance(info.discriminator, str):
-        return []
-    tag = info.discriminator
-    owners = [model for model in models_in(info.annotation) if path[-1] in model.model_fields]
-    return [f"{dotted(path[:-1])}.{tag}={_tags(owner, tag)[0]}" for owner in owners]
-
-
-def _tags(model: type[BaseModel], key: str) -> tuple[str, ...]:
-    return typing.get_args(model.model_fields[key].annotation)
-
-
-def _field(model: type[BaseModel], data: Any, path: Path) -> FieldInfo | None:
-    info: FieldInfo | None = None
-    models = [model]
-    for part in path:
-        info = next((one.model_fields[part] for one in models if part in one.model_fields), None)
-        if info is None:
-            return None
-        data = data.get(part) if isinstance(data, dict) else None
-        models = variants(info, data)
-    return info
 
 
 def _locate(error: Mapping[str, Any], data: Any) -> Path:
     """The path in the user's data: pydantic's, less the names of union members that it inserts."""
     path: list[str | int] = []
-    loc = error["loc"]
-    for position, part in enumerate(loc):
-        last = position == len(loc) - 1 and error["type"] == "missing"
-        inside = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
-        if inside and not last:
-            data = data[part] if not isinstance(data, list) or part < len(data) else None
-        if inside or last:
-            path.append(part)
-    return tuple(path)
-
-
-def _value(data: Any, path: Path) -> Any:
-    for part in path:
-        data = data[part]
-    return data
+    for part in error["loc"]:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            continue
+        path.append(part)
+    return (*path, error["loc"][-1]) if error["type"] == "missing" else tuple(path)
 
 
 def _allowed(error: Mapping[str, Any], info: FieldInfo | None) -> str:
     """What may stand there, in words."""
-    context = error.get("ctx", {})
     if error["type"] in ALLOWED:
-        return ALLOWED[error["type"]].format(**context)
+        return ALLOWED[error["type"]].format(**error.get("ctx", {}))
     if info is not None and isinstance(info.discriminator, str):
         tags = [tag for one in models_in(info.annotation) for tag in _tags(one, info.discriminator)]
         return f"a section with '{info.discriminator}': one of {_either([repr(tag) for tag in tags])}"
@@ -161,46 +128,44 @@ def _allowed(error: Mapping[str, Any], info: FieldInfo | None) -> str:
     return str(error["msg"])
 
 
-def _given(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else flow(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _wrong(path: Path, items: list[Mapping[str, Any]], model: type[BaseModel], data: Any) -> str:
+def _wrong(path: Path, errors: list[Mapping[str, Any]], fields: Mapping[Path, FieldInfo], data: Any) -> str:
     """The sentence about one setting."""
-    info, kind, name = _field(model, data, path), items[0]["type"], dotted(path)
+    info, kind, name = fields.get(path), errors[0]["type"], dotted(path)
     if kind == "extra_forbidden":
-        return f"unknown key '{name}' ({_did_you_mean(path, model, data)})"
+        return f"unknown key '{name}' ({_did_you_mean(path, fields)})"
     if kind == "missing":
         tag = f".{info.discriminator}" if info is not None and isinstance(info.discriminator, str) else ""
         return f"'{name}' is missing; add it, or say {name}{tag}=VALUE"
     if kind == "value_error":
-        return str(items[0]["ctx"]["error"])
-    value = _value(data, path)
+        return str(errors[0]["ctx"]["error"])
+    value = reduce(getitem, path, data)
     if kind == "union_tag_invalid" and info is not None:
         tag = str(info.discriminator)
         value, name = value[tag], f"{name}.{tag}"
-        allowed = f"one of {items[0]['ctx']['expected_tags']}"
+        allowed = f"one of {errors[0]['ctx']['expected_tags']}"
     else:
-        allowed = _either(list(dict.fromkeys(_allowed(item, info) for item in items)))
+        allowed = _either(list(dict.fromkeys(_allowed(error, info) for error in errors)))
     words = [] if allowed.startswith("a section") else re.findall(r"'([^']+)'", allowed)
     near = _near(value, words, 0.6) if isinstance(value, str) else []
-    return f"'{name}' is {_given(value)}; it must be {allowed}" + (f" (did you mean '{near[0]}'?)" if near else "")
+    given = repr(value) if isinstance(value, str) else flow(value)
+    given = given if len(given) <= 60 else f"{given[:57]}..."
+    return f"'{name}' is {given}; it must be {allowed}" + (f" (did you mean '{near[0]}'?)" if near else "")
 
 
 def sentences(
-    error: ValidationError, model: type[BaseModel], data: dict[str, Any], places: Mapping[Path, str], label: str
+    error: ValidationError, model: type[BaseModel], data: dict[str, Any], given: dict[str, Any], label: str
 ) -> list[str]:
     """One sentence for each setting that is wrong, in the order of the files.
 
-    data: as given, completed from defaults; places: `file:line` or override of each path in it; label: the config.
+    given: the settings with their places; data: the same, completed from defaults; label: the config.
     """
-    found: dict[Path, list[Mapping[str, Any]]] = {}
+    errors: dict[Path, list[Mapping[str, Any]]] = {}
     for item in error.errors(include_url=False):
-        found.setdefault(_locate(item, data), []).append(item)
+        errors.setdefault(_locate(item, data), []).append(item)
+    fields, places = dict(fields_of(model, data)), {path: place for path, place, _ in places_in(given)}
     order = {path: position for position, path in enumerate(places)}
     lines = []
-    for path, items in found.items():
+    for path, items in errors.items():
         known = next((path[:length] for length in range(len(path), 0, -1) if path[:length] in places), ())
-        lines.append((order.get(known, -1), f"{places.get(known, label)}: {_wrong(path, items, model, data)}"))
+        lines.append((order.get(known, -1), f"{places.get(known, label)}: {_wrong(path, items, fields, data)}"))
     return [line for _, line in sorted(lines, key=lambda pair: pair[0])]

@@ -6,18 +6,20 @@ Order: defaults < `base:` parents < the file < overrides. No torch here: an erro
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import reduce
 from pathlib import Path as File
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from diffdistill.config.complaints import dotted, sentences, variants
-from diffdistill.config.yaml import Path, flow, parse, read
+from diffdistill.config.yaml import Placed, flow, parse, places_in, read
 from diffdistill.errors import ConfigError
+from diffdistill.section import Section
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=Section)
 
 PACKAGE = File(__file__).resolve().parents[1]
 
@@ -36,37 +38,17 @@ class Resolved(Generic[Model]):
     origins: Mapping[str, str]
 
 
-@dataclass
-class _Layer:
-    data: dict[str, Any] = field(default_factory=dict)
-    places: dict[Path, str] = field(default_factory=dict)
-
-    def put(self, upper: "_Layer") -> None:
-        """Lay `upper` over this layer: sections are merged, anything else is replaced."""
-        self.data = merged(self.data, upper.data)
-        for path in [path for path in self.places if _replaced(path, upper)]:
-            del self.places[path]
-        for path, place in upper.places.items():
-            if path not in self.places or not isinstance(_at(upper.data, path), dict):
-                self.places[path] = place
-
-
-def _replaced(path: Path, upper: _Layer) -> bool:
-    value: Any = upper.data
-    for key in path:
-        if not isinstance(value, dict):
-            return True
-        if key not in value:
-            return False
-        value = value[key]
-    return False
-
-
-def merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    result = dict(lower)
+def merged(lower: dict[str, Any], upper: dict[str, Any]) -> Placed:
+    """`upper` laid over `lower`: sections are merged, anything else is replaced, with its place."""
+    result = Placed(lower)
     for key, value in upper.items():
         below = result.get(key)
-        result[key] = merged(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+        if isinstance(value, dict) and isinstance(below, dict):
+            result[key] = merged(below, value)
+        else:
+            result[key] = value
+            if place := getattr(upper, "places", {}).get(key):
+                result.places[key] = place
     return result
 
 
@@ -94,45 +76,41 @@ def find_config(name: str, beside: File | None = None) -> tuple[File, str]:
             return shipped / f"{short}.yaml", f"configs/{short}.yaml"
     except (OSError, ValueError) as error:
         raise ConfigError(f"'{name[:80]}' cannot be a config: {error}") from None
-    names = sorted(file.relative_to(shipped).with_suffix("").as_posix() for file in shipped.rglob("*.yaml"))
+    files = [file for file in shipped.rglob("*.yaml") if file.stem != "_base"]
+    names = sorted(file.relative_to(shipped).with_suffix("").as_posix() for file in files)
     close = get_close_matches(short, names, 1)
     hint = f"did you mean '{close[0]}'?" if close else f"shipped configs: {', '.join(names) or 'none'}"
     raise ConfigError(f"config '{name}' does not exist; {hint}")
 
 
-def _read(name: str, beside: File | None = None, chain: tuple[File, ...] = ()) -> _Layer:
+def _read(name: str, beside: File | None = None, chain: tuple[File, ...] = ()) -> Placed:
     path, label = find_config(name, beside)
     if path.resolve() in chain:
         raise ConfigError(f"{label}: 'base' leads back to this file; remove one link of the circle")
-    document = read(path, label)
-    data = {} if document.data is None else document.data
-    if not isinstance(data, dict):
+    data = read(path, label)
+    data = Placed() if data is None else data
+    if not isinstance(data, Placed):
         raise ConfigError(f"{label}: holds {flow(data)[:60]}; a config is a list of 'key: value' lines")
-    parents = data.pop("base", [])
+    parents, place = data.pop("base", []), data.places.pop("base", label)
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
-        raise ConfigError(f"{label}:{document.lines[('base',)]}: 'base' must be a config or a list of configs")
-    layer = _Layer()
-    for parent in parents:
-        layer.put(_read(parent, path.parent, (*chain, path.resolve())))
-    places = {key: f"{label}:{line}" for key, line in document.lines.items() if key[0] != "base"}
-    layer.put(_Layer(data, places))
-    return layer
+        raise ConfigError(f"{place}: 'base' must be a config or a list of configs")
+    return reduce(merged, [*(_read(parent, path.parent, (*chain, path.resolve())) for parent in parents), data])
 
 
-def _override(text: str) -> _Layer:
+def _override(text: str) -> Placed:
     label = f"override '{text}'"
     name, sign, value = text.partition("=")
-    path = tuple(name.strip().replace("-", "_").split("."))
+    path = name.strip().replace("-", "_").split(".")
     if not sign or not all(path):
         raise ConfigError(f"{label} is not allowed after CONFIG; write key=value, e.g. optimizer.learning_rate=1e-4")
     try:
-        data = parse(value, label).data
+        data = parse(value, label, numbered=False)
     except ConfigError as error:
-        raise ConfigError(str(error).replace(f"{label}:1:", f"{label}:") + "; put quotes around text") from None
+        raise ConfigError(f"{error}; put quotes around text") from None
     for key in reversed(path):
-        data = {key: data}
-    return _Layer(data, {path[: depth + 1]: label for depth in range(len(path))})
+        data = Placed({key: data}, {key: label})
+    return data
 
 
 def with_defaults(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
@@ -154,8 +132,8 @@ def with_defaults(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any
     return result
 
 
-def resolve(model: type[Model], given: dict[str, Any], places: Mapping[Path, str], label: str) -> Model:
-    """Check plain data against a model; ConfigError has one line for every problem."""
+def resolve(model: type[Model], given: dict[str, Any], label: str) -> Model:
+    """Check settings against a model; ConfigError has one line for every problem."""
     data = with_defaults(model, given)
     try:
         # JSON mode: lists may fill tuples, yet nothing else is converted: true is no number and 1.0 no whole number.
@@ -164,7 +142,7 @@ def resolve(model: type[Model], given: dict[str, Any], places: Mapping[Path, str
         wrong = ascii(error.object[error.start : error.end])
         raise ConfigError(f"{label}: {wrong} is no character; write the settings as UTF-8 text") from None
     except ValidationError as error:
-        raise ConfigError("\n".join(sentences(error, model, data, places, label))) from None
+        raise ConfigError("\n".join(sentences(error, model, data, given, label))) from None
 
 
 def load_config(model: type[Model], path: str | File, overrides: Sequence[str] = ()) -> Resolved[Model]:
@@ -173,25 +151,16 @@ def load_config(model: type[Model], path: str | File, overrides: Sequence[str] =
     path: a YAML file or the name of a shipped config; a key `base` names parents (one or a list, relative to the file
     or shipped). Raises ConfigError, naming file and line, with one line for every problem.
     """
-    layer = _read(str(path))
-    for text in overrides:
-        layer.put(_override(text))
-    label = find_config(str(path))[1]
-    config = resolve(model, layer.data, layer.places, label)
+    given = reduce(merged, map(_override, overrides), _read(str(path)))
+    config = resolve(model.admitting(given), given, find_config(str(path))[1])
     origins = {
         dotted(path): place
-        for path, place in layer.places.items()
-        if isinstance(path[-1], str) and not isinstance(_at(layer.data, path), dict)
+        for path, place, value in places_in(given)
+        if isinstance(path[-1], str) and not isinstance(value, dict)
     }
     digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
     text_yaml = f"# {model.__name__.lower()} settings, resolved; sha256 {digest}\n{dump_config(config, origins)}"
     return Resolved(config, text_yaml, digest, origins)
-
-
-def _at(data: Any, path: Path) -> Any:
-    for key in path:
-        data = data[key]
-    return data
 
 
 def dump_config(config: BaseModel, origins: Mapping[str, str] | None = None) -> str:

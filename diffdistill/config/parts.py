@@ -1,45 +1,10 @@
-"""What all settings are made of: a frozen section, numbers with bounds, an optimiser, evaluations."""
+"""Sections that several verbs have: an average of weights, adapters, evaluations and an early stop."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
-
-
-class Rate(Section):
-    """A learning rate over the steps, and the bound of the gradient."""
-
-    learning_rate: Positive = 1e-4
-    max_grad_norm: Positive | None = Field(10.0, description="clip the global gradient norm; null: do not")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="decay of the rate after the warm-up"
-    )
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    decay_from: Fraction = Field(0.0, description="part of the run after which the rate decays")
-
-
-class Optimizer(Rate):
-    """AdamW; or Adafactor (1804.04235), whose state is a five-hundredth of SDXL's weights, AdamW's twice the weights.
-
-    Adafactor's learning rate is a part of each weight tensor's root mean square: one like 1e-3, not 1e-5.
-    """
-
-    name: Literal["adamw", "adafactor"] = "adamw"
-    betas: tuple[Fraction, Fraction] = (0.0, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-
-    @model_validator(mode="after")
-    def _no_first_moment(self) -> "Optimizer":
-        if self.name == "adafactor" and self.betas[0] != 0:
-            raise ValueError("adafactor keeps no first moment; set betas to [0.0, 0.999]")
-        return self
+from diffdistill.section import Count, Positive, Section
 
 
 class Average(Section):
@@ -76,15 +41,6 @@ class Average(Section):
             assert self.ema_decay is not None  # _one_memory has refused it
             return self.ema_decay
         return 0.5 ** (batch / self.ema_half_life_images)
-
-
-class Muon(Rate):
-    """Muon, for weight matrices and kernels: their updates are orthogonal."""
-
-    learning_rate: Positive = 6e-3
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup_steps: Annotated[int, Field(ge=0)] = 20
 
 
 class Lora(Section):

@@ -3,16 +3,23 @@
 No torch here: a config must be checked in milliseconds.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, create_model
 
-from diffdistill.config.methods import Methods
-from diffdistill.config.parts import Average, Count, Evaluations, Fraction, Lora, Muon, Optimizer, Positive, Section
+from diffdistill.config.parts import Average, Evaluations, Lora
 from diffdistill.data.formats import allowed
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.metrics import metric
+from diffdistill.methods import METHODS
+from diffdistill.methods.base import Method
+from diffdistill.optimizers import Muon, Optimizer
 from diffdistill.parts.attention.names import attention_name
+from diffdistill.registry import is_plugin
+from diffdistill.section import Count, Fraction, Positive, Section
 
 
 class Data(Section):
@@ -225,6 +232,17 @@ class Critic(Section):
     optimizer: Optimizer = Optimizer()
 
 
+def one_of(methods: tuple[type[Method], ...]) -> Any:
+    """The section `method`: of one of these classes, which its name tells."""
+    return Annotated[reduce(or_, methods), Field(discriminator="name")]
+
+
+if TYPE_CHECKING:
+    AnyMethod = Method
+else:
+    AnyMethod = one_of(tuple(METHODS.rows().values()))
+
+
 class Distill(Run):
     """`diffdistill distill`: one step for every distribution-matching method."""
 
@@ -234,7 +252,7 @@ class Distill(Run):
         description="run folder of a first stage: its averaged student, critic and discriminator; or a model folder, "
         "such as a published consistency model: the student begins as it, the critic as the teacher",
     )
-    method: Methods
+    method: AnyMethod
     level: Level = Field(
         Level(law="karras", u_max=0.8), description="law of the levels of the student's loss and of the discriminator"
     )
@@ -244,3 +262,14 @@ class Distill(Run):
         None, description="images in one pass of the networks, whose gradients add up; null: train_batch_size"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+
+    @classmethod
+    def admitting(cls, data: Mapping[str, Any]) -> type[Self]:
+        """The class for these settings: where `method.name` is FILE.py:CLASS, it knows that method too."""
+        method = data.get("method")
+        name = method.get("name") if isinstance(method, dict) else None
+        if not isinstance(name, str) or not is_plugin(name):
+            return cls
+        named = create_model("Custom", __base__=METHODS.get(name), name=(Literal[name], name))
+        methods = (*METHODS.rows().values(), named)
+        return create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, method=(one_of(methods), ...))

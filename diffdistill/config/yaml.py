@@ -6,7 +6,7 @@ error.
 """
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path as File
 from typing import Any
 
@@ -28,12 +28,41 @@ RULES = [  # type, what it looks like (YAML 1.2, core schema), the characters it
     ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
     ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
 ]
+READ = {
+    "null": lambda text: None,
+    "bool": lambda text: text == "true",
+    "int": lambda text: int(text, {"0x": 16, "0o": 8}.get(text[:2], 10)),
+    "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    "str": str,
+}
 
 
-class _Refused(Exception):
-    def __init__(self, line: int, sentence: str):
-        super().__init__(sentence)
-        self.line = line
+class Placed(dict[str, Any]):
+    """A section, and where each of its keys was given: `file:line`, or the override."""
+
+    def __init__(self, data: dict[str, Any] | None = None, places: dict[str, str] | None = None):
+        super().__init__(data or {})
+        self.places = dict(places or getattr(data, "places", {}))
+
+
+class PlacedList(list[Any]):
+    """A list, and where each item was given."""
+
+    places: dict[int, str]
+
+
+def places_in(data: Any, prefix: Path = ()) -> Iterator[tuple[Path, str, Any]]:
+    """`(path, place, value)` of everything that was given."""
+    for key, place in getattr(data, "places", {}).items():
+        yield (*prefix, key), place, data[key]
+        yield from places_in(data[key], (*prefix, key))
+
+
+class _Refused(yaml.MarkedYAMLError):
+    """YAML that is valid and not taken."""
+
+    def __init__(self, mark: yaml.Mark, sentence: str):
+        super().__init__(problem=sentence, problem_mark=mark)
 
 
 class _Loader(yaml.SafeLoader):
@@ -41,13 +70,13 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         event = self.peek_event()
-        line = event.start_mark.line + 1
         if isinstance(event, AliasEvent):
-            raise _Refused(line, f"alias '*{event.anchor}' is not supported; write the value again or use 'base:'")
+            alias = f"alias '*{event.anchor}' is not supported; write the value again or use 'base:'"
+            raise _Refused(event.start_mark, alias)
         if getattr(event, "tag", None):
-            raise _Refused(line, f"tag '{event.tag}' is not supported; write a plain value")
+            raise _Refused(event.start_mark, f"tag '{event.tag}' is not supported; write a plain value")
         if self.depth >= MAX_DEPTH:
-            raise _Refused(line, f"nested more than {MAX_DEPTH} deep; a setting is never that deep")
+            raise _Refused(event.start_mark, f"nested more than {MAX_DEPTH} deep; a setting is never that deep")
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -76,81 +105,59 @@ for _cls in (_Loader, _Dumper):
     for _name, _pattern, _first in RULES:
         _cls.add_implicit_resolver(TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
 _Dumper.add_representer(str, _represent_text)
+_Dumper.add_multi_representer(dict, _Dumper.represent_dict)
+_Dumper.add_multi_representer(list, _Dumper.represent_list)
 
 
-@dataclass
-class Document:
-    """Plain data, and the line of every key and list item by its path."""
+def _build(node: Node, source: str, numbered: bool) -> Any:
+    def place(mark: yaml.Mark) -> str:
+        return f"{source}:{mark.line + 1}" if numbered else source
 
-    data: Any
-    lines: dict[Path, int] = field(default_factory=dict)
-
-
-def _scalar(node: ScalarNode) -> Any:
-    text = node.value
-    match node.tag.removeprefix(TAG):
-        case "null":
-            return None
-        case "bool":
-            return text == "true"
-        case "int":
-            base = {"0x": 16, "0o": 8}.get(text[:2], 10)
-            if len(text) > 100:
-                raise _Refused(node.start_mark.line + 1, f"a number of {len(text)} digits; write a shorter one")
-            return int(text, base)
-        case "float":
-            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return text
-
-
-def _build(node: Node, path: Path, lines: dict[Path, int]) -> Any:
-    if isinstance(node, MappingNode):
-        result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            if not isinstance(key_node, ScalarNode):
-                raise _Refused(line, "a key must be a plain word, not a list or a section")
-            key = key_node.value
-            if key in result:
-                first = lines[(*path, key)]
-                raise _Refused(line, f"key '{key}' was given before, on line {first}; keep one of the two")
-            lines[(*path, key)] = line
-            result[key] = _build(value_node, (*path, key), lines)
-        return result
+    if isinstance(node, ScalarNode):
+        kind = node.tag.removeprefix(TAG)
+        if kind == "int" and len(node.value) > 100:
+            raise _Refused(node.start_mark, f"a number of {len(node.value)} digits; write a shorter one")
+        return READ[kind](node.value)
     if isinstance(node, SequenceNode):
-        for index, item in enumerate(node.value):
-            lines[(*path, index)] = item.start_mark.line + 1
-        return [_build(item, (*path, index), lines) for index, item in enumerate(node.value)]
-    return _scalar(node)
+        items = PlacedList(_build(item, source, numbered) for item in node.value)
+        items.places = {index: place(item.start_mark) for index, item in enumerate(node.value)}
+        return items
+    assert isinstance(node, MappingNode)
+    section, lines = Placed(), dict[str, int]()
+    for key_node, value_node in node.value:
+        mark, key = key_node.start_mark, key_node.value
+        if not isinstance(key_node, ScalarNode):
+            raise _Refused(mark, "a key must be a plain word, not a list or a section")
+        if key in section:
+            raise _Refused(mark, f"key '{key}' was given before, on line {lines[key]}; keep one of the two")
+        lines[key], section.places[key] = mark.line + 1, place(mark)
+        section[key] = _build(value_node, source, numbered)
+    return section
 
 
-def parse(text: str, source: str) -> Document:
-    """Read one YAML document; `source` names it in errors, as `source:line: what is wrong`.
+def parse(text: str, source: str, numbered: bool = True) -> Any:
+    """Read one YAML document into plain values, `Placed` and `PlacedList`.
 
-    Raises ConfigError for text that is not YAML, duplicate keys, tags, aliases and absurd nesting.
+    source: its name in errors and places; numbered: with the line. Raises ConfigError for text that is not YAML,
+    duplicate keys, tags, aliases and absurd nesting.
     """
-    document = Document(None)
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is not None:
-            document.data = _build(node, (), document.lines)
-    except _Refused as error:
-        raise ConfigError(f"{source}:{error.line}: {error}") from None
+        node = _Loader(text).get_single_node()
+        return None if node is None else _build(node, source, numbered)
     except yaml.MarkedYAMLError as error:
         problem = error.problem or error.context
-        if error.problem and error.problem.startswith("but "):
-            problem = f"{error.context}, {error.problem}"
+        if problem and problem.startswith("but "):
+            problem = f"{error.context}, {problem}"
         mark = error.problem_mark or error.context_mark
-        where = f"{source}:{mark.line + 1}" if mark else source
-        raise ConfigError(f"{where}: not valid YAML: {problem}") from None
+        where = f"{source}:{mark.line + 1}" if numbered and mark else source
+        kind = "" if isinstance(error, _Refused) else "not valid YAML: "
+        raise ConfigError(f"{where}: {kind}{problem}") from None
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(f"{source}:{line}: character {chr(error.character)!r} is not allowed in YAML") from None
-    return document
+        where = f"{source}:{text.count(chr(10), 0, error.position) + 1}" if numbered else source
+        raise ConfigError(f"{where}: character {chr(error.character)!r} is not allowed in YAML") from None
 
 
-def read(path: File, label: str) -> Document:
+def read(path: File, label: str) -> Any:
     """Read a file; `label` is what errors call it. Raises ConfigError if it cannot be read or is no UTF-8 text."""
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -158,13 +165,12 @@ def read(path: File, label: str) -> Document:
                 f"{label}: larger than {MAX_BYTES >> 20} MiB; settings are a small text file, is this the one?"
             )
         raw = path.read_bytes()
-        text = raw.decode("utf-8")
+        return parse(raw.decode("utf-8"), label)
     except OSError as error:
         raise ConfigError(f"{label}: cannot be read ({error.strerror}); check its name and rights") from None
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{label}:{line}: not UTF-8 text; save the file as UTF-8") from None
-    return parse(text, label)
 
 
 def flow(value: Any) -> str:

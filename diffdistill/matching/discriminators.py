@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from diffdistill.config.methods import Adversarial
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.losses import discriminator_loss, feature_r1
+from diffdistill.matching.micro_batches import Metrics
+from diffdistill.matching.settings import Adversarial
 from diffdistill.process import per_sample
-
-Metrics = dict[str, Tensor | float]
 
 
 class Head(nn.Sequential):

@@ -1,14 +1,45 @@
-"""Positive weights on the score gap: functions (x0, teacher_x0, critic_x0) -> (B, 1, 1, 1), and EDM's, of the level.
+"""Positive weights w on the score gap: one table of them, and their functions.
 
 Any positive function of the level alone leaves the objective a divergence; a weight that depends on the sample does so
 only approximately (or, attached in the Fisher form, makes another one: the pseudo-Huber distance of SIM).
+
+No torch is loaded here: settings ask the table for its names.
 """
 
-import torch
-from torch import Tensor, nn
+from __future__ import annotations
 
-from diffdistill.matching.ratio import LevelMean
-from diffdistill.process import EDM, Flow, LevelLaw, Process
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffdistill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffdistill.process import LevelLaw
+
+
+@dataclass(frozen=True)
+class LevelWeight:
+    """A weight by name, and what it is a function of; of nothing: 1.
+
+    of_images: of a sample's images, (x0, teacher_x0, critic_x0) -> (B, 1, 1, 1). of_level: of the level, (law, u) ->
+    (B,). of_batch: of the whole batch and those before; the step keeps it (`LevelNormaliser`). forms: where it has a
+    meaning. weighs_guidance: whether it also weighs guidance outside the gap.
+    """
+
+    name: str
+    meaning: str
+    of_images: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    of_level: Callable[[LevelLaw, Tensor], Tensor] | None = None
+    of_batch: bool = False
+    forms: tuple[str, ...] = ("score_gap", "fisher")
+    weighs_guidance: bool = True
+
+    def argument(self, law: LevelLaw, u: Tensor) -> Tensor | Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """What the functions of `losses` take for `level_weight` at u `(B,)`; None where the step weighs later."""
+        return self.of_images if self.of_level is None else self.of_level(law, u)
 
 
 def dmd_weight(x0: Tensor, teacher_x0: Tensor, critic_x0: Tensor | None = None, *, floor: float = 1e-5) -> Tensor:
@@ -16,10 +47,13 @@ def dmd_weight(x0: Tensor, teacher_x0: Tensor, critic_x0: Tensor | None = None, 
 
     x0, teacher_x0: (B, C, H, W). Returns (B, 1, 1, 1). Its mean over a sample needs many dimensions: for a few, 1/|x0
         - D_T| has no expectation; take `LevelNormaliser` there. `critic_x0` is ignored.
+
+    >>> import torch
+    >>> dmd_weight(torch.zeros(2, 1, 4, 4), torch.full((2, 1, 4, 4), 0.5)).flatten()
+    tensor([2., 2.])
     """
-    with torch.no_grad():
-        distance = (x0 - teacher_x0).abs().flatten(1).mean(1)
-        return _per_sample(1 / distance.clamp_min(floor), x0)
+    distance = (x0.detach() - teacher_x0.detach()).abs().flatten(1).mean(1)
+    return _per_sample(1 / distance.clamp_min(floor), x0)
 
 
 def pseudo_huber_weight(x0: Tensor, teacher_x0: Tensor, critic_x0: Tensor, *, c: float | None = None) -> Tensor:
@@ -28,6 +62,11 @@ def pseudo_huber_weight(x0: Tensor, teacher_x0: Tensor, critic_x0: Tensor, *, c:
     Attached to its inputs: in the Fisher form with alpha = 1 the loss is then that of the pseudo-Huber distance
     sqrt(||g||^2 + c^2) - c, and the weight's own dependence on x is part of it. `c` is in units of x0; None: 0.01
     sqrt(C H W). Returns (B, 1, 1, 1).
+
+    >>> import torch
+    >>> x0, teacher_x0, critic_x0 = torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 3.0)
+    >>> round(float(pseudo_huber_weight(x0, teacher_x0, critic_x0, c=4.0)), 4)
+    0.2
     """
     if c is None:
         c = 0.01 * x0[0].numel() ** 0.5
@@ -41,50 +80,53 @@ def expansion_weight(law: LevelLaw, u: Tensor) -> Tensor:
     D_f(p || q) = D_f at the highest level + integral of sigma E[h(r) ||grad log q - grad log p||^2] d(sigma), and with
     the score gap (D_F - D_T) / sigma^2 that is E[h(r) ||D_F - D_T||^2] d(sigma) / sigma^3. The law's density of sigma,
     du / d(sigma), is divided out, so the objective is the same under every law. Returns (B,).
+
+    >>> import torch
+    >>> from diffdistill.process import Level, LevelLaw
+    >>> expansion_weight(LevelLaw(Level("uniform", sigma_min=1.0, sigma_max=3.0)), torch.tensor([0.5]))  # 2 / 2^3
+    tensor([0.2500])
     """
     sigma = law.sigma(u)
     return law.slope(u) / sigma**3
 
 
-def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
-    """lambda(sigma) = (sigma^2 + sigma_d^2) / (sigma sigma_d)^2 (2206.00364, Table 1). sigma: (B,). Returns (B,)."""
-    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
-
-
-def native_weight(process: Process, sigma: Tensor) -> Tensor:
-    """The weight that makes the x0 error the squared error of the network's own output (2202.00512, section 4).
-
-    epsilon: 1 / sigma^2; v: 1 + 1 / sigma^2; flow: (1 + 1 / sigma)^2; sample: 1; EDM: lambda(sigma), `edm_weight`.
-    sigma: (B,). Returns (B,).
-    """
-    if isinstance(process, EDM):
-        return edm_weight(sigma, process.sigma_data)
-    if isinstance(process, Flow):
-        return (1 + 1 / sigma) ** 2
-    return {"epsilon": 0.0, "v_prediction": 1.0}[process.kind] + sigma**-2 if process.kind != "sample" else sigma**0
-
-
-class LevelNormaliser(nn.Module):
-    """DMD's normaliser in expectation: w(u) = 1 / E[ mean |x0 - D_T| | level ], a function of the level only.
-
-    The limit of `dmd_weight` for many dimensions; with it the Fisher form with alpha = 1/2 is exact. The expectation
-    is an average over steps, kept per bin of the level sampler's own uniform variable u in [0, 1] in buffers (so in
-    the checkpoint) and shared by all ranks.
-    """
-
-    def __init__(self, bins: int = 32, decay: float = 0.99, floor: float = 1e-5):
-        super().__init__()
-        self.floor = floor
-        self.distance = LevelMean(bins, decay)
-
-    def forward(self, x0: Tensor, teacher_x0: Tensor, u: Tensor) -> Tensor:
-        """x0, teacher_x0: (B, C, H, W); u: (B,). Returns (B, 1, 1, 1), detached; training mode counts the batch."""
-        with torch.no_grad():
-            distance = (x0 - teacher_x0).abs().flatten(1).mean(1)
-            if self.training:
-                self.distance.update(distance, u)
-            return _per_sample(1 / self.distance(u).clamp_min(self.floor), x0)
-
-
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+LEVEL_WEIGHTS = {
+    weight.name: weight
+    for weight in (
+        LevelWeight("none", "1"),
+        LevelWeight("dmd", "1 / mean|x0 - D_T| per sample", of_images=dmd_weight),
+        LevelWeight("dmd_level", "its expectation per level", of_batch=True),
+        LevelWeight(
+            "pseudo_huber",
+            "1 / sqrt(||g||^2 + c^2)",
+            of_images=pseudo_huber_weight,
+            weighs_guidance=False,  # it belongs to the distance, not to the level
+        ),
+        LevelWeight(
+            "expansion",
+            "d(sigma) / sigma^3, Uni-Instruct's own, whatever the level law",
+            of_level=expansion_weight,
+            forms=("fisher",),
+        ),
+    )
+}
+
+
+def level_weight_names(form: str | None = None) -> tuple[str, ...]:
+    """The names of all weights, or of those that a form may have.
+
+    >>> level_weight_names("score_gap")
+    ('none', 'dmd', 'dmd_level', 'pseudo_huber')
+    """
+    return tuple(name for name, weight in LEVEL_WEIGHTS.items() if form is None or form in weight.forms)
+
+
+def get_level_weight(name: str) -> LevelWeight:
+    """The row of that name; ConfigError where there is none."""
+    if name not in LEVEL_WEIGHTS:
+        raise ConfigError(f"level_weight '{name}' is not known; it must be one of {', '.join(LEVEL_WEIGHTS)}")
+    return LEVEL_WEIGHTS[name]

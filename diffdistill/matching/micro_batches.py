@@ -1,4 +1,4 @@
-"""A batch taken in parts: the noise of the whole, its slices, and the means of what the parts found."""
+"""A batch taken in parts: the noise of the whole, its slices, and the means of the figures of the parts."""
 
 from typing import Any, NamedTuple
 
@@ -37,23 +37,24 @@ def parts_of(count: int, size: int | None) -> list[slice]:
     return [slice(start, min(start + (size or count), count)) for start in range(0, count, size or count)]
 
 
-def some(values: Any, rows: slice) -> Any:
-    """Those rows of what may be None."""
+def rows_of(values: Any, rows: slice) -> Any:
+    """Those rows of values; None of None."""
     return None if values is None else values[rows]
 
 
-def mean_of(seen: list[Metrics], parts: list[slice]) -> Metrics:
+def mean_of(metrics: list[Metrics], parts: list[slice]) -> Metrics:
     """Each figure's mean over the images of the parts that have it; the last part may be smaller."""
-    if len(seen) == 1:
-        return seen[0]
+    if len(metrics) == 1:
+        return metrics[0]
     means: Metrics = {}
-    for name in dict.fromkeys(name for found in seen for name in found):
-        has = [(found[name], rows.stop - rows.start) for found, rows in zip(seen, parts, strict=True) if name in found]
-        means[name] = sum(count * torch.as_tensor(value).float() for value, count in has) / sum(n for _, n in has)
+    for name in dict.fromkeys(name for figures in metrics for name in figures):
+        counts = [rows.stop - rows.start for figures, rows in zip(metrics, parts, strict=True) if name in figures]
+        values = [torch.as_tensor(figures[name]).float() for figures in metrics if name in figures]
+        means[name] = sum(count * value for count, value in zip(counts, values, strict=True)) / sum(counts)
     return means
 
 
 def joined(parts: list[Tensor | None]) -> Tensor | None:
-    """One tensor of what all parts have, or none has."""
-    there = [part for part in parts if part is not None]
-    return torch.cat(there) if there else None
+    """One tensor of what all parts have; None where none has it."""
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None

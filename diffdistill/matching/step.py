@@ -1,83 +1,48 @@
 """The one step that all distribution-matching methods share: a row of choices, a gradient at x0, a critic loss.
 
-It owns no optimiser and no device: the loop's task does (`training/distiller.py`).
+It owns no optimiser and no device: the loop does (`training/tasks/distill.py`, or one's own as in the docstring of
+`diffdistill.matching`).
 """
 
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from diffdistill.config.methods import Adversarial, Rewarded
-from diffdistill.config.methods import Ratio as RatioSettings
-from diffdistill.config.methods import Reward as RewardSettings
 from diffdistill.denoiser import Denoiser
 from diffdistill.divergences import get_divergence
 from diffdistill.errors import ConfigError
 from diffdistill.losses import (
+    WeightLike,
     denoising_loss,
     fisher_gradient,
     guidance_gradient,
     mean_weight,
+    native_weight,
     score_gap_gradient,
     warn_if_unstable,
 )
 from diffdistill.matching.discriminators import AdversarialTerm
-from diffdistill.matching.level_weights import LevelNormaliser, expansion_weight, native_weight
-from diffdistill.matching.micro_batches import CriticNoise, Metrics, StudentNoise, joined, mean_of, parts_of, some
+from diffdistill.matching.level_mean import LevelNormaliser
+from diffdistill.matching.level_weights import get_level_weight
+from diffdistill.matching.micro_batches import CriticNoise, Metrics, StudentNoise, joined, mean_of, parts_of, rows_of
 from diffdistill.matching.ratio import RatioTracker
+from diffdistill.matching.settings import Choices
 from diffdistill.process import LevelLaw, per_sample
-from diffdistill.rewards.protocol import Prompts
-from diffdistill.rewards.term import reward_term
 
 LEVEL_BINS = 5
 
 
-@dataclass(frozen=True)
-class Choices:
-    """A row of the table: what distinguishes one method from another."""
+class Reward(Protocol):
+    """What the step asks of a reward; `rewards.term.RewardTerm` is one."""
 
-    form: Literal["score_gap", "fisher"]
-    divergence: str = "reverse_kl"
-    level_weight: str = "dmd"
-    alpha: float = 0.5
-    normalize: bool = False
-    detach_ratio: bool = False
-    adversarial: Adversarial | None = None
-    ratio: RatioSettings | None = None
-    guidance_scale: float = 1.0
-    guidance: Literal["inside", "outside"] = "inside"
-    reward: RewardSettings | None = None
-    critic_warmup: float = 0.0
-    # Until this part of the run: alpha 1, reverse KL, no adversarial term (Uni-Instruct starts as SIM).
-    fisher_warmup: float = 0.0
+    def check(self, num_classes: int | None) -> None:
+        """Raises ConfigError where it cannot score images of so many classes."""
 
-    def __post_init__(self) -> None:
-        if get_divergence(self.divergence).needs_ratio and self.adversarial is None:
-            raise ConfigError(
-                f"divergence '{self.divergence}' needs a density ratio and there is no discriminator; "
-                "set method.adversarial.weight (0 trains the ratio only), or use reverse_kl"
-            )
-        if self.form == "fisher":
-            warn_if_unstable(self.alpha)
-        elif self.level_weight == "expansion":
-            raise ConfigError(
-                "level_weight 'expansion' weighs the squared score gap of a Fisher form; for the form 'score_gap' "
-                "take none, dmd, dmd_level or pseudo_huber"
-            )
-
-
-def warn_if_unrewarded(settings: Rewarded, plain: str) -> None:
-    """Warn where a rewarded method has neither a reward nor guidance, for it is then another method."""
-    if settings.reward is None and settings.guidance_scale == 1.0:
-        warnings.warn(
-            f"{settings.name} without method.reward and without guidance is {plain}; give one of them.",
-            stacklevel=4,
-        )
+    def gradient(self, x: Tensor, prompts: Any = None) -> tuple[Tensor, Metrics]:
+        """Each sample's gradient at x, `(B, C, H, W)`, and figures; prompts: texts, labels, or nothing."""
 
 
 class Seen(NamedTuple):
@@ -94,7 +59,10 @@ class Seen(NamedTuple):
 class DistributionMatching:
     """Student gradient and critic loss of one method.
 
-    teacher: frozen; critic: the student's own denoiser, trained beside it. Both see x_t = x0 + sigma eps.
+    teacher: frozen here; critic: the denoiser of the student's images, trained beside it. Both see x_t = x0 + sigma
+    eps. level: law of sigma in the student's gradient and of the discriminator; critic_level: in the critic's loss.
+    autocast: the precision of the passes; float32_gap: not that of the two whose difference is the gap. reward: what
+    else the student follows.
     """
 
     def __init__(
@@ -106,6 +74,7 @@ class DistributionMatching:
         critic_level: LevelLaw,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
         float32_gap: bool = False,
+        reward: Reward | None = None,
     ):
         self.choices = choices
         self.teacher, self.critic = teacher.requires_grad_(False).eval(), critic.eval()
@@ -120,11 +89,13 @@ class DistributionMatching:
         self.adversarial = AdversarialTerm(settings, teacher, critic) if settings is not None else None
         ratio = choices.ratio
         self.ratio = RatioTracker(ratio.bins, ratio.decay, ratio.clip).to(device) if ratio and settings else None
-        decode = None if teacher.prompts is None else teacher.decode
-        self.reward = None if choices.reward is None else reward_term(choices.reward, device, decode)
-        if self.reward is not None:
-            self.reward.check(teacher.num_classes)
-        self.normaliser = LevelNormaliser().to(device) if choices.level_weight == "dmd_level" else None
+        self.reward = reward
+        if reward is not None:
+            reward.check(teacher.num_classes)
+        self.level_weight = get_level_weight(choices.level_weight)
+        self.normaliser = LevelNormaliser().to(device) if self.level_weight.of_batch else None
+        if choices.form == "fisher":
+            warn_if_unstable(choices.alpha)
 
     def modules(self) -> dict[str, nn.Module]:
         """What belongs in a checkpoint beside student and critic."""
@@ -137,14 +108,14 @@ class DistributionMatching:
         x0: Tensor,
         cond: Tensor | None,
         progress: float,
-        prompts: Prompts = None,
+        prompts: Any = None,
         part_size: int | None = None,
     ) -> tuple[Tensor, Metrics]:
         """d(loss of each sample) / d x0, `(B, C, H, W)`, in the sum convention.
 
         It is taken at a leaf copy of x0, so nothing else gets a gradient.
         x0: the student's images; cond: their labels; progress: part of the run done, for methods with a warm-up;
-        prompts: what the reward reads, if not the labels; part_size: images at a time, for the same gradient in less
+        prompts: texts, for a reward that reads them; part_size: images at a time, for the same gradient in less
         memory: noise is drawn, and means are taken, over the whole batch.
         """
         c, x0 = self.choices, x0.detach()
@@ -152,7 +123,9 @@ class DistributionMatching:
         u, sigma = self.level.draw(len(x0), x0.device)
         noise = StudentNoise(u, sigma, torch.randn_like(x0))
         parts = parts_of(len(x0), part_size)
-        seen = [self._part(x0[rows], some(cond, rows), noise.part(rows), warm, some(prompts, rows)) for rows in parts]
+        seen = [
+            self._part(x0[rows], rows_of(cond, rows), noise.part(rows), warm, rows_of(prompts, rows)) for rows in parts
+        ]
         terms = {name: torch.cat([part.terms[name] for part in seen]) for name in seen[0].terms}
         teacher_x0, critic_x0 = (torch.cat([getattr(part, n) for part in seen]) for n in ("teacher_x0", "critic_x0"))
         if c.normalize and not warm:
@@ -171,7 +144,7 @@ class DistributionMatching:
         metrics |= {f"gradient/{name}": g.flatten(1).norm(dim=1).mean() for name, g in terms.items()}
         return gradient, metrics | self._health(x0, teacher_x0, critic_x0, u)
 
-    def _part(self, x0: Tensor, cond: Tensor | None, noise: StudentNoise, warm: bool, prompts: Prompts) -> Seen:
+    def _part(self, x0: Tensor, cond: Tensor | None, noise: StudentNoise, warm: bool, prompts: Any) -> Seen:
         """The terms of some samples, before what is a mean over the batch: of weights, and of levels."""
         c = self.choices
         x, sigma = x0.detach().requires_grad_(), noise.sigma
@@ -191,15 +164,12 @@ class DistributionMatching:
         raw = None if heads is None else heads.mean(1)
         logit = None if self.ratio is None or raw is None else self.ratio(raw, noise.u)
 
-        weight: Any = c.level_weight
-        if weight == "dmd_level":  # of the whole batch
-            weight = None
-        elif weight == "expansion":
-            weight = expansion_weight(self.level, noise.u)
+        weight = self.level_weight.argument(self.level, noise.u)
         terms = {"matching": self._matching(x, teacher_x0, critic_x0, logit, weight, warm, keep_graph=raw is not None)}
         metrics: Metrics = {}
         if c.guidance == "outside" and c.guidance_scale != 1.0:
-            terms["guidance"] = self._outside(x, x_t, sigma, cond, teacher_x0, weight)
+            over = weight if self.level_weight.weighs_guidance else None
+            terms["guidance"] = self._outside(x, x_t, sigma, cond, teacher_x0, over)
         if term is not None and heads is not None and term.settings.weight > 0 and not warm:
             terms["adversarial"] = term.gradient(heads, x)
         if self.reward is not None:
@@ -217,7 +187,7 @@ class DistributionMatching:
         teacher_x0: Tensor,
         critic_x0: Tensor,
         logit: Tensor | None,
-        weight: Any,
+        weight: WeightLike,
         warm: bool,
         keep_graph: bool,
     ) -> Tensor:
@@ -237,13 +207,12 @@ class DistributionMatching:
 
     @torch.no_grad()
     def _outside(
-        self, x: Tensor, x_t: Tensor, sigma: Tensor, cond: Tensor | None, conditional_x0: Tensor, weight: Any
+        self, x: Tensor, x_t: Tensor, sigma: Tensor, cond: Tensor | None, conditional_x0: Tensor, weight: WeightLike
     ) -> Tensor:
-        """Guidance as a term of its own. The pseudo-Huber factor belongs to the distance, not to the level: w = 1."""
+        """Guidance as a term of its own."""
         with self._precision():
             null_x0 = self.teacher(x_t, sigma, self.teacher.null_condition(cond))
-        level = "none" if isinstance(weight, str) and weight == "pseudo_huber" else weight
-        return guidance_gradient(x, conditional_x0, null_x0, self.choices.guidance_scale, level_weight=level)
+        return guidance_gradient(x, conditional_x0, null_x0, self.choices.guidance_scale, level_weight=weight)
 
     @torch.no_grad()
     def _health(self, x: Tensor, teacher_x0: Tensor, critic_x0: Tensor, u: Tensor) -> Metrics:

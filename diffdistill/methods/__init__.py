@@ -1,30 +1,14 @@
-"""The distribution-matching methods, a page each: which choices, and where they depart from their paper."""
+"""The distribution-matching methods, a file each: which choices, and where they depart from their paper.
 
-from diffdistill.config.methods import Method
-from diffdistill.matching.step import Choices
-from diffdistill.methods import (
-    diff_instruct,
-    diff_instruct_pp,
-    diff_instruct_star,
-    dmd2,
-    f_distill,
-    sid,
-    sim,
-    uni_instruct,
+>>> METHODS.names()[:3]
+('diff_instruct', 'diff_instruct_pp', 'diff_instruct_star')
+>>> METHODS.get("sid")(alpha=0.5).choices().form
+'fisher'
+"""
+
+from diffdistill.methods.base import Method
+from diffdistill.registry import Registry
+
+METHODS: Registry[type[Method]] = Registry(
+    "method", Method, "diffdistill.methods", "METHOD", name_of=lambda method: method.registered_name()
 )
-
-METHODS = {
-    "diff_instruct": diff_instruct,
-    "diff_instruct_pp": diff_instruct_pp,
-    "diff_instruct_star": diff_instruct_star,
-    "dmd2": dmd2,
-    "f_distill": f_distill,
-    "sid": sid,
-    "sim": sim,
-    "uni_instruct": uni_instruct,
-}
-
-
-def choices_of(settings: Method) -> Choices:
-    """The row of the table that a method's settings mean."""
-    return METHODS[settings.name].choices(settings)

@@ -7,14 +7,20 @@ law of the student is the configured one (the paper's is the critic's log-normal
 images.
 """
 
-from diffdistill.config.methods import DiffInstruct
-from diffdistill.matching.step import Choices
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from diffdistill.matching.settings import Form
+from diffdistill.methods.base import GAP_HELP, GapWeight, Method
 
 
-def choices(settings: DiffInstruct) -> Choices:
-    return Choices(
-        form="score_gap",
-        level_weight=settings.level_weight,
-        adversarial=settings.adversarial,
-        guidance_scale=settings.guidance_scale,
-    )
+class DiffInstruct(Method):
+    """2305.18455: reverse KL at every level, weight 1."""
+
+    form: ClassVar[Form] = "score_gap"
+    name: Literal["diff_instruct"] = "diff_instruct"
+    level_weight: GapWeight = Field("none", description=GAP_HELP)
+
+
+METHOD = DiffInstruct

@@ -9,17 +9,21 @@ Departures: the reward is also seen by the student's intermediate images where i
 the configured one; no code or rates are published.
 """
 
-from diffdistill.config.methods import DiffInstructPP
-from diffdistill.matching.step import Choices, warn_if_unrewarded
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from diffdistill.matching.settings import Form
+from diffdistill.methods.base import GAP_HELP, GapWeight, Rewarded
 
 
-def choices(settings: DiffInstructPP) -> Choices:
-    warn_if_unrewarded(settings, "diff_instruct")
-    return Choices(
-        form="score_gap",
-        level_weight=settings.level_weight,
-        adversarial=settings.adversarial,
-        guidance_scale=settings.guidance_scale,
-        guidance=settings.guidance,
-        reward=settings.reward,
-    )
+class DiffInstructPP(Rewarded):
+    """2410.18881: a reward and reverse KL to the teacher."""
+
+    form: ClassVar[Form] = "score_gap"
+    plain_method: ClassVar[str] = "diff_instruct"
+    name: Literal["diff_instruct_pp"] = "diff_instruct_pp"
+    level_weight: GapWeight = Field("none", description=GAP_HELP)
+
+
+METHOD = DiffInstructPP

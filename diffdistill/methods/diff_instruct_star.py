@@ -11,18 +11,22 @@ Departures: as in `sim` (c in units of x0) and `diff_instruct_pp`; no training c
 weight are ours. Calibrate the weight by `gradient/reward` over `gradient/matching`.
 """
 
-from diffdistill.config.methods import DiffInstructStar
-from diffdistill.matching.step import Choices, warn_if_unrewarded
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from diffdistill.matching.settings import Form
+from diffdistill.methods.base import FISHER_HELP, FisherWeight, Rewarded
 
 
-def choices(settings: DiffInstructStar) -> Choices:
-    warn_if_unrewarded(settings, "sim")
-    return Choices(
-        form="fisher",
-        alpha=1.0,
-        level_weight=settings.level_weight,
-        adversarial=settings.adversarial,
-        guidance_scale=settings.guidance_scale,
-        guidance=settings.guidance,
-        reward=settings.reward,
-    )
+class DiffInstructStar(Rewarded):
+    """2410.20898: a reward and SIM's score-based divergence to the teacher."""
+
+    form: ClassVar[Form] = "fisher"
+    alpha: ClassVar[float] = 1.0
+    plain_method: ClassVar[str] = "sim"
+    name: Literal["diff_instruct_star"] = "diff_instruct_star"
+    level_weight: FisherWeight = Field("pseudo_huber", description=FISHER_HELP)
+
+
+METHOD = DiffInstructStar

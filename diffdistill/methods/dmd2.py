@@ -9,14 +9,21 @@ the score gap, not uniform ones, so that its logit is a calibrated ratio there. 
 all its critic updates, with new noise each time, which saves one pass in four.
 """
 
-from diffdistill.config.methods import DMD2
-from diffdistill.matching.step import Choices
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from diffdistill.matching.settings import Form
+from diffdistill.methods.base import GAP_HELP, Adversarial, GapWeight, Method
 
 
-def choices(settings: DMD2) -> Choices:
-    return Choices(
-        form="score_gap",
-        level_weight=settings.level_weight,
-        adversarial=settings.adversarial,
-        guidance_scale=settings.guidance_scale,
-    )
+class DMD2(Method):
+    """2405.14867: reverse KL with DMD's normaliser, an adversarial term, two time scales."""
+
+    form: ClassVar[Form] = "score_gap"
+    name: Literal["dmd2"] = "dmd2"
+    level_weight: GapWeight = Field("dmd", description=GAP_HELP)
+    adversarial: Adversarial | None = Adversarial()
+
+
+METHOD = DMD2

@@ -7,17 +7,24 @@ most samples share one), by the steps before; they are clipped after that, not b
 paper has [0.1, 20], which narrows a forward-KL student; R1 is at the heads' inputs (2311.17042).
 """
 
-from diffdistill.config.methods import FDistill
-from diffdistill.matching.step import Choices
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from diffdistill.matching.settings import Form
+from diffdistill.methods.base import GAP_HELP, Adversarial, DivergenceName, GapWeight, Method, Ratio
 
 
-def choices(settings: FDistill) -> Choices:
-    return Choices(
-        form="score_gap",
-        divergence=settings.divergence,
-        level_weight=settings.level_weight,
-        normalize=True,
-        adversarial=settings.adversarial,
-        ratio=settings.ratio,
-        guidance_scale=settings.guidance_scale,
-    )
+class FDistill(Method):
+    """2502.15681: the score gap weighted by h(r) of an f-divergence."""
+
+    form: ClassVar[Form] = "score_gap"
+    normalize: ClassVar[bool] = True
+    name: Literal["f_distill"] = "f_distill"
+    level_weight: GapWeight = Field("dmd", description=GAP_HELP)
+    divergence: DivergenceName = "jensen_shannon"
+    adversarial: Adversarial | None = Adversarial()
+    ratio: Ratio = Ratio()
+
+
+METHOD = FDistill

@@ -10,15 +10,22 @@ mean of the critic's bottleneck; a verdict a sample, where the paper averages ov
 not divided by mean|x0 - D_T|.
 """
 
-from diffdistill.config.methods import SiD
-from diffdistill.matching.step import Choices
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from diffdistill.matching.settings import Form
+from diffdistill.methods.base import Method
 
 
-def choices(settings: SiD) -> Choices:
-    return Choices(
-        form="fisher",
-        alpha=settings.alpha,
-        level_weight=settings.level_weight,
-        adversarial=settings.adversarial,
-        guidance_scale=settings.guidance_scale,
-    )
+class SiD(Method):
+    """2404.04057: Fisher form with DMD's normaliser; alpha 0.5 is the Fisher divergence, 1 is SIM; adversarial makes
+    it SiDA.
+    """
+
+    form: ClassVar[Form] = "fisher"
+    name: Literal["sid"] = "sid"
+    alpha: float = Field(1.0, description="0.5 to 1; above, a student broader than the teacher runs away")
+
+
+METHOD = SiD

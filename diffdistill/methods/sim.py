@@ -6,15 +6,21 @@
 Departure: c is constant in x0 units, where the paper's is in score units.
 """
 
-from diffdistill.config.methods import SIM
-from diffdistill.matching.step import Choices
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from diffdistill.matching.settings import Form
+from diffdistill.methods.base import FISHER_HELP, FisherWeight, Method
 
 
-def choices(settings: SIM) -> Choices:
-    return Choices(
-        form="fisher",
-        alpha=1.0,
-        level_weight=settings.level_weight,
-        adversarial=settings.adversarial,
-        guidance_scale=settings.guidance_scale,
-    )
+class SIM(Method):
+    """2410.16794: Fisher form, alpha 1, pseudo-Huber distance."""
+
+    form: ClassVar[Form] = "fisher"
+    alpha: ClassVar[float] = 1.0
+    name: Literal["sim"] = "sim"
+    level_weight: FisherWeight = Field("pseudo_huber", description=FISHER_HELP)
+
+
+METHOD = SIM

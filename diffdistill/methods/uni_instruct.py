@@ -11,21 +11,32 @@ per level. The weight w is DMD's by default, held constant; the expansion's own,
 `level_weight: expansion`.
 """
 
-from diffdistill.config.methods import UniInstruct
-from diffdistill.matching.step import Choices
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from diffdistill.matching.settings import Form
+from diffdistill.methods.base import Adversarial, DivergenceName, Method, Ratio
+from diffdistill.section import Fraction
 
 
-def choices(settings: UniInstruct) -> Choices:
-    return Choices(
-        form="fisher",
-        alpha=0.5,
-        divergence=settings.divergence,
-        level_weight=settings.level_weight,
-        normalize=True,
-        detach_ratio=settings.detach_ratio,
-        adversarial=settings.adversarial,
-        ratio=settings.ratio,
-        guidance_scale=settings.guidance_scale,
-        critic_warmup=settings.critic_warmup,
-        fisher_warmup=settings.fisher_warmup,
+class UniInstruct(Method):
+    """2505.20755: the expanded f-divergence: Fisher form, alpha 1/2, weighted by h(r) with r attached."""
+
+    form: ClassVar[Form] = "fisher"
+    alpha: ClassVar[float] = 0.5
+    normalize: ClassVar[bool] = True
+    name: Literal["uni_instruct"] = "uni_instruct"
+    divergence: DivergenceName = "forward_kl"
+    adversarial: Adversarial | None = Adversarial()
+    ratio: Ratio = Ratio()
+    critic_warmup: Fraction = Field(
+        0.05, description="part of the run that trains the critic and the discriminator only"
     )
+    fisher_warmup: Fraction = Field(
+        0.2, description="part of the run, from the start, without divergence and adversarial term (SIM)"
+    )
+    detach_ratio: bool = Field(False, description="ablation: the released code's form, wrong in the scale direction")
+
+
+METHOD = UniInstruct

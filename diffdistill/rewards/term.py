@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from diffdistill.config.methods import Reward as RewardSettings
 from diffdistill.errors import ConfigError
 from diffdistill.rewards.combine import WeightedReward
 from diffdistill.rewards.load import load_reward
@@ -99,6 +99,17 @@ class RewardTerm:
                 f"torch, without no_grad or detach"
             )
         return parts | {"score": score}
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """Which reward, or the weights of several by name; and what `RewardTerm` takes."""
+
+    name: str | None = None
+    sum: dict[str, float] | None = None
+    weight: float = 0.0
+    class_prompts: tuple[str, ...] | None = None
+    batch_size: int = 16
 
 
 def reward_term(

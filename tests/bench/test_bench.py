@@ -8,7 +8,6 @@ from test_training import data, settings
 from tiny import tiny_teacher
 
 from diffdistill.denoiser import Denoiser
-from diffdistill.methods import choices_of
 from diffdistill.parts.bench import measure
 from diffdistill.parts.bench.command import COMPARED, STEPS, step_of
 from diffdistill.parts.bench.measure import WORDS, Bare, Seconds, compare, described, needed, peak_bytes
@@ -33,7 +32,7 @@ def test_a_step_makes_the_passes_it_is_compared_with(name, updates, tmp_path, mo
 
     monkeypatch.setattr(Denoiser, "_call", counted)
     step_of(task)()
-    passes = needed(choices_of(config.method), updates)
+    passes = needed(config.method.choices(), updates)
     batch = config.train_batch_size
     assert sorted(calls) == sorted(2 * batch if name == "features" else batch for name in passes)
 
@@ -63,7 +62,7 @@ def test_the_pass_of_features_ends_at_the_tap_and_sees_both_kinds_of_image():
 
 
 def test_every_kind_of_pass_is_explained():
-    passes = {name for method in COMPARED for name in needed(choices_of(settings(method, ".").method), 2)}
+    passes = {name for method in COMPARED for name in needed(settings(method, ".").method.choices(), 2)}
     assert passes == set(WORDS)
     assert described(["train", "forward", "train"]) == "2 x train, 1 x forward"
 

@@ -5,6 +5,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 import torch
+import yaml
 from tiny import tiny_unet
 
 from diffdistill import Denoiser
@@ -16,6 +17,26 @@ from diffdistill.process import EDM
 
 FILES = sorted(configs_folder().rglob("*.yaml"))
 NAMES = [str(file.relative_to(configs_folder())) for file in FILES]
+
+
+def parents(file):
+    base = yaml.safe_load(file.read_text(encoding="utf-8")).get("base", [])
+    return [file.parent / name for name in ([base] if isinstance(base, str) else base)]
+
+
+def depth(file):
+    return max((1 + depth(parent) for parent in parents(file)), default=0)
+
+
+def test_what_a_recipe_says_is_at_most_two_files_away():
+    assert [str(file) for file in FILES if depth(file) > 2] == []
+
+
+def test_a_file_that_is_a_base_and_no_recipe_has_one_name():
+    """What recipes of a folder share and nobody runs; it says so in its first line."""
+    shared = [file for file in FILES if "recipes" in file.read_text(encoding="utf-8").partition(" share")[0][:80]]
+    assert [file.name for file in shared] == ["_base.yaml"] * len(shared)
+    assert {file for file in FILES if file.name == "_base.yaml"} == set(shared)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffdistill.config.methods import Adversarial
 from diffdistill.matching.discriminators import AdversarialTerm
+from diffdistill.methods.base import Adversarial
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffdistill.matching.ratio import LevelMean
+from diffdistill.matching.level_mean import LevelMean
 
 
 def test_a_bin_without_samples_forgets_nothing():

@@ -4,7 +4,9 @@ import math
 
 import torch
 
-from diffdistill.matching.level_weights import LevelNormaliser, dmd_weight, edm_weight, pseudo_huber_weight
+from diffdistill.losses import edm_weight
+from diffdistill.matching.level_mean import LevelNormaliser
+from diffdistill.matching.level_weights import dmd_weight, pseudo_huber_weight
 
 
 def test_edm_weight():

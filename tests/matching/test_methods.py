@@ -5,15 +5,22 @@ import torch
 from pydantic import ValidationError
 from tiny import tiny_teacher
 
-from diffdistill.config.methods import DMD2, SIM, Adversarial, DiffInstruct, FDistill, SiD, UniInstruct
-from diffdistill.config.schema import Level
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.losses import denoising_loss
-from diffdistill.matching.step import Choices, DistributionMatching
-from diffdistill.methods import choices_of
+from diffdistill.matching.settings import Choices
+from diffdistill.matching.step import DistributionMatching
+from diffdistill.methods.base import Adversarial
+from diffdistill.methods.diff_instruct import DiffInstruct
+from diffdistill.methods.dmd2 import DMD2
+from diffdistill.methods.f_distill import FDistill
+from diffdistill.methods.sid import SiD
+from diffdistill.methods.sim import SIM
+from diffdistill.methods.uni_instruct import UniInstruct
 from diffdistill.pipelines.folder import clone_network
-from diffdistill.process import LevelLaw, per_sample
+from diffdistill.process import Level, LevelLaw, per_sample
+from diffdistill.rewards.term import RewardSettings, reward_term
+from diffdistill.section import plain
 
 CRITIC_EYES = Adversarial(features="critic", r1=1.0)
 METHODS = {
@@ -40,8 +47,10 @@ def build(settings, teacher_seed=0, critic_seed=None):
     critic = Denoiser(clone_network(source.network, 3), teacher.process)
     torch.manual_seed(7)
     law = LevelLaw(Level(law="karras", u_max=0.8))
-    choices = settings if isinstance(settings, Choices) else choices_of(settings)
-    return DistributionMatching(choices, teacher, critic, law, LevelLaw(Level(law="lognormal")))
+    choices = settings if isinstance(settings, Choices) else settings.choices()
+    reward = getattr(settings, "reward", None)
+    term = None if reward is None else reward_term(plain(reward, RewardSettings))
+    return DistributionMatching(choices, teacher, critic, law, LevelLaw(Level(law="lognormal")), reward=term)
 
 
 def batch(seed=1, count=4):
@@ -178,13 +187,15 @@ def test_adversarial_weight_is_in_the_papers_mean_convention():
 @pytest.mark.parametrize("name", ["f_distill", "uni_instruct"])
 def test_a_ratio_needs_a_head(name):
     cls = {"f_distill": FDistill, "uni_instruct": UniInstruct}[name]
+    with pytest.raises(ValidationError, match="needs a density ratio and there is no discriminator"):
+        cls(name=name, divergence="forward_kl", adversarial=None)
     with pytest.raises(ConfigError, match="needs a density ratio and there is no discriminator"):
-        choices_of(cls(name=name, divergence="forward_kl", adversarial=None))
+        Choices("score_gap", divergence="forward_kl")
 
 
 def test_unstable_alpha_warns_with_its_bound():
     with pytest.warns(UserWarning, match="drives away a student"):
-        choices_of(SiD(name="sid", alpha=1.5))
+        build(SiD(name="sid", alpha=1.5))
 
 
 def test_guidance_needs_a_null_class():

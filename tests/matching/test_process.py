@@ -6,12 +6,12 @@ import pytest
 import torch
 from diffusers import CMStochasticIterativeScheduler, DDPMScheduler, EDMEulerScheduler
 
-from diffdistill.config.schema import Level
 from diffdistill.errors import ConfigError
 from diffdistill.process import (
     EDM,
     VP,
     Flow,
+    Level,
     LevelLaw,
     karras_levels,
     per_sample,

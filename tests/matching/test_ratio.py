@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import multiprocessing
 
 from diffdistill.losses import score_gap_gradient
-from diffdistill.matching.ratio import LevelMean, RatioTracker
+from diffdistill.matching.level_mean import LevelMean
+from diffdistill.matching.ratio import RatioTracker
 
 
 def counted(tracker, logit, u):

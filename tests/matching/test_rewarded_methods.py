@@ -5,11 +5,13 @@ import torch
 from test_methods import batch, build, gradients
 from tiny import tiny_teacher
 
-from diffdistill.config.methods import SIM, DiffInstruct, DiffInstructPP, DiffInstructStar
-from diffdistill.config.methods import Reward as Settings
 from diffdistill.errors import ConfigError
 from diffdistill.losses import guidance_gradient, score_gap_gradient
-from diffdistill.methods import choices_of
+from diffdistill.methods.base import Reward as Settings
+from diffdistill.methods.diff_instruct import DiffInstruct
+from diffdistill.methods.diff_instruct_pp import DiffInstructPP
+from diffdistill.methods.diff_instruct_star import DiffInstructStar
+from diffdistill.methods.sim import SIM
 from diffdistill.process import per_sample
 from diffdistill.rewards import CallableReward, WeightedReward
 from diffdistill.rewards.term import RewardTerm, reward_term
@@ -77,7 +79,7 @@ def test_the_gradient_is_the_plain_methods_less_the_rewards(name, module):
 @pytest.mark.parametrize("name", METHODS)
 def test_without_reward_and_guidance_it_is_the_plain_method_and_says_so(name):
     with pytest.warns(UserWarning, match="is (sim|diff_instruct); give one of them"):
-        choices = choices_of(settings(name))
+        choices = settings(name).choices()
     gradient, metrics = student_gradient(build(choices, critic_seed=1))
     assert torch.equal(gradient, student_gradient(build(PLAIN[name], critic_seed=1))[0])
     assert "gradient/reward" not in metrics

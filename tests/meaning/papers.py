@@ -9,7 +9,7 @@ import torch
 from by_hand import Answer, Karras, Net, h_of, stratified
 from torch import Tensor
 
-from diffdistill.config.methods import Adversarial, Method
+from diffdistill.methods.base import Adversarial, Method
 
 BINS, MEMORY, CLIP = 10, 0.98, (0.01, 100.0)
 

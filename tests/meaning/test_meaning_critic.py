@@ -8,13 +8,13 @@ import torch
 from by_hand import Karras, Net, lognormal, process_named, stratified
 from worlds import GaussianNetwork, small_network
 
-from diffdistill.config.methods import DMD2, Adversarial, DiffInstruct
-from diffdistill.config.schema import Level
 from diffdistill.denoiser import Denoiser
 from diffdistill.matching.step import DistributionMatching
-from diffdistill.methods import choices_of
+from diffdistill.methods.base import Adversarial
+from diffdistill.methods.diff_instruct import DiffInstruct
+from diffdistill.methods.dmd2 import DMD2
 from diffdistill.pipelines.folder import clone_network
-from diffdistill.process import LevelLaw
+from diffdistill.process import Level, LevelLaw
 
 KINDS = [
     ("edm", 0.5),
@@ -34,7 +34,7 @@ def built(settings, kind="edm", sigma_data=0.5, networks=None, law=None):
     torch.manual_seed(3)
     level = law or LevelLaw(Level(law="karras", u_max=0.8), process.sigma_min, process.sigma_max)
     return DistributionMatching(
-        choices_of(settings), Denoiser(teacher, process, null_class=3), Denoiser(critic, process), level,
+        settings.choices(), Denoiser(teacher, process, null_class=3), Denoiser(critic, process), level,
         LevelLaw(Level(law="lognormal"), process.sigma_min, process.sigma_max),
     )  # fmt: skip
 

@@ -12,24 +12,19 @@ from papers import Reference
 from tiny import tiny_unet
 from worlds import small_network
 
-from diffdistill.config.methods import (
-    DMD2,
-    SIM,
-    Adversarial,
-    DiffInstruct,
-    DiffInstructPP,
-    DiffInstructStar,
-    FDistill,
-    Method,
-    SiD,
-    UniInstruct,
-)
-from diffdistill.config.schema import Level
 from diffdistill.denoiser import Denoiser
 from diffdistill.matching.step import DistributionMatching
-from diffdistill.methods import choices_of
+from diffdistill.methods.base import Adversarial, Method
+from diffdistill.methods.diff_instruct import DiffInstruct
+from diffdistill.methods.diff_instruct_pp import DiffInstructPP
+from diffdistill.methods.diff_instruct_star import DiffInstructStar
+from diffdistill.methods.dmd2 import DMD2
+from diffdistill.methods.f_distill import FDistill
+from diffdistill.methods.sid import SiD
+from diffdistill.methods.sim import SIM
+from diffdistill.methods.uni_instruct import UniInstruct
 from diffdistill.pipelines.folder import clone_network
-from diffdistill.process import LevelLaw
+from diffdistill.process import Level, LevelLaw
 from diffdistill.rewards import CallableReward
 from diffdistill.rewards.term import RewardTerm
 
@@ -141,7 +136,7 @@ def pair(case: Case) -> tuple[DistributionMatching, Reference]:
     torch.manual_seed(7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a rewarded method whose reward is put in below
-        choices = choices_of(case.settings)
+        choices = case.settings.choices()
     method = DistributionMatching(choices, teacher, critic, law, LevelLaw(Level(law="lognormal")))
     heads = None
     if method.adversarial is not None:

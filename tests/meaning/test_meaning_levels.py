@@ -8,13 +8,11 @@ import torch
 from by_hand import LOG_SIGMAS, process_named
 from worlds import GaussianNetwork
 
-from diffdistill.config.methods import SiD
-from diffdistill.config.schema import Level
 from diffdistill.denoiser import Denoiser
 from diffdistill.matching.level_weights import expansion_weight
 from diffdistill.matching.step import DistributionMatching
-from diffdistill.methods import choices_of
-from diffdistill.process import LevelLaw
+from diffdistill.methods.sid import SiD
+from diffdistill.process import Level, LevelLaw
 
 LOW, HIGH = 0.1, 4.0
 LAWS = {
@@ -102,7 +100,7 @@ def test_the_steps_gradient_with_it_is_that_of_the_divergence(name):
     networks = [Denoiser(GaussianNetwork(*pair, sample_size=64), process_named("edm")) for pair in (TEACHER, STUDENT)]
     law = law_of(name)
     settings = SiD(name="sid", alpha=0.5, level_weight="expansion")
-    method = DistributionMatching(choices_of(settings), *networks, law, law)
+    method = DistributionMatching(settings.choices(), *networks, law, law)
     torch.manual_seed(0)
     z = torch.randn(256, 1, 64, 64)
     gradient, _ = method.student_gradient(m + s * z, None, 0.0)

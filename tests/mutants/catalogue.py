@@ -1,7 +1,7 @@
 """The list of mutants: `list/*.toml`, a table a file of the package, a line an error.
 
     ["diffdistill/methods/sid.py"]
-    "alpha is not passed on" = ["alpha=settings.alpha", "alpha=0.5"]
+    "alpha is that of the Fisher divergence" = ["Field(1.0", "Field(0.5"]
 
 The key says what the error breaks. The first text must stand exactly once in the file and within one line; the second
 takes its place. A list file may begin with `needs = "transformers"`: without that package its mutants are not run.

@@ -4,12 +4,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
 
-from diffdistill.config.schema import Level
 from diffdistill.errors import ConfigError
-from diffdistill.losses import denoising_loss, score_gap_gradient
-from diffdistill.matching.level_weights import native_weight
+from diffdistill.losses import denoising_loss, native_weight, score_gap_gradient
 from diffdistill.pipelines.text.student import LCM_TIME_SCALE
-from diffdistill.process import EDM, PURE_NOISE, VP, Flow, LevelLaw, per_sample
+from diffdistill.process import EDM, PURE_NOISE, VP, Flow, Level, LevelLaw, per_sample
 
 TABLE = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
 KINDS = ("epsilon", "v_prediction", "sample")

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from test_training import run, without
 from torch import nn
 
-from diffdistill.config.parts import Optimizer
+from diffdistill.optimizers import Optimizer
 from diffdistill.training.optim.updater import Updater
 
 ADAFACTOR = {"name": "adafactor", "learning_rate": 1e-2}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffdistill.config.parts import Optimizer
 from diffdistill.errors import NonFiniteError
+from diffdistill.optimizers import Optimizer
 from diffdistill.training.optim.in_backward import BackwardUpdater
 from diffdistill.training.optim.updater import Updater
 

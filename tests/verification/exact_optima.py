@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.config.schema import Level
 from diffdistill.losses import fisher_gradient, score_gap_gradient
 from diffdistill.matching.ratio import RatioTracker
 from diffdistill.parts.verification.analytic import (
@@ -22,7 +21,7 @@ from diffdistill.parts.verification.analytic import (
     trapezoid,
 )
 from diffdistill.parts.verification.check import Check
-from diffdistill.process import LevelLaw, per_sample
+from diffdistill.process import Level, LevelLaw, per_sample
 
 
 def resting_point(

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffdistill.config.schema import Level
 from diffdistill.losses import fisher_gradient, score_gap_gradient
-from diffdistill.matching.level_weights import LevelNormaliser
+from diffdistill.matching.level_mean import LevelNormaliser
 from diffdistill.matching.ratio import RatioTracker
 from diffdistill.parts.verification.analytic import Gradient
 from diffdistill.parts.verification.check import Check
-from diffdistill.process import LevelLaw, per_sample
+from diffdistill.process import Level, LevelLaw, per_sample
 
 MODES, RADIUS, SCALE = 8, 2.0, 0.15
 

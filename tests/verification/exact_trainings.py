@@ -9,14 +9,13 @@ import torch
 from exact_optima import KARRAS_DMD, KARRAS_SID
 from torch import Tensor, nn
 
-from diffdistill.config.schema import Level
 from diffdistill.divergences import get_divergence
 from diffdistill.losses import denoising_loss, discriminator_loss, fisher_gradient, score_gap_gradient
 from diffdistill.matching.level_weights import dmd_weight
 from diffdistill.matching.ratio import RatioTracker
 from diffdistill.parts.verification.analytic import TEACHER_2, Gradient, Mixture, gaussian
 from diffdistill.parts.verification.check import Check
-from diffdistill.process import LevelLaw, per_sample
+from diffdistill.process import Level, LevelLaw, per_sample
 
 DIMENSIONS = 64
 SIGMA_DATA = 0.5

@@ -21,8 +21,9 @@ from diffdistill.matching import level_weights
 from diffdistill.matching import step as matching
 from diffdistill.matching.discriminators import AdversarialTerm
 from diffdistill.matching.step import DistributionMatching
-from diffdistill.methods import METHODS, choices_of
-from diffdistill.parts.verification import checks_losses, checks_step, command, step
+from diffdistill.methods import METHODS
+from diffdistill.methods.base import Method
+from diffdistill.parts.verification import checks_losses, checks_step, command
 from diffdistill.parts.verification.analytic import TEACHER_1, F, Grid, Mixture, gaussian, hermite, nodes_at
 from diffdistill.parts.verification.check import Check, table_line
 from diffdistill.process import per_sample
@@ -203,7 +204,7 @@ def all_rows():
 
 def test_every_method_has_a_row_with_its_default_settings():
     found = checks_step.rows()
-    for name in METHODS:
+    for name in METHODS.names():
         defaults = found[name].model_dump(exclude={"adversarial", "guidance_scale", "reward"})
         assert defaults == type(found[name])(name=name).model_dump(exclude={"adversarial", "guidance_scale", "reward"})
         assert (found[name].adversarial is None) == (type(found[name])(name=name).adversarial is None)
@@ -230,7 +231,7 @@ def test_swapped_teacher_and_critic_fail_in_every_fisher_row(monkeypatch):
 
     monkeypatch.setattr(matching, "fisher_gradient", swapped)
     found = rows(failures(checks_step.method_rows()))
-    assert found == {n for n, s in checks_step.rows().items() if choices_of(s).form == "fisher"}
+    assert found == {n for n, s in checks_step.rows().items() if s.choices().form == "fisher"}
 
 
 def test_a_generator_that_wants_to_be_taken_for_a_student_fails_where_there_are_heads(monkeypatch):
@@ -250,8 +251,8 @@ def test_alpha_that_is_ignored_fails(monkeypatch):
 
 def test_a_method_that_loses_its_weights_fails(monkeypatch):
     wrong = {"f_distill": {"normalize": False}, "dmd2": {"level_weight": "none"}, "sim": {"level_weight": "dmd"}}
-    right = step.choices_of
-    monkeypatch.setattr(step, "choices_of", lambda s: replace(right(s), **wrong.get(s.name, {})))
+    right = Method.choices
+    monkeypatch.setattr(Method, "choices", lambda s: replace(right(s), **wrong.get(s.name, {})))
     found = rows(failures(checks_step.method_rows()))
     assert {name.split(",")[0] for name in found} == wrong.keys()
 

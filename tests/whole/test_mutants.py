@@ -27,7 +27,7 @@ def test_every_part_that_computes_has_some():
     assert areas >= {
         "methods", "training", "losses", "matching", "divergences", "process",
         "denoiser", "sampling", "parts/exposure_bias", "parts/scalelong", "parts/edm", "models", "evaluation",
-        "rewards", "alignment", "pipelines", "data",
+        "rewards", "alignment", "pipelines", "data", "pickle_reader", "section",
     }  # fmt: skip
 
 

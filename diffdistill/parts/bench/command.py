@@ -18,7 +18,7 @@ from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DiskError
 from diffdistill.files import write_json
-from diffdistill.methods import METHODS, choices_of
+from diffdistill.methods import METHODS
 from diffdistill.parts.attention.kernels import KERNELS, reset_attention, set_attention
 from diffdistill.parts.bench.measure import WORDS, Bare, Row, Seconds, Work, compare, described, needed, timed
 from diffdistill.pipelines.folder import locate, weights_digest
@@ -190,7 +190,7 @@ class Bench:
         for name in self.methods:
             config = Distill(output_dir=".", max_train_steps=STEPS, train_batch_size=self.batch, method={"name": name})
             task = DistillTask(config, copy.deepcopy(self.model), data, self.device)
-            passes = needed(choices_of(config.method), config.critic.updates_per_step)
+            passes = needed(config.method.choices(), config.critic.updates_per_step)
             yield self.compare(f"distill {name}, one step", step_of(task), bare, passes)
 
     def sampling(self) -> Iterator[Row]:

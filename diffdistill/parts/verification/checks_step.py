@@ -9,25 +9,21 @@ For pixels N(mu, tau^2) and N(m, s^2), v_p = tau^2 + sigma^2, v_q = s^2 + sigma^
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from diffdistill.config.methods import (
-    DMD2,
-    SIM,
-    DiffInstruct,
-    DiffInstructPP,
-    DiffInstructStar,
-    FDistill,
-    Method,
-    Ratio,
-    SiD,
-    UniInstruct,
-)
-from diffdistill.config.schema import Level
-from diffdistill.matching.step import CriticNoise
+from diffdistill.matching.micro_batches import CriticNoise
+from diffdistill.methods.base import Method, Ratio
+from diffdistill.methods.diff_instruct import DiffInstruct
+from diffdistill.methods.diff_instruct_pp import DiffInstructPP
+from diffdistill.methods.diff_instruct_star import DiffInstructStar
+from diffdistill.methods.dmd2 import DMD2
+from diffdistill.methods.f_distill import FDistill
+from diffdistill.methods.sid import SiD
+from diffdistill.methods.sim import SIM
+from diffdistill.methods.uni_instruct import UniInstruct
 from diffdistill.parts.verification.analytic import TEACHER_1, F, Grid, Nodes, gaussian, hermite, nodes_at, trapezoid
 from diffdistill.parts.verification.check import Check
 from diffdistill.parts.verification.checks_losses import PRINTED_D_F, PRINTED_UNI
@@ -41,7 +37,7 @@ from diffdistill.parts.verification.step import (
     processes,
     say_the_feature,
 )
-from diffdistill.process import EDM, LevelLaw
+from diffdistill.process import EDM, Level, LevelLaw
 from diffdistill.rewards import CallableReward
 from diffdistill.rewards.term import RewardTerm
 
@@ -281,8 +277,9 @@ def expansion(count: int = 24) -> Iterator[Check]:
     points = torch.tensor(gauss_legendre(count)[0])
     measure = torch.tensor(gauss_legendre(count)[1])
     low, high = 0.3, 2.5
-    for name in ("uniform", "loguniform", "karras"):
-        level = Level.model_validate({"law": name, "sigma_min": low, "sigma_max": high})
+    laws: tuple[Literal["uniform", "loguniform", "karras"], ...] = ("uniform", "loguniform", "karras")
+    for name in laws:
+        level = Level(name, sigma_min=low, sigma_max=high)
         sigma = LevelLaw(level).sigma(points).double()
         nodes = nodes_at(sigma, trapezoid(161), hermite(16))
         law = GivenLevels(level, u=points.repeat_interleave(len(nodes.z) // count))

@@ -17,13 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from diffdistill.config.methods import Adversarial, Method
-from diffdistill.config.schema import Level
 from diffdistill.denoiser import Denoiser
 from diffdistill.matching.step import DistributionMatching
-from diffdistill.methods import choices_of
+from diffdistill.methods.base import Adversarial, Method
 from diffdistill.parts.verification.analytic import Mixture, Nodes
-from diffdistill.process import EDM, VP, Flow, LevelLaw, Process, per_sample
+from diffdistill.process import EDM, VP, Flow, Level, LevelLaw, Process, per_sample
 from diffdistill.rewards.term import RewardTerm
 
 TAP = "log_ratio"
@@ -156,7 +154,7 @@ class Step:
         ratio = LogRatio(classes[0], self.student)
         teacher = Denoiser(StepNetwork(classes, self.process, shape, ratio), self.process, null_class=null)
         critic = Denoiser(StepNetwork([self.student], self.process, shape, ratio), self.process)
-        method = DistributionMatching(choices_of(self.settings), teacher, critic, self.law, self.law)
+        method = DistributionMatching(self.settings.choices(), teacher, critic, self.law, self.law)
         if method.adversarial is not None:
             say_the_feature(method)
         return method

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffdistill.optimizers import Optimizer
+
 
 class Adafactor(torch.optim.Adafactor):
     """torch's, one tensor at a time: all at once would need another copy of the weights."""
@@ -26,6 +28,10 @@ class Adafactor(torch.optim.Adafactor):
         super().step()
         for p, shape in zip(kernels, shapes, strict=True):
             reshape(p, shape)
+
+
+def build(parameters: list[nn.Parameter], settings: Optimizer) -> Adafactor:
+    return Adafactor(parameters, settings.learning_rate, settings.weight_decay)
 
 
 def reshape(p: nn.Parameter, shape: torch.Size) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffdistill.optimizers import Muon as MuonSettings
+
 # Coefficients of the quintic a s + b s^3 + c s^5 (ibid.): five rounds bring singular values of 0.01 to 1 near 1.
 A, B, C = 3.4445, -4.7750, 2.0315
 ROUNDS = 5
@@ -48,6 +50,10 @@ class Muon(torch.optim.Optimizer):
                 update = orthogonal(p.grad.lerp(average, group["momentum"]).flatten(1))
                 rows, columns = update.shape
                 p.add_(update.view_as(p), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+
+
+def build(parameters: list[nn.Parameter], settings: MuonSettings) -> Muon:
+    return Muon(parameters, settings.learning_rate, settings.momentum)
 
 
 def split_weights(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -3,26 +3,19 @@
 import copy
 import math
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffdistill.config.parts import Muon as MuonSettings
-from diffdistill.config.parts import Optimizer
 from diffdistill.errors import NonFiniteError
-from diffdistill.training.optim.adafactor import Adafactor
-from diffdistill.training.optim.muon import Muon
+from diffdistill.optimizers import Muon, Optimizer
 
 
-def optimizer_of(parameters: list[nn.Parameter], settings: Optimizer | MuonSettings) -> torch.optim.Optimizer:
-    if isinstance(settings, MuonSettings):
-        return Muon(parameters, settings.learning_rate, settings.momentum)
-    if settings.name == "adafactor":
-        return Adafactor(parameters, settings.learning_rate, settings.weight_decay)
-    return torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=settings.betas, eps=1e-8, weight_decay=settings.weight_decay
-    )
+def optimizer_of(parameters: list[nn.Parameter], settings: Optimizer | Muon) -> torch.optim.Optimizer:
+    module, _, name = settings.builder.partition(":")
+    return getattr(import_module(module), name)(parameters, settings)
 
 
 class Updater:
@@ -32,9 +25,7 @@ class Updater:
     `optimizer.state`.
     """
 
-    def __init__(
-        self, name: str, parameters: Iterable[nn.Parameter], settings: Optimizer | MuonSettings, total_steps: int
-    ):
+    def __init__(self, name: str, parameters: Iterable[nn.Parameter], settings: Optimizer | Muon, total_steps: int):
         self.name = name
         self.settings = settings
         self.total_steps = total_steps

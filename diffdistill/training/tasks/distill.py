@@ -9,11 +9,13 @@ from diffdistill.config.schema import Distill
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.matching.micro_batches import mean_of, parts_of, some
+from diffdistill.matching.micro_batches import mean_of, parts_of, rows_of
 from diffdistill.matching.step import DistributionMatching
-from diffdistill.methods import choices_of
+from diffdistill.methods.base import Rewarded
 from diffdistill.pipelines.text.data import TextSet
-from diffdistill.process import LevelLaw
+from diffdistill.process import Level, LevelLaw
+from diffdistill.rewards.term import RewardSettings, RewardTerm, reward_term
+from diffdistill.section import plain
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.updater import Ema, Updater
@@ -36,6 +38,16 @@ def regression_steps(config: Distill) -> int:
     return total if settings.steps == total else min(settings.steps, total - 1)
 
 
+def reward_of(config: Distill, teacher: Denoiser) -> RewardTerm | None:
+    """The term of `method.reward`, where the method follows one."""
+    if not isinstance(config.method, Rewarded) or config.method.reward is None:
+        return None
+    device = next(teacher.parameters()).device
+    return reward_term(
+        plain(config.method.reward, RewardSettings), device, None if teacher.prompts is None else teacher.decode
+    )
+
+
 class DistillTask:
     """Student and critic start as copies of the teacher (without its null class); the student's average is what is
     kept.
@@ -49,13 +61,14 @@ class DistillTask:
         self.student, critic = build_roles(config, teacher, self.levels, device, start)
         bounds = teacher.sigma_min, teacher.sigma_max, teacher.process
         self.method = DistributionMatching(
-            choices_of(config.method),
+            config.method.choices(),
             teacher,
             critic,
-            LevelLaw(config.level, *bounds),
-            LevelLaw(config.critic.level, *bounds),
+            LevelLaw(plain(config.level, Level), *bounds),
+            LevelLaw(plain(config.critic.level, Level), *bounds),
             device.autocast,
             config.method.float32_gap,
+            reward_of(config, teacher),
         )
         self.first = regression_steps(config)
         self._build_updaters(config, critic)
@@ -92,10 +105,10 @@ class DistillTask:
             "critic": critic,
             **self.method.modules(),
         }
-        if self.method.adversarial is not None:
-            term = self.method.adversarial
+        term, settings = self.method.adversarial, config.method.adversarial
+        if term is not None and settings is not None:
             self.critic_updaters.append(
-                Updater("discriminator", term.discriminator.parameters(), term.settings.optimizer, total)
+                Updater("discriminator", term.discriminator.parameters(), settings.optimizer, total)
             )
         if config.initialize_from is not None and not names_model(config.initialize_from):
             self.start_from(Path(config.initialize_from))
@@ -142,14 +155,14 @@ class DistillTask:
         parts = parts_of(len(x), config.micro_batch_size)
         whole = len(parts) == 1
         with torch.set_grad_enabled(whole):  # in parts, the graph of each is made again when its turn has come
-            x0 = torch.cat([self.images(x[rows], sigma[rows], some(cond, rows)) for rows in parts])
+            x0 = torch.cat([self.images(x[rows], sigma[rows], rows_of(cond, rows)) for rows in parts])
 
         metrics: Metrics = {}
         for _ in range(config.critic.updates_per_step):
             seen = []
             noise = method.critic_noise(x0.detach(), real is not None)
             for rows in parts:
-                loss, found = method.critic_loss(x0[rows], some(cond, rows), some(real, rows), noise.part(rows))
+                loss, found = method.critic_loss(x0[rows], rows_of(cond, rows), rows_of(real, rows), noise.part(rows))
                 (len(x0[rows]) / len(x0) * loss).backward()
                 seen.append(found)
             for updater in self.critic_updaters:
@@ -161,7 +174,7 @@ class DistillTask:
             # The mean over C, H, W too, so that clipping thresholds mean what they mean in the papers.
             gradient = gradient / x0.numel()
             for rows in parts:
-                made = x0 if whole else self.images(x[rows], sigma[rows], some(cond, rows))
+                made = x0 if whole else self.images(x[rows], sigma[rows], rows_of(cond, rows))
                 made.backward(gradient[rows])
             metrics |= found | self.student_updater.step(step)
             self.ema.update(self.student)
@@ -191,7 +204,7 @@ class DistillTask:
             for level, below in zip(self.levels[:k], self.levels[1:], strict=False):
                 sigma = x.new_full((len(x),), level)
                 parts = parts_of(len(x), self.config.micro_batch_size)
-                x0 = torch.cat([self.images(x[rows], sigma[rows], some(cond, rows)) for rows in parts])
+                x0 = torch.cat([self.images(x[rows], sigma[rows], rows_of(cond, rows)) for rows in parts])
                 x = self.student.clip(x0) + below * torch.randn_like(x)
         return x, x.new_full((len(x),), self.levels[k])
 

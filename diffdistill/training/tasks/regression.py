@@ -16,7 +16,7 @@ from diffdistill.config.schema import Regression
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
-from diffdistill.matching.micro_batches import mean_of, parts_of, some
+from diffdistill.matching.micro_batches import mean_of, parts_of, rows_of
 from diffdistill.pipelines.text.data import TextSet
 from diffdistill.sampling.noise import GivenNoise
 from diffdistill.sampling.solvers import dpm_solver, karras
@@ -154,7 +154,7 @@ class TrajectoryRegression:
         seen: list[Metrics] = []
         for rows in parts:
             with self.device.autocast():
-                x0 = self.student(x[rows], sigma[rows], some(cond, rows))
+                x0 = self.student(x[rows], sigma[rows], rows_of(cond, rows))
             loss = (x0 - target[rows]).square().mean()
             (len(x0) / len(x) * loss).backward()
             seen.append({"regression/loss": loss.detach(), "x0/std": x0.detach().std()})

@@ -10,7 +10,8 @@ from diffdistill.errors import ConfigError
 from diffdistill.losses import denoising_loss
 from diffdistill.models import UViT, apply_scalelong
 from diffdistill.pipelines.text.data import TextSet
-from diffdistill.process import EDM, LevelLaw, per_sample
+from diffdistill.process import EDM, Level, LevelLaw, per_sample
+from diffdistill.section import plain
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.updater import Ema, Updater
@@ -73,7 +74,7 @@ class TeacherTask:
         torch.manual_seed(config.seed)
         network = build_network(config.network, data.images.shape[1:], classes)
         self.model = Denoiser(network, EDM(config.sigma_data), null_class=null).to(device.name).train()
-        self.law = LevelLaw(config.level)
+        self.law = LevelLaw(plain(config.level, Level))
         self.updater = Updater("network", self.model.parameters(), config.optimizer, config.max_train_steps)
         self.ema = Ema(self.model, config.ema_decay_for(config.train_batch_size))
         self.denoisers = {"network": self.model, "average": self.ema.module}

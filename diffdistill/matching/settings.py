@@ -1,0 +1,81 @@
+"""The choices that make a method of the one step: plain data, without torch and without a schema."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from diffdistill.divergences import Divergence, get_divergence
+from diffdistill.errors import ConfigError
+from diffdistill.matching.level_weights import get_level_weight, level_weight_names
+
+Form = Literal["score_gap", "fisher"]
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """The discriminator: heads on features of a network.
+
+    weight: lambda_G of the student's term, for a score gap averaged over C, H, W. features: whose they are. taps: the
+    layers that they are outputs of. critic_weight: lambda_D beside the denoising loss, on the critic's features. r1:
+    weight of R1 at the heads' inputs.
+    """
+
+    weight: float = 1e-3
+    features: Literal["teacher", "critic"] = "teacher"
+    taps: tuple[str, ...] = ("mid_block",)
+    critic_weight: float = 1e-2
+    r1: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How logits become density ratios r: bounds of r; bins of u in which E[r] is made 1, and that mean's memory."""
+
+    clip: tuple[float, float] = (1e-2, 1e2)
+    bins: int = 10
+    decay: float = 0.98
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A row of the table: what distinguishes one method from another.
+
+    form: the gap as it is (`losses.score_gap_gradient`) or the Fisher form (`losses.fisher_gradient`) with its alpha.
+    divergence: h(r), from `divergences`; normalize: h divided by its mean over the batch; detach_ratio: r held
+    constant. level_weight: w, from `level_weights`. adversarial: None for no discriminator; ratio: None for h at r =
+    1. guidance_scale: of the teacher, inside the gap or as a term of its own. critic_warmup: part of the run that
+    trains the critic only. fisher_warmup: part of it, from the start, with alpha 1, reverse KL, no adversarial term.
+
+    Raises ConfigError for choices that exclude each other.
+
+    >>> Choices("fisher", level_weight="pseudo_huber", alpha=1.0).divergence  # SIM
+    'reverse_kl'
+    >>> Choices("score_gap", divergence="forward_kl")
+    Traceback (most recent call last):
+    diffdistill.errors.ConfigError: divergence 'forward_kl' needs a density ratio and there is no discriminator; ...
+    """
+
+    form: Form
+    divergence: str | Divergence = "reverse_kl"
+    level_weight: str = "dmd"
+    alpha: float = 0.5
+    normalize: bool = False
+    detach_ratio: bool = False
+    adversarial: Adversarial | None = None
+    ratio: Ratio | None = None
+    guidance_scale: float = 1.0
+    guidance: Literal["inside", "outside"] = "inside"
+    critic_warmup: float = 0.0
+    fisher_warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        divergence = get_divergence(self.divergence)
+        if divergence.needs_ratio and self.adversarial is None:
+            raise ConfigError(
+                f"divergence '{divergence.name}' needs a density ratio and there is no discriminator; "
+                "set method.adversarial.weight (0 trains the ratio only), or use reverse_kl"
+            )
+        if self.form not in get_level_weight(self.level_weight).forms:
+            raise ConfigError(
+                f"level_weight '{self.level_weight}' weighs the squared score gap of a Fisher form; for the form "
+                f"'{self.form}' take {', '.join(level_weight_names(self.form))}"
+            )

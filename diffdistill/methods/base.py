@@ -1,0 +1,147 @@
+"""What a method is: a section of settings with the choices that are fixed, and the sections that methods share.
+
+A method is one file: its page (equation, paper, departures), a subclass of `Method` with its fixed choices as class
+variables and its defaults as fields, and `METHOD = ThatClass`. The fields of `matching.settings.Choices` are the
+choices there are. From outside the package a config says `method.name: FILE.py:CLASS`.
+"""
+
+import warnings
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from diffdistill.divergences import get_divergence
+from diffdistill.errors import ConfigError
+from diffdistill.matching.level_weights import LEVEL_WEIGHTS, level_weight_names
+from diffdistill.matching.settings import Choices, Form
+from diffdistill.optimizers import Optimizer
+from diffdistill.section import Count, Fraction, OneOf, Positive, Section, plain
+
+
+class Adversarial(Section):
+    """The discriminator: heads on features of a network, at the levels of the score gap."""
+
+    weight: Annotated[float, Field(ge=0)] = Field(
+        1e-3, description="lambda_G, in the papers' convention (score gap: mean over C, H, W)"
+    )
+    features: Literal["teacher", "critic"] = Field(
+        "teacher", description="whose features; critic, as in DMD2's paper, trains the critic too"
+    )
+    taps: tuple[str, ...] = Field(
+        ("mid_block",), min_length=1, description="layers of the network whose outputs the heads read"
+    )
+    critic_weight: Annotated[float, Field(ge=0)] = Field(
+        1e-2, description="lambda_D beside the denoising loss, with features: critic"
+    )
+    r1: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the R1 penalty at the heads' inputs, on noised real images (features in rms units)"
+    )
+    optimizer: Optimizer = Optimizer(learning_rate=1e-3)
+
+    @field_validator("taps")
+    @classmethod
+    def _each_once(cls, taps: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(taps)) < len(taps):
+            raise ValueError(f"taps are {', '.join(taps)}; name each layer once, a head reads it")
+        return taps
+
+
+class Ratio(Section):
+    """How the discriminator's logits become density ratios r = p_teacher / p_student."""
+
+    clip: tuple[Positive, Positive] = Field((1e-2, 1e2), description="bounds of r")
+    bins: Count = Field(10, description="bins of the level law's uniform variable in which E[r] is made 1")
+    decay: Fraction = Field(0.98, description="memory of that mean")
+
+
+class Reward(Section):
+    """What a student is rewarded for, beside staying near its teacher; see docs/rewards.md."""
+
+    name: str | None = Field(
+        None,
+        description="pickscore, imagereward, hps_v2, clip, aesthetic, classifier, NAME:FOLDER, FILE.py:function",
+    )
+    sum: dict[str, float] | None = Field(None, description="in place of name: weights of several rewards, by name")
+    weight: Annotated[float, Field(ge=0)] = Field(
+        description="alpha, in the papers' convention (score gap: mean over C, H, W)"
+    )
+    class_prompts: tuple[str, ...] | None = Field(
+        None, description="text of each class, for a reward that reads texts and a class-conditional teacher"
+    )
+    batch_size: Count = Field(16, description="images at a time through the reward")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Reward":
+        if (self.name is None) == (not self.sum):
+            given = "both 'name' and 'sum'" if self.sum else "neither 'name' nor 'sum'"
+            raise ValueError(f"method.reward has {given}; give one reward's name, or the weights of several")
+        return self
+
+
+def _meanings(form: Form) -> str:
+    return "; ".join(f"{name}: {LEVEL_WEIGHTS[name].meaning}" for name in level_weight_names(form))
+
+
+def _known_divergence(name: str) -> str:
+    try:
+        get_divergence(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+GapWeight = Annotated[str, OneOf(level_weight_names("score_gap"))]
+FisherWeight = Annotated[str, OneOf(level_weight_names("fisher"))]
+GAP_HELP, FISHER_HELP = _meanings("score_gap"), _meanings("fisher")
+DivergenceName = Annotated[str, AfterValidator(_known_divergence)]
+
+
+class Method(Section):
+    """What all methods share; a method sets `name` and `form`, and any other choice, fixed or with a default."""
+
+    form: ClassVar[Form]
+
+    name: str
+    level_weight: FisherWeight = Field("dmd", description=FISHER_HELP)
+    guidance_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance of the teacher")
+    float32_gap: bool = Field(
+        False,
+        description="teacher and critic in float32 where their difference is taken, whatever mixed_precision says",
+    )
+    adversarial: Adversarial | None = Field(None, description="a discriminator on real data; null: none (data-free)")
+
+    @classmethod
+    def registered_name(cls) -> str:
+        return cls.model_fields["name"].default
+
+    def choices(self) -> Choices:
+        """The row of the table that these settings are."""
+        return plain(self, Choices)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Method":
+        try:
+            plain(self, Choices)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class Rewarded(Method):
+    """What the methods that follow a reward share; `plain_method`: what they are without reward and guidance."""
+
+    plain_method: ClassVar[str]
+
+    reward: Reward | None = Field(None, description="null: none but the implicit one of guidance")
+    guidance: Literal["inside", "outside"] = Field(
+        "inside",
+        description="inside: the gap to the guided teacher; outside: the gap to the plain one, and a linear term",
+    )
+
+    def choices(self) -> Choices:
+        if self.reward is None and self.guidance_scale == 1.0:
+            warnings.warn(
+                f"{self.name} without method.reward and without guidance is {self.plain_method}; give one of them.",
+                stacklevel=2,
+            )
+        return super().choices()

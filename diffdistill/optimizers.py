@@ -1,0 +1,56 @@
+"""Settings of optimisers, and the table of them: a name, and what builds it (in `training/optim`, with torch)."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from diffdistill.section import Fraction, OneOf, Positive, Section
+
+# name: `module:function` that makes it of (parameters, settings). A new optimiser is a row here and its function.
+OPTIMIZERS = {
+    "adamw": "diffdistill.training.optim.adamw:build",
+    "adafactor": "diffdistill.training.optim.adafactor:build",
+}
+
+
+class Rate(Section):
+    """A learning rate over the steps, and the bound of the gradient."""
+
+    learning_rate: Positive = 1e-4
+    max_grad_norm: Positive | None = Field(10.0, description="clip the global gradient norm; null: do not")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="decay of the rate after the warm-up"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    decay_from: Fraction = Field(0.0, description="part of the run after which the rate decays")
+
+
+class Optimizer(Rate):
+    """AdamW; or Adafactor (1804.04235), whose state is a five-hundredth of SDXL's weights, AdamW's twice the weights.
+
+    Adafactor's learning rate is a part of each weight tensor's root mean square: one like 1e-3, not 1e-5.
+    """
+
+    name: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
+    betas: tuple[Fraction, Fraction] = (0.0, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+    @property
+    def builder(self) -> str:
+        return OPTIMIZERS[self.name]
+
+    @model_validator(mode="after")
+    def _no_first_moment(self) -> "Optimizer":
+        if self.name == "adafactor" and self.betas[0] != 0:
+            raise ValueError("adafactor keeps no first moment; set betas to [0.0, 0.999]")
+        return self
+
+
+class Muon(Rate):
+    """Muon, for weight matrices and kernels: their updates are orthogonal."""
+
+    learning_rate: Positive = 6e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    builder: ClassVar[str] = "diffdistill.training.optim.muon:build"

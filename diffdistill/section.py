@@ -1,0 +1,53 @@
+"""What all settings are made of: a frozen section, numbers with bounds, names of a table, and the plain data in them.
+
+The mathematics knows no section: it takes frozen dataclasses, which `plain` fills by the names of their fields.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Self, TypeVar, get_args, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Plain = TypeVar("Plain")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @classmethod
+    def admitting(cls, data: Mapping[str, Any]) -> type[Self]:
+        """The class that these settings are checked against; another where they name a plug-in with settings."""
+        return cls
+
+
+class OneOf:
+    """`Annotated[str, OneOf(NAMES)]`: one of these names; a `Literal` of names that stand in a table elsewhere."""
+
+    def __init__(self, names: Iterable[str]):
+        self.names = list(names)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.literal_schema(self.names)
+
+
+def plain(section: BaseModel, kind: type[Plain]) -> Plain:
+    """The dataclass `kind` with the section's values: of its fields those that the section has, by name.
+
+    A section within becomes the dataclass that the field's annotation names.
+    """
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if not hasattr(section, field.name):
+            continue
+        value = getattr(section, field.name)
+        if isinstance(value, BaseModel):
+            options = (hints[field.name], *get_args(hints[field.name]))
+            value = plain(value, next(option for option in options if dataclasses.is_dataclass(option)))  # type: ignore[arg-type]
+        values[field.name] = value
+    return kind(**values)

@@ -1,0 +1,126 @@
+"""A method and a divergence of the user's own, from a file: trained with like those of the package."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffdistill.cli import main
+from diffdistill.config import load_config
+from diffdistill.config.schema import Distill
+from diffdistill.divergences import get_divergence
+from diffdistill.errors import ConfigError
+from diffdistill.methods.base import Method
+from diffdistill.registry import allow_code
+
+FILE = '''"""Reverse KL beside a setting of its own."""
+from typing import ClassVar, Literal
+
+from diffdistill.divergences import Divergence
+from diffdistill.methods.base import Adversarial, Method
+
+CUBE_ROOT = Divergence(
+    name="cube_root",
+    weight=lambda log_r: (log_r / 3).exp(),
+    weight_slope=lambda log_r: (log_r / 3).exp() / 3,
+    adversarial=lambda log_r: -3 * (log_r / 3).exp(),
+)
+
+
+def power(exponent=2.0):
+    return Divergence("power", lambda l: (exponent * l).exp(), lambda l: l, lambda l: l)
+
+
+class Own(Method):
+    """Reverse KL, weight 1."""
+
+    form: ClassVar[str] = "score_gap"
+    name: Literal["own"] = "own"
+    alpha: float = 0.25
+    adversarial: Adversarial | None = Adversarial(weight=0.5)
+
+
+METHOD = Own
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FILE, encoding="utf-8")
+    (tmp_path / "x.yaml").write_text("output_dir: out\nmethod:\n  name: mine.py:Own\n", encoding="utf-8")
+    allow_code()
+    yield "x.yaml"
+    allow_code(False)
+
+
+def test_a_method_of_ones_own_file_is_a_method(own):
+    resolved = load_config(Distill, own, ["method.alpha=0.75", "method.adversarial.r1=0.1"])
+    method = resolved.config.method
+    assert isinstance(method, Method)
+    assert (method.name, method.alpha, method.adversarial.weight) == ("mine.py:Own", 0.75, 0.5)
+    choices = method.choices()
+    assert (choices.form, choices.alpha, choices.adversarial.r1) == ("score_gap", 0.75, 0.1)
+    Path("again.yaml").write_text(resolved.text_yaml, encoding="utf-8")
+    again = load_config(Distill, "again.yaml")
+    assert (again.config.method.model_dump(), again.sha256) == (method.model_dump(), resolved.sha256)
+
+
+def test_its_keys_are_known(own):
+    with pytest.raises(ConfigError) as caught:
+        load_config(Distill, own, ["method.alpa=1"])
+    assert str(caught.value) == ("override 'method.alpa=1': unknown key 'method.alpa' (did you mean 'method.alpha'?)")
+
+
+def test_code_is_run_only_where_it_is_allowed(own):
+    allow_code(False)
+    for more in ([], ["method={name: f_distill, divergence: 'mine.py:CUBE_ROOT'}"]):
+        with pytest.raises(ConfigError, match="is code, which would be run: say --allow-code if you trust the file"):
+            load_config(Distill, own, more)
+
+
+def test_what_is_no_method_is_refused(own):
+    with pytest.raises(ConfigError, match=r"'mine\.py:power' is no method; it must be a diffdistill\.methods\.base"):
+        load_config(Distill, own, ["method.name=mine.py:power"])
+    with pytest.raises(ConfigError, match=r"'mine\.py' defines no 'Nothing'"):
+        load_config(Distill, own, ["method.name=mine.py:Nothing"])
+
+
+def test_a_file_of_the_environment_adds_its_method_by_name(own, tmp_path):
+    command = [sys.executable, "-m", "diffdistill", "config", "show", "distill", "fashion_mnist/dmd2"]
+    words = ["--set", "method={name: own, alpha: 0.5}"]
+    plugins = os.environ | {"DIFFDISTILL_PLUGINS": str(tmp_path / "mine.py")}
+    done = subprocess.run([*command, *words], env=plugins, capture_output=True, text=True, check=True)
+    assert "  name: own" in done.stdout
+    keys = [*command[:4], "keys", "distill"]
+    done = subprocess.run(keys, env=plugins, capture_output=True, text=True, check=True)
+    assert "# method: Reverse KL, weight 1.\nmethod.name: own\n" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "called"), [("CUBE_ROOT", "cube_root"), ("power", "power")])
+def test_a_divergence_of_ones_own_file_weighs(own, name, called):
+    words = [f"method={{name: f_distill, divergence: 'mine.py:{name}'}}"]
+    choices = load_config(Distill, own, words).config.method.choices()
+    assert choices.divergence == f"mine.py:{name}"
+    assert get_divergence(choices.divergence).name == called
+
+
+def test_what_is_no_divergence_is_refused(own):
+    with pytest.raises(ConfigError, match=r"'mine\.py:FILE' is no divergence|defines no 'FILE'"):
+        load_config(Distill, own, ["method={name: f_distill, divergence: 'mine.py:FILE'}"])
+    with pytest.raises(ConfigError, match=r"'mine\.py:Own' is no divergence; it must be a diffdistill\.divergences"):
+        load_config(Distill, own, ["method={name: f_distill, divergence: 'mine.py:Own'}"])
+
+
+def test_a_wrong_divergence_is_told_at_once_and_without_torch(capsys):
+    words = ["distill", "fashion_mnist/f_distill", "method.divergence=jensen_shanon"]
+    assert main(words) == 2
+    assert "did you mean 'jensen_shannon'?" in capsys.readouterr().err
+
+
+def test_choices_that_exclude_each_other_are_told_with_the_config():
+    words = ["method.divergence=forward_kl", "method.adversarial=null"]
+    with pytest.raises(ConfigError, match="needs a density ratio and there is no discriminator"):
+        load_config(Distill, "fashion_mnist/f_distill", words)
