@@ -17,7 +17,7 @@ from diffdistill.parts.bench.subjects import Bench
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.sampling.generate import pick_device
 from diffdistill.training.device import Device
-from diffdistill.training.run import environment
+from diffdistill.training.run_folder import environment
 
 QUICK_METHODS = ("dmd2", "sid")
 HEADER = f"{'':<38} {'ours, ms':>24} {'bare, ms':>24} {'ratio':>6} {'peak MB':>8} {'bare':>6}"

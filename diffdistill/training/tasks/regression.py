@@ -20,12 +20,12 @@ from diffdistill.matching.micro_batches import mean_of, parts_of, some
 from diffdistill.pipelines.text.data import TextSet
 from diffdistill.sampling.noise import GivenNoise
 from diffdistill.sampling.solvers import dpm_solver, karras
+from diffdistill.training.batches import draw_batch
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.muon import split_weights
 from diffdistill.training.optim.updater import Ema, Updater
 from diffdistill.training.randomness import mix
-from diffdistill.training.tasks.teacher import draw_batch
 
 Trajectories = tuple[Tensor, Tensor, Tensor | None]
 """States at the student's K levels `(B, K, C, H, W)`, the images they lead to `(B, C, H, W)`, conditions `(B,)`."""
