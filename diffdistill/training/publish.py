@@ -84,7 +84,8 @@ def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any]:
         return {}
     rows: dict[int, Any] = {}
     digest = weights_digest(folder)
-    for entry in read_json(folder / "evaluations.json"):
+    entries: Any = read_json(folder / "evaluations.json")
+    for entry in entries:
         measured, protocol = entry["evaluation"], entry["evaluation"]["protocol"]
         same = all(protocol[key] == evaluation["protocol"][key] for key in ("num_images", "features", "reference"))
         if not same or entry["weights_sha256"] != digest:
