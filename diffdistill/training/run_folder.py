@@ -87,8 +87,14 @@ def environment() -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **{package: version(package) for package in ("torch", "diffusers", "accelerate", "safetensors", "numpy")},
         "diffdistill": __version__,
-        "command": " ".join(["diffdistill", *sys.argv[1:]]),
+        "command": command_line(),
     }
+
+
+def command_line() -> str:
+    """What started this process, without the folders its program lies in."""
+    program = Path(sys.argv[0]).name
+    return " ".join(["diffdistill" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 def peak_memory() -> int:
