@@ -33,7 +33,7 @@ import torch
 
 from diffdistill.config import load_config
 from diffdistill.config.schema import Distill
-from diffdistill.training.loop import flat
+from diffdistill.training.observers import flat
 
 RECIPES = ["diff_instruct", "dmd2", "f_distill", "sid", "sida", "sim", "uni_instruct"]
 VARIANTS = {

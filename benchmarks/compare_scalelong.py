@@ -18,7 +18,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from diffdistill.cli import main as diffdistill
-from diffdistill.training.loop import flat
+from diffdistill.training.observers import flat
 
 NETWORKS = {
     "unet": [],  # the bundled teacher's: three resolutions, six long skips

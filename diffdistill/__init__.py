@@ -1,22 +1,31 @@
 """One-step generators from diffusion models.
 
-Importing this package loads nothing heavy and changes nothing: `Denoiser` and with it torch come at first use.
+    run = diffdistill.distill("fashion_mnist/dmd2", output_dir="runs/mine", student__steps=2)
+
+Importing this package loads nothing heavy and changes nothing: its names, and with them torch, come at first use.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffdistill.api import align, distill, train
     from diffdistill.denoiser import Denoiser
 
 __version__ = "0.1.0"
-__all__ = ["Denoiser", "__version__"]
+__all__ = ["Denoiser", "__version__", "align", "distill", "train"]
+
+_HOMES = {
+    "Denoiser": "diffdistill.denoiser",
+    "align": "diffdistill.api",
+    "distill": "diffdistill.api",
+    "train": "diffdistill.api",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Denoiser":
-        from diffdistill.denoiser import Denoiser
-
-        return Denoiser
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'diffdistill' has no attribute '{name}'")
 
 

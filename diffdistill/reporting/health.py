@@ -13,7 +13,7 @@ from diffdistill.evaluation.figures import figure_of
 from diffdistill.evaluation.metrics import metrics
 from diffdistill.reporting.rundata import STOPPED_FOR, RunData, Series
 
-# A critic trained on the teacher's own data, where the true gap is 0, shows 0.19 to 0.25 (docs/design.md).
+# A critic trained on the teacher's own data, where the true gap is 0, shows 0.19 to 0.25 (docs/lab/quickstart.md).
 CRITIC_NOISE = 0.25
 Kind = Literal["good", "watch", "bad"]
 Window = tuple[float, float]

@@ -14,7 +14,7 @@ def fast_bf16(device_type: str) -> bool:
     """Whether the hardware makes autocast to bfloat16 pay: GPUs that have it, and CPUs with AMX tiles.
 
     AVX-512's bfloat16 instructions alone need not: on one CPU with them a small UNet took eight times as long with two
-    threads as in float32 (docs/design.md).
+    threads as in float32 (docs/performance.md).
     """
     if device_type == "cpu":
         capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()

@@ -1,45 +1,58 @@
 """Early stop: where a held-out figure gets worse, as when a reward is exploited, the run goes back and ends."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
-from diffdistill.config.parts import EarlyStop
+from tqdm import tqdm
+
+from diffdistill.config.parts import EarlyStop as Settings
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.figures import figure_of
-from diffdistill.reporting.rundata import read_metrics
+from diffdistill.files import read_text
+from diffdistill.reporting.rundata import STOPPED_FOR, read_metrics
+from diffdistill.training.loop import Observer, TrainingRun
 
 
-class Watch:
-    """One figure of the evaluations, read from the log of the run, so that a resumed run decides as one never stopped.
+class EarlyStop(Observer):
+    """Watches one figure of the evaluations; to stand after the observer that makes them.
 
-    good: step of the last evaluation that is worse than the best so far by no more than `margin`: not the best itself,
-        for by that figure they are equal, and the later one has been trained for longer. None before the first.
-    fallen: whether `patience` evaluations have come since.
+    It is read from the log of the run, so that a resumed run decides as one never stopped.
+
+    scores: the figures that rewards or judges give; raises ConfigError for another of their kind.
     """
 
-    good: int | None = None
-    fallen = False
+    def __init__(self, settings: Settings, evaluate: Callable[[Any], dict[str, Any]], scores: Collection[str]):
+        if "/" in settings.metric and settings.metric not in scores:
+            raise ConfigError(
+                f"evaluation.stop.metric is '{settings.metric}', and what scores is {', '.join(scores)}; watch one"
+            )
+        self.settings, self.evaluate = settings, evaluate
 
-    def __init__(self, settings: EarlyStop | None, log: Path):
-        self.settings, self.log = settings, log
-        self.look()
+    def start(self, run: TrainingRun[Any]) -> None:
+        run.kept_step, run.ended = self.verdict(run.log.file)
 
-    def look(self) -> None:
-        if self.settings is None or not self.log.is_file():
+    def after(self, run: TrainingRun[Any]) -> None:
+        if run.evaluated != run.step:
             return
-        series = read_metrics(self.log.read_text()).get(f"evaluation/{self.settings.metric}")
+        run.kept_step, run.ended = self.verdict(run.log.file)
+        if run.ended and run.kept_step is not None:
+            run.record({STOPPED_FOR: run.kept_step})
+            tqdm.write(f"step {run.step}: evaluation.stop ends the run, with the model of step {run.kept_step}")
+            run.go_back(run.kept_step)
+            run.evaluation = self.evaluate(run.task.averaged())
+
+    def verdict(self, log: Path) -> tuple[int | None, bool]:
+        """`(good, fallen)` by the evaluations in the log.
+
+        good: step of the last evaluation that is worse than the best so far by no more than `margin`: not the best
+        itself, for by that figure they are equal, and the later one has been trained for longer. None before the
+        first. fallen: whether `patience` evaluations have come since.
+        """
+        series = read_metrics(read_text(log) if log.is_file() else "").get(f"evaluation/{self.settings.metric}")
         if series is None:
-            return
+            return None, False
         sign = -1 if figure_of(self.settings.metric).lower_is_better else 1
         scores = [sign * value for value in series.values]
         last = max(i for i, score in enumerate(scores) if max(scores) - score <= self.settings.margin)
-        self.good = int(series.steps[last])
-        self.fallen = len(scores) - 1 - last >= self.settings.patience
-
-
-def check_watched(settings: EarlyStop | None, scores: Collection[str]) -> None:
-    """ConfigError where `stop` watches the score of a reward or judge that does not measure."""
-    if settings is not None and "/" in settings.metric and settings.metric not in scores:
-        raise ConfigError(
-            f"evaluation.stop.metric is '{settings.metric}', and what scores is {', '.join(scores)}; watch one"
-        )
+        return int(series.steps[last]), len(scores) - 1 - last >= self.settings.patience

@@ -19,7 +19,7 @@ from diffdistill.evaluation import Evaluator
 from diffdistill.files import write_json
 from diffdistill.pipelines.folder import weights_digest
 from diffdistill.sampling.generate import generate, plan_sampling
-from diffdistill.training.loop import flat
+from diffdistill.training.observers import flat
 
 # (sampler, steps): what a practitioner would compare a one-step student with.
 ROWS = [

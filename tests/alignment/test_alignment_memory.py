@@ -11,12 +11,11 @@ pytest.importorskip("peft")
 
 from tiny_text import pair_folder, stable_diffusion
 
-from diffdistill.alignment.pipelines import load_pipeline
 from diffdistill.config import load_config
 from diffdistill.config.align import Align
 from diffdistill.data.pairs import load_pairs
 from diffdistill.training.device import Device
-from diffdistill.training.tasks.align import AlignTask
+from diffdistill.training.tasks.align import AlignTask, load_pipeline
 
 ADAFACTOR = {"name": "adafactor", "betas": [0.0, 0.999]}
 METHODS = {"mapo": {"name": "mapo"}, "diffusion_dpo": {"name": "diffusion_dpo"}}

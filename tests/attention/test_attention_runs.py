@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_training import data, settings, task
+from runs import data, settings, task
 from tiny import tiny_teacher
 
 from diffdistill.config.schema import Distill, Evaluation
@@ -14,6 +14,7 @@ from diffdistill.errors import ConfigError
 from diffdistill.parts.attention.kernels import set_attention
 from diffdistill.sampling.generate import generate
 from diffdistill.training import run
+from diffdistill.training.attention import choose_attention
 from diffdistill.training.loop import run_loop
 from diffdistill.training.store import tensors_of
 
@@ -42,8 +43,8 @@ def test_by_default_a_run_trains_the_same_weights_to_the_last_bit(kind, tmp_path
         (tmp_path / str(chosen)).mkdir()
         done = task(config)
         if chosen:
-            assert run.choose_attention(done, config, done.device) == "auto: flash"
-        run_loop(done, config, tmp_path / str(chosen), SimpleNamespace(evaluate=lambda _: {"metrics": {}}))
+            assert choose_attention(done.networks(), config.attention, done.device.autocast) == "auto: flash"
+        run_loop(done, config, tmp_path / str(chosen))
         states.append({f"{n}.{k}": v.clone() for n, part in done.parts.items() for k, v in tensors_of(part).items()})
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
@@ -53,7 +54,7 @@ def test_by_default_a_run_trains_the_same_weights_to_the_last_bit(kind, tmp_path
 def test_every_network_of_a_run_gets_the_kernel(kind, tmp_path):
     config = settings(kind, tmp_path, attention="sdpa-math")
     done = task(config)
-    assert run.choose_attention(done, config, done.device) == "sdpa-math: math"
+    assert choose_attention(done.networks(), config.attention, done.device.autocast) == "sdpa-math: math"
     roles = {"teacher", "student", "critic", "average"} if isinstance(config, Distill) else {"network", "average"}
     assert done.denoisers.keys() == roles
     for model in done.denoisers.values():
@@ -67,7 +68,8 @@ def test_a_run_records_its_kernels(tmp_path, monkeypatch):
         "train", tmp_path / "run", max_train_steps=1, sample_every=0, attention="sdpa-flash",
         evaluation=Evaluation(at_end=False),
     )  # fmt: skip
-    assert run.train(SimpleNamespace(config=config, text_yaml="{}\n", sha256="0" * 64)) == 0
+    done = run.train(SimpleNamespace(config=config, text_yaml="{}\n", sha256="0" * 64))
+    assert (done.folder, done.metrics) == (tmp_path / "run", {})
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["attention"] == "sdpa-flash: flash"
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_training import data, settings
+from runs import data, settings
 from tiny import tiny_teacher
 
 from diffdistill.denoiser import Denoiser

@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from gaussian import run
+from stock_schedulers import NAMES, drawn, noise, plain
 
 from diffdistill import schedulers
 from diffdistill.parts.exposure_bias.scheduler import DEFAULTS
@@ -20,17 +20,7 @@ from diffdistill.schedulers import (
     time_shift_sampler,
 )
 
-# CosineDPMSolverMultistepScheduler cannot be made without torchsde.
-NAMES = [name for name in BASES if not name.startswith("Cosine")]
 ADD_NOISE = [name for name in NAMES if name != "FlowMatchHeunDiscreteScheduler"]
-SETTINGS = {
-    "DDIMScheduler": {"clip_sample": False},
-    "DDPMScheduler": {"clip_sample": False, "variance_type": "fixed_large"},
-}
-
-
-def plain(name: str, **settings: Any) -> Any:
-    return getattr(diffusers, name)(**SETTINGS.get(name, {}), **settings)
 
 
 def corrected(name: str) -> Any:
@@ -39,16 +29,6 @@ def corrected(name: str) -> Any:
     if BASES[name].time_shift:
         scheduler = time_shift_sampler(scheduler, window=30, cutoff=200, data_variance=0.3)
     return scheduler
-
-
-def noise(batch: int = 2, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
-
-
-def drawn(scheduler: Any, steps: int = 6, **settings: Any) -> torch.Tensor:
-    """A whole loop; samplers that draw noise draw the same."""
-    torch.manual_seed(0)
-    return run(scheduler, noise(**settings), steps)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 from gaussian import run
-from test_schedulers_common import NAMES, drawn, noise, plain
+from stock_schedulers import NAMES, drawn, noise, plain
 
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.parts.exposure_bias.coordinates import position, solver_step

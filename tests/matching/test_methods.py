@@ -3,9 +3,9 @@
 import pytest
 import torch
 from pydantic import ValidationError
+from small_methods import batch, build, gradients
 from tiny import tiny_teacher
 
-from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.losses import denoising_loss
 from diffdistill.matching.settings import Choices
@@ -17,10 +17,7 @@ from diffdistill.methods.f_distill import FDistill
 from diffdistill.methods.sid import SiD
 from diffdistill.methods.sim import SIM
 from diffdistill.methods.uni_instruct import UniInstruct
-from diffdistill.pipelines.folder import clone_network
 from diffdistill.process import Level, LevelLaw, per_sample
-from diffdistill.rewards.term import RewardSettings, reward_term
-from diffdistill.section import plain
 
 CRITIC_EYES = Adversarial(features="critic", r1=1.0)
 METHODS = {
@@ -39,27 +36,6 @@ METHODS = {
     ),
     "guided": SiD(name="sid", guidance_scale=2.0),
 }
-
-
-def build(settings, teacher_seed=0, critic_seed=None):
-    teacher = tiny_teacher(teacher_seed)
-    source = teacher if critic_seed is None else tiny_teacher(critic_seed)
-    critic = Denoiser(clone_network(source.network, 3), teacher.process)
-    torch.manual_seed(7)
-    law = LevelLaw(Level(law="karras", u_max=0.8))
-    choices = settings if isinstance(settings, Choices) else settings.choices()
-    reward = getattr(settings, "reward", None)
-    term = None if reward is None else reward_term(plain(reward, RewardSettings))
-    return DistributionMatching(choices, teacher, critic, law, LevelLaw(Level(law="lognormal")), reward=term)
-
-
-def batch(seed=1, count=4):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 1, 8, 8, generator=generator), torch.arange(count) % 3
-
-
-def gradients(module):
-    return [] if module is None else [p.grad for p in module.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_methods import batch, build, gradients
+from small_methods import batch, build, gradients
 from tiny import tiny_teacher
 
 from diffdistill.errors import ConfigError

@@ -5,10 +5,10 @@ import torch
 
 pytest.importorskip("transformers")
 
-from test_training import Observer, lines, without
+from runs import go, lines, without
+from text_drawing import ours, stock
 from text_world import LORA, MAKERS, settings, task, world
 
-from diffdistill.training.loop import run_loop
 from diffdistill.training.store import CheckpointStore, tensors_of
 
 TAPS = {"sd3": "transformer_blocks.0", "flux": "single_transformer_blocks.0", "pixart": "transformer_blocks.1"}
@@ -77,7 +77,7 @@ def test_the_networks_of_a_lora_run_are_one_copy_and_start_as_the_teacher(folder
 
 def test_a_checkpoint_of_adapters_holds_adapters_only(folder, tmp_path):
     made = task(settings(folder, **LORA))
-    run_loop(made, made.config.model_copy(update={"output_dir": str(tmp_path)}), tmp_path, Observer())
+    go(made, made.config.model_copy(update={"output_dir": str(tmp_path)}), tmp_path)
     newest, _ = CheckpointStore(tmp_path / "checkpoints", 10).find("latest")
     names = {name for name, part in made.parts.items() if name in ("student", "critic") for name in tensors_of(part)}
     assert names
@@ -92,7 +92,7 @@ def test_a_run_resumed_at_any_step_is_bit_equal_to_one_never_stopped(folder, tmp
     def run(where, **extra):
         where.mkdir(exist_ok=True)
         made = task(settings(folder, method="sid", images=True, output_dir=str(where), **more, **extra))
-        run_loop(made, made.config, where, Observer())
+        go(made, made.config, where)
         return {f"{n}.{k}": v.clone() for n, part in made.parts.items() for k, v in tensors_of(part).items()}
 
     whole = run(tmp_path / "whole")
@@ -136,8 +136,6 @@ def test_every_method_distils(folder, method):
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_distilled_student_draws_the_same_in_stock_diffusers(folder, tmp_path, kind):
-    from test_text_student import ours, stock
-
     fast = {"optimizer": {"learning_rate": 0.02}, "ema_decay": 0.0}
     made = task(settings(folder, kind, student={"steps": 2, "lora": {"rank": 2}, **fast}))
     for step in range(2):

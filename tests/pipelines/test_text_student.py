@@ -9,7 +9,8 @@ import torch
 
 pytest.importorskip("transformers")
 
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import FluxPipeline
+from text_drawing import ours, stock
 from tiny_text import flux, pixart, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 
 from diffdistill import Denoiser
@@ -18,14 +19,10 @@ from diffdistill.pipelines.text.adapters.flux import pack, unpack
 from diffdistill.pipelines.text.student import stock_schedule
 from diffdistill.process import PURE_NOISE
 from diffdistill.reporting.model_card import text_card
-from diffdistill.sampling.generate import start_of
-from diffdistill.sampling.noise import ImageNoise
-from diffdistill.sampling.solvers import renoise
 
 MAKERS = {
     "sd": stable_diffusion, "sdxl": stable_diffusion_xl, "sd3": stable_diffusion_3, "flux": flux, "pixart": pixart,
 }  # fmt: skip
-SEED = 5
 
 
 @pytest.fixture(scope="module")
@@ -41,32 +38,6 @@ def student_of(teacher, folder, steps, timesteps=None):
     levels = stock_schedule(model.adapter, model.process, steps, timesteps).levels
     model.save_pretrained(folder, role="student", levels=levels)
     return Denoiser.from_pretrained(str(folder))
-
-
-def ours(student, prompt):
-    """Latents of image 0 of `SEED`, as `diffdistill sample` makes them."""
-    ids = student.prompts.ids([prompt])
-    noise = ImageNoise(SEED, [0], student.image_shape, start=start_of(student, student.levels[0]))
-    with torch.no_grad():
-        return renoise(
-            lambda x, sigma: student(x, torch.full((1,), sigma), ids),
-            noise,
-            (*student.levels, 0.0),
-            student.adapter.arrange,
-        ), noise.seeds[0]
-
-
-def stock(folder, prompt, seed, **more):
-    """Latents of the stock pipeline. A flow's scheduler draws from torch's own generator, so both are seeded alike."""
-    pipe = DiffusionPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    call = json.loads((folder / "diffdistill.json").read_text())["call"]
-    own = "FlowMatch" in type(pipe.scheduler).__name__
-    more |= {"use_resolution_binning": False} if "PixArt" in type(pipe).__name__ else {}
-    torch.manual_seed(seed)
-    generator = None if own else torch.Generator().manual_seed(seed)
-    latents = pipe(prompt, **call, generator=generator, output_type="latent", **more).images
-    return unpack(latents, 8, 8) if latents.dim() == 3 else latents
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])

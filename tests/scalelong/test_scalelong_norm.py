@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
-from test_scalelong import call, stable_diffusion, uvit
+from long_skips import call, stable_diffusion, uvit
 from tiny import tiny_unet
 
 from diffdistill.errors import ConfigError

@@ -6,9 +6,8 @@ import warnings
 import pytest
 import torch
 from diffusers import UNet2DModel
-from test_training import Observer, data, settings
-from test_uvit import uvit
-from tiny import tiny_unet
+from runs import data, go, settings
+from tiny import tiny_unet, tiny_uvit
 
 from diffdistill.cli import main
 from diffdistill.denoiser import Denoiser
@@ -17,7 +16,6 @@ from diffdistill.models import apply_scalelong, load_scaled, remove_scalelong
 from diffdistill.pipelines.folder import clone_network
 from diffdistill.process import EDM
 from diffdistill.training.device import Device
-from diffdistill.training.loop import run_loop
 from diffdistill.training.tasks.teacher import TeacherTask
 
 VARIANTS = [
@@ -40,7 +38,7 @@ def scaled(network, seed=3, **more):
 CASES = [
     pytest.param(make, variant, id="-".join(map(str, (make.__name__, *variant.values()))))
     for variant in VARIANTS
-    for make in ((tiny_unet,) if variant.get("position") == "post_norm" else (tiny_unet, uvit))
+    for make in ((tiny_unet,) if variant.get("position") == "post_norm" else (tiny_unet, tiny_uvit))
 ]
 
 
@@ -73,7 +71,7 @@ def test_student_and_critic_begin_with_it(batch, make, variant):
 
 
 def test_a_damaged_gate_is_found(tmp_path):
-    Denoiser(scaled(uvit(), mode="ls"), EDM(), null_class=3).save_pretrained(tmp_path / "m", role="teacher")
+    Denoiser(scaled(tiny_uvit(), mode="ls"), EDM(), null_class=3).save_pretrained(tmp_path / "m", role="teacher")
     file = tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors"
     content = bytearray(file.read_bytes())
     start, end = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["skip_scale.excite.weight"][
@@ -107,7 +105,7 @@ def test_train_scales_and_averages(tmp_path, mode):
     network = type(config.network).model_validate(config.network.model_dump() | {"scalelong": {"mode": mode}})
     task = TeacherTask(config.model_copy(update={"network": network}), data(), Device("no"))
     start = {key: value.clone() for key, value in task.model.state_dict().items()}
-    run_loop(task, config, tmp_path, Observer())
+    go(task, config, tmp_path)
     average = task.averaged()
     assert average.network.config.scalelong["mode"] == mode
     x, sigma, labels = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 3.0]), torch.tensor([0, 1])

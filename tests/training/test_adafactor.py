@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pydantic import ValidationError
-from test_training import run, without
+from runs import run, without
 from torch import nn
 
 from diffdistill.optimizers import Optimizer

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_training import settings, task
+from runs import settings, task
 from torch import nn
 
 from diffdistill.training.optim.updater import Ema

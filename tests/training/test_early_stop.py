@@ -6,23 +6,22 @@ import shutil
 import pytest
 import torch
 from pydantic import ValidationError
-from test_training import lines, run, settings, task
+from runs import Watcher, go, lines, run, settings, task
 
 from diffdistill.config.align import PairEvaluation
-from diffdistill.config.parts import EarlyStop
+from diffdistill.config.parts import EarlyStop as Settings
 from diffdistill.config.schema import Evaluation
 from diffdistill.errors import CheckpointError
 from diffdistill.reporting import health
 from diffdistill.reporting.rundata import read_run
-from diffdistill.training.early_stop import Watch
-from diffdistill.training.loop import run_loop
+from diffdistill.training.early_stop import EarlyStop
 from diffdistill.training.store import CheckpointStore, tensors_of
 
 STOP = {"metric": "fid", "margin": 0.5}
 
 
-class Figures:
-    """An observer whose FIDs are given: of the start, and then of each evaluation."""
+class Figures(Watcher):
+    """A monitor whose FIDs are given: of the start, and then of each evaluation."""
 
     def __init__(self, *values, done=0):
         self.values, self.done, self.seen = values, done, []
@@ -42,8 +41,7 @@ def watched(folder, *values, kind="sid", done=0, stop=None, **more):
     evaluation = {"every": 1, "stop": STOP | (stop or {})}
     config = settings(kind, folder, **{"sample_every": 0, "checkpoint_every": 0, "evaluation": evaluation} | more)
     made, observer = task(config), Figures(*values, done=done)
-    evaluation = run_loop(made, config, folder, observer)
-    return made, observer, evaluation
+    return made, observer, go(made, config, folder, observer).evaluation
 
 
 def tensors(made):
@@ -54,8 +52,8 @@ def watch(tmp_path, metric, values, **more):
     log = tmp_path / "metrics.jsonl"
     rows = [{"step": 10 * i, f"evaluation/{metric}": value} for i, value in enumerate(values)]
     log.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 99, "loss": 1.0}]))
-    found = Watch(EarlyStop(metric=metric, **{"margin": 0.5} | more), log)
-    return found.good, found.fallen
+    settings = Settings(metric=metric, **{"margin": 0.5} | more)
+    return EarlyStop(settings, None, [metric]).verdict(log)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +115,8 @@ def test_the_last_checkpoint_is_the_last_good_one_and_a_finished_run_stays_finis
     assert [folder.name for folder in store.folders()] == ["step-000000", "step-000001", "step-000002"]
     log = lines(tmp_path / "run")
     again, observer, evaluation = watched(tmp_path / "run", 0.0, resume_from_checkpoint="latest")
-    assert (observer.seen, evaluation, lines(tmp_path / "run")) == ([], {}, log)
+    assert (len(observer.seen), lines(tmp_path / "run")) == (1, log)  # measured for the record, and no more trained
+    assert evaluation["metrics"]["fid"]["value"] == 0.0
     assert all(torch.equal(value, tensors(again)[name]) for name, value in tensors(made).items())
     # With more patience it goes on, from there.
     _, observer, _ = watched(tmp_path / "run", *[2.1] * 4, resume_from_checkpoint="latest", stop={"patience": 2})
@@ -157,7 +156,7 @@ def test_a_good_checkpoint_that_was_removed_is_missed_in_a_sentence(tmp_path):
     config = settings("sid", tmp_path / "run", sample_every=0, evaluation={"every": 1, "stop": STOP})
     (tmp_path / "run").mkdir()
     with pytest.raises(CheckpointError, match="there is no checkpoint of step 0 "):
-        run_loop(task(config), config, tmp_path / "run", Careless(2.0, 3.0))
+        go(task(config), config, tmp_path / "run", Careless(2.0, 3.0))
 
 
 def test_the_report_says_where_and_why(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_training import settings, task
+from runs import settings, task
 from tiny import tiny_teacher
 from torch import nn
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_end_to_end import NETWORK, TINY, png_folder
+from tiny_commands import NETWORK, TINY, png_folder
 
 from diffdistill.cli import main
 from diffdistill.training.device import Device, fast_bf16

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_training import Observer, data, settings, task
+from runs import data, go, settings, task
 from tiny import tiny_teacher
 
 from diffdistill.config.schema import Regression
@@ -10,7 +10,6 @@ from diffdistill.errors import ConfigError
 from diffdistill.sampling.noise import GivenNoise
 from diffdistill.sampling.solvers import dpm_solver, karras
 from diffdistill.training.device import Device
-from diffdistill.training.loop import run_loop
 from diffdistill.training.tasks.regression import TrajectoryPairs, through
 
 
@@ -132,7 +131,7 @@ def test_a_run_of_regression_only_is_a_first_stage(tmp_path):
     first = settings("sid", tmp_path / "first", max_train_steps=3, student={"regression": regression})
     (tmp_path / "first").mkdir()
     done = task(first)
-    run_loop(done, first, tmp_path / "first", Observer())
+    go(done, first, tmp_path / "first")
     second = task(settings("dmd2", tmp_path / "second", initialize_from=str(tmp_path / "first")))
     for mine, theirs in zip(second.student.parameters(), done.averaged().parameters(), strict=True):
         assert torch.equal(mine, theirs)

@@ -2,91 +2,24 @@
 absent.
 """
 
-import json
 import os
 import signal
 
 import pytest
 import torch
+from runs import STEPS, lines, run, settings, task, without
 from safetensors.torch import save_file
-from tiny import tiny_teacher
 
-from diffdistill.config.schema import Distill, Optimizer, Train
-from diffdistill.data import ImageSet
+from diffdistill.config.schema import Distill, Optimizer
 from diffdistill.errors import CheckpointError, ConfigError, DiskError, Interrupted, NonFiniteError, Preempted
 from diffdistill.files import new_folder
 from diffdistill.process import EDM
-from diffdistill.training.device import Device
-from diffdistill.training.loop import Log, run_loop
+from diffdistill.training.log import Log
 from diffdistill.training.optim.updater import Ema, Updater
 from diffdistill.training.randomness import mix
 from diffdistill.training.roles import student_levels
-from diffdistill.training.store import MANIFEST, CheckpointStore, problem_of, tensors_of
+from diffdistill.training.store import MANIFEST, CheckpointStore, problem_of
 from diffdistill.training.tasks.distill import DistillTask
-from diffdistill.training.tasks.teacher import TeacherTask
-
-STEPS = 6
-
-
-def data():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (30, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    return ImageSet(images, torch.arange(30) % 3, None, None, "noise", "0" * 64)
-
-
-class Observer:
-    """Looks, and uses random numbers while looking, as a real one may."""
-
-    def grid(self, model, file):
-        torch.randn(3)
-
-    def evaluate(self, model):
-        torch.randn(3)
-        return {"metrics": {"fid": {"value": 1.0}}}
-
-
-def settings(kind, folder, **more):
-    common = {
-        "output_dir": str(folder), "max_train_steps": STEPS, "train_batch_size": 4, "log_every": 1, "sample_every": 2,
-        "checkpoint_every": 2, "keep_checkpoints": 10,
-    }  # fmt: skip
-    if kind == "train":
-        network = {"block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 8}
-        return Train(**common | more, network=network)
-    return Distill(**common | {"student": {"steps": 2}} | more, teacher="tiny", method={"name": kind})
-
-
-def task(config):
-    device = Device("no")
-    if isinstance(config, Train):
-        return TeacherTask(config, data(), device)
-    return DistillTask(config, tiny_teacher(), data(), device)
-
-
-def run(kind, folder, **more):
-    folder.mkdir(parents=True, exist_ok=True)
-    config = settings(kind, folder, **more)
-    done = task(config)
-    run_loop(done, config, folder, Observer())
-    return {
-        f"{name}.{key}": value.clone() for name, part in done.parts.items() for key, value in tensors_of(part).items()
-    }
-
-
-def lines(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "time"} for row in rows]
-
-
-def without(folder, step):
-    """The folder as a kill after `step` leaves it: later checkpoints absent, the log running ahead and cut."""
-    for checkpoint in CheckpointStore(folder / "checkpoints", 10).folders():
-        if int(checkpoint.name[5:]) > step:
-            for file in checkpoint.iterdir():
-                file.unlink()
-            checkpoint.rmdir()
-    with (folder / "metrics.jsonl").open("a") as stream:
-        stream.write('{"step": 9, "los')
 
 
 @pytest.mark.parametrize(

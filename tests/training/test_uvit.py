@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 from diffusers import ConsistencyModelPipeline, DiffusionPipeline
-from test_training import Observer, data, settings, tensors_of
+from runs import data, go, settings
+from tiny import tiny_uvit
 
 from diffdistill.config.schema import Distill
 from diffdistill.denoiser import Denoiser
@@ -14,15 +15,9 @@ from diffdistill.models import UViT
 from diffdistill.pipelines.folder import clone_network
 from diffdistill.process import EDM, VP
 from diffdistill.training.device import Device
-from diffdistill.training.loop import run_loop
+from diffdistill.training.store import tensors_of
 from diffdistill.training.tasks.distill import DistillTask
 from diffdistill.training.tasks.teacher import TeacherTask, build_network
-
-
-def uvit(classes=4, channels=1, seed=0, **more):
-    torch.manual_seed(seed)
-    size = {"patch_size": 2, "hidden_size": 16, "depth": 4, "num_attention_heads": 2}
-    return UViT(8, channels, num_class_embeds=classes, **size | more).eval()
 
 
 @pytest.fixture
@@ -67,7 +62,7 @@ def test_sizes_are_the_papers(size, millions):
 
 
 def test_the_first_block_made_is_the_last_that_is_joined():
-    network = uvit()
+    network = tiny_uvit()
     made, taken = [], []
     for block in network.in_blocks:
         block.register_forward_hook(lambda _, a, output: made.append(output))
@@ -79,7 +74,7 @@ def test_the_first_block_made_is_the_last_that_is_joined():
 
 
 def test_time_class_and_patches_are_tokens():
-    network = uvit()
+    network = tiny_uvit()
     x = torch.randn(2, 1, 8, 8)
     tokens = network._tokens(x, torch.tensor([3.0, 5.0]), torch.tensor([0, 1])) - network.position_embedding
     assert tokens.shape == (2, 2 + 16, 16)
@@ -90,7 +85,7 @@ def test_time_class_and_patches_are_tokens():
 
 def test_patches_return_to_their_places():
     """With the last maps made identities, an image goes through as it came."""
-    network = uvit(None, channels=3)
+    network = tiny_uvit(None, channels=3)
     patches = torch.arange(3 * 64.0).reshape(1, 3, 8, 8)
     flat = patches.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 4, 5, 1).reshape(1, 16, 12)
     assert torch.equal(network._image(flat), patches)
@@ -98,14 +93,14 @@ def test_patches_return_to_their_places():
 
 
 def test_every_parameter_has_a_gradient(batch):
-    network = uvit().train()
+    network = tiny_uvit().train()
     network(*batch).sample.square().mean().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in network.parameters())
 
 
 def test_gradients_are_the_same_under_checkpointing(batch):
     def gradients(checkpointing):
-        network = uvit().train()
+        network = tiny_uvit().train()
         if checkpointing:
             network.enable_gradient_checkpointing()
         network(*batch).sample.square().mean().backward()
@@ -124,21 +119,21 @@ def test_gradients_are_the_same_under_checkpointing(batch):
 )
 def test_sizes_that_do_not_divide_are_sentences(size, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        uvit(**size)
+        tiny_uvit(**size)
 
 
 def test_wrong_input_is_a_sentence(batch):
     x, time, labels = batch
     with pytest.raises(ConfigError, match="takes 8x8, its position embedding is fixed"):
-        uvit()(torch.zeros(1, 1, 16, 16), 1.0, labels[:1])
-    for network, given in ((uvit(), None), (uvit(None), labels)):
+        tiny_uvit()(torch.zeros(1, 1, 16, 16), 1.0, labels[:1])
+    for network, given in ((tiny_uvit(), None), (tiny_uvit(None), labels)):
         with pytest.raises(ConfigError, match="class_labels must be given to a U-ViT with num_class_embeds, and only"):
             network(x, time, given)
 
 
 @pytest.mark.parametrize("channels", [1, 4], ids=["pixels", "latents"])
 def test_the_denoiser_wraps_it(channels):
-    model = Denoiser(uvit(channels=channels), EDM(), null_class=3)
+    model = Denoiser(tiny_uvit(channels=channels), EDM(), null_class=3)
     x, sigma, labels = torch.randn(2, channels, 8, 8), torch.tensor([0.5, 5.0]), torch.tensor([0, 2])
     assert (model.image_shape, model.num_classes) == ((channels, 8, 8), 3)
     s, d = sigma.reshape(-1, 1, 1, 1), 0.5
@@ -151,19 +146,19 @@ def test_the_denoiser_wraps_it(channels):
 
 def test_learned_variance_is_cut_off():
     alphas = torch.linspace(0.999, 0.01, 100)
-    model = Denoiser(uvit(None, channels=2, out_channels=4), VP(alphas, "epsilon"))
+    model = Denoiser(tiny_uvit(None, channels=2, out_channels=4), VP(alphas, "epsilon"))
     assert model(torch.randn(1, 2, 8, 8), torch.tensor([1.0])).shape == (1, 2, 8, 8)
 
 
 def test_a_clone_drops_the_null_class_and_nothing_else(batch):
-    model = Denoiser(uvit(), EDM(), null_class=3)
+    model = Denoiser(tiny_uvit(), EDM(), null_class=3)
     copy = Denoiser(clone_network(model.network, 3), EDM()).eval()
     assert copy.network.config.num_class_embeds == 3
     assert torch.equal(copy(*batch), model(*batch))
 
 
 def test_folder_round_trip_and_stock_pipeline(tmp_path, batch):
-    model = Denoiser(uvit(3), EDM()).eval()
+    model = Denoiser(tiny_uvit(3), EDM()).eval()
     model.save_pretrained(tmp_path / "s", role="student", levels=(2.5,))
     assert torch.equal(Denoiser.from_pretrained(str(tmp_path / "s"))(*batch), model(*batch))
     assert json.loads((tmp_path / "s" / "model_index.json").read_text())["unet"] == ["diffdistill.models.uvit", "UViT"]
@@ -183,7 +178,7 @@ def test_it_trains_and_is_distilled_with_a_discriminator(tmp_path):
     network = type(config.network)(**small)
     task = TeacherTask(config.model_copy(update={"network": network}), data(), Device("no"))
     before = {key: value.clone() for key, value in tensors_of(task.model).items()}
-    run_loop(task, config, tmp_path, Observer())
+    go(task, config, tmp_path)
     after = tensors_of(task.model)
     assert isinstance(task.model.network, UViT)
     assert all(not torch.equal(before[key], after[key]) for key in before if "class_embedding" not in key)

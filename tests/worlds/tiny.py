@@ -4,6 +4,7 @@ import torch
 from diffusers import UNet2DModel
 
 from diffdistill.denoiser import Denoiser
+from diffdistill.models import UViT
 from diffdistill.process import EDM
 
 
@@ -26,3 +27,9 @@ def tiny_unet(classes: int | None = 4, channels: int = 1, size: int = 8, seed: i
 def tiny_teacher(seed: int = 0) -> Denoiser:
     """Three classes and the null class; 8x8 gray."""
     return Denoiser(tiny_unet(4, seed=seed), EDM(), null_class=3).eval()
+
+
+def tiny_uvit(classes=4, channels=1, seed=0, **more):
+    torch.manual_seed(seed)
+    size = {"patch_size": 2, "hidden_size": 16, "depth": 4, "num_attention_heads": 2}
+    return UViT(8, channels, num_class_embeds=classes, **size | more).eval()

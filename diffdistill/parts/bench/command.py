@@ -27,7 +27,7 @@ from diffdistill.sampling.generate import CPU_ROWS, generate, pick_device, plan_
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Task
 from diffdistill.training.randomness import seed_step
-from diffdistill.training.run import environment
+from diffdistill.training.run_folder import environment
 from diffdistill.training.tasks.distill import DistillTask
 from diffdistill.training.tasks.teacher import TeacherTask
 
@@ -35,7 +35,7 @@ STEPS = 100
 MIDDLE = STEPS // 2  # a step after every warm-up of every method
 HEUN_STEPS = 6
 # Without its reward a method of rewards is another method of the table; a reward's cost is its own network's.
-COMPARED = tuple(name for name in METHODS if name not in ("diff_instruct_pp", "diff_instruct_star"))
+COMPARED = tuple(name for name in METHODS.names() if name not in ("diff_instruct_pp", "diff_instruct_star"))
 QUICK_METHODS = ("dmd2", "sid")
 HEADER = f"{'':<38} {'ours, ms':>24} {'bare, ms':>24} {'ratio':>6} {'peak MB':>8} {'bare':>6}"
 

@@ -1,4 +1,4 @@
-"""Aligning a text-to-image pipeline with preferences: the pairs of a step, its loss, its update."""
+"""Aligning a text-to-image pipeline with preferences: which ones, the pairs of a step, its loss, its update."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -11,16 +11,50 @@ from torch import Tensor, nn
 from diffdistill.alignment import MaPOOutput, NoisedPairs, diffusion_dpo_loss, mapo_loss, noise_pairs
 from diffdistill.alignment.lora import add_lora, trainable
 from diffdistill.alignment.pairs import both
-from diffdistill.alignment.pipelines import Adapter, Condition, rows_of
 from diffdistill.config.align import Align, DiffusionDPO
 from diffdistill.data import batch_indices
 from diffdistill.data.pairs import Pair, PairSet, Picture, picture
-from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
+from diffdistill.matching.micro_batches import parts_of
+from diffdistill.pipelines.folder import locate, read_json
+from diffdistill.pipelines.text.adapters import (
+    Adapter,
+    Condition,
+    StableDiffusion,
+    StableDiffusion3,
+    StableDiffusionXL,
+    load_adapter,
+    rows_of,
+)
+from diffdistill.training.attention import Networks
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.in_backward import BackwardUpdater
 from diffdistill.training.optim.updater import Updater
 from diffdistill.training.store import Parts
+
+ADAPTERS: dict[str, type[Adapter]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+}
+"""The pipelines that can be aligned: those whose adapter was tested for it."""
+
+
+def load_pipeline(model: str) -> Adapter:
+    """Read a pipeline folder or Hub id; never a pickle, never its own code.
+
+    Raises ConfigError for a class without adapter, CheckpointError for a folder that is missing or damaged, and
+    ConfigError without transformers.
+    """
+    folder = locate(model)
+    name = str(read_json(folder / "model_index.json").get("_class_name"))
+    if name not in ADAPTERS:
+        raise ConfigError(
+            f"'{model}' is a {name}, and align has adapters for {', '.join(ADAPTERS)}; give one of these, or add a "
+            f"subclass of pipelines.text.adapters.Adapter to ADAPTERS in diffdistill/training/tasks/align.py"
+        )
+    return load_adapter(folder, name, model)
 
 
 class AlignTask:
@@ -29,8 +63,6 @@ class AlignTask:
     A step encodes both images of its pairs, noises them alike and takes the method's loss, in parts of
     `micro_batch_size` pairs whose gradients add up: the draws of a step do not depend on its parts.
     """
-
-    denoisers: dict[str, Denoiser]
 
     def __init__(self, config: Align, model: Adapter, pairs: PairSet, device: Device):
         self.config, self.model, self.pairs, self.device = config, model, pairs, device
@@ -50,7 +82,6 @@ class AlignTask:
         weights = trainable(self.network)
         kind = BackwardUpdater if config.update_in_backward else Updater
         self.updater = kind("network", weights, config.optimizer, config.max_train_steps)
-        self.denoisers = {}
         # Only what is trained: the rest is in the folder that the run started from.
         self.parts: Parts = {"network": nn.ParameterList(weights), "optimizer": self.updater.optimizer}
 
@@ -77,7 +108,7 @@ class AlignTask:
         pairs = [self.pairs.pairs[i] for i in chosen.tolist()]
         flips = torch.rand(count) < 0.5 if self.config.data.horizontal_flip else None
         pictures = pictures_of(pairs, self.size, flips)
-        parts = slices(count, self.config.micro_batch_size)
+        parts = parts_of(count, self.config.micro_batch_size)
         moments = self.model.moments(pictures)
         latents = self.model.latents(moments, torch.randn_like(moments.chunk(2, dim=1)[0]))
         noised = noise_pairs(self.model.scheduler, *latents.chunk(2))
@@ -127,7 +158,10 @@ class AlignTask:
         cond = self.model.conditions([pair.text] * 2, pictures)
         return self.model.predict(self.network, noised.x_t, noised.t, cond)
 
-    def averaged(self) -> Any:
+    def networks(self) -> Networks:
+        return {"network": (self.network, self.example)}
+
+    def averaged(self) -> Adapter:
         """The model to look at and to keep: the trained one, as in both papers, and not an average."""
         return self.model
 
@@ -142,10 +176,6 @@ def pictures_of(pairs: Sequence[Pair], size: int, flips: Tensor | None = None) -
     if flips is None:
         return found
     return [one.mirrored() if flip else one for one, flip in zip(found, flips.tolist() * 2, strict=True)]
-
-
-def slices(count: int, size: int | None) -> list[slice]:
-    return [slice(start, min(start + (size or count), count)) for start in range(0, count, size or count)]
 
 
 def part_of(cond: Condition, rows: slice) -> Condition:

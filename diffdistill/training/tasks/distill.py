@@ -16,13 +16,14 @@ from diffdistill.pipelines.text.data import TextSet
 from diffdistill.process import Level, LevelLaw
 from diffdistill.rewards.term import RewardSettings, RewardTerm, reward_term
 from diffdistill.section import plain
+from diffdistill.training.attention import Networks, layers_of
+from diffdistill.training.batches import draw_batch
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.updater import Ema, Updater
 from diffdistill.training.roles import build_roles, levels_of, names_model, start_model
 from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
 from diffdistill.training.tasks.regression import TrajectoryPairs, TrajectoryRegression
-from diffdistill.training.tasks.teacher import draw_batch
 
 
 def regression_steps(config: Distill) -> int:
@@ -207,6 +208,9 @@ class DistillTask:
                 x0 = torch.cat([self.images(x[rows], sigma[rows], rows_of(cond, rows)) for rows in parts])
                 x = self.student.clip(x0) + below * torch.randn_like(x)
         return x, x.new_full((len(x),), self.levels[k])
+
+    def networks(self) -> Networks:
+        return layers_of(self.denoisers)
 
     def averaged(self) -> Denoiser:
         return self.ema.module

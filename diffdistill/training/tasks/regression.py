@@ -20,12 +20,12 @@ from diffdistill.matching.micro_batches import mean_of, parts_of, rows_of
 from diffdistill.pipelines.text.data import TextSet
 from diffdistill.sampling.noise import GivenNoise
 from diffdistill.sampling.solvers import dpm_solver, karras
+from diffdistill.training.batches import draw_batch
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.muon import split_weights
 from diffdistill.training.optim.updater import Ema, Updater
 from diffdistill.training.randomness import mix
-from diffdistill.training.tasks.teacher import draw_batch
 
 Trajectories = tuple[Tensor, Tensor, Tensor | None]
 """States at the student's K levels `(B, K, C, H, W)`, the images they lead to `(B, C, H, W)`, conditions `(B,)`."""
@@ -49,7 +49,7 @@ class TrajectoryPairs:
     the states at its K - 1 later levels; a batch has one of them for each image, the first in half of the cases.
 
     The first epoch takes the batches as they are made, each later one all pairs in an order of its own: with the same
-    batches again and again the student learns less of the teacher's variety (docs/design.md). Batch k is a function of
+    batches again and again the student learns less of the teacher's variety (docs/lab/quickstart.md). Batch k is a function of
     (seed, k) alone, so a resumed run makes again exactly the pairs it needs.
     """
 

@@ -4,14 +4,15 @@ import torch
 from diffusers import UNet2DModel
 
 from diffdistill.config.schema import Network, Train
-from diffdistill.data import ImageSet, batch_indices, to_model_range
+from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.losses import denoising_loss
 from diffdistill.models import UViT, apply_scalelong
-from diffdistill.pipelines.text.data import TextSet
 from diffdistill.process import EDM, Level, LevelLaw, per_sample
 from diffdistill.section import plain
+from diffdistill.training.attention import Networks, layers_of
+from diffdistill.training.batches import draw_batch
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.updater import Ema, Updater
@@ -99,18 +100,8 @@ class TeacherTask:
         self.ema.update(self.model)
         return {"loss": loss.detach(), **metrics}
 
+    def networks(self) -> Networks:
+        return layers_of(self.denoisers)
+
     def averaged(self) -> Denoiser:
         return self.ema.module
-
-
-def draw_batch(
-    data: ImageSet | TextSet, size: int, seed: int, step: int, flip: bool
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The images (in [-1, 1]) or latents, and the labels or prompts, of one step; half mirrored if `flip`."""
-    if isinstance(data, TextSet):
-        return data.draw(size, seed, step)
-    chosen = batch_indices(len(data.images), size, seed, step)
-    x0 = to_model_range(data.images[chosen])
-    if flip:
-        x0 = torch.where(torch.rand(size, 1, 1, 1) < 0.5, x0.flip(-1), x0)
-    return x0, None if data.labels is None else data.labels[chosen]

@@ -1,81 +1,42 @@
-"""What a run looks at between updates: fixed-seed grids and metrics of the averaged model."""
+"""A text-to-image model in a run: grids of the first prompts, metrics of images of evenly spaced ones."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from diffdistill.config.schema import Distill, Run
+from diffdistill.config.schema import Distill
 from diffdistill.data import ImageSet, load_images
 from diffdistill.data.prompts import read_prompts, spread
 from diffdistill.denoiser import Denoiser
-from diffdistill.errors import ConfigError
 from diffdistill.evaluation import Evaluator
-from diffdistill.evaluation.metrics import metric
 from diffdistill.evaluation.text_scores import by_name
 from diffdistill.pipelines.text.data import TextSet
-from diffdistill.reporting.grid import image_grid
 from diffdistill.rewards import load_reward
 from diffdistill.sampling.generate import generate, pick_device
-from diffdistill.training.early_stop import check_watched
+from diffdistill.training.monitors.images import warned, write_grid
 
-GRID_ROWS, GRID_COLUMNS = 8, 10
-# Of texts: a column a prompt; as many images as 32 of 64x64 pixels take time, and one at least.
+# A column a prompt; as many images as 32 of 64x64 pixels take time, and one at least.
 TEXT_ROWS, TEXT_COLUMNS, TEXT_PIXELS = 4, 8, 32 * 64 * 64
 
 
-class RunObserver:
-    """Samples with fixed seeds, so that two grids of a run differ only by the weights."""
+class TextMonitor:
+    """Grids of the first prompts, metrics of images of evenly spaced ones."""
 
-    def __init__(self, config: Run, data: ImageSet):
-        self.config = config
-        self.data = data
-        if config.evaluation.every or config.evaluation.at_end:
-            self.evaluator  # noqa: B018  # what is absent is told of before training
-
-    def grid(self, model: Denoiser, file: Path) -> None:
-        columns = min(model.num_classes or GRID_COLUMNS, GRID_COLUMNS)
-        count = GRID_ROWS * columns
-        write_grid(file, generate(model, num_images=count, batch_size=count), columns)
-
-    def evaluate(self, model: Denoiser) -> dict[str, Any]:
-        settings = self.config.evaluation
-        return self.evaluator(
-            generate(
-                model,
-                num_images=settings.num_images,
-                seed=settings.seed,
-                batch_size=settings.batch_size,
-                steps=settings.steps,
-            )
-        )
-
-    @cached_property
-    def evaluator(self) -> Evaluator:
-        settings = self.config.evaluation
-        reference = self.data
-        if settings.reference is not None:
-            split = settings.reference_split or self.config.data.split
-            channels, _, size = self.data.images.shape[1:]
-            reference = load_images(settings.reference, split=split, image_size=size, channels=channels)
-        return warned(Evaluator(reference, settings.features, settings.metrics, device=pick_device(None)))
-
-
-class TextObserver:
-    """The same of a text-to-image model: grids of the first prompts, metrics of images of evenly spaced ones."""
-
-    def __init__(self, config: Distill, data: TextSet):
-        self.config, self.data = config, data
+    def __init__(self, config: Distill, data: TextSet, teacher: Denoiser | None = None):
+        self.config, self.data, self.teacher = config, data, teacher
         settings = config.evaluation
         self.rewards = [load_reward(name) for name in settings.rewards]
+        self.scores = tuple(by_name(self.rewards))
         if settings.every or settings.at_end:
-            self.evaluator  # noqa: B018  # what is absent is told of before training
+            self.evaluator  # noqa: B018  # made now: a reference or weights that are absent are an error of the start
             self.prompts = self._prompts()
-        check_watched(settings.stop, by_name(self.rewards))
+
+    def begin(self, folder: Path) -> None:
+        if self.teacher is not None and self.config.sample_every:
+            self.grid(self.teacher, folder / "samples" / "teacher.png")
 
     def _prompts(self) -> Sequence[str] | None:
         """What evaluations draw: the prompts asked for, else the captions of another reference; None: of training."""
@@ -139,35 +100,3 @@ class TextObserver:
                 device=pick_device(None),
             )
         )
-
-
-def observer_of(config: Run, data: ImageSet | TextSet) -> RunObserver | TextObserver:
-    if isinstance(data, TextSet):
-        assert isinstance(config, Distill)
-        return TextObserver(config, data)
-    settings = config.evaluation
-    of_texts = [name for name in settings.metrics if "texts" in metric(name).needs]
-    if of_texts or settings.rewards or settings.prompts is not None:
-        raise ConfigError(
-            f"evaluation.metrics={of_texts[0] if of_texts else 'clip'}, evaluation.rewards and evaluation.prompts "
-            "are of models that draw texts, and this one draws none; leave them out"
-        )
-    return RunObserver(config, data)
-
-
-def warned(evaluator: Evaluator) -> Evaluator:
-    """The evaluator, its warnings said before the run begins: they will be true of every figure of it."""
-    for warning in evaluator.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    return evaluator
-
-
-def write_grid(
-    file: Path,
-    batches: Iterator[tuple[Tensor, Tensor | None]],
-    columns: int,
-    captions: Sequence[str] | None = None,
-) -> None:
-    images = torch.cat([batch for batch, _ in batches])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(images, columns, captions).save(file)

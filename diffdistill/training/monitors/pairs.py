@@ -1,4 +1,4 @@
-"""What an aligning run looks at: margins of held-out pairs at fixed noise, and grids of their captions."""
+"""A pipeline in an aligning run: margins of held-out pairs at fixed noise, grids of their captions, judges."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +9,14 @@ from torch import Tensor
 
 from diffdistill.alignment import bernoulli_link, noise_pairs
 from diffdistill.alignment.mapo import accuracy
-from diffdistill.config.align import PairEvaluation
 from diffdistill.data.pairs import PairSet
 from diffdistill.data.prompts import spread
 from diffdistill.evaluation.text_scores import by_name, joined
+from diffdistill.pipelines.text.adapters import Adapter
 from diffdistill.reporting.grid import image_grid
 from diffdistill.rewards import load_reward
 from diffdistill.rewards.protocol import Reward
 from diffdistill.sampling.noise import image_seed
-from diffdistill.training.device import Device
-from diffdistill.training.early_stop import check_watched
 from diffdistill.training.randomness import mix
 from diffdistill.training.tasks.align import AlignTask, pictures_of
 
@@ -26,21 +24,27 @@ GRID = 8
 LINK_SCALE = 0.5  # of every method, so that margins compare
 
 
-class AlignObserver:
+class PairMonitor:
     """Same pairs, same noise, same times for every model it looks at, from the untrained one on."""
 
-    def __init__(self, task: AlignTask, held_out: PairSet, settings: PairEvaluation, judges: dict[str, Reward]):
-        self.task, self.settings, self.judges = task, settings, judges
+    def __init__(self, task: AlignTask, held_out: PairSet):
+        self.task, self.settings = task, task.config.evaluation
+        settings = self.settings
+        loaded = [load_reward(name).to(task.device.name) for name in settings.judges]
+        self.judges: dict[str, Reward] = by_name(loaded, "judge")
         self.pairs = held_out.pairs[: settings.num_pairs]
         self.fingerprint = held_out.fingerprint
         self.captions = list(dict.fromkeys(pair.text for pair in held_out.pairs))
         self.prompts = list(settings.prompts or self.captions)[:GRID]
-        # Before a checkpoint is loaded: this is the model that the run started from.
-        if settings.every or settings.at_end:
-            self.start = self.margins()[0]
-            self.start_scores = self.scores()
+        self.scores = (*self.judges, *map(win_rate_of, self.judges))
 
-    def grid(self, model: Any, file: Path) -> None:
+    def begin(self, folder: Path) -> None:
+        """The model that the run starts from is measured."""
+        if self.settings.every or self.settings.at_end:
+            self.start = self.margins()[0]
+            self.start_scores = self.judgements()
+
+    def grid(self, model: Adapter, file: Path) -> None:
         images = self.draw(self.prompts, range(len(self.prompts)))
         file.parent.mkdir(parents=True, exist_ok=True)
         image_grid((images * 255).round().to(torch.uint8), min(len(self.prompts), GRID), self.prompts).save(file)
@@ -62,7 +66,7 @@ class AlignObserver:
         return images.float().cpu()
 
     @torch.no_grad()
-    def scores(self) -> dict[str, Tensor]:
+    def judgements(self) -> dict[str, Tensor]:
         """What each judge gives images of held-out captions, each `(N,)`; the same captions and noise every time."""
         if not self.judges:
             return {}
@@ -75,7 +79,7 @@ class AlignObserver:
             parts.append({name: judge(images, prompts).double().cpu() for name, judge in self.judges.items()})
         return joined(parts)
 
-    def evaluate(self, model: Any) -> dict[str, Any]:
+    def evaluate(self, model: Adapter) -> dict[str, Any]:
         """margin: mean of phi(l_w / 2) - phi(l_l / 2); win_rate: part of the pairs where it is positive;
         win_rate_over_start: part where it rose, which is what the run did: the images of one side may be easier to
         denoise before any of it. judge/NAME: mean score of images of held-out captions; judge_win_rate/NAME: part of
@@ -85,7 +89,7 @@ class AlignObserver:
         rise = margin - self.start
         settings = self.settings
         judged = {}
-        for name, scores in self.scores().items():
+        for name, scores in self.judgements().items():
             judged[name] = with_error(scores)
             judged[name.replace("judge/", "judge_at_start/", 1)] = with_error(self.start_scores[name])
             over_start = wins(scores - self.start_scores[name])
@@ -141,13 +145,6 @@ class AlignObserver:
         l_w, l_l = torch.cat(batches, dim=-1).unbind(1)
         margin = bernoulli_link(LINK_SCALE * l_w) - bernoulli_link(LINK_SCALE * l_l)
         return margin.mean(0), l_w.mean(0), l_l.mean(0)
-
-
-def load_judges(settings: PairEvaluation, device: Device) -> dict[str, Reward]:
-    """The judges as `judge/NAME`; raises as `load_reward` does, and ConfigError for a watched one that is absent."""
-    judges = by_name([load_reward(name).to(device.name) for name in settings.judges], "judge")
-    check_watched(settings.stop, [*judges, *map(win_rate_of, judges)])
-    return judges
 
 
 def generator(*words: int) -> torch.Generator:

@@ -1,0 +1,88 @@
+"""A model of images in a run: fixed-seed grids and metrics."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.config.schema import Run
+from diffdistill.data import ImageSet, load_images
+from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
+from diffdistill.evaluation import Evaluator
+from diffdistill.evaluation.metrics import metric
+from diffdistill.reporting.grid import image_grid
+from diffdistill.sampling.generate import generate, pick_device
+
+GRID_ROWS, GRID_COLUMNS = 8, 10
+
+
+class ImageMonitor:
+    """Samples with fixed seeds, so that two grids of a run differ only by the weights."""
+
+    scores: tuple[str, ...] = ()
+
+    def __init__(self, config: Run, data: ImageSet, teacher: Denoiser | None = None):
+        settings = config.evaluation
+        of_texts = [name for name in settings.metrics if "texts" in metric(name).needs]
+        if of_texts or settings.rewards or settings.prompts is not None:
+            raise ConfigError(
+                f"evaluation.metrics={of_texts[0] if of_texts else 'clip'}, evaluation.rewards and evaluation.prompts "
+                "are of models that draw texts, and this one draws none; leave them out"
+            )
+        self.config, self.data, self.teacher = config, data, teacher
+        if config.evaluation.every or config.evaluation.at_end:
+            self.evaluator  # noqa: B018  # made now: a reference or features that are absent are an error of the start
+
+    def begin(self, folder: Path) -> None:
+        if self.teacher is not None and self.config.sample_every:
+            self.grid(self.teacher, folder / "samples" / "teacher.png")
+
+    def grid(self, model: Denoiser, file: Path) -> None:
+        columns = min(model.num_classes or GRID_COLUMNS, GRID_COLUMNS)
+        count = GRID_ROWS * columns
+        write_grid(file, generate(model, num_images=count, batch_size=count), columns)
+
+    def evaluate(self, model: Denoiser) -> dict[str, Any]:
+        settings = self.config.evaluation
+        return self.evaluator(
+            generate(
+                model,
+                num_images=settings.num_images,
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+                steps=settings.steps,
+            )
+        )
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        settings = self.config.evaluation
+        reference = self.data
+        if settings.reference is not None:
+            split = settings.reference_split or self.config.data.split
+            channels, _, size = self.data.images.shape[1:]
+            reference = load_images(settings.reference, split=split, image_size=size, channels=channels)
+        return warned(Evaluator(reference, settings.features, settings.metrics, device=pick_device(None)))
+
+
+def warned(evaluator: Evaluator) -> Evaluator:
+    """The evaluator, its warnings said before the run begins: they will be true of every figure of it."""
+    for warning in evaluator.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return evaluator
+
+
+def write_grid(
+    file: Path,
+    batches: Iterator[tuple[Tensor, Tensor | None]],
+    columns: int,
+    captions: Sequence[str] | None = None,
+) -> None:
+    images = torch.cat([batch for batch, _ in batches])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image_grid(images, columns, captions).save(file)

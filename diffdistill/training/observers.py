@@ -1,0 +1,129 @@
+"""What happens between the steps of a run, in this order: the log, evaluation, early stop, grids, checkpoints."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from tqdm import tqdm
+
+from diffdistill.config.schema import PRDC, Run
+from diffdistill.errors import NonFiniteError
+from diffdistill.training.early_stop import EarlyStop
+from diffdistill.training.loop import Metrics, Observer, TrainingRun
+
+Model_contra = TypeVar("Model_contra", contravariant=True)
+
+SHOWN = {"loss", "critic/loss", "score_gap/relative", "x0/std"}
+"""Figures beside the progress bar."""
+
+
+class Monitor(Protocol[Model_contra]):
+    """How a kind of model is looked at and measured: images, images of texts, pairs."""
+
+    @property
+    def scores(self) -> Collection[str]:
+        """Names of the figures that rewards or judges give, such as `reward/clip`."""
+
+    def begin(self, folder: Path) -> None:
+        """Once in the folder of a run, before a checkpoint is loaded: what later models are compared with."""
+
+    def grid(self, model: Model_contra, file: Path) -> None:
+        """A picture of samples with fixed seeds."""
+
+    def evaluate(self, model: Model_contra) -> dict[str, Any]:
+        """`metrics`, each by name with value and error, and the `protocol` they were measured by."""
+
+
+def usual_observers(config: Run, monitor: Monitor[Any]) -> list[Observer]:
+    """Those of every run; raises ConfigError where early stop watches a score that is not measured."""
+    stop = config.evaluation.stop
+    ends = [] if stop is None else [EarlyStop(stop, monitor.evaluate, monitor.scores)]
+    return [Steps(), Evaluation(monitor), *ends, Grids(monitor), Checkpoints()]
+
+
+class Steps(Observer):
+    """Logs what the updates say."""
+
+    def after(self, run: TrainingRun[Any]) -> None:
+        if run.due(run.config.log_every) or run.last or run.step == 1:
+            values = finite(run.metrics, run.step - 1)
+            run.record(values)
+            run.show({name.split("/")[-1]: f"{value:.3g}" for name, value in values.items() if name in SHOWN})
+
+
+def finite(metrics: Metrics, step: int) -> dict[str, float]:
+    """Metrics as numbers; a NaN here means that something was lost before the guards saw it."""
+    values = {name: float(value) for name, value in metrics.items()}
+    bad = [name for name, value in values.items() if value - value != 0]
+    if bad:
+        raise NonFiniteError(
+            f"{', '.join(bad)} not finite at step {step}; lower the learning rates or use mixed_precision=no"
+        )
+    return values
+
+
+class Evaluation(Observer):
+    """Measures the model to keep every so many steps and at the end; at the start too where early stop compares."""
+
+    def __init__(self, monitor: Monitor[Any]):
+        self.monitor = monitor
+
+    def start(self, run: TrainingRun[Any]) -> None:
+        if run.step == 0 and run.config.evaluation.stop is not None:
+            self.evaluate(run)
+            run.evaluation = {}  # of the start, which is no result
+
+    def after(self, run: TrainingRun[Any]) -> None:
+        settings = run.config.evaluation
+        if run.due(settings.every) or (run.last and settings.at_end):
+            self.evaluate(run)
+
+    def end(self, run: TrainingRun[Any]) -> None:
+        if not run.evaluation and run.config.evaluation.at_end:  # a finished run, resumed
+            run.evaluation = self.monitor.evaluate(run.task.averaged())
+
+    def evaluate(self, run: TrainingRun[Any]) -> None:
+        run.evaluation, run.evaluated = self.monitor.evaluate(run.task.averaged()), run.step
+        figures = flat(run.evaluation)
+        run.record({f"evaluation/{name}": value for name, value in figures.items()})
+        tqdm.write(f"step {run.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+
+
+def flat(evaluation: dict[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation by name: `fid`, `kid`, `precision`, `recall`, ..."""
+    figures: dict[str, float] = {}
+    for name, entry in evaluation["metrics"].items():
+        names = {name: "value"} if "value" in entry else {key: key for key in PRDC}
+        figures |= {shown: entry[key] for shown, key in names.items()}
+    return figures
+
+
+class Grids(Observer):
+    """Pictures of samples: of the start, every so many steps, of the end."""
+
+    def __init__(self, monitor: Monitor[Any]):
+        self.monitor = monitor
+
+    def start(self, run: TrainingRun[Any]) -> None:
+        if run.step == 0 and run.config.sample_every:
+            self.draw(run)
+
+    def after(self, run: TrainingRun[Any]) -> None:
+        if run.config.sample_every and (run.due(run.config.sample_every) or run.over):
+            self.draw(run)
+
+    def draw(self, run: TrainingRun[Any]) -> None:
+        self.monitor.grid(run.task.averaged(), run.folder / "samples" / f"step-{run.step:06d}.png")
+
+
+class Checkpoints(Observer):
+    """Saves every so many steps, at the end, where a signal stops the run, and steps that are to be kept."""
+
+    def start(self, run: TrainingRun[Any]) -> None:
+        if run.step == 0 and run.kept_step == 0:
+            run.save()
+
+    def after(self, run: TrainingRun[Any]) -> None:
+        kept = run.kept_step == run.step
+        if run.due(run.config.checkpoint_every) or run.over or run.stop.requested or kept:
+            run.save()

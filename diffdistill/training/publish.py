@@ -1,0 +1,185 @@
+"""What a finished run publishes: its model with a card, and figures of other models beside its own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from diffdistill import __version__
+from diffdistill.alignment.lora import lora_tensors, merged
+from diffdistill.config import Resolved
+from diffdistill.denoiser import Denoiser
+from diffdistill.files import new_folder, sha256, write_json, write_text
+from diffdistill.pipelines.folder import METADATA, locate, read_json, weights_digest
+from diffdistill.pipelines.text.adapters import Adapter
+from diffdistill.pipelines.text.card import text_card
+from diffdistill.pipelines.text.student import copy_parts
+from diffdistill.reporting.model_card import model_card, public_settings
+from diffdistill.training.observers import flat
+from diffdistill.training.tasks.align import AlignTask
+
+Model_contra = TypeVar("Model_contra", contravariant=True)
+
+
+class Publisher(Protocol[Model_contra]):
+    """name: of the model's folder in that of the run. role: what the model is, "student"."""
+
+    name: str
+    role: str
+
+    def publish(self, model: Model_contra, folder: Path, evaluation: dict[str, Any]) -> None:
+        """Write the folder, which appears whole or not at all."""
+
+    def others(self, evaluation: dict[str, Any]) -> dict[str, Any]:
+        """Evaluations of other models by the protocol of `evaluation`, by role."""
+
+
+class DenoiserPublisher:
+    """Teachers and students: a folder that stock diffusers loads.
+
+    data: what it was trained on. teacher: folder or id of the teacher of a student. provenance: more for the record.
+    """
+
+    def __init__(
+        self,
+        resolved: Resolved,
+        data: Any,
+        name: str,
+        role: str,
+        *,
+        levels: Sequence[float] = (),
+        teacher: str | None = None,
+        **provenance: Any,
+    ):
+        self.resolved, self.name, self.role, self.levels, self.teacher = resolved, name, role, levels, teacher
+        self.provenance = {
+            "diffdistill": __version__,
+            "config_sha256": resolved.sha256,
+            "data": {"path": data.name, "fingerprint": data.fingerprint},
+            **({} if teacher is None else {"teacher": teacher}),
+            **provenance,
+        }
+
+    def publish(self, model: Denoiser, folder: Path, evaluation: dict[str, Any]) -> None:
+        write_card = model_card if model.prompts is None else text_card
+        model.save_pretrained(
+            folder, role=self.role, levels=self.levels, **self.provenance,
+            card=lambda metadata: write_card(
+                metadata=metadata, evaluation=evaluation, config=self.resolved.text_yaml
+            ),
+        )  # fmt: skip
+
+    def others(self, evaluation: dict[str, Any]) -> dict[str, Any]:
+        return recorded(self.teacher, evaluation)
+
+
+def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The teacher's own evaluations, the best first, made by the protocol of `evaluation`.
+
+    Measuring a many-step teacher takes longer than distilling it, so its figures are kept beside its weights
+    (`evaluations.json`, written by `examples/fashion_mnist/evaluate_teacher.py`) and used only where the weights, the number of
+    images, the features and the reference are the same to the last bit. Of several samplers the best is shown.
+    """
+    folder = locate(teacher) if teacher else None
+    if folder is None or not (folder / "evaluations.json").is_file():
+        return {}
+    rows: dict[int, Any] = {}
+    digest = weights_digest(folder)
+    entries: Any = read_json(folder / "evaluations.json")
+    for entry in entries:
+        measured, protocol = entry["evaluation"], entry["evaluation"]["protocol"]
+        same = all(protocol[key] == evaluation["protocol"][key] for key in ("num_images", "features", "reference"))
+        if not same or entry["weights_sha256"] != digest:
+            continue
+        calls = entry["sampling"]["evaluations"]
+        if calls not in rows or flat(measured)["fid"] < flat(rows[calls])["fid"]:
+            rows[calls] = measured | {"sampling": entry["sampling"]}
+    best_first = sorted(rows.items(), key=lambda row: flat(row[1])["fid"])
+    return {"teacher" if i == 0 else f"teacher at {calls}": row for i, (calls, row) in enumerate(best_first)}
+
+
+class PipelinePublisher:
+    """Aligned pipelines: stock ones, every part of which but the network is the source's, byte for byte.
+
+    Adapters are merged into float32 weights there, and lie by themselves in `lora/` beside it, for
+    `load_lora_weights`.
+    """
+
+    name, role = "model", "aligned"
+
+    def __init__(self, task: AlignTask, resolved: Resolved):
+        self.task, self.resolved = task, resolved
+
+    def publish(self, model: Adapter, folder: Path, evaluation: dict[str, Any]) -> None:
+        network = self._network(model, folder.parent / "lora")
+        with new_folder(folder) as staged:
+            copy_parts(model.source, staged, leave=(model.part,))
+            network.save_pretrained(staged / model.part, safe_serialization=True)
+            # The folder's own names must not depend on where it was trained.
+            for file in (staged / "model_index.json", staged / model.part / "config.json"):
+                write_json(file, {key: value for key, value in read_json(file).items() if key != "_name_or_path"})
+            metadata = self._metadata(model, staged)
+            write_json(staged / METADATA, metadata)
+            write_text(staged / "README.md", aligned_card(metadata, evaluation, self.resolved.text_yaml))
+
+    def _network(self, model: Adapter, lora_folder: Path) -> Any:
+        lora = self.task.config.lora
+        if lora is None:
+            return self.task.network
+        tensors = {f"{model.part}_lora_layers": lora_tensors(self.task.network)}
+        type(model.pipeline).save_lora_weights(lora_folder, **tensors, safe_serialization=True)
+        return merged(self.task.network, model.source / model.part, lora.rank, lora.targets)
+
+    def _metadata(self, model: Adapter, staged: Path) -> dict[str, Any]:
+        config, pairs = self.task.config, self.task.pairs
+        source = read_json(model.source / METADATA) if (model.source / METADATA).is_file() else {}
+        return {
+            "role": self.role,
+            # Drawn as the model it was made from, unless told otherwise.
+            **{key: source[key] for key in ("guidance_scale",) if key in source},
+            "model": config.model,
+            "method": config.method.name,
+            "sha256": {str(f.relative_to(staged)): sha256(f) for f in sorted(staged.rglob("*.safetensors"))},
+            "diffdistill": __version__,
+            "config_sha256": self.resolved.sha256,
+            "data": {"path": pairs.name, "fingerprint": pairs.fingerprint, "pairs": len(pairs)},
+        }
+
+    def others(self, evaluation: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+
+def aligned_card(metadata: dict[str, Any], evaluation: dict[str, Any], settings: str) -> str:
+    """README.md of the model: use, figures, origin."""
+    figures = "\n".join(
+        f"| {name} | {entry['value']:.4g} ± {entry['standard_error']:.2g} |"
+        for name, entry in evaluation.get("metrics", {}).items()
+    )
+    table = f"\n\n## Held-out pairs\n\n| figure | value |\n|---|---|\n{figures}" if figures else ""
+    name = metadata["model"].rstrip("/").rpartition("/")[2]
+    return f"""---
+library_name: diffusers
+pipeline_tag: text-to-image
+license: other
+tags:
+- diffdistill
+- {metadata["method"]}
+---
+
+# {name}, aligned with preferences
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("model")  # this folder, or its Hub id
+pipe("a caption").images[0].save("image.png")
+```
+
+Made from {name} by {metadata["method"]} on {metadata["data"]["pairs"]} pairs; under the licence of {name}, and of the
+pairs.{table}
+
+## Settings
+
+```yaml
+{public_settings(settings)}
+```
+"""
