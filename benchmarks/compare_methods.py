@@ -33,7 +33,7 @@ import torch
 
 from diffdistill.config import load_config
 from diffdistill.config.schema import Distill
-from diffdistill.training.observers import flat
+from diffdistill.evaluation.figures import numbers_of
 
 RECIPES = ["diff_instruct", "dmd2", "f_distill", "sid", "sida", "sim", "uni_instruct"]
 VARIANTS = {
@@ -91,7 +91,7 @@ def collect(run: Path, steps: int, pace: float) -> Row:
     evaluation = json.loads((run / "evaluation.json").read_text())["student"]
     memory = json.loads((run / "environment.json").read_text())["peak_memory_mb"]
     return {
-        **flat(evaluation),
+        **numbers_of(evaluation),
         "steps": steps,
         "seconds_per_step": pace,
         "peak_memory_mb": memory,
@@ -257,7 +257,7 @@ def main() -> None:
         # Seed by seed, so that an interrupted comparison has every method.
         rows = list(pool.map(trained, [(cell, seed, paces[cell]) for seed in args.seeds for cell in rivals]))
     stage = json.loads((start / "metrics.jsonl").read_text().splitlines()[-1])
-    began = {**flat(json.loads((start / "evaluation.json").read_text())["student"]), "steps": stage["step"]}
+    began = {**numbers_of(json.loads((start / "evaluation.json").read_text())["student"]), "steps": stage["step"]}
     table = markdown(rows, began, args)
     args.table.with_suffix(".json").write_text(json.dumps({"start": began, "runs": rows}, indent=1) + "\n")
     write_between(args.table.with_suffix(".md"), table)

@@ -18,7 +18,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from diffdistill.cli import main as diffdistill
-from diffdistill.training.observers import flat
+from diffdistill.evaluation.figures import numbers_of
 
 NETWORKS = {
     "unet": [],  # the bundled teacher's: three resolutions, six long skips
@@ -57,7 +57,7 @@ def train(network: str, variant: str, seed: int, out: Path, args: argparse.Names
     evaluation = json.loads((folder / "evaluation.json").read_text())["teacher"]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row and row["step"] > 0.8 * args.steps]
-    figures = flat(evaluation) | {"loss": mean(losses), "seconds": max(row["time"] for row in rows)}
+    figures = numbers_of(evaluation) | {"loss": mean(losses), "seconds": max(row["time"] for row in rows)}
     return {"network": network, "variant": variant, "seed": seed, **figures, "protocol": evaluation["protocol"]}
 
 

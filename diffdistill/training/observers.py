@@ -6,8 +6,9 @@ from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from diffdistill.config.schema import PRDC, Run
+from diffdistill.config.schema import Run
 from diffdistill.errors import NonFiniteError
+from diffdistill.evaluation.figures import numbers_of
 from diffdistill.training.early_stop import EarlyStop
 from diffdistill.training.loop import Metrics, Observer, TrainingRun
 
@@ -84,18 +85,9 @@ class Evaluation(Observer):
 
     def evaluate(self, run: TrainingRun[Any]) -> None:
         run.evaluation, run.evaluated = self.monitor.evaluate(run.task.averaged()), run.step
-        figures = flat(run.evaluation)
+        figures = numbers_of(run.evaluation)
         run.record({f"evaluation/{name}": value for name, value in figures.items()})
         tqdm.write(f"step {run.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-
-
-def flat(evaluation: dict[str, Any]) -> dict[str, float]:
-    """The figures of an evaluation by name: `fid`, `kid`, `precision`, `recall`, ..."""
-    figures: dict[str, float] = {}
-    for name, entry in evaluation["metrics"].items():
-        names = {name: "value"} if "value" in entry else {key: key for key in PRDC}
-        figures |= {shown: entry[key] for shown, key in names.items()}
-    return figures
 
 
 class Grids(Observer):

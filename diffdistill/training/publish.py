@@ -8,13 +8,12 @@ from diffdistill import __version__
 from diffdistill.alignment.lora import lora_tensors, merged
 from diffdistill.config import Resolved
 from diffdistill.denoiser import Denoiser
+from diffdistill.evaluation.figures import numbers_of
 from diffdistill.files import new_folder, sha256, write_json, write_text
 from diffdistill.pipelines.folder import METADATA, locate, read_json, weights_digest
 from diffdistill.pipelines.text.adapters import Adapter
-from diffdistill.pipelines.text.card import text_card
 from diffdistill.pipelines.text.student import copy_parts
-from diffdistill.reporting.model_card import model_card, public_settings
-from diffdistill.training.observers import flat
+from diffdistill.reporting.model_card import model_card, public_settings, text_card
 from diffdistill.training.tasks.align import AlignTask
 
 Model_contra = TypeVar("Model_contra", contravariant=True)
@@ -76,8 +75,9 @@ def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any]:
     """The teacher's own evaluations, the best first, made by the protocol of `evaluation`.
 
     Measuring a many-step teacher takes longer than distilling it, so its figures are kept beside its weights
-    (`evaluations.json`, written by `examples/fashion_mnist/evaluate_teacher.py`) and used only where the weights, the number of
-    images, the features and the reference are the same to the last bit. Of several samplers the best is shown.
+    (`evaluations.json`, written by `examples/fashion_mnist/evaluate_teacher.py`) and used only where the weights, the
+    number of images, the features and the reference are the same to the last bit. Of several samplers the best is
+    shown.
     """
     folder = locate(teacher) if teacher else None
     if folder is None or not (folder / "evaluations.json").is_file():
@@ -91,9 +91,9 @@ def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any]:
         if not same or entry["weights_sha256"] != digest:
             continue
         calls = entry["sampling"]["evaluations"]
-        if calls not in rows or flat(measured)["fid"] < flat(rows[calls])["fid"]:
+        if calls not in rows or numbers_of(measured)["fid"] < numbers_of(rows[calls])["fid"]:
             rows[calls] = measured | {"sampling": entry["sampling"]}
-    best_first = sorted(rows.items(), key=lambda row: flat(row[1])["fid"])
+    best_first = sorted(rows.items(), key=lambda row: numbers_of(row[1])["fid"])
     return {"teacher" if i == 0 else f"teacher at {calls}": row for i, (calls, row) in enumerate(best_first)}
 
 

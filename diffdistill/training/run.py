@@ -11,6 +11,7 @@ from diffdistill.config.align import Align
 from diffdistill.config.schema import Distill, Run, Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
+from diffdistill.evaluation.figures import numbers_of
 from diffdistill.files import read_json, write_json
 from diffdistill.pipelines.consistency import refuse_as_teacher
 from diffdistill.pipelines.text.data import TextSet
@@ -22,7 +23,7 @@ from diffdistill.training.loop import Task, run_loop
 from diffdistill.training.monitors.images import ImageMonitor
 from diffdistill.training.monitors.pairs import PairMonitor
 from diffdistill.training.monitors.texts import TextMonitor
-from diffdistill.training.observers import Monitor, flat, usual_observers
+from diffdistill.training.observers import Monitor, usual_observers
 from diffdistill.training.publish import DenoiserPublisher, PipelinePublisher, Publisher
 from diffdistill.training.run_folder import open_folder, peak_memory
 from diffdistill.training.tasks.align import AlignTask, load_pipeline
@@ -76,7 +77,7 @@ def distill(resolved: Resolved[Distill]) -> Result:
             f"a first stage, for initialize_from"
         )
     monitor = monitor_of(config, data, teacher)
-    reward = {} if task.method.reward is None else {"reward": task.method.reward.versions()}
+    reward = {} if task.reward is None else {"reward": task.reward.versions()}
     # A student of converted weights is under their licence too, so its card must name them.
     source = teacher.metadata.get("source") or teacher.metadata.get("teacher_source")
     publisher = DenoiserPublisher(
@@ -134,4 +135,4 @@ def execute(
     if run.evaluation:
         write_json(folder / "evaluation.json", {publisher.role: run.evaluation} | publisher.others(run.evaluation))
     write_report(folder)
-    return Result(folder, published, flat(run.evaluation) if run.evaluation else {})
+    return Result(folder, published, numbers_of(run.evaluation) if run.evaluation else {})

@@ -16,10 +16,10 @@ from typing import Any
 from diffdistill.data import load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation import Evaluator
+from diffdistill.evaluation.figures import numbers_of
 from diffdistill.files import write_json
 from diffdistill.pipelines.folder import weights_digest
 from diffdistill.sampling.generate import generate, plan_sampling
-from diffdistill.training.observers import flat
 
 # (sampler, steps): what a practitioner would compare a one-step student with.
 ROWS = [
@@ -57,7 +57,7 @@ def main() -> None:
             )
             result = evaluator(batches)
             rows.append({"sampling": sampling, "weights_sha256": digest, "evaluation": result})
-            print(sampling, {name: round(value, 4) for name, value in flat(result).items()}, flush=True)
+            print(sampling, {name: round(value, 4) for name, value in numbers_of(result).items()}, flush=True)
             # After every row: the table takes long, and a part of it is of use.
             write_json(file, rows)
 

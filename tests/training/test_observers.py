@@ -5,8 +5,9 @@ import torch
 from runs import Watcher, go, settings
 
 from diffdistill.errors import ConfigError, NonFiniteError
+from diffdistill.evaluation.figures import numbers_of
 from diffdistill.training.loop import Observer, run_loop
-from diffdistill.training.observers import flat, usual_observers
+from diffdistill.training.observers import usual_observers
 from diffdistill.training.store import CheckpointStore
 
 
@@ -125,6 +126,6 @@ def test_a_score_that_nothing_gives_is_refused():
 
 def test_figures_of_an_evaluation_by_name():
     prdc = {"precision": 0.5, "recall": 0.25, "density": 1.0, "coverage": 0.75, "k": 5}
-    assert flat({"metrics": {"fid": {"value": 2.0, "standard_error": 0.1}, "prdc": prdc}}) == {
+    assert numbers_of({"metrics": {"fid": {"value": 2.0, "standard_error": 0.1}, "prdc": prdc}}) == {
         "fid": 2.0, "precision": 0.5, "recall": 0.25, "density": 1.0, "coverage": 0.75,
     }  # fmt: skip

@@ -34,7 +34,7 @@ class Format:
     read_pairs: Callable[[str, Path, str, Counter[str]], Iterable[Pair]] | None = None
 
 
-FORMATS = Registry("data format", Format, __name__, "FORMAT")
+FORMATS: Registry[Format] = Registry("data format", Format, __name__, "FORMAT")
 
 
 def by_rank() -> list[Format]:

@@ -30,7 +30,7 @@ class RewardKind:
     rank: int = 0
 
 
-REWARDS = Registry("reward", RewardKind, __name__, "REWARD")
+REWARDS: Registry[RewardKind] = Registry("reward", RewardKind, __name__, "REWARD")
 
 
 def allowed_rewards() -> str:

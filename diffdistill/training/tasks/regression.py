@@ -49,8 +49,8 @@ class TrajectoryPairs:
     the states at its K - 1 later levels; a batch has one of them for each image, the first in half of the cases.
 
     The first epoch takes the batches as they are made, each later one all pairs in an order of its own: with the same
-    batches again and again the student learns less of the teacher's variety (docs/lab/quickstart.md). Batch k is a function of
-    (seed, k) alone, so a resumed run makes again exactly the pairs it needs.
+    batches again and again the student learns less of the teacher's variety (docs/lab/quickstart.md). Batch k is a
+    function of (seed, k) alone, so a resumed run makes again exactly the pairs it needs.
     """
 
     def __init__(
