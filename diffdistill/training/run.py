@@ -59,7 +59,7 @@ def distill(resolved: Resolved) -> int:
             f"all {task.first} steps are regression on the teacher's trajectories, as student.regression.steps asks: "
             f"a first stage, for initialize_from"
         )
-    reward = {} if task.method.reward is None else {"reward": task.method.reward.versions()}
+    reward = {} if task.reward is None else {"reward": task.reward.versions()}
     # A student of converted weights is under their licence too, so its card must name them.
     source = teacher.metadata.get("source") or teacher.metadata.get("teacher_source")
     return execute(

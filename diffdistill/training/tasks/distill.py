@@ -59,6 +59,7 @@ class DistillTask:
         self.levels = levels_of(config, teacher, start)
         torch.manual_seed(config.seed)
         self.student, critic = build_roles(config, teacher, self.levels, device, start)
+        self.reward = reward_of(config, teacher)
         bounds = teacher.sigma_min, teacher.sigma_max, teacher.process
         self.method = DistributionMatching(
             config.method.choices(),
@@ -68,7 +69,7 @@ class DistillTask:
             LevelLaw(plain(config.critic.level, Level), *bounds),
             device.autocast,
             config.method.float32_gap,
-            reward_of(config, teacher),
+            self.reward,
         )
         self.first = regression_steps(config)
         self._build_updaters(config, critic)
