@@ -260,5 +260,5 @@ class Distill(Run):
         if not isinstance(name, str) or not is_plugin(name):
             return cls
         named: Any = create_model("Custom", __base__=METHODS.get(name), name=(Literal[name], name))  # type: ignore[arg-type]
-        methods = (*METHODS.rows().values(), named)
+        methods: tuple[type[Method], ...] = (*METHODS.rows().values(), named)
         return create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, method=(one_of(methods), ...))
