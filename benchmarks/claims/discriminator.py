@@ -22,7 +22,7 @@ from diffdistill.data import load_images, to_model_range
 from diffdistill.denoiser import Denoiser
 from diffdistill.losses import discriminator_loss
 from diffdistill.matching.discriminators import AdversarialTerm
-from diffdistill.methods.base import Adversarial
+from diffdistill.matching.settings import Adversarial
 from diffdistill.process import Level, LevelLaw, per_sample
 
 TAPS = ("down_blocks.1", "mid_block")

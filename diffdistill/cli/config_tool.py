@@ -12,8 +12,9 @@ from diffdistill.config.align import Align
 from diffdistill.config.complaints import models_in
 from diffdistill.config.yaml import flow
 from diffdistill.errors import ConfigError
+from diffdistill.section import Section
 
-MODELS: dict[str, type[BaseModel]] = {"train": schema.Train, "distill": schema.Distill, "align": Align}
+MODELS: dict[str, type[Section]] = {"train": schema.Train, "distill": schema.Distill, "align": Align}
 FILES = {"show": 1, "keys": 0, "schema": 0, "diff": 2}
 
 

@@ -38,17 +38,15 @@ class Resolved(Generic[Model]):
     origins: Mapping[str, str]
 
 
-def merged(lower: dict[str, Any], upper: dict[str, Any]) -> Placed:
+def merged(lower: dict[str, Any], upper: Placed) -> Placed:
     """`upper` laid over `lower`: sections are merged, anything else is replaced, with its place."""
     result = Placed(lower)
     for key, value in upper.items():
         below = result.get(key)
-        if isinstance(value, dict) and isinstance(below, dict):
+        if isinstance(value, Placed) and isinstance(below, dict):
             result[key] = merged(below, value)
         else:
-            result[key] = value
-            if place := getattr(upper, "places", {}).get(key):
-                result.places[key] = place
+            result[key], result.places[key] = value, upper.places[key]
     return result
 
 
@@ -113,16 +111,16 @@ def _override(text: str) -> Placed:
     return data
 
 
-def with_defaults(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(model: type[BaseModel], data: Placed) -> dict[str, Any]:
     """Complete given sections from the model's own defaults.
 
     Pydantic alone would fill a partly given section from the defaults of its class and forget those of the place it
     stands in: `level: {std: 1}` where the default is `Level(law="lognormal")` would silently become another law.
     """
-    result = dict(data)
+    result: dict[str, Any] = dict(data)
     for name, info in model.model_fields.items():
         value = data.get(name)
-        if not isinstance(value, dict):
+        if not isinstance(value, Placed):
             continue
         default = info.default.model_dump(mode="json") if isinstance(info.default, BaseModel) else {}
         if default and type(info.default) in variants(info, merged(default, value)):
@@ -132,7 +130,7 @@ def with_defaults(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any
     return result
 
 
-def resolve(model: type[Model], given: dict[str, Any], label: str) -> Model:
+def resolve(model: type[Model], given: Placed, label: str) -> Model:
     """Check settings against a model; ConfigError has one line for every problem."""
     data = with_defaults(model, given)
     try:

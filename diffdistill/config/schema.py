@@ -270,6 +270,6 @@ class Distill(Run):
         name = method.get("name") if isinstance(method, dict) else None
         if not isinstance(name, str) or not is_plugin(name):
             return cls
-        named = create_model("Custom", __base__=METHODS.get(name), name=(Literal[name], name))
-        methods = (*METHODS.rows().values(), named)
+        named: Any = create_model("Custom", __base__=METHODS.get(name), name=(Literal[name], name))  # type: ignore[arg-type]
+        methods: tuple[type[Method], ...] = (*METHODS.rows().values(), named)
         return create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, method=(one_of(methods), ...))

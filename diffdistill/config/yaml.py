@@ -6,7 +6,7 @@ error.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path as File
 from typing import Any
 
@@ -28,7 +28,7 @@ RULES = [  # type, what it looks like (YAML 1.2, core schema), the characters it
     ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
     ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
 ]
-READ = {
+READ: dict[str, Callable[[str], Any]] = {
     "null": lambda text: None,
     "bool": lambda text: text == "true",
     "int": lambda text: int(text, {"0x": 16, "0o": 8}.get(text[:2], 10)),

@@ -45,7 +45,7 @@ class Reward(Protocol):
         """Each sample's gradient at x, `(B, C, H, W)`, and figures; prompts: texts, labels, or nothing."""
 
 
-class Seen(NamedTuple):
+class PartResult(NamedTuple):
     """What one part of the batch gave: gradients by term, and the networks' verdicts, without graphs."""
 
     terms: dict[str, Tensor]
@@ -123,28 +123,30 @@ class DistributionMatching:
         u, sigma = self.level.draw(len(x0), x0.device)
         noise = StudentNoise(u, sigma, torch.randn_like(x0))
         parts = parts_of(len(x0), part_size)
-        seen = [
+        results = [
             self._part(x0[rows], rows_of(cond, rows), noise.part(rows), warm, rows_of(prompts, rows)) for rows in parts
         ]
-        terms = {name: torch.cat([part.terms[name] for part in seen]) for name in seen[0].terms}
-        teacher_x0, critic_x0 = (torch.cat([getattr(part, n) for part in seen]) for n in ("teacher_x0", "critic_x0"))
+        terms = {name: torch.cat([part.terms[name] for part in results]) for name in results[0].terms}
+        teacher_x0, critic_x0 = (
+            torch.cat([getattr(part, n) for part in results]) for n in ("teacher_x0", "critic_x0")
+        )
         if c.normalize and not warm:
             divergence = get_divergence(c.divergence)
-            logit = joined([part.logit for part in seen])
+            logit = joined([part.logit for part in results])
             logit = x0.new_zeros(len(x0)) if logit is None else logit
             terms["matching"] = terms["matching"] / mean_weight(divergence, logit)
-        raw = joined([part.raw for part in seen])
+        raw = joined([part.raw for part in results])
         if self.ratio is not None and raw is not None:
             self.ratio.update(raw, u)
         if self.normaliser is not None:
             weight = self.normaliser(x0, teacher_x0, u)
             terms |= {name: weight * terms[name] for name in ("matching", "guidance") if name in terms}
         gradient = torch.stack(list(terms.values())).sum(0)
-        metrics = mean_of([part.metrics for part in seen], parts)
+        metrics = mean_of([part.metrics for part in results], parts)
         metrics |= {f"gradient/{name}": g.flatten(1).norm(dim=1).mean() for name, g in terms.items()}
         return gradient, metrics | self._health(x0, teacher_x0, critic_x0, u)
 
-    def _part(self, x0: Tensor, cond: Tensor | None, noise: StudentNoise, warm: bool, prompts: Any) -> Seen:
+    def _part(self, x0: Tensor, cond: Tensor | None, noise: StudentNoise, warm: bool, prompts: Any) -> PartResult:
         """The terms of some samples, before what is a mean over the batch: of weights, and of levels."""
         c = self.choices
         x, sigma = x0.detach().requires_grad_(), noise.sigma
@@ -175,7 +177,7 @@ class DistributionMatching:
         if self.reward is not None:
             terms["reward"], metrics = self.reward.gradient(x, cond if prompts is None else prompts)
         raw, logit = (None if value is None else value.detach() for value in (raw, logit))
-        return Seen(terms, teacher_x0.detach(), critic_x0.detach(), raw, logit, metrics)
+        return PartResult(terms, teacher_x0.detach(), critic_x0.detach(), raw, logit, metrics)
 
     def _precision(self) -> AbstractContextManager[None]:
         """Of the passes whose difference is the gap."""

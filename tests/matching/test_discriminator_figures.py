@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffdistill.matching.discriminators import AdversarialTerm
-from diffdistill.methods.base import Adversarial
+from diffdistill.matching.settings import Adversarial
 
 
 @pytest.mark.parametrize(
