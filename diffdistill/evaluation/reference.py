@@ -67,7 +67,8 @@ def compact(features: Tensor) -> Tensor:
 
 
 def _batches(images: Tensor, size: int, progress: bool) -> Iterator[Tensor]:
-    bar = tqdm(total=len(images), desc="reference features", unit="image", disable=not progress, leave=False)
+    hidden = {} if progress else {"disable": True}  # where it is shown, the environment may still hide it
+    bar = tqdm(total=len(images), desc="reference features", unit="image", leave=False, **hidden)
     with bar:
         for part in images.split(size):
             yield part
