@@ -89,6 +89,8 @@ def test_prose_fits_a_terminal():
         f"{name(page)}: {line[:60]}"
         for page in PAGES
         for line in page.read_text(encoding="utf-8").splitlines()
-        if len(line) > 119 and not line.lstrip().startswith("|") and name(page) not in ("docs/comparison.md", "assets/README.md")
+        if len(line) > 119
+        and not line.lstrip().startswith("|")
+        and name(page) not in ("docs/comparison.md", "assets/README.md")
     ]
     assert long == []
