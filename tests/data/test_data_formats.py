@@ -295,7 +295,8 @@ def test_a_format_of_the_users_own(tmp_path, monkeypatch):
         "from diffdistill.data.source import Source\n"
         "def read(name, path, split):\n"
         "    return Source(2, np.full((2, 4, 4, 1), int(path.read_text()), np.uint8), np.arange(2))\n"
-        "FORMAT = Format('gray', 5, 'a gray file', lambda data, path: path.is_file() and path.suffix == '.gray', read)\n"
+        "def matches(data, path):\n    return path.is_file() and path.suffix == '.gray'\n"
+        "FORMAT = Format('gray', 5, 'a gray file', matches, read)\n"
     )
     (tmp_path / "a.gray").write_text("7")
     with pytest.raises(DataError, match="in no format that is known"):
