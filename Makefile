@@ -21,7 +21,7 @@ FULL := .venv-full
 BIN := $(VENV)/bin
 PIP = -m pip install --quiet --disable-pip-version-check --upgrade $(PIP_ARGS) -c $(VENV)/constraints.txt
 # Test files that the light environment passes over, whole or in part.
-TEXT_FILES = $(shell grep -lE 'importorskip.{2}(transformers|peft)' tests/test_*.py)
+TEXT_FILES = $(shell grep -rlE 'importorskip.{2}(transformers|peft)' --include='test_*.py' tests)
 
 # The environment is set up again when what defines it changes, not when a file is merely newer.
 KEY := $(shell (cat pyproject.toml constraints/cpu.txt; echo "$(PYTHON) $(TORCH)") | cksum | cut -d' ' -f1)

@@ -285,3 +285,25 @@ def test_fingerprint_depends_on_shape_pixels_labels_and_texts():
     ]
     assert len({fingerprint(*variant) for variant in variants}) == len(variants)
     assert fingerprint(pixels, LABELS) == fingerprint(pixels.copy(), LABELS.astype(np.int32))
+
+
+def test_a_format_of_the_users_own(tmp_path, monkeypatch):
+    """A file in DIFFDISTILL_PLUGINS adds one; it is asked in its turn, and named where formats are listed."""
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "from diffdistill.data.formats import Format\n"
+        "from diffdistill.data.source import Source\n"
+        "def read(name, path, split):\n"
+        "    return Source(2, np.full((2, 4, 4, 1), int(path.read_text()), np.uint8), np.arange(2))\n"
+        "def matches(data, path):\n    return path.is_file() and path.suffix == '.gray'\n"
+        "FORMAT = Format('gray', 5, 'a gray file', matches, read)\n"
+    )
+    (tmp_path / "a.gray").write_text("7")
+    with pytest.raises(DataError, match="in no format that is known"):
+        load_images(str(tmp_path / "a.gray"))
+    monkeypatch.setenv("DIFFDISTILL_PLUGINS", str(tmp_path / "mine.py"))
+    found = load_images(str(tmp_path / "a.gray"))
+    assert found.images.unique().tolist() == [7]
+    assert found.labels.tolist() == [0, 1]
+    with pytest.raises(DataError, match="give builtin:NAME, a gray file, a folder with metadata"):
+        load_images(str(tmp_path / "b.gray"))

@@ -1,6 +1,5 @@
 """Folders with `metadata.jsonl` or `metadata.csv`, as Hugging Face's image folders have them; and pairs."""
 
-import csv
 from collections import Counter
 from pathlib import Path
 
@@ -60,6 +59,8 @@ def _json_lines(table: Path) -> list[Row]:
 
 
 def _csv_rows(table: Path) -> list[Row]:
+    import csv
+
     reader = csv.DictReader(read_text(table).splitlines(keepends=True))
     return [(reader.line_num, row) for row in reader]
 
