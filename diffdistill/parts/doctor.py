@@ -34,7 +34,7 @@ facts = {"cuda": torch.cuda.get_device_name(0) if cuda else None, "build": torch
 facts["threads"] = torch.get_num_threads()
 of_cpu = getattr(torch.cpu, "get_capabilities", dict)()
 facts["bf16"] = bool(torch.cuda.is_bf16_supported() if cuda else of_cpu.get("amx_bf16"))
-from diffdistill.parts.attention.kernels import kernels_here
+from diffdistill.parts.attention.probe import kernels_here
 print(json.dumps(facts | kernels_here()))
 """
 TORCHVISION = """

@@ -107,13 +107,10 @@ def remove_scalelong(network: Any, *, fold: bool = False) -> None:
 
     Raises ConfigError if there is no ScaleLong on it, or if it cannot be folded (`ls`; UNets with `pre_norm`).
 
-    >>> from diffusers import UNet2DModel
-    >>> blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
-    >>> unet = UNet2DModel(sample_size=8, norm_num_groups=4, layers_per_block=2, **blocks)
-    >>> apply_scalelong(unet, "cs", kappa=0.5)
-    >>> remove_scalelong(unet)
-    >>> "scalelong" in unet.config
-    False
+    >>> from diffdistill.models import UViT
+    >>> network = UViT(sample_size=4, hidden_size=16, depth=2, num_attention_heads=2)
+    >>> apply_scalelong(network)
+    >>> remove_scalelong(network)
     """
     _refuse_compiled(network)
     if not is_scaled(network):

@@ -10,7 +10,8 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from tiny import tiny_unet
 from torch.profiler import ProfilerActivity, profile
 
-from diffdistill.parts.attention.kernels import example, reset_attention, set_attention
+from diffdistill.parts.attention.kernels import reset_attention, set_attention
+from diffdistill.parts.attention.probe import example
 
 
 @pytest.fixture(params=NETWORKS)

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from diffdistill.errors import ConfigError
 from diffdistill.parts.attention import names as attention_names
-from diffdistill.parts.attention.kernels import example, set_attention
+from diffdistill.parts.attention.kernels import set_attention
+from diffdistill.parts.attention.probe import example
 
 
 @pytest.fixture(params=NETWORKS)

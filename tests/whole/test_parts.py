@@ -9,7 +9,7 @@ from diffdistill import models, schedulers
 
 FLOOR = ("diffdistill.errors", "diffdistill.process")
 NETWORKS = {
-    "attention": ["attention/names.py", "attention/kernels.py"],
+    "attention": ["attention/names.py", "attention/probe.py", "attention/kernels.py"],
     "scalelong": ["scalelong.py"],
     "edm": ["edm/layers.py", "edm/preconditioning.py", "edm/networks.py"],
 }
