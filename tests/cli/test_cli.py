@@ -124,7 +124,10 @@ def test_every_verb_has_help(verb, capsys):
             [*EVALUATE, "--images", "a", "--metrics", "fid,fod"],
             "evaluate: --metrics: 'fod' is no metric; choose of fid,kid",
         ),
-        ([*EVALUATE, "--images", "a", "--backend", "x"], "evaluate: --backend: invalid choice: 'x'"),
+        (
+            [*EVALUATE, "--images", "a", "--backend", "x"],
+            "evaluate: --backend: 'x' is no backend; choose of clean-fid,native",
+        ),
         (["checkpoint", "rm", "x"], "checkpoint: action: invalid choice: 'rm'"),
         (["config", "show", "sample"], "config show: 'sample' has no settings; say whose first: one of train"),
         (["config", "diff", "train", "a"], "config diff train: 1 CONFIG given, needed are 2"),

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffdistill.assets import asset
-from diffdistill.data import load_images
+from diffdistill.data import ImageSet, load_images
 from diffdistill.errors import CheckpointError, ConfigError, DataError
-from diffdistill.evaluation import load_features
+from diffdistill.evaluation import Evaluator, load_features
 from diffdistill.evaluation.extractors import inception
 from diffdistill.evaluation.extractors.base import FeatureExtractor
+from diffdistill.evaluation.features import choose_features
 from diffdistill.evaluation.resize import resize
 from diffdistill.files import sha256
 
@@ -234,3 +235,25 @@ def test_features_trained_on_ones_own_images(tmp_path: Path, monkeypatch: pytest
     probabilities = extractor.probabilities(features)
     assert probabilities is not None
     assert torch.equal(probabilities.argmax(1)[tenth], data.labels[tenth])
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "name"), [(1, 28, "fashion_mnist"), (1, 33, "inception"), (3, 28, "inception")]
+)
+def test_without_a_name_the_reference_decides(
+    channels: int, size: int, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """A gray classifier of 28x28 pixels never measures other images without a warning."""
+    monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path))
+    images = torch.zeros(4, channels, size, size, dtype=torch.uint8)
+    reference = ImageSet(images, None, None, None, "x", "0")
+
+    def absent(given: str | None) -> Path:
+        raise CheckpointError("no Inception weights")
+
+    monkeypatch.setattr(inception, "find_weights", absent)
+    extractor, warning = choose_features(None, reference)
+    assert extractor.id == "fashion_mnist"
+    assert (warning is None) == (name == "fashion_mnist")
+    evaluator = Evaluator(reference)
+    assert evaluator.warnings == ([] if warning is None else [warning])

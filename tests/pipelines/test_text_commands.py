@@ -157,7 +157,7 @@ def test_a_model_is_measured_on_the_captions_of_the_reference(models, capsys):
     assert protocol["rewards"] == {"reward/brightness": None}
     assert result["subject"]["prompts"] == {"count": 20, "sha256": digest}
     printed = capsys.readouterr().out
-    for part in ("CLIP score", "reward brightness", f"texts      20, SHA-256 {digest[:12]}", "CLIP       clip:clip"):
+    for part in ("CLIP score", "Reward brightness", f"texts      20, SHA-256 {digest[:12]}", "CLIP       clip:clip"):
         assert part in printed
 
 
@@ -244,7 +244,7 @@ def test_rewards_alone_and_several_models(models, capsys):
     code, result = alone(models, *models_, *rewards, "--allow-code")
     assert code == 0
     assert [set(one["metrics"]) for one in result["models"]] == [{"reward/brightness"}] * 2
-    assert "reward brightness" in capsys.readouterr().out
+    assert "Reward brightness" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
