@@ -10,11 +10,10 @@ from typing import Any, NoReturn
 
 from diffdistill.errors import ConfigError
 from diffdistill.parts.attention.names import attention_name
+from diffdistill.registry import is_plugin
+from diffdistill.sampling.sampler import SAMPLERS
 
 METRICS = ("fid", "kid", "prdc", "is", "clip", "cmmd", "per_class_fid", "neighbours")
-# A test compares these with SOLVERS and SCHEDULED.
-SAMPLERS = ("heun", "euler", "ddim", "flow_euler", "dpm_solver", "ddpm", "consistency")
-SCHEDULED_SAMPLERS = ("vp_ddim", "vp_ddpm", "fpndm", "deis", "unipc", "euler_ancestral")
 BACKENDS = ("native", "torchmetrics", "clean-fid", "torch-fidelity")
 
 
@@ -126,10 +125,12 @@ def metrics(text: str) -> tuple[str, ...]:
 
 
 def sampler(text: str) -> str:
-    name = text.replace("-", "_")
-    names = SAMPLERS + SCHEDULED_SAMPLERS
+    """The name of a sampler; one of a file is looked up later, when the user's consent to run it is known."""
+    if is_plugin(text):
+        return text
+    name, names = text.replace("-", "_"), SAMPLERS.names()
     if name not in names:
-        raise argparse.ArgumentTypeError(f"'{text}' is no sampler; choose of {', '.join(names)}")
+        raise argparse.ArgumentTypeError(f"'{text}' is no sampler; choose of {', '.join(names)}, or give FILE.py:NAME")
     return name
 
 

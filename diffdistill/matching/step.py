@@ -120,7 +120,7 @@ class DistributionMatching:
         self.adversarial = AdversarialTerm(settings, teacher, critic) if settings is not None else None
         ratio = choices.ratio
         self.ratio = RatioTracker(ratio.bins, ratio.decay, ratio.clip).to(device) if ratio and settings else None
-        decode = None if teacher.prompts is None else teacher.decode
+        decode = teacher.decode if teacher.draws_texts else None
         self.reward = None if choices.reward is None else reward_term(choices.reward, device, decode)
         if self.reward is not None:
             self.reward.check(teacher.num_classes)
@@ -256,7 +256,7 @@ class DistributionMatching:
             if bool((bins == k).any()):
                 metrics[f"score_gap/level_{k}"] = relative[bins == k].mean()
         metrics["x0/std"] = x.std()
-        if self.teacher.prompts is None:  # latents have no bounds
+        if not self.teacher.draws_texts:  # latents have no bounds
             # A tenth of half the range: a black background that is a shade too black is no harm.
             metrics["x0/saturation"] = (x.abs() > 1.1).float().mean()
         if self.ratio is not None:

@@ -5,7 +5,6 @@ from typing import Any
 
 from diffdistill import __version__
 from diffdistill.alignment.lora import check_peft, lora_tensors, merged
-from diffdistill.alignment.pipelines import load_pipeline
 from diffdistill.config import Resolved
 from diffdistill.config.align import Align
 from diffdistill.data.pairs import PairSet, digest_of, load_pairs, split_by_caption
@@ -13,7 +12,8 @@ from diffdistill.errors import DataError
 from diffdistill.files import new_folder, sha256, write_json
 from diffdistill.parts.attention.kernels import set_attention
 from diffdistill.pipelines.folder import METADATA, read_json
-from diffdistill.pipelines.text.student import copy_parts
+from diffdistill.pipelines.text.adapter import load_pipeline
+from diffdistill.pipelines.text.save import copy_parts
 from diffdistill.reporting.model_card import public_settings
 from diffdistill.reporting.report import write_report
 from diffdistill.training.align_observer import AlignObserver, load_judges

@@ -19,13 +19,11 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DiskError
 from diffdistill.files import read_json, write_json
 from diffdistill.parts.attention.kernels import set_attention
-from diffdistill.pipelines.consistency import refuse_as_teacher
 from diffdistill.pipelines.folder import locate, weights_digest
-from diffdistill.pipelines.text.card import text_card
 from diffdistill.pipelines.text.data import TextSet, text_data
 from diffdistill.pipelines.text.denoiser import TextDenoiser
-from diffdistill.reporting.model_card import model_card
 from diffdistill.reporting.report import write_report
+from diffdistill.reporting.text_card import card_of
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Task, flat, run_loop
 from diffdistill.training.observer import observer_of
@@ -50,7 +48,7 @@ def distill(resolved: Resolved) -> int:
     config: Distill = resolved.config
     device = Device(config.mixed_precision, config.num_threads)
     teacher = Denoiser.from_pretrained(config.teacher, device.name)
-    refuse_as_teacher(teacher, config.teacher)
+    teacher.check_teacher(config.teacher)
     data = distillation_data(config, teacher)
     task = DistillTask(config, teacher, data, device)
     attention = choose_attention(task, config, device)
@@ -80,8 +78,9 @@ def choose_attention(task: Task, config: Run, device: Device) -> str:
     for name, model in task.denoisers.items():
         layers = model.layers
         if id(layers) not in seen:
-            run = model.example_pass if isinstance(model, TextDenoiser) else None
-            seen[id(layers)] = str(set_attention(layers, config.attention, run=run, context=device.autocast))
+            seen[id(layers)] = str(
+                set_attention(layers, config.attention, run=model.example_pass, context=device.autocast)
+            )
         found[name] = seen[id(layers)]
     same = len(set(found.values())) == 1
     return next(iter(found.values())) if same else "; ".join(f"{name} {text}" for name, text in found.items())
@@ -140,7 +139,6 @@ def execute(
         observer.grid(example, folder / "samples" / "teacher.png")
     evaluation = run_loop(task, config, folder, observer)
     model = task.averaged()
-    write_card = model_card if model.prompts is None else text_card
     if not evaluation and config.evaluation.at_end:  # a finished run, resumed
         evaluation = observer.evaluate(model)
     machine = read_json(folder / "environment.json")
@@ -154,7 +152,7 @@ def execute(
         }
         model.save_pretrained(
             folder / name, role=card["role"], levels=card.get("levels", ()), **provenance,
-            card=lambda metadata: write_card(metadata=metadata, evaluation=evaluation, config=resolved.text_yaml),
+            card=lambda metadata: card_of(metadata=metadata, evaluation=evaluation, config=resolved.text_yaml),
         )  # fmt: skip
     if evaluation:
         write_json(folder / "evaluation.json", {card["role"]: evaluation} | recorded(card.get("teacher"), evaluation))

@@ -11,10 +11,10 @@ pytest.importorskip("peft")
 
 from tiny_text import pair_folder, stable_diffusion
 
-from diffdistill.alignment.pipelines import load_pipeline
 from diffdistill.config import load_config
 from diffdistill.config.align import Align
 from diffdistill.data.pairs import load_pairs
+from diffdistill.pipelines.text.adapter import load_pipeline
 from diffdistill.training.device import Device
 from diffdistill.training.tasks.align import AlignTask
 

@@ -7,9 +7,9 @@ pytest.importorskip("transformers")
 
 from tiny_text import png, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 
-from diffdistill.alignment.pipelines import ADAPTERS, load_pipeline
 from diffdistill.data import to_model_range
 from diffdistill.data.pairs import picture
+from diffdistill.pipelines.text.adapter import ADAPTERS, load_pipeline
 
 MAKERS = {"sd": stable_diffusion, "sdxl": stable_diffusion_xl, "sd3": stable_diffusion_3}
 

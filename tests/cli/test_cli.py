@@ -190,8 +190,9 @@ def test_training_verbs_receive_checked_settings(stub, ask):
 
 
 def test_the_samplers_of_the_flags_are_those_that_exist():
-    from diffdistill.sampling.scheduled import SCHEDULED
     from diffdistill.sampling.solvers import SOLVERS
+
+    from diffdistill.sampling.scheduled import SCHEDULED
 
     assert set(SAMPLERS) == set(SOLVERS)
     assert set(SCHEDULED_SAMPLERS) == set(SCHEDULED)

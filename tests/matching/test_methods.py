@@ -12,7 +12,7 @@ from diffdistill.errors import ConfigError
 from diffdistill.losses import denoising_loss
 from diffdistill.matching.step import Choices, DistributionMatching
 from diffdistill.methods import choices_of
-from diffdistill.pipelines.folder import clone_network
+from diffdistill.pipelines.network import clone_network
 from diffdistill.process import LevelLaw, per_sample
 
 CRITIC_EYES = Adversarial(features="critic", r1=1.0)

@@ -13,7 +13,7 @@ from diffdistill.config.schema import Level
 from diffdistill.denoiser import Denoiser
 from diffdistill.matching.step import DistributionMatching
 from diffdistill.methods import choices_of
-from diffdistill.pipelines.folder import clone_network
+from diffdistill.pipelines.network import clone_network
 from diffdistill.process import LevelLaw
 
 KINDS = [

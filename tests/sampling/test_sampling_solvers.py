@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from diffdistill.sampling.solvers import SOLVERS, angular, consistency, ddpm, dpm_solver, euler, heun, karras
 from diffusers import CMStochasticIterativeScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
 from diffdistill.sampling.noise import ImageNoise, image_seed
-from diffdistill.sampling.solvers import SOLVERS, angular, consistency, ddpm, dpm_solver, euler, heun, karras
 
 SHAPE = (2, 3, 4, 4)
 LOW, HIGH = 0.002, 80.0

@@ -15,7 +15,7 @@ from diffdistill.methods import METHODS, choices_of
 from diffdistill.parts.attention.kernels import KERNELS, reset_attention, set_attention
 from diffdistill.parts.bench.measure import Row, Seconds, Work, compare, timed
 from diffdistill.parts.bench.passes import Bare, described, needed
-from diffdistill.pipelines.schedule import stock_levels
+from diffdistill.pipelines.pixel.schedule import stock_levels
 from diffdistill.sampling.generate import CPU_ROWS, generate, plan_sampling
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Task

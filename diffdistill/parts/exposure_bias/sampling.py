@@ -8,7 +8,6 @@ from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.parts.exposure_bias.calibration.record import BOTH, FILE, SCALE, SHIFT, Calibration, read_calibration
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.process import EDM, Process
-from diffdistill.sampling.scheduled import SCHEDULED, Scheduler, make_scheduler, set_steps
 
 AUTO = "auto"
 
@@ -44,14 +43,10 @@ class Corrections:
 NONE = Corrections()
 
 
-def corrected(name: str, process: Process, steps: int, levels: tuple[float, ...], wanted: Corrections) -> Scheduler:
-    """The scheduler of sampler `name` with the corrections, its steps set; ConfigError for values it cannot take.
-
-    levels: those of a sampler of ours, which its scheduler then visits; a sampler of diffusers has its own.
-    """
+def corrected(scheduler: Any, steps: int, wanted: Corrections) -> Any:
+    """A scheduler of diffusers with the corrections, for so many steps; ConfigError for values it cannot take."""
     from diffdistill.parts.exposure_bias.wrap import epsilon_scaling, time_shift_sampler
 
-    scheduler = make_scheduler(name, process)
     first = wanted.b + wanted.k * (steps - 1)
     if first <= 0:
         raise ConfigError(
@@ -68,7 +63,6 @@ def corrected(name: str, process: Process, steps: int, levels: tuple[float, ...]
             statistic=wanted.statistic,
             data_variance=wanted.data_variance,
         )
-    set_steps(scheduler, steps, None if name in SCHEDULED else levels)
     return scheduler
 
 

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from diffdistill.alignment import MaPOOutput, NoisedPairs, diffusion_dpo_loss, mapo_loss, noise_pairs
 from diffdistill.alignment.lora import add_lora, trainable
 from diffdistill.alignment.pairs import both
-from diffdistill.alignment.pipelines import Adapter, Condition, rows_of
 from diffdistill.config.align import Align, DiffusionDPO
 from diffdistill.data import batch_indices
 from diffdistill.data.pairs import Pair, PairSet, Picture, picture
 from diffdistill.denoiser import Denoiser
+from diffdistill.pipelines.text.adapter import Adapter
+from diffdistill.pipelines.text.kept import Condition
+from diffdistill.pipelines.text.texts import rows_of
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.in_backward import BackwardUpdater

@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from diffdistill.reporting.model_card import metrics_section, origin, public_settings
+from diffdistill.reporting.model_card import metrics_section, model_card, origin, public_settings
+
+
+def card_of(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = None, config: str = "") -> str:
+    """README.md of any model, by what diffdistill.json says of it; arguments as of `model_card`."""
+    write = text_card if "pipeline" in metadata else model_card
+    return write(metadata=metadata, evaluation=evaluation, config=config)
 
 
 def text_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = None, config: str = "") -> str:
