@@ -10,7 +10,7 @@ def karras(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
     """`steps` levels of 2206.00364, eq. 5 (rho = 7), then 0.
 
     >>> [round(sigma, 3) for sigma in karras(4, 0.002, 80.0)]
-    [80.0, 9.723, 0.469, 0.002, 0.0]
+    [80.0, 9.723, 0.47, 0.002, 0.0]
     """
     from diffdistill.process import karras_levels
 

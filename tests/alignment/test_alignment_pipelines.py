@@ -26,7 +26,7 @@ def pictures():
 
 
 def test_every_adapter_is_tested(models):
-    assert {type(model) for model in models.values()} == set(ADAPTERS.values())
+    assert {type(model) for model in models.values()} == {row.adapter for row in ADAPTERS.rows().values() if row.align}
     assert {model.image_size for model in models.values()} == {16}
 
 

@@ -9,7 +9,6 @@ import torch
 
 pytest.importorskip("transformers")
 
-from diffdistill.sampling.solvers import renoise
 from diffusers import DiffusionPipeline, FluxPipeline
 from tiny_text import flux, pixart, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 
@@ -19,8 +18,8 @@ from diffdistill.pipelines.text.adapters.flux import pack, unpack
 from diffdistill.pipelines.text.schedule import text_schedule
 from diffdistill.process import PURE_NOISE
 from diffdistill.reporting.text_card import text_card
-from diffdistill.sampling.generate import start_of
 from diffdistill.sampling.noise import ImageNoise
+from diffdistill.sampling.samplers.consistency import consistency
 
 MAKERS = {
     "sd": stable_diffusion, "sdxl": stable_diffusion_xl, "sd3": stable_diffusion_3, "flux": flux, "pixart": pixart,
@@ -46,13 +45,15 @@ def student_of(teacher, folder, steps, timesteps=None):
 def ours(student, prompt):
     """Latents of image 0 of `SEED`, as `diffdistill sample` makes them."""
     ids = student.prompts.ids([prompt])
-    noise = ImageNoise(SEED, [0], student.image_shape, start=start_of(student, student.levels[0]))
+    first = student.levels[0]
+    noise = ImageNoise(SEED, [0], student.image_shape, start=student.start_scale(first))
     with torch.no_grad():
-        return renoise(
+        return consistency(
             lambda x, sigma: student(x, torch.full((1,), sigma), ids),
-            noise,
+            noise.draw() * first,
             (*student.levels, 0.0),
-            student.adapter.arrange,
+            noise.draw,
+            **student.few_step_settings,
         ), noise.seeds[0]
 
 

@@ -19,7 +19,7 @@ def heun(denoise: Denoise, x: "Tensor", sigmas: Sequence[float], draw: Draw | No
     >>> def denoise(x, sigma):
     ...     return x * data_variance / (data_variance + sigma**2)
     >>> x = 80.0 * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    >>> print(f"{heun(denoise, x, karras(18, 0.002, 80.0)).std():.2f}")
+    >>> print(f"{heun(denoise, x, karras(100, 0.002, 80.0)).std():.2f}")
     0.50
     """
     for sigma, following in pairwise(sigmas):
