@@ -14,8 +14,11 @@ from diffdistill.pipelines.scheduler_config import process_of
 from diffdistill.pipelines.text.denoiser import load_text_denoiser
 
 
-def load_model(model: str | Path, device: str | torch.device = "cpu") -> Denoiser:
+def load_model(model: str | Path, device: str | torch.device = "cpu", adapter: str | None = None) -> Denoiser:
     """Read a model; `Denoiser.from_pretrained` is this function.
+
+    adapter: `FILE.py:NAME` of an `AdapterFor` of one's own, for a text-to-image pipeline, which
+    `registry.allow_code` lets run.
 
     >>> teacher = load_model("builtin:fashion_mnist_teacher")
     >>> teacher.image_shape, teacher.num_classes, teacher.role
@@ -26,7 +29,6 @@ def load_model(model: str | Path, device: str | torch.device = "cpu") -> Denoise
     """
     folder = locate(str(model))
     index = read_json(folder / "model_index.json")
-    scheduler = None
     try:
         network_name(index)
     except CheckpointError as error:
@@ -40,7 +42,8 @@ def load_model(model: str | Path, device: str | torch.device = "cpu") -> Denoise
         raise CheckpointError(f"'{folder}': {error}") from error
     metadata.setdefault("path", str(model))
     if any(name.startswith("text_encoder") for name in index):
-        found: Denoiser = load_text_denoiser(folder, str(index.get("_class_name")), str(model), process, metadata)
+        kind = str(index.get("_class_name"))
+        found: Denoiser = load_text_denoiser(folder, kind, str(model), process, metadata, adapter)
     else:
         found = load_pixels(folder, index, process, metadata)
     return found.to(device)

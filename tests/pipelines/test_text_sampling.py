@@ -100,7 +100,7 @@ def test_a_prompts_own_seed_and_negative_text_come_before_those_of_the_call(teac
     prompts = [Prompt("a cat", "blue", 9), Prompt("a cat"), Prompt("a cat", "", 9)]
     wishes = {"steps": 2, "guidance_scale": 3.0}
     plan = plan_sampling(teacher, prompts=prompts, negative_prompt="red", **wishes)
-    assert [plan.prompt(i).negative for i in range(4)] == ["blue", "red", "", "blue"]
+    assert [plan.conditions.prompt(i).negative for i in range(4)] == ["blue", "red", "", "blue"]
     assert [plan.torch_seed(5, i) for i in range(3)] == [image_seed(9, 0), image_seed(5, 1), image_seed(9, 0)]
     assert [plan.torch_seed(5, i) for i in range(3, 5)] == [image_seed(9, 1), image_seed(5, 4)]
     found = images(teacher, 3, prompts=prompts, negative_prompt="red", seed=5, **wishes)

@@ -96,13 +96,13 @@ class AdapterFor:
 ADAPTERS: Registry[AdapterFor] = Registry("pipeline", AdapterFor, "diffdistill.pipelines.text.adapters", "ADAPTER")
 
 
-def load_adapter(folder: Path, name: str, model: str) -> Adapter:
+def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None) -> Adapter:
     """Read the pipeline in `folder`, of class `name`; never a pickle, never its own code.
 
-    model: what the user calls it. Raises ConfigError for a class without adapter and without transformers,
-    CheckpointError for a folder that is damaged.
+    model: what the user calls it; adapter: `FILE.py:NAME` of an `AdapterFor`, in place of the known one. Raises
+    ConfigError for a class without adapter and without transformers, CheckpointError for a folder that is damaged.
     """
-    known = ADAPTERS.rows()
+    known = ADAPTERS.rows() | ({} if adapter is None else {name: ADAPTERS.get(adapter)})
     if name not in known:
         raise ConfigError(
             f"'{model}' is a {name}, and there are adapters for {', '.join(known)}; give one of these, or name a file "

@@ -191,10 +191,10 @@ def _fitting(budget: dict[str, int], device: torch.device, shape: tuple[int, int
 
 
 def load_text_denoiser(
-    folder: Path, name: str, model: str, process: Process, metadata: dict[str, Any]
+    folder: Path, name: str, model: str, process: Process, metadata: dict[str, Any], adapter_name: str | None = None
 ) -> TextDenoiser:
-    """The pipeline of class `name` in `folder`; raises what `load_adapter` raises."""
-    adapter, call = load_adapter(folder, name, model), metadata.get("call", {})
+    """The pipeline of class `name` in `folder`; arguments and errors as of `load_adapter`."""
+    adapter, call = load_adapter(folder, name, model, adapter_name), metadata.get("call", {})
     # What the student was trained with, beside its levels.
     adapter.image_size = call.get("height", adapter.image_size)
     adapter.guidance = call.get("guidance_scale", adapter.guidance)
