@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffdistill.api import align, distill, train
     from diffdistill.denoiser import Denoiser
+    from diffdistill.evaluation.run import evaluate
+    from diffdistill.pipelines.load import load_model
+    from diffdistill.sampling.run import sample
 
 __version__ = "0.1.0"
-__all__ = ["Denoiser", "__version__", "align", "distill", "train"]
+__all__ = ["Denoiser", "__version__", "align", "distill", "evaluate", "load_model", "sample", "train"]
 
 _HOMES = {
     "Denoiser": "diffdistill.denoiser",
     "align": "diffdistill.api",
     "distill": "diffdistill.api",
+    "evaluate": "diffdistill.evaluation.run",
+    "load_model": "diffdistill.pipelines.load",
+    "sample": "diffdistill.sampling.run",
     "train": "diffdistill.api",
 }
 

@@ -1,7 +1,9 @@
 """One contract for every network: `D(x_t, sigma, cond) -> x0`."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 
 from diffdistill.errors import ConfigError
 from diffdistill.process import Process
+from diffdistill.registry import Registry
+from diffdistill.request import Conditions, SamplingRequest, class_conditions
 
 Condition = Tensor | dict[str, Tensor] | None
 
@@ -62,6 +66,22 @@ class _Reached(Exception):
     """Raised by the last tap of an early exit: the rest of the forward pass is not needed."""
 
 
+@dataclass(frozen=True)
+class Storage:
+    """How denoisers come from folders and go into them, the one seam through which this file reaches a higher one.
+
+    `pipelines` declares the row (`STORAGE` in `pipelines/load.py`), and the registry finds it there: nothing here
+    imports a pipeline. load: `(model) -> Denoiser`; save: `(denoiser, folder, *, role, levels, card, **provenance)`.
+    """
+
+    name: str
+    load: "Callable[[str], Denoiser]"
+    save: Callable[..., None]
+
+
+STORAGE: Registry[Storage] = Registry("storage of models", Storage, "diffdistill.pipelines", "STORAGE")
+
+
 class Denoiser(nn.Module):
     """A diffusers network seen as `D(x_t, sigma, cond) -> x0`.
 
@@ -70,10 +90,21 @@ class Denoiser(nn.Module):
 
     The network may be any UNet or transformer of diffusers; `process` says what it predicts (`EDM`, `VP` with epsilon,
     v or sample, `Flow`).
+
+    >>> from diffusers import UNet2DModel
+    >>> from diffdistill.process import EDM
+    >>> blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    >>> network = UNet2DModel(8, in_channels=3, out_channels=3, layers_per_block=1, norm_num_groups=4, **blocks)
+    >>> denoiser = Denoiser(network, EDM(sigma_data=0.5))
+    >>> x0, sigma = torch.zeros(2, 3, 8, 8), torch.tensor([0.002, 80.0])
+    >>> tuple(denoiser(x0 + sigma[:, None, None, None] * torch.randn(2, 3, 8, 8), sigma).shape)
+    (2, 3, 8, 8)
     """
 
-    prompts: Any = None  # the `PromptTable` of a text-to-image model, whose `cond` are its rows
-    adapter: Any = None  # its `text.adapters.Adapter`
+    draws_texts = False
+    """Whether a condition is the number of a text, and not a class label."""
+    described_as = "a student, which is trained at its own levels alone"
+    """What a refusal calls a model of the role `student`."""
 
     def __init__(
         self, network: nn.Module, process: Process, *, null_class: int | None = None, metadata: dict | None = None
@@ -118,6 +149,15 @@ class Denoiser(nn.Module):
         return None if self.num_classes is None else torch.zeros(count, dtype=torch.int64, device=device)
 
     @property
+    def example_pass(self) -> Callable[[], Tensor] | None:
+        """One call of the network on some input, to see what runs; None where any caller of UNets can make one."""
+        return None
+
+    def captions(self, cond: Tensor | None) -> list[str] | None:
+        """The texts of conditions `(B,)`, for a reward; None where conditions are no texts."""
+        return None
+
+    @property
     def num_classes(self) -> int | None:
         """Number of classes a user may ask for; the null class of guidance is not one."""
         config = self.network.config
@@ -139,6 +179,56 @@ class Denoiser(nn.Module):
     @property
     def levels(self) -> tuple[float, ...]:
         return tuple(self.metadata.get("levels", ()))
+
+    def check_teacher(self, name: str) -> None:
+        """ConfigError for a model that gives no score: a consistency model's or a student's D is not E[x0 | x_t]."""
+        if self.role == "student":
+            raise ConfigError(
+                f"teacher '{name}' is {self.described_as}: its D(x_t, sigma) is not the posterior mean E[x0 | x_t] "
+                f"that a score is made of; give the diffusion model it was made from"
+            )
+
+    @property
+    def default_sampler(self) -> str:
+        """What samples it where the user names nothing: EDM's Heun, or a student's own few steps."""
+        return "consistency" if self.role == "student" else "heun"
+
+    def conditions_for(self, request: SamplingRequest) -> Conditions:
+        """What the images of a request show; ConfigError for what the model cannot draw."""
+        return class_conditions(
+            request, num_classes=self.num_classes, null_class=self.null_class, student=self.role == "student"
+        )
+
+    def start_scale(self, sigma: float) -> float:
+        """Factor of sigma z, where sampling starts. Students of networks with training steps show the network z."""
+        return 1.0 if self.role != "student" else self.process.start_scale(sigma) / sigma
+
+    def network_rows(self, device: torch.device) -> int:
+        """How many images may go through the network at a time."""
+        return sys.maxsize
+
+    def decoder_rows(self, device: torch.device) -> int:
+        """How many images may be decoded at a time."""
+        return sys.maxsize
+
+    def pipeline_levels(self, sampler: str, steps: int) -> tuple[float, ...] | None:
+        """Where the model's own pipeline calls the network for that sampler; None: it has no levels of its own."""
+        return None
+
+    def few_step_levels(self, steps: int | None) -> tuple[float, ...]:
+        """The levels of a student for `steps` steps, or for its own number; ConfigError for another number."""
+        trained = self.levels
+        if steps not in (None, 1, len(trained)):
+            allowed = "1 step" if len(trained) == 1 else f"{len(trained)} steps, or 1"
+            raise ConfigError(
+                f"steps is {steps} and this student was trained for {allowed}; use that, or distil another"
+            )
+        return trained[: steps or len(trained)]
+
+    @property
+    def few_step_settings(self) -> dict[str, Any]:
+        """How a student's steps differ from bare ones: keyword arguments of the sampler `consistency`."""
+        return {"boundary": getattr(self.process, "boundary", 0.0)}
 
     def forward(self, x_t: Tensor, sigma: Tensor, cond: Condition = None) -> Tensor:
         x_in, time = self.process.to_network(x_t.float(), sigma.float())
@@ -247,14 +337,20 @@ class Denoiser(nn.Module):
     @classmethod
     def from_pretrained(cls, model: str | Path, device: str | torch.device = "cpu") -> "Denoiser":
         """Load a diffusers folder, `builtin:NAME` or a Hub id. CheckpointError if it is none, or damaged."""
-        from diffdistill.pipelines.folder import load_denoiser
-
-        return load_denoiser(str(model)).to(device)
+        return STORAGE.get("diffusers").load(str(model)).to(device)
 
     def save_pretrained(
-        self, folder: str | Path, *, role: str, levels: Sequence[float] = (), **provenance: Any
+        self,
+        folder: str | Path,
+        *,
+        role: str,
+        levels: Sequence[float] = (),
+        card: Callable[[dict[str, Any]], str] | None = None,
+        **provenance: Any,
     ) -> None:
-        """Write a folder that stock diffusers loads as a pipeline. The folder appears whole or not at all."""
-        from diffdistill.pipelines.folder import save_denoiser
+        """Write a folder that stock diffusers loads as a pipeline. The folder appears whole or not at all.
 
-        save_denoiser(self, Path(folder), role=role, levels=levels, **provenance)
+        card: makes README.md of what diffdistill.json says; provenance: further entries of diffdistill.json.
+        """
+        save = STORAGE.get("diffusers").save
+        save(self, Path(folder), role=role, levels=levels, card=card, **provenance)

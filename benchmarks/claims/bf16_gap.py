@@ -16,7 +16,7 @@ import torch
 from diffdistill import denoiser
 from diffdistill.data import load_images, to_model_range
 from diffdistill.denoiser import Denoiser
-from diffdistill.pipelines.folder import clone_network
+from diffdistill.pipelines.network import clone_network
 
 SIGMAS = (0.01, 0.1, 0.5, 2.0, 10.0)
 

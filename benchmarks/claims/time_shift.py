@@ -174,7 +174,7 @@ def check_code(args: Namespace, model: Denoiser, world: World) -> list[dict[str,
             plan = plan_sampling(model, sampler=solver, steps=STEPS)
             plan = plan if rule.move == "none" else replace(plan, corrections=wanted)
             indices = range(32)
-            ours = sample_batch(model, plan, args.seeds[0], indices, plan.labels(indices), 32)
+            ours = sample_batch(model, plan, args.seeds[0], indices, 32)
             theirs = world.draw(solver, rule, args.seeds[0], 32)
             apart = (ours - theirs).abs().flatten(1).amax(1)
             rows.append({"what": "code", "solver": solver, "rule": name, "largest": float(apart.max())})

@@ -1,7 +1,6 @@
 """Low-rank adapters on a network of diffusers, through peft."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffdistill.errors import ConfigError
+from diffdistill.models.lora_targets import check_targets
 
 
 def add_lora(network: Any, rank: int, targets: Sequence[str]) -> None:
@@ -35,17 +35,6 @@ def check_peft() -> None:
         raise ConfigError(
             "lora needs peft: pip install 'diffdistill[text]', or train all weights (lora=null)"
         ) from error
-
-
-def check_targets(network: nn.Module, targets: Sequence[str]) -> None:
-    """Every target names at least one layer that can be adapted: a linear or convolutional one."""
-    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in layers):
-            ends = sorted({name.rpartition(".")[2] for name in layers if not name.rpartition(".")[2].isdigit()})
-            near = get_close_matches(target, ends, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"names of layers end in {', '.join(ends)}"
-            raise ConfigError(f"LoRA target '{target}' matches no linear or convolutional layer; {hint}")
 
 
 def trainable(network: nn.Module) -> list[nn.Parameter]:

@@ -11,10 +11,7 @@ from typing import Any, NoReturn
 from diffdistill.errors import ConfigError
 from diffdistill.parts.attention.names import attention_name
 from diffdistill.registry import is_plugin
-
-# A test compares these with SOLVERS and SCHEDULED.
-SAMPLERS = ("heun", "euler", "ddim", "flow_euler", "dpm_solver", "ddpm", "consistency")
-SCHEDULED_SAMPLERS = ("vp_ddim", "vp_ddpm", "fpndm", "deis", "unipc", "euler_ancestral")
+from diffdistill.sampling.sampler import SAMPLERS
 
 
 @dataclass(frozen=True)
@@ -117,10 +114,12 @@ def auto_or_numbers(form: str, least: int, most: int) -> Callable[[str], str]:
 
 
 def sampler(text: str) -> str:
-    name = text.replace("-", "_")
-    names = SAMPLERS + SCHEDULED_SAMPLERS
+    """The name of a sampler; one of a file is looked up later, when the user's consent to run it is known."""
+    if is_plugin(text):
+        return text
+    name, names = text.replace("-", "_"), SAMPLERS.names()
     if name not in names:
-        raise argparse.ArgumentTypeError(f"'{text}' is no sampler; choose of {', '.join(names)}")
+        raise argparse.ArgumentTypeError(f"'{text}' is no sampler; choose of {', '.join(names)}, or give FILE.py:NAME")
     return name
 
 

@@ -1,8 +1,6 @@
 """The flags that `sample` and `evaluate` share: what a model draws, and how."""
 
 from diffdistill.cli.parser import (
-    SAMPLERS,
-    SCHEDULED_SAMPLERS,
     Parser,
     attention,
     auto_or_numbers,
@@ -13,6 +11,7 @@ from diffdistill.cli.parser import (
     sampler,
     whole,
 )
+from diffdistill.sampling.sampler import SAMPLERS
 
 
 def add_sampling(parser: Parser) -> None:
@@ -43,7 +42,7 @@ def add_sampling(parser: Parser) -> None:
         "--sampler",
         metavar="NAME",
         type=sampler,
-        help=f"of {', '.join(SAMPLERS + SCHEDULED_SAMPLERS)} (default: heun; of a student "
+        help=f"of {', '.join(SAMPLERS.names())}, or FILE.py:NAME (default: heun; of a student "
         "consistency, of a text-to-image teacher dpm_solver or flow_euler)",
     )
     parser.add_argument(

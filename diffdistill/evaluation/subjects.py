@@ -153,9 +153,9 @@ def model_subject(
     model = Denoiser.from_pretrained(name, pick_device(drawing.device))
     attention = set_attention(model.network, drawing.attention or "auto")
     count = num_images or MODEL_IMAGES
-    if model.prompts is not None and prompts is None:
+    if model.draws_texts and prompts is None:
         prompts = _of_reference(name, captions, count)
-    if model.prompts is not None and num_images is None:
+    if model.draws_texts and num_images is None:
         count = min(MODEL_IMAGES, len(prompts or ()))
         if count < 2:
             raise ConfigError("one prompt makes one image, and metrics are of several; give --num-images N")

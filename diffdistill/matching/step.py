@@ -227,7 +227,7 @@ class DistributionMatching:
             if bool((bins == k).any()):
                 metrics[f"score_gap/level_{k}"] = relative[bins == k].mean()
         metrics["x0/std"] = x.std()
-        if self.teacher.prompts is None:  # latents have no bounds
+        if not self.teacher.draws_texts:  # latents have no bounds
             # A tenth of half the range: a black background that is a shade too black is no harm.
             metrics["x0/saturation"] = (x.abs() > 1.1).float().mean()
         if self.ratio is not None:

@@ -1,0 +1,1 @@
+"""Pipelines of diffusers as denoisers: `pixel` of images, `text` of latents and prompts; `load.py` reads either."""

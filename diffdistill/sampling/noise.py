@@ -1,7 +1,6 @@
 """Random numbers that belong to an image, not to a batch."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,23 +12,6 @@ def image_seed(seed: int, index: int) -> int:
     The factor (Knuth's multiplicative hash, odd, so a bijection mod 2^32) keeps neighbouring seeds apart.
     """
     return (seed * 2654435761 + index) % 2**32
-
-
-class Noise(Protocol):
-    """A source of standard normal noise for a batch."""
-
-    def draw(self) -> Tensor:
-        """The next noise, float32 `(B, C, H, W)`."""
-
-
-class GivenNoise:
-    """Noise that has been drawn already, for a sampler that asks once."""
-
-    def __init__(self, noise: Tensor) -> None:
-        self.noise = noise
-
-    def draw(self) -> Tensor:
-        return self.noise
 
 
 class ImageNoise:

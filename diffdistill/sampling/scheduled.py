@@ -13,14 +13,16 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffdistill.errors import ConfigError
+from diffdistill.parts.exposure_bias.families import coordinates
 from diffdistill.process import VP, Process
 from diffdistill.sampling.noise import ImageNoise
+from diffdistill.sampling.sampler import SAMPLERS
 
 Scheduler = Any
 DenoiseAt = Callable[[Tensor, "float | Tensor"], Tensor]
@@ -31,42 +33,6 @@ Observe = Callable[[int, Tensor, Tensor, Tensor], None]
 alpha and s are `(1, 1, 1, 1)`, or `(B, 1, 1, 1)` where each image has its own scheduler."""
 
 TRAIN_STEPS = 1000
-
-
-@dataclass(frozen=True)
-class Scheduled:
-    """A sampler that a diffusers scheduler computes: the class, its settings, the steps when the user names none."""
-
-    scheduler: str
-    summary: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    steps: int = 50
-    fewest: int = 1
-
-
-_PLAIN = {"timestep_spacing": "trailing", "clip_sample": False}
-SCHEDULED: dict[str, Scheduled] = {
-    "vp_ddim": Scheduled("DDIMScheduler", "DDIM with eta 0, even in the time of a linear schedule", _PLAIN),
-    "vp_ddpm": Scheduled("DDPMScheduler", "ancestral DDPM, smaller variance, even in time", _PLAIN, 250),
-    "fpndm": Scheduled(
-        "PNDMScheduler",
-        "F-PNDM: fourth order, n + 9 evaluations (Runge-Kutta start)",
-        {"timestep_spacing": "trailing", "skip_prk_steps": False, "set_alpha_to_one": True},
-        fewest=4,
-    ),
-    "deis": Scheduled("DEISMultistepScheduler", "DEIS, second order, n evaluations, even in time", _PLAIN, 20),
-    "unipc": Scheduled("UniPCMultistepScheduler", "UniPC, second order, n evaluations, even in time", _PLAIN, 20),
-    "euler_ancestral": Scheduled("EulerAncestralDiscreteScheduler", "Euler ancestral, even in time", _PLAIN),
-}
-# What computes a sampler of `solvers.py` when a correction, which acts on schedulers, is wanted for it.
-EQUIVALENT: dict[str, str] = {
-    "heun": "HeunDiscreteScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "ddim": "EulerDiscreteScheduler",
-    "flow_euler": "EulerDiscreteScheduler",
-    "dpm_solver": "DPMSolverMultistepScheduler",
-    "ddpm": "EulerAncestralDiscreteScheduler",
-}
 
 
 def betas_of(process: Process) -> list[float]:
@@ -86,14 +52,19 @@ def betas_of(process: Process) -> list[float]:
 
 
 def make_scheduler(name: str, process: Process) -> Scheduler:
-    """The diffusers scheduler of a sampler, native ones included, on the schedule of `process`; predicts epsilon."""
+    """The diffusers scheduler of a sampler, native ones included, on the schedule of `process`; predicts epsilon.
+
+    ConfigError for a sampler that no scheduler computes.
+    """
     import diffusers
 
-    known = SCHEDULED.get(name) or Scheduled(EQUIVALENT[name], "", {"timestep_spacing": "trailing"})
-    cls = getattr(diffusers, known.scheduler)
+    sampler = SAMPLERS.get(name)
+    if sampler.scheduler is None:
+        raise ConfigError(f"sampler '{name}' follows no differential equation, so no correction fits it; use another")
+    cls = getattr(diffusers, sampler.scheduler)
     betas = betas_of(process)
     accepted = inspect.signature(cls.__init__).parameters
-    settings = {key: value for key, value in known.settings.items() if key in accepted}
+    settings = {key: value for key, value in sampler.settings.items() if key in accepted}
     return cls(num_train_timesteps=len(betas), trained_betas=betas, prediction_type="epsilon", **settings)
 
 
@@ -116,8 +87,6 @@ def set_steps(scheduler: Scheduler, steps: int, levels: Sequence[float] | None =
 
 def levels_of(scheduler: Scheduler) -> tuple[float, ...]:
     """The levels s / alpha at which the network is called, in order, then 0."""
-    from diffdistill.parts.exposure_bias.coordinates import coordinates
-
     places = (coordinates(scheduler, index) for index in range(len(scheduler.timesteps)))
     return (*(s / alpha for alpha, s in places), 0.0)
 
@@ -130,8 +99,6 @@ def solve_scheduled(
     One scheduler serves the whole batch, or each image has one of its own: a correction that looks at the state, as
     Time-Shift does, then looks at one image, and an image does not depend on its neighbours.
     """
-    from diffdistill.parts.exposure_bias.coordinates import coordinates
-
     shared = len(schedulers) == 1
     takes_generator = "generator" in inspect.signature(schedulers[0].step).parameters
     x = noise.draw()

@@ -11,8 +11,8 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.figures import numbers_of
 from diffdistill.files import new_folder, sha256, write_json, write_text
 from diffdistill.pipelines.folder import METADATA, locate, read_json, weights_digest
-from diffdistill.pipelines.text.adapters import Adapter
-from diffdistill.pipelines.text.student import copy_parts
+from diffdistill.pipelines.text.adapter import Adapter
+from diffdistill.pipelines.text.save import copy_parts
 from diffdistill.reporting.model_card import model_card, public_settings, text_card
 from diffdistill.training.tasks.align import AlignTask
 

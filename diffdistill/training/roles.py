@@ -9,11 +9,11 @@ from torch import nn
 from diffdistill.config.schema import Distill
 from diffdistill.denoiser import Denoiser, last_layer
 from diffdistill.errors import ConfigError
-from diffdistill.pipelines.folder import clone_network
-from diffdistill.pipelines.schedule import near_levels
+from diffdistill.pipelines.network import clone_network
+from diffdistill.pipelines.pixel.schedule import near_levels
 from diffdistill.pipelines.text.denoiser import TextDenoiser
 from diffdistill.pipelines.text.lora import SharedWeights
-from diffdistill.pipelines.text.student import stock_schedule
+from diffdistill.pipelines.text.schedule import text_schedule
 from diffdistill.process import Process
 from diffdistill.training.device import Device
 
@@ -75,7 +75,7 @@ def levels_of(config: Distill, teacher: Denoiser, start: Denoiser | None = None)
                 "student.levels and student.sigma_init are of networks in EDM's units; a text teacher has times: give "
                 "student.timesteps, or leave all out"
             )
-        return stock_schedule(teacher.adapter, teacher.process, student.steps, student.timesteps).levels
+        return text_schedule(teacher.adapter, teacher.process, student.steps, student.timesteps).levels
     for name, value in (
         ("student.timesteps", student.timesteps),
         ("student.lora", student.lora),

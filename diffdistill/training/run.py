@@ -13,7 +13,7 @@ from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.figures import numbers_of
 from diffdistill.files import read_json, write_json
-from diffdistill.pipelines.consistency import refuse_as_teacher
+from diffdistill.pipelines.text.adapter import load_pipeline
 from diffdistill.pipelines.text.data import TextSet
 from diffdistill.reporting.report import write_report
 from diffdistill.training.attention import choose_attention
@@ -26,7 +26,7 @@ from diffdistill.training.monitors.texts import TextMonitor
 from diffdistill.training.observers import Monitor, usual_observers
 from diffdistill.training.publish import DenoiserPublisher, PipelinePublisher, Publisher
 from diffdistill.training.run_folder import open_folder, peak_memory
-from diffdistill.training.tasks.align import AlignTask, load_pipeline
+from diffdistill.training.tasks.align import AlignTask
 from diffdistill.training.tasks.distill import DistillTask
 from diffdistill.training.tasks.teacher import TeacherTask
 
@@ -67,7 +67,7 @@ def distill(resolved: Resolved[Distill]) -> Result:
     config = resolved.config
     device = Device(config.mixed_precision, config.num_threads)
     teacher = Denoiser.from_pretrained(config.teacher, device.name)
-    refuse_as_teacher(teacher, config.teacher)
+    teacher.check_teacher(config.teacher)
     data = distillation_data(config, teacher)
     task = DistillTask(config, teacher, data, device)
     record = choices(task, config, device)

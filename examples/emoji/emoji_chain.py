@@ -20,9 +20,10 @@ from diffdistill.data.pixels import to_uint8
 from diffdistill.data.prompts import spread
 from diffdistill.denoiser import Denoiser
 from diffdistill.pipelines.text.denoiser import TextDenoiser
-from diffdistill.pipelines.text.student import stock_schedule
-from diffdistill.sampling.noise import GivenNoise, ImageNoise
-from diffdistill.sampling.solvers import heun, karras
+from diffdistill.pipelines.text.schedule import text_schedule
+from diffdistill.sampling.levels import karras
+from diffdistill.sampling.noise import ImageNoise
+from diffdistill.sampling.samplers.heun import heun
 
 COUNT, ROWS = 1000, 20
 GUIDANCE = 2.0  # the teacher's own
@@ -36,7 +37,7 @@ def solve(model: TextDenoiser, x: Tensor, sigma: float, cond: Tensor, steps: int
 
     if model.levels:
         return denoise(x, sigma)
-    return heun(denoise, GivenNoise(x / sigma), karras(steps, model.sigma_min, sigma))
+    return heun(denoise, x, karras(steps, model.sigma_min, sigma))
 
 
 @torch.inference_mode()
@@ -67,7 +68,7 @@ def main() -> None:
     for name in args.model:
         model = Denoiser.from_pretrained(name).eval()
         assert isinstance(model, TextDenoiser)
-        levels = model.levels or stock_schedule(model.adapter, model.process, len(args.times), args.times).levels
+        levels = model.levels or text_schedule(model.adapter, model.process, len(args.times), args.times).levels
         for k, images in enumerate(chain(model, captions, tuple(levels), args.heun), 1):
             figures = f"FID {measures.fid(images):.2f}, CLIP score {measures.clip_of(images, captions):.1f}"
             print(f"{name}, x0 number {k}, from level {levels[k - 1]:.2f}: {figures}", flush=True)

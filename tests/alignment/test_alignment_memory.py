@@ -14,6 +14,7 @@ from tiny_text import pair_folder, stable_diffusion
 from diffdistill.config import load_config
 from diffdistill.config.align import Align
 from diffdistill.data.pairs import load_pairs
+from diffdistill.pipelines.text.adapter import load_pipeline
 from diffdistill.training.device import Device
 from diffdistill.training.tasks.align import AlignTask, load_pipeline
 

@@ -260,10 +260,10 @@ def test_a_pipeline_without_adapter_is_refused_with_those_there_are(tmp_path, wo
     assert align(world, tmp_path / "run", model=folder) == 2
     error = capsys.readouterr().err
     assert (
-        "is a KandinskyPipeline, and align has adapters for StableDiffusionPipeline, StableDiffusionXLPipeline,"
-        in error
+        "is a KandinskyPipeline, and align has adapters for StableDiffusion3Pipeline, StableDiffusionXLPipeline, "
+        "StableDiffusionPipeline;" in error
     )
-    assert "ADAPTERS" in error
+    assert "AdapterFor(..., align=True)" in error
     assert not (tmp_path / "run").exists()
 
 

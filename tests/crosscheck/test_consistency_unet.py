@@ -25,7 +25,7 @@ from diffdistill.cli import main
 from diffdistill.config.schema import Distill
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
-from diffdistill.pipelines.schedule import near_levels
+from diffdistill.pipelines.pixel.schedule import near_levels
 from diffdistill.process import EDM
 from diffdistill.sampling.generate import plan_sampling, sample_batch
 from diffdistill.sampling.noise import image_seed
@@ -126,7 +126,7 @@ def test_sample_draws_what_the_published_network_and_the_stock_pipeline_draw(
     folder: Path, model: Denoiser, published: Session, noises: list[Tensor], steps: int
 ):
     plan = plan_sampling(model, steps=steps, class_labels=LABELS)
-    ours = sample_batch(model, plan, 0, range(2), plan.labels(range(2)), 2).clamp(-1, 1)
+    ours = sample_batch(model, plan, 0, range(2), 2).clamp(-1, 1)
     want = published(80.0 * noises[0], 80.0)
     if steps == 2:
         level = two_levels()[1]
@@ -201,8 +201,8 @@ def test_it_is_the_start_of_a_run(folder: Path, model: Denoiser, tmp_path: Path)
     back = Denoiser.from_pretrained(tmp_path / "student")
     assert (back.process.boundary, back.levels) == (0.002, levels)
     plan = plan_sampling(back, class_labels=LABELS)
-    ours = sample_batch(back, plan, 0, range(2), plan.labels(range(2)), 2).clamp(-1, 1)
-    before = sample_batch(model, plan, 0, range(2), plan.labels(range(2)), 2).clamp(-1, 1)
+    ours = sample_batch(back, plan, 0, range(2), 2).clamp(-1, 1)
+    before = sample_batch(model, plan, 0, range(2), 2).clamp(-1, 1)
     pipe = ConsistencyModelPipeline.from_pretrained(tmp_path / "student")
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(image_seed(0, i)) for i in range(2)]

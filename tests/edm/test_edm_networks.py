@@ -11,7 +11,7 @@ from diffdistill.errors import ConfigError
 from diffdistill.models import DhariwalUNet, SongUNet
 from diffdistill.parts.edm.layers import Block, Resample
 from diffdistill.parts.edm.preconditioning import Preconditioning
-from diffdistill.pipelines.folder import clone_network
+from diffdistill.pipelines.network import clone_network
 from diffdistill.process import EDM
 from diffdistill.sampling.generate import generate
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError
-from diffdistill.pipelines.folder import process_of
+from diffdistill.pipelines.scheduler_config import process_of
 
 KINDS = ("epsilon", "v_prediction", "sample")
 # Settings under which a sampler takes other steps or clips, and a network is none the wiser.

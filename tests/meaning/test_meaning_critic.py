@@ -13,7 +13,7 @@ from diffdistill.matching.step import DistributionMatching
 from diffdistill.methods.base import Adversarial
 from diffdistill.methods.diff_instruct import DiffInstruct
 from diffdistill.methods.dmd2 import DMD2
-from diffdistill.pipelines.folder import clone_network
+from diffdistill.pipelines.network import clone_network
 from diffdistill.process import Level, LevelLaw
 
 KINDS = [

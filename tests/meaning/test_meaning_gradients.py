@@ -23,7 +23,7 @@ from diffdistill.methods.f_distill import FDistill
 from diffdistill.methods.sid import SiD
 from diffdistill.methods.sim import SIM
 from diffdistill.methods.uni_instruct import UniInstruct
-from diffdistill.pipelines.folder import clone_network
+from diffdistill.pipelines.network import clone_network
 from diffdistill.process import Level, LevelLaw
 from diffdistill.rewards import CallableReward
 from diffdistill.rewards.term import RewardTerm

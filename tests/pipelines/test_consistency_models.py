@@ -11,8 +11,8 @@ from tiny import tiny_teacher, tiny_unet
 
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.pipelines.folder import process_of
-from diffdistill.pipelines.schedule import near_levels
+from diffdistill.pipelines.pixel.schedule import near_levels
+from diffdistill.pipelines.scheduler_config import process_of
 from diffdistill.process import EDM
 from diffdistill.sampling.generate import plan_sampling, sample_batch
 from diffdistill.sampling.noise import image_seed
@@ -54,7 +54,7 @@ def stock(folder, **call):
 def ours(folder, steps=None):
     model = Denoiser.from_pretrained(folder)
     plan = plan_sampling(model, steps=steps)
-    return sample_batch(model, plan, 0, range(COUNT), plan.labels(range(COUNT)), COUNT).clamp(-1, 1)
+    return sample_batch(model, plan, 0, range(COUNT), COUNT).clamp(-1, 1)
 
 
 def by_the_scheduler(folder, x, sigma):

@@ -15,8 +15,9 @@ from tiny import tiny_teacher, tiny_unet
 
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.pipelines.folder import clone_network, process_of
-from diffdistill.pipelines.schedule import GRID, snap_levels, stock_levels
+from diffdistill.pipelines.network import clone_network
+from diffdistill.pipelines.pixel.schedule import GRID, snap_levels, stock_levels
+from diffdistill.pipelines.scheduler_config import process_of
 from diffdistill.process import EDM, VP, Flow, per_sample
 
 

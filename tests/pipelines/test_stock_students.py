@@ -18,8 +18,8 @@ from tiny import tiny_unet
 from diffdistill.cli import main as diffdistill
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
-from diffdistill.pipelines.folder import clone_network
-from diffdistill.pipelines.schedule import near_levels, stock_schedule
+from diffdistill.pipelines.network import clone_network
+from diffdistill.pipelines.pixel.schedule import near_levels, pixel_schedule
 from diffdistill.process import EDM, VP, Flow
 from diffdistill.sampling.generate import plan_sampling, sample_batch
 from diffdistill.sampling.noise import image_seed
@@ -50,7 +50,7 @@ def drawn(folder, count: int, **call):
 def ours(folder, count: int):
     model = Denoiser.from_pretrained(str(folder))
     plan = plan_sampling(model)
-    return sample_batch(model, plan, 0, range(count), plan.labels(range(count)), count).clamp(-1, 1)
+    return sample_batch(model, plan, 0, range(count), count).clamp(-1, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,7 +85,7 @@ def test_levels_lie_on_whole_training_steps_and_the_schedule_ends_at_the_first()
     levels = near_levels(process, 4, 2.5, None)
     times = process.time(torch.tensor(levels))
     assert torch.equal(times, times.round())
-    schedule = stock_schedule(process, levels)
+    schedule = pixel_schedule(process, levels)
     assert schedule.scheduler.config.num_train_timesteps == int(times[0]) + 1
     assert schedule.levels == pytest.approx(levels, rel=1e-6)
     # The saved schedule is the network's own, up to there.

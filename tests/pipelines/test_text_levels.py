@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, LCMScheduler
 
 from diffdistill.errors import ConfigError
 from diffdistill.losses import denoising_loss, native_weight, score_gap_gradient
-from diffdistill.pipelines.text.student import LCM_TIME_SCALE
+from diffdistill.pipelines.scheduler_config import LCM_TIME_SCALE
 from diffdistill.process import EDM, PURE_NOISE, VP, Flow, Level, LevelLaw, per_sample
 
 TABLE = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod

@@ -13,7 +13,7 @@ from tiny_text import flux, pixart, stable_diffusion, stable_diffusion_3, stable
 from diffdistill import Denoiser
 from diffdistill.data.prompts import Prompt
 from diffdistill.errors import ConfigError
-from diffdistill.pipelines.text.student import stock_schedule
+from diffdistill.pipelines.text.schedule import text_schedule
 from diffdistill.process import VP
 from diffdistill.sampling.generate import generate, plan_sampling, sample_batch
 from diffdistill.sampling.noise import ImageNoise, image_seed
@@ -42,7 +42,7 @@ def teacher(folders):
 def pictures(model, count=3, seed=SEED, **wishes):
     """Images in [0, 1] as stock pipelines return them."""
     plan = plan_sampling(model, **wishes)
-    return (sample_batch(model, plan, seed, range(count), None, 64) / 2 + 0.5).clamp(0, 1)
+    return (sample_batch(model, plan, seed, range(count), 64) / 2 + 0.5).clamp(0, 1)
 
 
 def images(model, count, **wishes):
@@ -74,7 +74,7 @@ def test_a_teacher_draws_the_images_of_its_stock_pipeline_from_the_same_seeds(fo
 @pytest.mark.parametrize("timesteps", [None, [399], [600, 200]])
 def test_a_student_from_its_folder_draws_the_images_of_its_stock_pipeline(folders, tmp_path, timesteps):
     model = Denoiser.from_pretrained(str(folders["sd"]))
-    levels = stock_schedule(model.adapter, model.process, len(timesteps or [1]), timesteps).levels
+    levels = text_schedule(model.adapter, model.process, len(timesteps or [1]), timesteps).levels
     model.save_pretrained(tmp_path / "student", role="student", levels=levels)
     ours = pictures(Denoiser.from_pretrained(str(tmp_path / "student")), prompts=PROMPTS)
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "student")
@@ -100,7 +100,7 @@ def test_a_prompts_own_seed_and_negative_text_come_before_those_of_the_call(teac
     prompts = [Prompt("a cat", "blue", 9), Prompt("a cat"), Prompt("a cat", "", 9)]
     wishes = {"steps": 2, "guidance_scale": 3.0}
     plan = plan_sampling(teacher, prompts=prompts, negative_prompt="red", **wishes)
-    assert [plan.prompt(i).negative for i in range(4)] == ["blue", "red", "", "blue"]
+    assert [plan.conditions.prompt(i).negative for i in range(4)] == ["blue", "red", "", "blue"]
     assert [plan.torch_seed(5, i) for i in range(3)] == [image_seed(9, 0), image_seed(5, 1), image_seed(9, 0)]
     assert [plan.torch_seed(5, i) for i in range(3, 5)] == [image_seed(9, 1), image_seed(5, 4)]
     found = images(teacher, 3, prompts=prompts, negative_prompt="red", seed=5, **wishes)
@@ -132,7 +132,7 @@ def test_the_usual_sampler_is_right_to_two_percent_after_20_calls_on_gaussian_la
     model.decode = lambda latents: latents
     plan = plan_sampling(model, prompts=["a"])
     assert (plan.sampler, plan.evaluations) == ("deis" if zero_snr else "dpm_solver", 20)
-    found = sample_batch(model, plan, 0, range(4), None, 4)
+    found = sample_batch(model, plan, 0, range(4), 4)
     top = plan.levels[0]
     noise = ImageNoise(0, range(4), model.image_shape).draw() * (1 + top**2) ** 0.5
     exact = noise * (variance / (variance + top**2)) ** 0.5
@@ -159,7 +159,7 @@ def test_latents_of_a_student_are_not_clamped(teacher):
     plan = plan_sampling(student, prompts=PROMPTS)
     seen = []
     student.decode = lambda latents: seen.append(latents) or latents[:, :3]
-    sample_batch(student, plan, 0, range(3), None, 64)
+    sample_batch(student, plan, 0, range(3), 64)
     assert float(torch.cat(seen).abs().max()) > 1.5
 
 

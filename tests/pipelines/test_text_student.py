@@ -16,7 +16,7 @@ from tiny_text import flux, pixart, stable_diffusion, stable_diffusion_3, stable
 from diffdistill import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.pipelines.text.adapters.flux import pack, unpack
-from diffdistill.pipelines.text.student import stock_schedule
+from diffdistill.pipelines.text.schedule import text_schedule
 from diffdistill.process import PURE_NOISE
 from diffdistill.reporting.model_card import text_card
 
@@ -35,7 +35,7 @@ def student_of(teacher, folder, steps, timesteps=None):
     """The teacher saved as a student: its levels and scheduler are a student's, its weights matter not."""
     model = Denoiser.from_pretrained(str(teacher))
     model.adapter.image_size, model.adapter.guidance = 16, 2.5  # of which SD, SDXL and SD3 are told nothing new
-    levels = stock_schedule(model.adapter, model.process, steps, timesteps).levels
+    levels = text_schedule(model.adapter, model.process, steps, timesteps).levels
     model.save_pretrained(folder, role="student", levels=levels)
     return Denoiser.from_pretrained(str(folder))
 
@@ -76,7 +76,7 @@ def test_stock_diffusers_draws_at_times_of_ones_own(folders, tmp_path, kind, tim
 def test_the_levels_are_those_of_the_scheduler(folders, kind):
     """Diffusion: steps evenly spaced from the last one. Flow: from pure noise to the shifted 1 / K."""
     model = Denoiser.from_pretrained(str(folders[kind]))
-    one, four = (stock_schedule(model.adapter, model.process, steps) for steps in (1, 4))
+    one, four = (text_schedule(model.adapter, model.process, steps) for steps in (1, 4))
     assert one.levels[0] == four.levels[0]
     assert list(four.levels) == sorted(four.levels, reverse=True)
     times = model.process.to_network(torch.zeros(4, 1, 1, 1), torch.tensor(four.levels))[1]

@@ -11,7 +11,7 @@ from tiny import tiny_unet
 
 from diffdistill.denoiser import Denoiser
 from diffdistill.models import apply_scalelong
-from diffdistill.pipelines.schedule import snap_levels, stock_levels
+from diffdistill.pipelines.pixel.schedule import snap_levels, stock_levels
 from diffdistill.process import EDM
 from diffdistill.reporting.model_card import model_card
 from diffdistill.sampling.generate import generate

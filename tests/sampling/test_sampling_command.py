@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DModel
 from PIL import Image
 
+from diffdistill import files
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError, DataError, DiskError
 from diffdistill.process import EDM
@@ -136,7 +137,7 @@ def test_a_full_disk_leaves_nothing_behind(model, tmp_path, monkeypatch):
     def full(*_args, **_settings):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(command, "write_json", full)
+    monkeypatch.setattr(files.json, "dumps", full)
     with pytest.raises(DiskError, match="could not write"):
         command.run(arguments(model, tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []

@@ -8,8 +8,14 @@ import torch
 from diffusers import CMStochasticIterativeScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
+from diffdistill.sampling.levels import angular, karras
 from diffdistill.sampling.noise import ImageNoise, image_seed
-from diffdistill.sampling.solvers import SOLVERS, angular, consistency, ddpm, dpm_solver, euler, heun, karras
+from diffdistill.sampling.sampler import SAMPLERS
+from diffdistill.sampling.samplers.consistency import consistency
+from diffdistill.sampling.samplers.ddpm import ddpm
+from diffdistill.sampling.samplers.dpm_solver import dpm_solver
+from diffdistill.sampling.samplers.euler import euler
+from diffdistill.sampling.samplers.heun import heun
 
 SHAPE = (2, 3, 4, 4)
 LOW, HIGH = 0.002, 80.0
@@ -31,16 +37,6 @@ class Gaussian:
         return self.mean + (x - self.mean) * ratio.sqrt()
 
 
-class Given:
-    """Noise that is handed out as given, then fresh noise."""
-
-    def __init__(self, *draws):
-        self.draws = list(draws)
-
-    def draw(self):
-        return self.draws.pop(0)
-
-
 def normal(*shape, seed=1, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
@@ -52,7 +48,7 @@ def test_ode_solvers_converge_to_the_exact_flow_at_their_order(solve, order):
     errors = []
     for steps in (256, 512, 1024):
         levels = karras(steps, LOW, HIGH)[:-1]  # stop at LOW: the last step to 0 is first order by design
-        errors.append((solve(data.denoise, Given(noise), levels) - exact).abs().max().item())
+        errors.append((solve(data.denoise, noise * HIGH, levels) - exact).abs().max().item())
     rates = [math.log2(a / b) for a, b in pairwise(errors)]
     assert rates[-1] == pytest.approx(order, abs=0.1), (errors, rates)
 
@@ -61,8 +57,8 @@ def test_ode_solvers_converge_to_the_exact_flow_at_their_order(solve, order):
 def test_down_to_zero_every_ode_solver_lands_on_the_same_sample(name):
     data, noise = Gaussian(), normal(*SHAPE)
     exact = data.flow(noise * HIGH, HIGH, 0.0)
-    solver = SOLVERS[name]
-    found = solver.solve(data.denoise, Given(noise), solver.levels(2000, LOW, HIGH))
+    row = SAMPLERS.get(name)
+    found = row.run(data.denoise, noise * HIGH, row.levels(2000, LOW, HIGH), None)
     assert (found - exact).abs().max() < 5e-3
 
 
@@ -73,7 +69,8 @@ def test_ancestral_sampling_keeps_the_marginal_of_each_level():
     one = torch.ones_like(zero)
 
     def response(first, second):
-        return ddpm(lambda x, s: torch.full_like(x, point), Given(first, second), [sigma, following]).item()
+        levels = [sigma, following]
+        return ddpm(lambda x, s: torch.full_like(x, point), sigma * first, levels, lambda: second).item()
 
     constant = response(zero, zero)
     variance = (response(one, zero) - constant) ** 2 + (response(zero, one) - constant) ** 2
@@ -86,12 +83,12 @@ def test_ancestral_sampling_keeps_the_marginal_of_each_level():
 def test_ancestral_sampling_draws_the_data_distribution():
     data = Gaussian()
     noise = ImageNoise(3, range(4000), SHAPE[1:])
-    found = ddpm(data.denoise, noise, karras(200, LOW, HIGH))
+    found = ddpm(data.denoise, noise.draw() * HIGH, karras(200, LOW, HIGH), noise.draw)
     assert (found.mean(0) - data.mean).abs().max() < 0.08
     assert (found.var(0) / data.variance - 1).abs().max() < 0.15
 
 
-@pytest.mark.parametrize("name", list(SOLVERS))
+@pytest.mark.parametrize("name", [name for name, row in SAMPLERS.rows().items() if row.run is not None])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_documented_number_of_evaluations_is_what_a_sampler_uses(name, steps):
     calls = []
@@ -101,13 +98,14 @@ def test_documented_number_of_evaluations_is_what_a_sampler_uses(name, steps):
         calls.append(sigma)
         return x * 0.1
 
-    solver = SOLVERS[name]
-    solver.solve(denoise, ImageNoise(0, [0], (1, 2, 2)), solver.levels(steps, LOW, HIGH))
-    assert len(calls) == solver.evaluations(steps)
+    row, noise = SAMPLERS.get(name), ImageNoise(0, [0], (1, 2, 2))
+    row.run(denoise, noise.draw() * HIGH, row.levels(steps, LOW, HIGH), noise.draw)
+    assert len(calls) == row.evaluations(steps)
 
 
 def test_the_default_teacher_sampler_is_the_35_evaluations_of_edm():
-    assert SOLVERS["heun"].evaluations(SOLVERS["heun"].steps) == 35
+    heun_row = SAMPLERS.get("heun")
+    assert heun_row.evaluations(heun_row.steps) == 35
 
 
 @pytest.mark.parametrize("levels", [karras, angular])
@@ -131,7 +129,8 @@ def test_ddim_in_its_textbook_form_is_euler_in_sigma_units():
         x0 = data.denoise(z / math.cos(time), math.tan(time))
         eps = (z - math.cos(time) * x0) / math.sin(time)
         z = math.cos(following) * x0 + math.sin(following) * eps
-    assert torch.allclose(SOLVERS["ddim"].solve(data.denoise, Given(noise), levels), z, atol=1e-10)
+    ours = SAMPLERS.get("ddim").run(data.denoise, noise * levels[0], levels, None)
+    assert torch.allclose(ours, z, atol=1e-10)
 
 
 class Network:
@@ -166,7 +165,7 @@ def stock(scheduler, noise, steps, generator=None):
 )
 def test_solvers_agree_with_diffusers(name, scheduler, steps):
     noise = normal(*SHAPE, dtype=torch.float32)
-    ours = SOLVERS[name].solve(Network().denoise, Given(noise), karras(steps, LOW, HIGH))
+    ours = SAMPLERS.get(name).run(Network().denoise, noise * HIGH, karras(steps, LOW, HIGH), None)
     theirs = stock(scheduler(sigma_min=LOW, sigma_max=HIGH), noise, steps)
     assert (ours - theirs).abs().max() < 2e-5
 
@@ -179,7 +178,7 @@ def test_student_steps_are_those_of_the_stock_scheduler(steps):
     generators = [torch.Generator().manual_seed(seed) for seed in ours_noise.seeds]
     theirs = stock(scheduler, randn_tensor(SHAPE, generator=generators), steps, generators)
     levels = [2.5 * ((2519 - k * (2520 // steps)) / 2519) ** 2 for k in range(steps)]
-    ours = consistency(Network().denoise, ours_noise, [*levels, 0.0])
+    ours = consistency(Network().denoise, ours_noise.draw() * 2.5, [*levels, 0.0], ours_noise.draw)
     assert (ours - theirs).abs().max() < 1e-5
 
 

@@ -13,7 +13,7 @@ from diffdistill.cli import main
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError
 from diffdistill.models import apply_scalelong, load_scaled, remove_scalelong
-from diffdistill.pipelines.folder import clone_network
+from diffdistill.pipelines.network import clone_network
 from diffdistill.process import EDM
 from diffdistill.training.device import Device
 from diffdistill.training.tasks.teacher import TeacherTask

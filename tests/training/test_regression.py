@@ -7,8 +7,8 @@ from tiny import tiny_teacher
 
 from diffdistill.config.schema import Regression
 from diffdistill.errors import ConfigError
-from diffdistill.sampling.noise import GivenNoise
-from diffdistill.sampling.solvers import dpm_solver, karras
+from diffdistill.sampling.levels import karras
+from diffdistill.sampling.samplers.dpm_solver import dpm_solver
 from diffdistill.training.device import Device
 from diffdistill.training.tasks.regression import TrajectoryPairs, through
 
@@ -29,7 +29,7 @@ def test_an_image_is_the_solvers_own_of_its_noise_and_label():
         return null + 1.5 * (teacher(x, level, label) - null)
 
     with torch.no_grad():
-        mine = dpm_solver(denoise, GivenNoise(noise), karras(3, teacher.sigma_min, teacher.sigma_max))
+        mine = dpm_solver(denoise, noise * teacher.sigma_max, karras(3, teacher.sigma_min, teacher.sigma_max))
     assert torch.allclose(image, mine.clamp(-1, 1), atol=1e-6)
     assert image.shape == x.shape == (4, 1, 8, 8)
     assert set(label.tolist()) <= {0, 1, 2}
@@ -52,7 +52,7 @@ def test_a_student_of_several_steps_sees_the_trajectory_at_each_of_its_levels():
     noise = pairs(teacher, batch=64, solver_steps=6)[0][0] / teacher.process.start_scale(2.5)
     with torch.no_grad():
         end = dpm_solver(
-            denoise, GivenNoise(noise), through(karras(6, teacher.sigma_min, teacher.sigma_max), levels[1:])
+            denoise, noise * teacher.sigma_max, through(karras(6, teacher.sigma_min, teacher.sigma_max), levels[1:])
         )
     assert torch.allclose(image, end.clamp(-1, 1), atol=1e-6)
     for k, level in enumerate(levels[1:], 1):

@@ -12,7 +12,7 @@ from diffdistill.config.schema import Distill
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.models import UViT
-from diffdistill.pipelines.folder import clone_network
+from diffdistill.pipelines.network import clone_network
 from diffdistill.process import EDM, VP
 from diffdistill.training.device import Device
 from diffdistill.training.store import tensors_of

@@ -6,7 +6,7 @@ from tiny import tiny_teacher
 from diffdistill.denoiser import Denoiser
 from diffdistill.matching.settings import Choices
 from diffdistill.matching.step import DistributionMatching
-from diffdistill.pipelines.folder import clone_network
+from diffdistill.pipelines.network import clone_network
 from diffdistill.process import Level, LevelLaw
 from diffdistill.rewards.term import RewardSettings, reward_term
 from diffdistill.section import plain

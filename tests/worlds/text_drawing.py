@@ -6,9 +6,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from diffdistill.pipelines.text.adapters.flux import unpack
-from diffdistill.sampling.generate import start_of
 from diffdistill.sampling.noise import ImageNoise
-from diffdistill.sampling.solvers import renoise
+from diffdistill.sampling.samplers.consistency import consistency
 
 SEED = 5
 
@@ -16,13 +15,15 @@ SEED = 5
 def ours(student, prompt):
     """Latents of image 0 of `SEED`, as `diffdistill sample` makes them."""
     ids = student.prompts.ids([prompt])
-    noise = ImageNoise(SEED, [0], student.image_shape, start=start_of(student, student.levels[0]))
+    first = student.levels[0]
+    noise = ImageNoise(SEED, [0], student.image_shape, start=student.start_scale(first))
     with torch.no_grad():
-        return renoise(
+        return consistency(
             lambda x, sigma: student(x, torch.full((1,), sigma), ids),
-            noise,
+            noise.draw() * first,
             (*student.levels, 0.0),
-            student.adapter.arrange,
+            noise.draw,
+            **student.few_step_settings,
         ), noise.seeds[0]
 
 

@@ -22,7 +22,7 @@ from diffdistill.methods import METHODS
 from diffdistill.parts.attention.kernels import KERNELS, reset_attention, set_attention
 from diffdistill.parts.bench.measure import WORDS, Bare, Row, Seconds, Work, compare, described, needed, timed
 from diffdistill.pipelines.folder import locate, weights_digest
-from diffdistill.pipelines.schedule import stock_levels
+from diffdistill.pipelines.pixel.schedule import stock_levels
 from diffdistill.sampling.generate import CPU_ROWS, generate, pick_device, plan_sampling
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Task

@@ -1,6 +1,7 @@
 """A text-to-image pipeline seen as a denoiser of latents: `D(x_t, sigma, prompt ids) -> x0`."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,21 @@ from torch import Tensor, nn
 
 from diffdistill.denoiser import Condition, Denoiser
 from diffdistill.errors import ConfigError
-from diffdistill.pipelines.text.adapters import Adapter, load_adapter
+from diffdistill.pipelines.text.adapter import Adapter, load_adapter
+from diffdistill.pipelines.text.conditions import PromptConditions, prompt_conditions
 from diffdistill.pipelines.text.prompts import PromptTable
-from diffdistill.process import Process
+from diffdistill.pipelines.text.save import save_text
+from diffdistill.pipelines.text.schedule import pipeline_levels
+from diffdistill.process import Flow, Process
+from diffdistill.request import SamplingRequest
+
+# Of latents so many places go through the network at a time: 16 images of 8x8 to 16x16 or one of 64x64 on a CPU, which
+# the large ones keep busy alone; 32 of 64x64 or 8 of 128x128 on an accelerator, whose memory they fill.
+LATENT_PLACES = {"cpu": 1 << 12, "other": 1 << 17}
+# A decoder's activations take some 10 kB a pixel: one image of 512x512 at a time on a CPU, four on an accelerator.
+DECODED_PIXELS = {"cpu": 1 << 16, "other": 1 << 20}
+# Above, Karras' levels waste most steps on pure noise: the schedule has (nearly) no signal at its end.
+LEVEL_WITHOUT_SIGNAL = 1000.0
 
 
 class TextDenoiser(Denoiser):
@@ -21,6 +34,8 @@ class TextDenoiser(Denoiser):
     and critic of a run are one adapter and one table, and a network each. `null_class` is the row that guidance sets a
     prompt against: 0, the pipeline's own; for a negative prompt, `model.null_class = int(prompts.ids([text])[0])`.
     """
+
+    draws_texts = True
 
     def __init__(
         self,
@@ -55,6 +70,54 @@ class TextDenoiser(Denoiser):
 
     def example_condition(self, count: int, device: torch.device) -> Tensor | None:
         return torch.full((count,), self.prompts.null, dtype=torch.int64, device=device)
+
+    def captions(self, cond: Tensor | None) -> list[str] | None:
+        return None if cond is None else self.prompts.texts(cond)
+
+    @property
+    def default_sampler(self) -> str:
+        """Guidance doubles every call, so one call a step."""
+        if self.role == "student":
+            return "consistency"
+        if isinstance(self.process, Flow):
+            return "flow_euler"
+        return "deis" if self.sigma_max > LEVEL_WITHOUT_SIGNAL else "dpm_solver"
+
+    @property
+    def default_guidance(self) -> float:
+        """What diffdistill.json names, else the default of the call of the stock pipeline."""
+        named = self.metadata.get("guidance_scale")
+        call = inspect.signature(type(self.adapter.pipeline).__call__)
+        return float(call.parameters["guidance_scale"].default if named is None else named)
+
+    def conditions_for(self, request: SamplingRequest) -> PromptConditions:
+        return prompt_conditions(
+            request,
+            default_guidance=self.default_guidance,
+            guidance_told=self.adapter.embeds_guidance,
+            student=self.role == "student",
+        )
+
+    def start_scale(self, sigma: float) -> float:
+        """Stock pipelines show the network z, of variance 1."""
+        return self.process.start_scale(sigma) / sigma
+
+    def network_rows(self, device: torch.device) -> int:
+        return _fitting(LATENT_PLACES, device, self.image_shape)
+
+    def decoder_rows(self, device: torch.device) -> int:
+        return _fitting(DECODED_PIXELS, device, self.picture_shape)
+
+    def pipeline_levels(self, sampler: str, steps: int) -> tuple[float, ...] | None:
+        """Of a flow's Euler: shifted to this size of image."""
+        if sampler != "flow_euler" or not isinstance(self.process, Flow):
+            return None
+        return pipeline_levels(self.adapter, self.process, steps)
+
+    @property
+    def few_step_settings(self) -> dict[str, Any]:
+        """Latents have no bounds, and the pipeline may draw noise in an order of its own."""
+        return {"clip": False, "arrange": self.adapter.arrange}
 
     def encode(self, images: Tensor) -> Tensor:
         """The mean latents `(B, C, h, w)` of images `(B, 3, H, W)` in [-1, 1]; no gradient."""
@@ -103,9 +166,13 @@ class TextDenoiser(Denoiser):
         # Networks with learned variance append it as further channels.
         return output[:, : x_in.shape[1]]
 
+    @property
+    def example_pass(self) -> Callable[[], Tensor]:
+        """The raw output of the network for one latent of noise and the null prompt."""
+        return self._example_pass
+
     @torch.no_grad()
-    def example_pass(self) -> Tensor:
-        """The raw output of the network for one latent of noise and the null prompt: to see what runs."""
+    def _example_pass(self) -> Tensor:
         device = next(self.layers.parameters()).device
         x = torch.randn(1, *self.image_shape, generator=torch.Generator().manual_seed(0)).to(device)
         cond = self.example_condition(1, device)
@@ -115,16 +182,19 @@ class TextDenoiser(Denoiser):
         self, folder: str | Path, *, role: str, levels: Sequence[float] = (), **provenance: Any
     ) -> None:
         """Write a folder that stock diffusers samples: the teacher's pipeline with this network and a scheduler."""
-        from diffdistill.pipelines.text.student import save_text_denoiser
+        save_text(self, self.adapter, Path(folder), role=role, levels=levels, **provenance)
 
-        save_text_denoiser(self, Path(folder), role=role, levels=levels, **provenance)
+
+def _fitting(budget: dict[str, int], device: torch.device, shape: tuple[int, int, int]) -> int:
+    """How many images of this shape, `(C, h, w)`, fit into the budget of places of a device."""
+    return max(1, budget.get(device.type, budget["other"]) // (shape[1] * shape[2]))
 
 
 def load_text_denoiser(
-    folder: Path, name: str, model: str, process: Process, metadata: dict[str, Any]
+    folder: Path, name: str, model: str, process: Process, metadata: dict[str, Any], adapter_name: str | None = None
 ) -> TextDenoiser:
-    """The pipeline of class `name` in `folder`; raises what `load_adapter` raises."""
-    adapter, call = load_adapter(folder, name, model), metadata.get("call", {})
+    """The pipeline of class `name` in `folder`; arguments and errors as of `load_adapter`."""
+    adapter, call = load_adapter(folder, name, model, adapter_name), metadata.get("call", {})
     # What the student was trained with, beside its levels.
     adapter.image_size = call.get("height", adapter.image_size)
     adapter.guidance = call.get("guidance_scale", adapter.guidance)

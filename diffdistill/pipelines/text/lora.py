@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 from torch.utils.checkpoint import checkpoint
 
-from diffdistill.alignment.lora import check_targets
+from diffdistill.models.lora_targets import check_targets, target_layers
 
 SEPARATOR = "/"  # parameters of torch may not have dots in their names
 
@@ -64,16 +64,6 @@ class LowRank(nn.Module):
         key = name.replace(".", SEPARATOR)
         down, up = self.down[key], self.up[key]
         return self.scale * (up.flatten(1) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
-
-
-def target_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, Any]:
-    """Linear layers and convolutions whose name is a target or ends in `.target`, by name."""
-    return {
-        name: layer
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-        and any(name == target or name.endswith(f".{target}") for target in targets)
-    }
 
 
 class SharedWeights:

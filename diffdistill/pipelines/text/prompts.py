@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffdistill.pipelines.text.adapters import Adapter, Condition
+from diffdistill.pipelines.text.adapter import Adapter
+from diffdistill.pipelines.text.kept import Condition
 
 NULL = 0
 

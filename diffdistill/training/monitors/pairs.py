@@ -12,7 +12,7 @@ from diffdistill.alignment.mapo import accuracy
 from diffdistill.data.pairs import PairSet
 from diffdistill.data.prompts import spread
 from diffdistill.evaluation.text_scores import by_name, joined
-from diffdistill.pipelines.text.adapters import Adapter
+from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.reporting.grid import image_grid
 from diffdistill.rewards import load_reward
 from diffdistill.rewards.protocol import Reward

@@ -14,47 +14,16 @@ from diffdistill.alignment.pairs import both
 from diffdistill.config.align import Align, DiffusionDPO
 from diffdistill.data import batch_indices
 from diffdistill.data.pairs import Pair, PairSet, Picture, picture
-from diffdistill.errors import ConfigError
 from diffdistill.matching.micro_batches import parts_of
-from diffdistill.pipelines.folder import locate, read_json
-from diffdistill.pipelines.text.adapters import (
-    Adapter,
-    Condition,
-    StableDiffusion,
-    StableDiffusion3,
-    StableDiffusionXL,
-    load_adapter,
-    rows_of,
-)
+from diffdistill.pipelines.text.adapter import Adapter
+from diffdistill.pipelines.text.kept import Condition
+from diffdistill.pipelines.text.texts import rows_of
 from diffdistill.training.attention import Networks
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.in_backward import BackwardUpdater
 from diffdistill.training.optim.updater import Updater
 from diffdistill.training.store import Parts
-
-ADAPTERS: dict[str, type[Adapter]] = {
-    "StableDiffusionPipeline": StableDiffusion,
-    "StableDiffusionXLPipeline": StableDiffusionXL,
-    "StableDiffusion3Pipeline": StableDiffusion3,
-}
-"""The pipelines that can be aligned: those whose adapter was tested for it."""
-
-
-def load_pipeline(model: str) -> Adapter:
-    """Read a pipeline folder or Hub id; never a pickle, never its own code.
-
-    Raises ConfigError for a class without adapter, CheckpointError for a folder that is missing or damaged, and
-    ConfigError without transformers.
-    """
-    folder = locate(model)
-    name = str(read_json(folder / "model_index.json").get("_class_name"))
-    if name not in ADAPTERS:
-        raise ConfigError(
-            f"'{model}' is a {name}, and align has adapters for {', '.join(ADAPTERS)}; give one of these, or add a "
-            f"subclass of pipelines.text.adapters.Adapter to ADAPTERS in diffdistill/training/tasks/align.py"
-        )
-    return load_adapter(folder, name, model)
 
 
 class AlignTask:

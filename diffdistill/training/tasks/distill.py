@@ -188,7 +188,7 @@ class DistillTask:
 
     def texts(self, cond: Tensor | None) -> list[str] | None:
         """The prompts of the images, for a reward; None where the condition is no text."""
-        return None if self.student.prompts is None or cond is None else self.student.prompts.texts(cond)
+        return self.student.captions(cond)
 
     @torch.no_grad()
     def student_input(self, real: Tensor | None, cond: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,8 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.matching.micro_batches import mean_of, parts_of, rows_of
 from diffdistill.pipelines.text.data import TextSet
-from diffdistill.sampling.noise import GivenNoise
-from diffdistill.sampling.solvers import dpm_solver, karras
+from diffdistill.sampling.levels import karras
+from diffdistill.sampling.samplers.dpm_solver import dpm_solver
 from diffdistill.training.batches import draw_batch
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
@@ -121,7 +121,7 @@ class TrajectoryPairs:
             with self.device.autocast():
                 return self.teacher.guided(x, x.new_full((len(x),), sigma), cond, self.guidance_scale)
 
-        image = self.teacher.clip(dpm_solver(denoise, GivenNoise(noise), self.grid))
+        image = self.teacher.clip(dpm_solver(denoise, noise * self.grid[0], self.grid))
         return torch.stack(states, dim=1), image, cond
 
 

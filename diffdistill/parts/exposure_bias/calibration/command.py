@@ -28,7 +28,8 @@ from diffdistill.parts.exposure_bias.corrections import (
     read_calibration,
 )
 from diffdistill.pipelines.folder import locate, weights_digest
-from diffdistill.sampling.generate import Plan, pick_device, plan_sampling, require_steps, sample_batch
+from diffdistill.sampling.generate import pick_device, sample_batch
+from diffdistill.sampling.plan import Plan, plan_sampling, require_steps
 from diffdistill.sampling.scheduled import Observe
 
 NAMES = {"plain": "plain", SCALE: "Epsilon Scaling", SHIFT: "Time-Shift", BOTH: "both"}
@@ -38,7 +39,7 @@ def run(args: Namespace) -> int:
     """Calibrate, write `--out` after every entry and the plot beside it; an unfinished file is continued."""
     out = Path(args.out)
     model = Denoiser.from_pretrained(args.model, pick_device(args.device))
-    if model.prompts is not None:
+    if model.draws_texts:
         raise ConfigError(
             f"'{args.model}' draws texts, and calibrate compares states with images, not with latents; give the "
             "corrections as numbers: sample --epsilon-scaling B"
@@ -87,7 +88,7 @@ def measure_plan(
     corrected = replace(plan, corrections=wanted)
 
     def sample(indices: Sequence[int], observe: Observe) -> Tensor:
-        return sample_batch(model, corrected, seed, indices, corrected.labels(indices), batch_size, observe)
+        return sample_batch(model, corrected, seed, indices, batch_size, observe)
 
     return measure_exposure_bias(sample, moments, num_images=num_images, batch_size=batch_size)
 

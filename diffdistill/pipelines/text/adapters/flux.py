@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.pipelines.text.adapters.base import Condition
-from diffdistill.pipelines.text.adapters.transformer import TransformerAdapter
+from diffdistill.pipelines.text.adapter import AdapterFor
+from diffdistill.pipelines.text.kept import Condition
+from diffdistill.pipelines.text.transformer import TransformerAdapter
 
 PATCH = 2  # latents are packed 2x2 into a token
 
@@ -57,6 +58,9 @@ class Flux(TransformerAdapter):
 
     def default_sigmas(self, steps: int) -> list[float] | None:
         return [1 - k / steps for k in range(steps)]
+
+
+ADAPTER = AdapterFor("FluxPipeline", Flux)
 
 
 def pack(x: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.pipelines.text.adapters.base import Condition, Size
-from diffdistill.pipelines.text.adapters.transformer import TransformerAdapter
+from diffdistill.pipelines.text.adapter import AdapterFor
+from diffdistill.pipelines.text.kept import Condition
+from diffdistill.pipelines.text.texts import Size
+from diffdistill.pipelines.text.transformer import TransformerAdapter
 
 
 class PixArt(TransformerAdapter):
@@ -25,3 +27,6 @@ class PixArt(TransformerAdapter):
 
     def predict(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return network(x_t, timestep=t, **cond, return_dict=False)[0]
+
+
+ADAPTER = (AdapterFor("PixArtAlphaPipeline", PixArt), AdapterFor("PixArtSigmaPipeline", PixArt))

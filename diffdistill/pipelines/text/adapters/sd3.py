@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from diffdistill.pipelines.text.adapters.base import Condition
-from diffdistill.pipelines.text.adapters.transformer import TransformerAdapter
+from diffdistill.pipelines.text.adapter import AdapterFor
+from diffdistill.pipelines.text.kept import Condition
+from diffdistill.pipelines.text.transformer import TransformerAdapter
 
 
 class StableDiffusion3(TransformerAdapter):
@@ -17,3 +18,6 @@ class StableDiffusion3(TransformerAdapter):
 
     def predict(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return network(hidden_states=x_t, timestep=t, **cond, return_dict=False)[0]
+
+
+ADAPTER = AdapterFor("StableDiffusion3Pipeline", StableDiffusion3, align=True)

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from diffdistill.pipelines.text.adapters.base import Adapter, Condition, Size, rows_of
+from diffdistill.pipelines.text.adapter import Adapter, AdapterFor
+from diffdistill.pipelines.text.kept import Condition
+from diffdistill.pipelines.text.texts import Size, rows_of
 
 
 class StableDiffusionXL(Adapter):
@@ -31,3 +33,6 @@ class StableDiffusionXL(Adapter):
             "encoder_hidden_states": rows["encoder_hidden_states"],
             "added_cond_kwargs": {"text_embeds": rows["text_embeds"], "time_ids": time_ids},
         }
+
+
+ADAPTER = AdapterFor("StableDiffusionXLPipeline", StableDiffusionXL, align=True)

@@ -6,32 +6,22 @@ EDM networks have `CMStochasticIterativeScheduler`. Networks with training steps
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
+from diffdistill.pipelines.scheduler_config import LCM_TIME_SCALE, Schedule
 from diffdistill.process import EDM, VP, Process
 
 # The stock schedule of a student has GRID steps, even in sigma^(1/rho), from its input level to the boundary of
 # its process: exactly 0, which stock diffusers accepts, for one that began as a denoiser. 2,520 is divisible by 1 to
 # 10, and rho = 2 spreads few steps over the levels where images form (2.5, 0.63 for two).
 GRID, STUDENT_RHO = 2520, 2.0
-# LCMScheduler mixes x0 with its input by factors made for consistency models. At this scale of its time they are 1 and
-# 0 in float32: (t 2^30)^2 + 1/4 is (t 2^30)^2, and a power of two makes the root exact.
-LCM_TIME_SCALE = 2.0**30
 
 
-class Schedule(NamedTuple):
-    """A stock scheduler, the levels it visits, first to last, and how the stock pipeline is asked for them."""
-
-    scheduler: Any
-    levels: tuple[float, ...]
-    call: dict[str, Any]
-
-
-def stock_schedule(process: Process, levels: Sequence[float]) -> Schedule:
+def pixel_schedule(process: Process, levels: Sequence[float]) -> Schedule:
     """The schedule of a student of these levels, which `near_levels` gave; without levels, of an EDM teacher.
 
     ConfigError where no stock pipeline can sample the network.
@@ -115,7 +105,7 @@ def _lcm_scheduler(process: VP, last: int) -> Any:
         trained_betas=betas.tolist(),
         prediction_type=process.kind,
         timestep_scaling=LCM_TIME_SCALE,
-        clip_sample=True,  # to [-1, 1], as `sampling.solvers.consistency` does
+        clip_sample=True,  # to [-1, 1], as `sampling.samplers.consistency` does
     )
 
 

@@ -5,15 +5,11 @@ x (2303.01469, eq. 5), so the folder is read as a student: sampled in one step f
 that its own scheduler visits, and saved again with that scheduler.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.process import EDM
-
-if TYPE_CHECKING:
-    from diffdistill.denoiser import Denoiser
 
 SCHEDULER = "CMStochasticIterativeScheduler"
 KEY = "consistency"  # in a model's metadata and in diffdistill.json
@@ -58,12 +54,6 @@ class ConsistencySchedule:
         return CMStochasticIterativeScheduler(**asdict(self))
 
 
-def schedule_of(model: "Denoiser") -> ConsistencySchedule | None:
-    """The schedule that a consistency model of others came with; None for every other model."""
-    found = model.metadata.get(KEY)
-    return None if found is None else ConsistencySchedule(**found)
-
-
 def described(config: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
     """`metadata`, what a folder's diffdistill.json says, or, for a consistency model of others, what it would say.
 
@@ -78,29 +68,3 @@ def described(config: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any
         raise CheckpointError(
             f"the settings of its {SCHEDULER} do not fit together ({error}); make or fetch the folder again"
         ) from error
-
-
-def kept_schedule(model: "Denoiser", role: str, levels: Sequence[float]) -> ConsistencySchedule | None:
-    """The schedule that `model` is saved with, if that is the one it came with; None: one for these levels.
-
-    ConfigError where a consistency model would be saved as the teacher that it is not.
-    """
-    if role == "teacher" and isinstance(model.process, EDM) and model.process.boundary:
-        raise ConfigError(
-            f"the model's D(x, sigma) has the boundary condition of a consistency model at sigma "
-            f"{model.process.boundary:g}, which no teacher has; save it with role='student'"
-        )
-    return schedule_of(model) if tuple(levels) in ((), model.levels) else None
-
-
-def refuse_as_teacher(model: "Denoiser", name: str) -> None:
-    """ConfigError for a model that gives no score: a consistency model's or a student's D is not E[x0 | x_t]."""
-    if model.role != "student":
-        return
-    what = (
-        "a student, which is trained at its own levels alone" if schedule_of(model) is None else "a consistency model"
-    )
-    raise ConfigError(
-        f"teacher '{name}' is {what}: its D(x_t, sigma) is not the posterior mean E[x0 | x_t] that a score is "
-        f"made of; give the diffusion model it was made from"
-    )

@@ -1,33 +1,26 @@
-"""A text-to-image student as a folder: the teacher's own pipeline, with a stock scheduler that visits its levels.
+"""The stock schedulers that sample text-to-image students in their teacher's own pipeline, and their levels.
 
 `pipe(prompt, **call)` with the `call` of diffdistill.json makes the images of `diffdistill sample`. Stock pipelines
 begin with unit noise, so the student's first input is x = `process.start_scale(sigma_1)` z, for which the network sees
 z itself; every later one is x0 + sigma_k eps.
 """
 
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffdistill.errors import ConfigError
-from diffdistill.files import PICKLES, new_folder, sha256, write_json
-from diffdistill.pipelines.folder import METADATA, read_json
-from diffdistill.pipelines.schedule import LCM_TIME_SCALE, Schedule
-from diffdistill.pipelines.text.adapters import Adapter
-from diffdistill.pipelines.text.denoiser import TextDenoiser
-from diffdistill.pipelines.text.lora import AdaptedNetwork
+from diffdistill.pipelines.scheduler_config import LCM_TIME_SCALE, Schedule
+from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.process import Flow, Process
 
 # Below, a signal of a schedule counts as none ("zero terminal SNR").
-NO_SIGNAL = 1e-10
+LEAST_SIGNAL = 1e-10
 
 
-def stock_schedule(
+def text_schedule(
     adapter: Adapter, process: Process, steps: int, timesteps: Sequence[float] | None = None
 ) -> Schedule:
     """The schedule of a student of `steps` steps; timesteps: times of the network, None for the scheduler's own.
@@ -66,7 +59,7 @@ def _diffusion(adapter: Adapter, process: Any, steps: int, timesteps: Sequence[f
         clip_sample=False,
         thresholding=False,
     )
-    last = int((scheduler.alphas_cumprod > NO_SIGNAL).sum()) - 1
+    last = int((scheduler.alphas_cumprod > LEAST_SIGNAL).sum()) - 1
     if last + 1 < len(scheduler.alphas_cumprod) and process.kind == "epsilon":
         raise ConfigError(
             "the teacher's schedule ends without signal (zero terminal SNR) and it predicts epsilon, from which no "
@@ -106,13 +99,12 @@ def _levels(process: Any, timesteps: Sequence[float]) -> tuple[float, ...]:
     return tuple(process.level_at(torch.tensor(timesteps, dtype=torch.float64)).tolist())
 
 
-def schedule_of(model: TextDenoiser, levels: Sequence[float]) -> Schedule:
+def schedule_at(adapter: Adapter, process: Process, levels: Sequence[float]) -> Schedule:
     """The stock schedule that visits these levels: the scheduler's own, if it is, else one that is told the times."""
-    stock = stock_schedule(model.adapter, model.process, len(levels))
+    stock = text_schedule(adapter, process, len(levels))
     if torch.allclose(torch.tensor(stock.levels), torch.tensor(tuple(levels)), rtol=1e-5):
         return stock
-    times = times_of(model.process, levels)
-    return stock_schedule(model.adapter, model.process, len(levels), times)
+    return text_schedule(adapter, process, len(levels), times_of(process, levels))
 
 
 def times_of(process: Any, levels: Sequence[float]) -> list[float]:
@@ -120,76 +112,14 @@ def times_of(process: Any, levels: Sequence[float]) -> list[float]:
     return process.to_network(sigma[:, None, None, None], sigma)[1].tolist()
 
 
-Card = Callable[[dict[str, Any]], str]
-
-
-def save_text_denoiser(
-    model: TextDenoiser,
-    folder: Path,
-    *,
-    role: str,
-    levels: Sequence[float],
-    card: Card | None = None,
-    **provenance: Any,
-) -> None:
-    """Write `folder`: the source's parts byte for byte, the network, and for a student the scheduler of its levels.
-
-    A network with an adapter is written merged, and the adapter beside it in `lora/`, as `load_lora_weights` reads it.
+def pipeline_levels(adapter: Adapter, process: Process, steps: int) -> tuple[float, ...]:
+    """The levels that the flow's stock pipeline visits, shifted as it is at this size of image, and 0; the first is
+    t = 1.
     """
-    adapter, network = model.adapter, model.network
-    source = adapter.source / adapter.part
-    schedule = schedule_of(model, levels) if levels else None
-    with new_folder(folder) as staged:
-        copy_parts(adapter.source, staged, leave=(adapter.part, *(("scheduler",) if schedule else ())))
-        if isinstance(network, AdaptedNetwork):
-            _write_lora(staged / "lora", {f"{adapter.part}.{name}": t for name, t in network.tensors().items()})
-            network = network.merged(source)
-        network.save_pretrained(staged / adapter.part, safe_serialization=True)
-        index = read_json(staged / "model_index.json")
-        metadata: dict[str, Any] = {"role": role, "levels": list(levels)}
-        if schedule is not None:
-            schedule.scheduler.save_pretrained(staged / "scheduler")
-            name = type(schedule.scheduler).__name__
-            index["scheduler"] = ["diffusers", name]
-            metadata["call"] = schedule.call | adapter.student_call()
-            metadata |= {"timesteps": times_of(model.process, levels), "scheduler": name}
-        _write(staged / "model_index.json", index)
-        # The folder's own names must not depend on where it was trained.
-        _write(staged / adapter.part / "config.json", read_json(staged / adapter.part / "config.json"))
-        metadata |= {
-            "pipeline": index["_class_name"],
-            "image_shape": list(model.picture_shape),
-            "sha256": {str(f.relative_to(staged)): sha256(f) for f in sorted(staged.rglob("*.safetensors"))},
-            **provenance,
-        }
-        if card is not None:
-            (staged / "README.md").write_text(card(metadata), "utf-8")
-        _write(staged / METADATA, metadata)
+    from diffusers import FlowMatchEulerDiscreteScheduler
 
-
-def _write(file: Path, value: dict[str, Any]) -> None:
-    kept = {key: entry for key, entry in value.items() if key != "_name_or_path"}
-    write_json(file, kept)
-
-
-def _write_lora(folder: Path, tensors: dict[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    folder.mkdir()
-    save_file(tensors, folder / "pytorch_lora_weights.safetensors", metadata={"format": "pt"})
-
-
-def copy_parts(source: Path, target: Path, leave: Sequence[str]) -> None:
-    """The parts that `model_index.json` names, but some; no pickles, no second precision (`*.fp16.safetensors`)."""
-
-    def unwanted(_folder: str, names: list[str]) -> set[str]:
-        variants = {name for name in names if name.count(".") > 1 and name.endswith((".safetensors", ".json"))}
-        whole = {name for name in variants if name.endswith(".index.json") or "-of-" in name}
-        other = {name for name in names if Path(name).suffix in {*PICKLES, ".msgpack", ".onnx", ".onnx_data", ".xml"}}
-        return (variants - whole) | other
-
-    for name, value in read_json(source / "model_index.json").items():
-        part = source / name
-        if isinstance(value, list) and part.is_dir() and name not in leave:
-            shutil.copytree(part, target / name, ignore=unwanted)
-    shutil.copyfile(source / "model_index.json", target / "model_index.json")
+    assert isinstance(process, Flow)
+    settings = dict(adapter.scheduler.config) | {"shift": adapter.shift(), "use_dynamic_shifting": False}
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(settings)
+    scheduler.set_timesteps(steps, sigmas=adapter.default_sigmas(steps))
+    return (*process.level_at(scheduler.timesteps).tolist(), 0.0)

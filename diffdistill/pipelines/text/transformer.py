@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffdistill.pipelines.text.adapters.base import Adapter
+from diffdistill.pipelines.text.adapter import Adapter
 
 
 class TransformerAdapter(Adapter):

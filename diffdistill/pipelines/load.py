@@ -1,0 +1,52 @@
+"""MODEL as a denoiser: a folder, `builtin:NAME` or a Hub id in diffusers format, of pixels or of texts."""
+
+from pathlib import Path
+
+import torch
+
+from diffdistill.denoiser import Denoiser, Storage
+from diffdistill.errors import CheckpointError
+from diffdistill.pipelines.folder import locate, read_json, read_metadata
+from diffdistill.pipelines.pixel.consistency import described
+from diffdistill.pipelines.pixel.denoiser import load_pixels, network_name
+from diffdistill.pipelines.pixel.save import save_pixels
+from diffdistill.pipelines.scheduler_config import process_of
+from diffdistill.pipelines.text.denoiser import load_text_denoiser
+
+
+def load_model(model: str | Path, device: str | torch.device = "cpu", adapter: str | None = None) -> Denoiser:
+    """Read a model; `Denoiser.from_pretrained` is this function.
+
+    adapter: `FILE.py:NAME` of an `AdapterFor` of one's own, for a text-to-image pipeline, which
+    `registry.allow_code` lets run.
+
+    >>> teacher = load_model("builtin:fashion_mnist_teacher")
+    >>> teacher.image_shape, teacher.num_classes, teacher.role
+    ((1, 28, 28), 10, 'teacher')
+
+    Raises CheckpointError for what is no model folder, or a damaged one, or a network that is not read; ConfigError
+    for a text-to-image pipeline without an adapter.
+    """
+    folder = locate(str(model))
+    index = read_json(folder / "model_index.json")
+    try:
+        network_name(index)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{folder}': {error}") from error
+    metadata = read_metadata(folder)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    try:
+        metadata = described(scheduler, metadata)
+        process = process_of(scheduler, metadata.get("role", "teacher"))
+    except CheckpointError as error:
+        raise CheckpointError(f"'{folder}': {error}") from error
+    metadata.setdefault("path", str(model))
+    if any(name.startswith("text_encoder") for name in index):
+        kind = str(index.get("_class_name"))
+        found: Denoiser = load_text_denoiser(folder, kind, str(model), process, metadata, adapter)
+    else:
+        found = load_pixels(folder, index, process, metadata)
+    return found.to(device)
+
+
+STORAGE = Storage("diffusers", load_model, save_pixels)

@@ -1,0 +1,64 @@
+"""The network of a pipeline: its class, its weights, and a trainable copy of it."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from diffdistill.errors import CheckpointError
+from diffdistill.parts.scalelong.scaling import CONFIG_KEY, Settings, install, load_scaled
+from diffdistill.pipelines.folder import read_json
+
+
+def load_network(folder: Path, component: str, class_name: str) -> nn.Module:
+    cls = network_class(class_name)
+    if cls is None:
+        raise CheckpointError(
+            f"'{folder}' wants the network class {class_name}, which this diffusers lacks; upgrade diffusers"
+        )
+    if not list((folder / component).glob("*.safetensors")):
+        raise CheckpointError(f"'{folder / component}' holds no safetensors weights; pickled weights are never loaded")
+    try:
+        if CONFIG_KEY in read_json(folder / component / "config.json"):
+            return load_scaled(cls, folder / component)
+        return cls.from_pretrained(folder / component, use_safetensors=True, low_cpu_mem_usage=False)
+    except Exception as error:
+        raise CheckpointError(
+            f"'{folder / component}' could not be loaded ({error}); make or fetch the model folder again"
+        ) from error
+
+
+def network_class(name: str) -> Any:
+    """The network class of that name, diffusers' own or one of `diffdistill.models`; None if neither has it."""
+    import diffusers
+
+    import diffdistill.models
+
+    home = diffdistill.models if name in diffdistill.models.__all__ else diffusers
+    cls = getattr(home, name, None)
+    return cls if isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin) else None
+
+
+def clone_network(network: Any, num_classes: int | None) -> Any:
+    """A trainable copy of a network, without what a student and a critic are never asked: the embedding of the null
+    class, and the variances that some networks predict beside the noise.
+    """
+    config = dict(network.config)
+    images = config.get("in_channels")
+    learned_variance = hasattr(network, "conv_out") and images and config.get("out_channels") == 2 * images
+    config.pop("_use_default_values", None)  # counts values given by position as defaults, and loses them
+    scale = config.pop(CONFIG_KEY, None)
+    if num_classes is not None and config.get("num_class_embeds"):
+        config["num_class_embeds"] = num_classes
+    if learned_variance:
+        config["out_channels"] = images
+    copy = type(network).from_config(config)
+    if scale is not None:
+        install(copy, Settings(**scale))
+    state = dict(network.state_dict())
+    if "class_embedding.weight" in state and num_classes is not None:
+        state["class_embedding.weight"] = state["class_embedding.weight"][:num_classes]
+    if learned_variance:
+        state |= {name: tensor[:images] for name, tensor in state.items() if name.startswith("conv_out.")}
+    copy.load_state_dict(state)
+    return copy.to(next(network.parameters()).device)  # float32: built from the config

@@ -1,0 +1,1 @@
+"""Pipelines of a network and a scheduler, which work on pixels."""

@@ -1,0 +1,73 @@
+"""Pixel pipelines read from folders, and consistency models of others, which sample as students."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from diffdistill.denoiser import Denoiser
+from diffdistill.errors import CheckpointError
+from diffdistill.pipelines.network import load_network
+from diffdistill.pipelines.pixel.consistency import KEY, ConsistencySchedule
+from diffdistill.pipelines.pixel.save import save_pixels
+from diffdistill.pipelines.scheduler_config import Schedule
+from diffdistill.process import Process
+
+
+class ConsistencyModel(Denoiser):
+    """A consistency model of others: a student with any number of steps, at the levels of its own scheduler."""
+
+    described_as = "a consistency model"
+
+    @property
+    def schedule(self) -> ConsistencySchedule:
+        """The settings of the scheduler that it came with."""
+        return ConsistencySchedule(**self.metadata[KEY])
+
+    def few_step_levels(self, steps: int | None) -> tuple[float, ...]:
+        return self.schedule.levels(steps or 1)
+
+    @property
+    def few_step_settings(self) -> dict[str, Any]:
+        own = self.schedule
+        return super().few_step_settings | {"s_noise": own.s_noise, "clip": own.clip_denoised}
+
+    def save_pretrained(
+        self, folder: str | Path, *, role: str, levels: Sequence[float] = (), **provenance: Any
+    ) -> None:
+        """Saved with its own scheduler, unless it was trained to other levels."""
+        if tuple(levels) not in ((), self.levels):
+            super().save_pretrained(folder, role=role, levels=levels, **provenance)
+            return
+        schedule = Schedule(self.schedule.scheduler(), self.levels, {"num_inference_steps": 1})
+        about = {KEY: asdict(self.schedule)} | provenance
+        save_pixels(self, Path(folder), role=role, levels=self.levels, schedule=schedule, **about)
+
+
+def load_pixels(folder: Path, index: dict[str, Any], process: Process, metadata: dict[str, Any]) -> Denoiser:
+    """The pipeline in `folder`, whose model_index.json is `index`, as a denoiser of pixels.
+
+    CheckpointError for one whose network works with more than a scheduler.
+    """
+    component = network_name(index)
+    others = [name for name, part in index.items() if isinstance(part, list) and part[0] is not None]
+    others = [name for name in others if name not in (component, "scheduler")]
+    if others:
+        raise CheckpointError(
+            f"'{folder}' is a {index.get('_class_name')}, whose network works with its {', '.join(others)} and not on "
+            f"pixels; give a pipeline of a network and a scheduler, or one that draws texts (docs/text_to_image.md)"
+        )
+    network = load_network(folder, component, index[component][1])
+    kind = ConsistencyModel if KEY in metadata else Denoiser
+    return kind(network, process, null_class=metadata.get("null_class"), metadata=metadata).eval()
+
+
+def network_name(index: dict[str, Any]) -> str:
+    """What model_index.json calls the network; CheckpointError where it names none."""
+    component = next((name for name in ("unet", "transformer") if name in index), None)
+    if component is None:
+        raise CheckpointError(
+            "model_index.json names no unet and no transformer; give a pipeline that has one "
+            "(docs/text_to_image.md: which adapters there are, and how to write one)"
+        )
+    return component

@@ -1,0 +1,141 @@
+"""How each pipeline class of diffusers calls its network, and the registry of the classes that are known.
+
+No forward is copied. An adapter knows what differs from class to class; everything else is the same for all.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffdistill.errors import CheckpointError, ConfigError
+from diffdistill.pipelines.folder import locate, read_json
+from diffdistill.pipelines.text.kept import Condition
+from diffdistill.pipelines.text.latents import Latents
+from diffdistill.pipelines.text.texts import Texts
+from diffdistill.registry import PLUGINS, Registry
+
+
+class Adapter(Texts, Latents):
+    """A text-to-image pipeline: texts, latents, and the call of its network; as `StableDiffusionPipeline` has them.
+
+    To support another class, subclass this with its `text` and `arguments` (and `predict`, where the network is called
+    otherwise), and declare `ADAPTER = AdapterFor("ItsPipeline", Subclass)` in a file of `adapters/` or of your own.
+    """
+
+    def __init__(self, pipeline: Any, source: Path):
+        super().__init__(pipeline)
+        self.source = source
+        self.image_size = self.native_size()
+        # What a guidance-distilled network is told; others have no such input.
+        self.guidance = 1.0
+
+    def __deepcopy__(self, _memo: Any) -> "Adapter":
+        """Shared: a copy of a denoiser is another network in the same pipeline."""
+        return self
+
+    @property
+    def scheduler(self) -> Any:
+        return self.pipeline.scheduler
+
+    def native_size(self) -> int:
+        return self.network.config.sample_size * self.pipeline.vae_scale_factor
+
+    @property
+    def size_multiple(self) -> int:
+        """What sides in pixels must be multiples of: the VAE's factor, times that of the network's down-sampling."""
+        return self.pipeline.vae_scale_factor * 2 ** (len(self.network.config.block_out_channels) - 1)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """`(C, h, w)` of what the network makes."""
+        side = self.image_size // self.pipeline.vae_scale_factor
+        return self.pipeline.vae.config.latent_channels, side, side
+
+    def predict(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """One call of a network of this pipeline: `(B, C, H, W)`, t `(B,)` in its own units."""
+        return network(x_t, t, **cond, return_dict=False)[0]
+
+    def feature(self, output: Any) -> Tensor:
+        """What a submodule returned, as a map `(B, C, h, w)`."""
+        return output[0] if isinstance(output, tuple) else output
+
+    def arrange(self, noise: Tensor) -> Tensor:
+        """Noise `(B, C, h, w)` that the stock scheduler draws between steps, in the order of its own state."""
+        return noise
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network is told the guidance scale, and needs no second pass."""
+        return False
+
+    def student_call(self) -> dict[str, float]:
+        """What a student's pipeline is called with beside its steps: no null pass, for guidance is in the weights."""
+        size = {} if self.image_size == self.native_size() else {"height": self.image_size, "width": self.image_size}
+        return {"guidance_scale": self.guidance if self.embeds_guidance else 1.0, **size}
+
+    def shift(self) -> float:
+        """Of a flow's times towards noise (2403.03206, eq. 23), at this size of image."""
+        return float(self.scheduler.config.shift)
+
+    def default_sigmas(self, steps: int) -> list[float] | None:
+        """The flow times that the pipeline hands to its scheduler where the user gives none; None: it hands none."""
+        return None
+
+
+@dataclass(frozen=True)
+class AdapterFor:
+    """A pipeline class of diffusers, its adapter, and whether `align` was tested with it."""
+
+    name: str
+    adapter: type[Adapter]
+    align: bool = False
+
+
+ADAPTERS: Registry[AdapterFor] = Registry("pipeline", AdapterFor, "diffdistill.pipelines.text.adapters", "ADAPTER")
+
+
+def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None) -> Adapter:
+    """Read the pipeline in `folder`, of class `name`; never a pickle, never its own code.
+
+    model: what the user calls it; adapter: `FILE.py:NAME` of an `AdapterFor`, in place of the known one. Raises
+    ConfigError for a class without adapter and without transformers, CheckpointError for a folder that is damaged.
+    """
+    known = ADAPTERS.rows() | ({} if adapter is None else {name: ADAPTERS.get(adapter)})
+    if name not in known:
+        raise ConfigError(
+            f"'{model}' is a {name}, and there are adapters for {', '.join(known)}; give one of these, or name a file "
+            f"with an AdapterFor of your own in {PLUGINS} (docs/text_to_image.md)"
+        )
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("a text-to-image pipeline needs transformers: pip install 'diffdistill[text]'") from error
+    import diffusers
+
+    try:
+        pipeline = getattr(diffusers, name).from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"'{model}' could not be loaded ({' '.join(str(error).split())[:200]}); make or fetch the folder again"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return known[name].adapter(pipeline, folder)
+
+
+def load_pipeline(model: str) -> Adapter:
+    """Read a pipeline folder or Hub id that `align` was tested with.
+
+    Raises ConfigError for other classes, CheckpointError for a folder that is missing or damaged, and what
+    `load_adapter` raises.
+    """
+    folder = locate(model)
+    name = str(read_json(folder / "model_index.json").get("_class_name"))
+    aligned = [row.name for row in ADAPTERS.rows().values() if row.align]
+    if name not in aligned:
+        raise ConfigError(
+            f"'{model}' is a {name}, and align has adapters for {', '.join(aligned)}; give one of these, or name a "
+            f"file with an AdapterFor(..., align=True) of your own in {PLUGINS}"
+        )
+    return load_adapter(folder, name, model)

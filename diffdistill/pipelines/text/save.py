@@ -1,0 +1,81 @@
+"""A text-to-image student as a folder: the teacher's own pipeline with the student's network and its scheduler.
+
+`pipe(prompt, **call)` with the `call` of diffdistill.json makes the images of `diffdistill sample`.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffdistill.denoiser import Denoiser
+from diffdistill.files import PICKLES, write_json
+from diffdistill.pipelines.folder import Card, forget_origin, read_json, write_model
+from diffdistill.pipelines.text.adapter import Adapter
+from diffdistill.pipelines.text.lora import AdaptedNetwork
+from diffdistill.pipelines.text.schedule import schedule_at, times_of
+
+
+def save_text(
+    model: Denoiser,
+    adapter: Adapter,
+    folder: Path,
+    *,
+    role: str,
+    levels: Sequence[float],
+    card: Card | None = None,
+    **provenance: Any,
+) -> None:
+    """Write `folder`: the source's parts byte for byte, the network, and for a student the scheduler of its levels.
+
+    A network with an adapter is written merged, and the adapter beside it in `lora/`, as `load_lora_weights` reads it.
+    """
+    schedule = schedule_at(adapter, model.process, levels) if levels else None
+
+    def write_parts(staged: Path) -> dict[str, Any]:
+        copy_parts(adapter.source, staged, leave=(adapter.part, *(("scheduler",) if schedule else ())))
+        _write_network(model.network, adapter, staged)
+        index = forget_origin(staged / "model_index.json")
+        metadata: dict[str, Any] = {"role": role, "levels": list(levels)}
+        if schedule is not None:
+            schedule.scheduler.save_pretrained(staged / "scheduler")
+            name = type(schedule.scheduler).__name__
+            write_json(staged / "model_index.json", index | {"scheduler": ["diffusers", name]})
+            metadata["call"] = schedule.call | adapter.student_call()
+            metadata |= {"timesteps": times_of(model.process, levels), "scheduler": name}
+        return metadata | {"pipeline": index["_class_name"], "image_shape": list(model.picture_shape)}
+
+    write_model(folder, write_parts, card, **provenance)
+
+
+def _write_network(network: Any, adapter: Adapter, staged: Path) -> None:
+    if isinstance(network, AdaptedNetwork):
+        _write_lora(staged / "lora", {f"{adapter.part}.{name}": t for name, t in network.tensors().items()})
+        network = network.merged(adapter.source / adapter.part)
+    network.save_pretrained(staged / adapter.part, safe_serialization=True)
+    forget_origin(staged / adapter.part / "config.json")
+
+
+def _write_lora(folder: Path, tensors: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    save_file(tensors, folder / "pytorch_lora_weights.safetensors", metadata={"format": "pt"})
+
+
+def copy_parts(source: Path, target: Path, leave: Sequence[str]) -> None:
+    """The parts that `model_index.json` names, but some; no pickles, no second precision (`*.fp16.safetensors`)."""
+
+    def unwanted(_folder: str, names: list[str]) -> set[str]:
+        variants = {name for name in names if name.count(".") > 1 and name.endswith((".safetensors", ".json"))}
+        whole = {name for name in variants if name.endswith(".index.json") or "-of-" in name}
+        other = {name for name in names if Path(name).suffix in {*PICKLES, ".msgpack", ".onnx", ".onnx_data", ".xml"}}
+        return (variants - whole) | other
+
+    for name, value in read_json(source / "model_index.json").items():
+        part = source / name
+        if isinstance(value, list) and part.is_dir() and name not in leave:
+            shutil.copytree(part, target / name, ignore=unwanted)
+    shutil.copyfile(source / "model_index.json", target / "model_index.json")

@@ -1,0 +1,150 @@
+"""`sample`: images of a model from Python, and the folder that `diffdistill sample` writes."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffdistill import __version__
+from diffdistill.data.prompts import digest_of
+from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
+from diffdistill.files import new_folder, write_json
+from diffdistill.parts.attention.kernels import set_attention
+from diffdistill.pipelines.folder import locate, weights_digest
+from diffdistill.reporting.grid import image_grid, to_picture
+from diffdistill.request import SamplingRequest
+from diffdistill.sampling.generate import pick_device, run_plan
+from diffdistill.sampling.plan import Plan, plan_sampling
+
+GRID_ROWS, GRID_COLUMNS = 10, 10
+
+
+@dataclass(frozen=True)
+class Samples:
+    """images: uint8 `(N, C, H, W)` on the CPU, None where they were only written; settings: as in `samples.json`."""
+
+    images: Tensor | None
+    settings: dict[str, Any]
+    plan: Plan
+
+
+def sample(
+    model: str | Path | Denoiser,
+    *,
+    num_images: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    out: str | Path | None = None,
+    keep: bool = True,
+    device: str | torch.device | None = None,
+    attention: str = "auto",
+    request: SamplingRequest | None = None,
+    **settings: Any,
+) -> Samples:
+    """Draw images: those of `diffdistill sample MODEL`, image i a function of (seed, i).
+
+    model: a folder, `builtin:NAME`, a Hub id or a loaded denoiser; num_images: without it an image of each prompt;
+    out: a new folder for `00000.png` ..., `grid.png` and `samples.json`, which appears whole or not at all; keep:
+    False where memory does not hold all images, which are only written then; settings: those of a `SamplingRequest`
+    (steps, sampler, class_labels, prompts, guidance_scale ...), in place of `request` or to change it.
+
+    >>> found = sample("builtin:fashion_mnist_teacher", num_images=2, steps=2, class_labels=[9])
+    >>> found.images.shape, found.settings["sampler"], found.settings["evaluations"]
+    (torch.Size([2, 1, 28, 28]), 'heun', 3)
+
+    Raises ConfigError for what the model cannot draw, CheckpointError for a damaged model, DiskError.
+    """
+    request = replace(request or SamplingRequest(), **settings)
+    count = num_images or len(request.prompts or ())
+    if count < 1 or batch_size < 1:
+        raise ConfigError(f"{count} images in batches of {batch_size} were asked for; both must be 1 or more")
+    place = None if out is None else Path(out)
+    if place is not None and place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise ConfigError(f"--out '{place}' already exists and is not an empty folder; name a new one")
+    if isinstance(model, Denoiser):
+        name = model.metadata.get("path")
+        model = model if device is None else model.to(pick_device(device))
+    else:
+        name = str(model)
+        model = Denoiser.from_pretrained(name, pick_device(device))
+    kernels = set_attention(model.network, attention)
+    plan = plan_sampling(model, request)
+    record = _settings(name, plan, seed, batch_size, next(model.parameters()).device)
+    record["attention"] = str(kernels)
+    with nullcontext() if place is None else new_folder(place) as folder:
+        batches = _with_entries(model, plan, count, seed, batch_size)
+        images, record["images"] = _collect(batches, plan, count, folder, keep)
+        if folder is not None:
+            write_json(folder / "samples.json", record)
+    return Samples(images, record, plan)
+
+
+def _with_entries(
+    model: Denoiser, plan: Plan, count: int, seed: int, batch_size: int
+) -> Iterator[list[tuple[Tensor, dict[str, Any]]]]:
+    """Batches of images, each with what `samples.json` says of it."""
+    digits, index = max(5, len(str(count - 1))), 0
+    for images, _ in run_plan(model, plan, num_images=count, seed=seed, batch_size=batch_size):
+        batch = []
+        for image in images:
+            entry = {"index": index, "file": f"{index:0{digits}d}.png", "seed": seed}
+            entry |= {"torch_seed": plan.torch_seed(seed, index)} | plan.conditions.record(index)
+            batch.append((image, entry))
+            index += 1
+        yield batch
+
+
+def _collect(
+    batches: Iterator[list[tuple[Tensor, dict[str, Any]]]], plan: Plan, count: int, folder: Path | None, keep: bool
+) -> tuple[Tensor | None, list[dict[str, Any]]]:
+    """The images, where they are kept, and the entries of all; PNGs and their grid, where there is a folder."""
+    columns = _grid_columns(plan, count)
+    shown = min(count, GRID_ROWS * columns)
+    kept: list[Tensor] = []
+    record: list[dict[str, Any]] = []
+    with tqdm(total=count, unit="image", desc=plan.sampler) as bar:
+        for batch in batches:
+            for image, entry in batch:
+                if folder is not None:
+                    to_picture(image).save(folder / entry["file"])
+                if keep or len(kept) < shown:
+                    kept.append(image)
+                record.append(entry)
+            bar.update(len(batch))
+    if folder is not None:
+        captions = plan.conditions.captions(shown)
+        image_grid(torch.stack(kept[:shown]), columns, captions).save(folder / "grid.png")
+    return torch.stack(kept) if keep else None, record
+
+
+def _grid_columns(plan: Plan, count: int) -> int:
+    """A column a class, or a prompt that is drawn more than once, where there are few enough; else a square."""
+    turns = plan.conditions.turns(count)
+    return turns if 2 <= turns <= 2 * GRID_COLUMNS else min(GRID_COLUMNS, max(1, round(count**0.5)))
+
+
+def _settings(name: str | None, plan: Plan, seed: int, batch_size: int, device: torch.device) -> dict[str, Any]:
+    """What made the images: with it, `seed` and `index`, one of them is made again alone."""
+    import diffusers
+
+    return {
+        "model": name,
+        "model_sha256": None if name is None else weights_digest(locate(name)),
+        **plan.record(),
+        "prompts_sha256": None if plan.prompts is None else digest_of(plan.prompts),
+        "seed": seed,
+        "batch_size": batch_size,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "diffdistill": __version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+        },
+    }
