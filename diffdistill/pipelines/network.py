@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from diffdistill.errors import CheckpointError
-from diffdistill.parts.scalelong.scaling import CONFIG_KEY, Settings, install, load_scaled
+from diffdistill.parts.scalelong import CONFIG_KEY, Settings, install, load_scaled
 from diffdistill.pipelines.folder import read_json
 
 

@@ -3,7 +3,7 @@
 import sys
 from argparse import Namespace
 
-from diffdistill.parts.exposure_bias.sampling import AUTO
+from diffdistill.parts.exposure_bias.corrections import AUTO
 from diffdistill.sampling.plan import request_of
 from diffdistill.sampling.run import sample
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
-from diffdistill.parts.exposure_bias.families import coordinates
+from diffdistill.parts.exposure_bias.coordinates import coordinates
 from diffdistill.process import VP, Process
 from diffdistill.sampling.noise import ImageNoise
 from diffdistill.sampling.sampler import SAMPLERS

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from diffdistill.denoiser import Denoiser
 from diffdistill.parts.attention.kernels import Context, set_attention
-from diffdistill.pipelines.text.denoiser import TextDenoiser
 
 Networks = dict[str, tuple[nn.Module, Callable[[], Tensor] | None]]
 """By role: the module whose layers attend, and a pass of it to watch; None: one image, as a UNet is called."""
@@ -15,10 +14,7 @@ Networks = dict[str, tuple[nn.Module, Callable[[], Tensor] | None]]
 
 def layers_of(denoisers: dict[str, Denoiser]) -> Networks:
     """The layers that attend in each denoiser."""
-    return {
-        role: (model.layers, model.example_pass if isinstance(model, TextDenoiser) else None)
-        for role, model in denoisers.items()
-    }
+    return {role: (model.layers, model.example_pass) for role, model in denoisers.items()}
 
 
 def choose_attention(networks: Networks, policy: str, context: Context) -> str:

@@ -59,7 +59,7 @@ class DenoiserPublisher:
         }
 
     def publish(self, model: Denoiser, folder: Path, evaluation: dict[str, Any]) -> None:
-        write_card = model_card if model.prompts is None else text_card
+        write_card = text_card if model.draws_texts else model_card
         model.save_pretrained(
             folder, role=self.role, levels=self.levels, **self.provenance,
             card=lambda metadata: write_card(

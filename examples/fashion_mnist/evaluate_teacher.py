@@ -15,7 +15,7 @@ from typing import Any
 
 from diffdistill.data import load_images
 from diffdistill.denoiser import Denoiser
-from diffdistill.evaluation import Evaluator
+from diffdistill.evaluation import Evaluator, load_features
 from diffdistill.evaluation.figures import numbers_of
 from diffdistill.files import write_json
 from diffdistill.pipelines.folder import weights_digest
@@ -40,7 +40,8 @@ def main() -> None:
 
     data = load_images(args.data)
     evaluator = Evaluator(data, args.features, ("fid", "kid", "prdc"))
-    protocol = {"num_images": args.num_images, "features": evaluator.extractor.sha256, "reference": data.fingerprint}
+    features = load_features(args.features).sha256
+    protocol = {"num_images": args.num_images, "features": features, "reference": data.fingerprint}
     model = Denoiser.from_pretrained(str(args.model))
     digest, file = weights_digest(args.model), args.model / "evaluations.json"
     before = json.loads(file.read_text()) if file.exists() else []

@@ -16,7 +16,7 @@ from diffdistill.config.align import Align
 from diffdistill.data.pairs import load_pairs
 from diffdistill.pipelines.text.adapter import load_pipeline
 from diffdistill.training.device import Device
-from diffdistill.training.tasks.align import AlignTask, load_pipeline
+from diffdistill.training.tasks.align import AlignTask
 
 ADAFACTOR = {"name": "adafactor", "betas": [0.0, 0.999]}
 METHODS = {"mapo": {"name": "mapo"}, "diffusion_dpo": {"name": "diffusion_dpo"}}

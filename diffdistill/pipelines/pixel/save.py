@@ -6,7 +6,7 @@ from typing import Any
 
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
-from diffdistill.parts.scalelong.scaling import CONFIG_KEY
+from diffdistill.parts.scalelong import CONFIG_KEY
 from diffdistill.pipelines.folder import Card, forget_origin, write_model
 from diffdistill.pipelines.pixel.schedule import pixel_schedule
 from diffdistill.pipelines.scheduler_config import Schedule

@@ -49,14 +49,14 @@ class TextMonitor:
     def grid(self, model: Denoiser, file: Path) -> None:
         """A column a prompt, a row a seed; the teacher's with its guidance."""
         count = max(1, min(TEXT_ROWS * TEXT_COLUMNS, TEXT_PIXELS // (model.picture_shape[1] * model.picture_shape[2])))
-        prompts = list(dict.fromkeys(model.prompts.texts(self.data.ids[:1000])))[: min(count, TEXT_COLUMNS)]
+        prompts = list(dict.fromkeys(model.captions(self.data.ids[:1000]) or []))[: min(count, TEXT_COLUMNS)]
         count = max(1, count // len(prompts)) * len(prompts)
         images = self._images(model, prompts, count, seed=0, batch_size=count)
         write_grid(file, images, len(prompts), [prompts[i % len(prompts)] for i in range(count)])
 
     def evaluate(self, model: Denoiser) -> dict[str, Any]:
         settings = self.config.evaluation
-        prompts = spread(self.prompts or model.prompts.texts(self.data.ids), settings.num_images)
+        prompts = spread(self.prompts or model.captions(self.data.ids) or [], settings.num_images)
         return self.evaluator(
             self._images(model, prompts, settings.num_images, settings.seed, settings.batch_size, settings.steps),
             texts=prompts,

@@ -45,7 +45,7 @@ def reward_of(config: Distill, teacher: Denoiser) -> RewardTerm | None:
         return None
     device = next(teacher.parameters()).device
     return reward_term(
-        plain(config.method.reward, RewardSettings), device, None if teacher.prompts is None else teacher.decode
+        plain(config.method.reward, RewardSettings), device, teacher.decode if teacher.draws_texts else None
     )
 
 
