@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from diffdistill.data.formats import open_source
-from diffdistill.data.pixels import stack
+from diffdistill.data.order import batch_indices
+from diffdistill.data.pixels import stack, to_model_range
 from diffdistill.errors import DataError
 
 COLOURS = {1: "grayscale (1 channel)", 3: "RGB (3 channels)"}
@@ -32,6 +33,17 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def draw(self, size: int, seed: int, step: int, flip: bool = False) -> tuple[Tensor, Tensor | None]:
+        """`(images (B, C, H, W) in [-1, 1], labels)` of one step, a function of (seed, step); half mirrored if `flip`.
+
+        The mirroring is drawn from torch's own generator.
+        """
+        chosen = batch_indices(len(self.images), size, seed, step)
+        x0 = to_model_range(self.images[chosen])
+        if flip:
+            x0 = torch.where(torch.rand(size, 1, 1, 1) < 0.5, x0.flip(-1), x0)
+        return x0, None if self.labels is None else self.labels[chosen]
 
     @property
     def num_classes(self) -> int | None:

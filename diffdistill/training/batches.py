@@ -1,23 +1,13 @@
-"""The data of a run, checked against its teacher, and the batch of each step."""
+"""The data of a run, checked against its teacher."""
 
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
 from diffdistill.config.align import Align
-from diffdistill.config.schema import Distill, Run
-from diffdistill.data import ImageSet, batch_indices, load_images, to_model_range
+from diffdistill.config.schema import Run
+from diffdistill.data import ImageSet, load_images
 from diffdistill.data.pairs import PairSet, digest_of, load_pairs, split_by_caption
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DataError
-from diffdistill.pipelines.text.data import TextSet, text_data
-from diffdistill.pipelines.text.denoiser import TextDenoiser
-
-
-def distillation_data(config: Distill, teacher: Denoiser) -> ImageSet | TextSet:
-    """Images of the teacher's kind, or what a text-to-image teacher is asked to draw."""
-    return text_data(config, teacher) if isinstance(teacher, TextDenoiser) else training_data(config, teacher)
 
 
 def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
@@ -64,16 +54,3 @@ def training_pairs(config: Align) -> tuple[PairSet, PairSet]:
     if not clear:
         raise DataError(f"all held-out pairs of {data.path} are ties; raise data.held_out or give data.held_out_path")
     return training, PairSet(clear, held_out.name, held_out.counts, digest_of(clear))
-
-
-def draw_batch(
-    data: ImageSet | TextSet, size: int, seed: int, step: int, flip: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """The images (in [-1, 1]) or latents, and the labels or prompts, of one step; half mirrored if `flip`."""
-    if isinstance(data, TextSet):
-        return data.draw(size, seed, step)
-    chosen = batch_indices(len(data.images), size, seed, step)
-    x0 = to_model_range(data.images[chosen])
-    if flip:
-        x0 = torch.where(torch.rand(size, 1, 1, 1) < 0.5, x0.flip(-1), x0)
-    return x0, None if data.labels is None else data.labels[chosen]

@@ -9,20 +9,18 @@ from diffdistill.alignment.lora import check_peft
 from diffdistill.config import Resolved
 from diffdistill.config.align import Align
 from diffdistill.config.schema import Distill, Run, Train
-from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.figures import numbers_of
 from diffdistill.files import read_json, write_json
 from diffdistill.pipelines.text.adapter import load_pipeline
-from diffdistill.pipelines.text.data import TextSet
 from diffdistill.reporting.report import write_report
 from diffdistill.training.attention import choose_attention
-from diffdistill.training.batches import distillation_data, training_data, training_pairs
+from diffdistill.training.batches import training_data, training_pairs
 from diffdistill.training.device import Device
+from diffdistill.training.kinds import kind_of
 from diffdistill.training.loop import Task, run_loop
 from diffdistill.training.monitors.images import ImageMonitor
 from diffdistill.training.monitors.pairs import PairMonitor
-from diffdistill.training.monitors.texts import TextMonitor
 from diffdistill.training.observers import Monitor, usual_observers
 from diffdistill.training.publish import DenoiserPublisher, PipelinePublisher, Publisher
 from diffdistill.training.run_folder import open_folder, peak_memory
@@ -68,7 +66,8 @@ def distill(resolved: Resolved[Distill]) -> Result:
     device = Device(config.mixed_precision, config.num_threads)
     teacher = Denoiser.from_pretrained(config.teacher, device.name)
     teacher.check_teacher(config.teacher)
-    data = distillation_data(config, teacher)
+    kind = kind_of(teacher)
+    data = kind.data(config, teacher)
     task = DistillTask(config, teacher, data, device)
     record = choices(task, config, device)
     if task.first == config.max_train_steps:
@@ -76,7 +75,7 @@ def distill(resolved: Resolved[Distill]) -> Result:
             f"all {task.first} steps are regression on the teacher's trajectories, as student.regression.steps asks: "
             f"a first stage, for initialize_from"
         )
-    monitor = monitor_of(config, data, teacher)
+    monitor = kind.monitor(config, data, teacher)
     reward = {} if task.reward is None else {"reward": task.reward.versions()}
     # A student of converted weights is under their licence too, so its card must name them.
     source = teacher.metadata.get("source") or teacher.metadata.get("teacher_source")
@@ -99,10 +98,6 @@ def align(resolved: Resolved[Align]) -> Result:
     task = AlignTask(config, model, pairs, device)
     record = choices(task, config, device)
     return execute(task, resolved, PairMonitor(task, held_out), PipelinePublisher(task, resolved), record)
-
-
-def monitor_of(config: Distill, data: ImageSet | TextSet, teacher: Denoiser) -> ImageMonitor | TextMonitor:
-    return TextMonitor(config, data, teacher) if isinstance(data, TextSet) else ImageMonitor(config, data, teacher)
 
 
 def choices(task: Task[Model], config: Run, device: Device) -> dict[str, str]:

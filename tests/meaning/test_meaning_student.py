@@ -9,7 +9,6 @@ from small_tasks import distilling, nothing, vector
 
 from diffdistill.errors import ConfigError
 from diffdistill.matching.step import DistributionMatching
-from diffdistill.training.batches import draw_batch
 from diffdistill.training.randomness import seed_step
 from diffdistill.training.store import CheckpointStore
 
@@ -69,7 +68,7 @@ def test_every_step_has_its_own_batch_and_passes_on_its_labels(monkeypatch):
     task = distilling(seed=3)
     for step in range(3):
         task.update(step)
-        want = draw_batch(task.data, 4, 3, step, False)
+        want = task.data.draw(4, 3, step, False)
         assert all(torch.equal(a, b) for a, b in zip(seen[-1], want, strict=True))
     assert not torch.equal(seen[0][0], seen[1][0])
 
@@ -155,7 +154,7 @@ def test_the_method_is_told_the_texts_and_the_size_of_the_parts(monkeypatch):
     task = distilling(micro_batch_size=3)
     monkeypatch.setattr(task, "texts", lambda cond: [f"class {int(c)}" for c in cond])
     task.update(0)
-    labels = draw_batch(task.data, 4, 0, 0, False)[1]
+    labels = task.data.draw(4, 0, 0, False)[1]
     assert told == [([f"class {int(c)}" for c in labels], 3)]
 
 
@@ -196,7 +195,7 @@ def test_the_students_weights_get_the_gradient_of_a_mean_over_images_and_pixels(
     w = torch.randn(4, 1, 8, 8)
     monkeypatch.setattr(DistributionMatching, "student_gradient", lambda self, *_: (w, {}))
     task = distilling(micro_batch_size=size)
-    x, sigma, cond = torch.randn(4, 1, 8, 8), torch.full((4,), 2.5), draw_batch(task.data, 4, 0, 0, False)[1]
+    x, sigma, cond = torch.randn(4, 1, 8, 8), torch.full((4,), 2.5), task.data.draw(4, 0, 0, False)[1]
     monkeypatch.setattr(task, "student_input", lambda *_: (x, sigma))
     found = []
     monkeypatch.setattr(

@@ -8,7 +8,6 @@ from diffdistill.config.schema import Network, Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.matching.step import DistributionMatching
-from diffdistill.training.batches import draw_batch
 from diffdistill.training.tasks.teacher import TeacherTask, build_unet
 
 
@@ -52,7 +51,7 @@ def test_labels_are_dropped_at_the_rate_asked_for_and_become_the_null_class(monk
     dropped = kept = 0
     for step in range(4):
         task.update(step)
-        labels = draw_batch(task.data, 512, 0, step, False)[1]
+        labels = task.data.draw(512, 0, step, False)[1]
         told = calls[-1][2]
         null = told == 3
         assert torch.equal(told[~null], labels[~null])
@@ -64,7 +63,7 @@ def test_without_class_dropout_there_is_no_null_class_and_every_label_is_told(mo
     task, calls = learning(monkeypatch, 64, class_dropout=0.0)
     task.update(0)
     assert task.model.null_class is None
-    assert torch.equal(calls[-1][2], draw_batch(task.data, 64, 0, 0, False)[1])
+    assert torch.equal(calls[-1][2], task.data.draw(64, 0, 0, False)[1])
 
 
 @pytest.mark.parametrize("sigma_data", [0.25, 0.5, 1.7])
@@ -74,7 +73,7 @@ def test_a_teachers_loss_is_edms(monkeypatch, sigma_data):
     assert task.model.process.sigma_data == sigma_data
     metrics = task.update(0)
     x_t, sigma, _ = calls[-1]
-    x0, s = draw_batch(task.data, 512, 0, 0, False)[0], sigma.reshape(-1, 1, 1, 1)
+    x0, s = task.data.draw(512, 0, 0, False)[0], sigma.reshape(-1, 1, 1, 1)
     noise = ((x_t - x0) / s)[sigma > 0.05].double()
     assert noise.mean().item() == pytest.approx(0, abs=0.03)
     assert noise.var().item() == pytest.approx(1, abs=0.05)
@@ -102,8 +101,8 @@ def test_half_of_the_images_are_mirrored_left_to_right_and_keep_their_labels():
     mirrored = 0
     for step in range(4):
         torch.manual_seed(step)
-        x, labels = draw_batch(data, 300, 0, step, True)
-        plain, same = draw_batch(data, 300, 0, step, False)
+        x, labels = data.draw(300, 0, step, True)
+        plain, same = data.draw(300, 0, step, False)
         assert torch.equal(labels, same)
         flipped = (x == plain.flip(-1)).flatten(1).all(1)
         assert bool((flipped | (x == plain).flatten(1).all(1)).all())

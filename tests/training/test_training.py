@@ -14,10 +14,10 @@ from diffdistill.config.schema import Distill, Optimizer
 from diffdistill.errors import CheckpointError, ConfigError, DiskError, Interrupted, NonFiniteError, Preempted
 from diffdistill.files import new_folder
 from diffdistill.process import EDM
+from diffdistill.training.kinds.images import student_levels
 from diffdistill.training.log import Log
 from diffdistill.training.optim.updater import Ema, Updater
 from diffdistill.training.randomness import mix
-from diffdistill.training.roles import student_levels
 from diffdistill.training.store import MANIFEST, CheckpointStore, problem_of
 from diffdistill.training.tasks.distill import DistillTask
 

@@ -29,8 +29,8 @@ class TextSet:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def draw(self, size: int, seed: int, step: int) -> tuple[Tensor | None, Tensor]:
-        """`(latents, prompt ids)` of one step, a function of (seed, step)."""
+    def draw(self, size: int, seed: int, step: int, flip: bool = False) -> tuple[Tensor | None, Tensor]:
+        """`(latents, prompt ids)` of one step, a function of (seed, step). `text_data` has refused `flip`."""
         chosen = batch_indices(len(self), size, seed, step)
         return None if self.latents is None else self.latents[chosen], self.ids[chosen]
 

@@ -17,11 +17,11 @@ from diffdistill.process import Level, LevelLaw
 from diffdistill.rewards.term import RewardSettings, RewardTerm, reward_term
 from diffdistill.section import plain
 from diffdistill.training.attention import Networks, layers_of
-from diffdistill.training.batches import draw_batch
 from diffdistill.training.device import Device
+from diffdistill.training.kinds import kind_of
+from diffdistill.training.kinds.base import names_model
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.updater import Ema, Updater
-from diffdistill.training.roles import build_roles, levels_of, names_model, start_model
 from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
 from diffdistill.training.tasks.regression import TrajectoryPairs, TrajectoryRegression
 
@@ -56,10 +56,12 @@ class DistillTask:
 
     def __init__(self, config: Distill, teacher: Denoiser, data: ImageSet | TextSet, device: Device):
         self.config, self.data, self.device = config, data, device
-        start = start_model(config, teacher)
-        self.levels = levels_of(config, teacher, start)
+        kind = kind_of(teacher)
+        start = kind.start(config, teacher)
+        self.levels = kind.levels(config, teacher, start)
         torch.manual_seed(config.seed)
-        self.student, critic = build_roles(config, teacher, self.levels, device, start)
+        about: dict[str, object] = {"role": "student", "levels": list(self.levels)}
+        self.student, critic = kind.roles(config, teacher, about, device, start)
         self.reward = reward_of(config, teacher)
         bounds = teacher.sigma_min, teacher.sigma_max, teacher.process
         self.method = DistributionMatching(
@@ -151,7 +153,7 @@ class DistillTask:
         """One update of distribution matching, the `step`-th, on data batch number `batch`."""
         config, method = self.config, self.method
         progress = step / (config.max_train_steps - self.first)
-        real, cond = draw_batch(self.data, config.train_batch_size, config.seed, batch, config.data.horizontal_flip)
+        real, cond = self.data.draw(config.train_batch_size, config.seed, batch, config.data.horizontal_flip)
         real, cond = self.device.put(real, cond)
         x, sigma = self.student_input(real, cond)
         parts = parts_of(len(x), config.micro_batch_size)

@@ -20,7 +20,6 @@ from diffdistill.matching.micro_batches import mean_of, parts_of, rows_of
 from diffdistill.pipelines.text.data import TextSet
 from diffdistill.sampling.levels import karras
 from diffdistill.sampling.samplers.dpm_solver import dpm_solver
-from diffdistill.training.batches import draw_batch
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.muon import split_weights
@@ -109,7 +108,7 @@ class TrajectoryPairs:
 
     @torch.no_grad()
     def _make(self, k: int) -> Trajectories:
-        labelled = draw_batch(self.data, self.batch, mix(self.seed, PAIRS_STREAM), k, flip=False)
+        labelled = self.data.draw(self.batch, mix(self.seed, PAIRS_STREAM), k)
         _, cond = self.device.put(*labelled)  # only the labels matter, in the proportions of the data
         generator = torch.Generator().manual_seed(mix(self.seed, PAIRS_STREAM, k))
         noise = torch.randn((self.batch, *self.teacher.image_shape), generator=generator).to(self.device.name)

@@ -12,7 +12,6 @@ from diffdistill.models import UViT, apply_scalelong
 from diffdistill.process import EDM, Level, LevelLaw, per_sample
 from diffdistill.section import plain
 from diffdistill.training.attention import Networks, layers_of
-from diffdistill.training.batches import draw_batch
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.updater import Ema, Updater
@@ -82,10 +81,9 @@ class TeacherTask:
         self.parts: Parts = {"network": self.model, "ema": self.ema, "optimizer": self.updater.optimizer}
 
     def update(self, step: int) -> Metrics:
-        x0, labels = draw_batch(
-            self.data, self.config.train_batch_size, self.config.seed, step, self.config.data.horizontal_flip
-        )
-        x0, labels = self.device.put(x0, labels)
+        config = self.config
+        images, labels = self.data.draw(config.train_batch_size, config.seed, step, config.data.horizontal_flip)
+        x0, labels = self.device.put(images, labels)
         assert x0 is not None
         if labels is not None and self.model.null_class is not None:
             dropped = torch.rand(len(labels), device=labels.device) < self.config.class_dropout

@@ -1,0 +1,62 @@
+"""Distilling a teacher that draws texts: latents and prompts, times of its scheduler, roles that may share weights."""
+
+import torch
+from torch import nn
+
+from diffdistill.config.schema import Distill
+from diffdistill.denoiser import Denoiser, last_layer
+from diffdistill.errors import ConfigError
+from diffdistill.pipelines.network import clone_network
+from diffdistill.pipelines.text.data import TextSet, text_data
+from diffdistill.pipelines.text.denoiser import TextDenoiser
+from diffdistill.pipelines.text.lora import SharedWeights
+from diffdistill.pipelines.text.schedule import text_schedule
+from diffdistill.training.device import Device
+from diffdistill.training.kinds.base import Kind, Roles, check_checkpointing, names_model, no_text_start
+from diffdistill.training.monitors.texts import TextMonitor
+
+
+class Texts(Kind):
+    def data(self, config: Distill, teacher: TextDenoiser) -> TextSet:
+        return text_data(config, teacher)
+
+    def start(self, config: Distill, teacher: TextDenoiser) -> None:
+        if config.initialize_from is not None and names_model(config.initialize_from):
+            raise ConfigError(no_text_start(config.initialize_from))
+
+    def levels(self, config: Distill, teacher: TextDenoiser, start: Denoiser | None) -> tuple[float, ...]:
+        student = config.student
+        if student.levels is not None or ("sigma_init" in student.model_fields_set and student.sigma_init != 2.5):
+            raise ConfigError(
+                "student.levels and student.sigma_init are of networks in EDM's units; a text teacher has times: give "
+                "student.timesteps, or leave all out"
+            )
+        return text_schedule(teacher.adapter, teacher.process, student.steps, student.timesteps).levels
+
+    def roles(
+        self, config: Distill, teacher: TextDenoiser, about: dict[str, object], device: Device, start: Denoiser | None
+    ) -> Roles:
+        """Copies in float32, adapters on the teacher's own weights, which are in the precision of its passes."""
+        check_checkpointing(config, teacher.network)
+        teacher.adapter.place(torch.device(device.name), device.dtype)
+        teacher.adapter.guidance = config.method.guidance_scale  # matters to networks that are told it
+        shared = SharedWeights(teacher.network)
+        settings = {"student": config.student.lora, "critic": config.critic.lora}
+        copies = {role: clone_network(teacher.network, None) for role, lora in settings.items() if lora is None}
+        half = None if config.method.float32_gap else device.dtype
+        nn.Module.to(teacher.network, half or torch.float32)
+        if (last := last_layer(teacher.network)) is not None:
+            last.float()
+        networks = {
+            role: copies[role] if lora is None else shared.adapted(lora.rank, lora.alpha, lora.targets)
+            for role, lora in settings.items()
+        }
+        if config.gradient_checkpointing:
+            teacher.network.enable_gradient_checkpointing(shared.checkpointed)
+            for network in copies.values():
+                network.enable_gradient_checkpointing()
+        student = teacher.with_network(networks["student"], about).eval()
+        return student, teacher.with_network(networks["critic"])
+
+    def monitor(self, config: Distill, data: TextSet, teacher: TextDenoiser) -> TextMonitor:
+        return TextMonitor(config, data, teacher)
