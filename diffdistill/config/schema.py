@@ -6,7 +6,7 @@ No torch here: a config must be checked in milliseconds.
 from collections.abc import Mapping
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, create_model
 
@@ -270,6 +270,7 @@ class Distill(Run):
         name = method.get("name") if isinstance(method, dict) else None
         if not isinstance(name, str) or not is_plugin(name):
             return cls
-        named: Any = create_model("Custom", __base__=METHODS.get(name), name=(Literal[name], name))  # type: ignore[arg-type]
+        fields: dict[str, Any] = {"name": (Literal[name], name)}
+        named = cast(type[Method], create_model("Custom", __base__=METHODS.get(name), **fields))
         methods: tuple[type[Method], ...] = (*METHODS.rows().values(), named)
         return create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, method=(one_of(methods), ...))
