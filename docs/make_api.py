@@ -25,15 +25,16 @@ MODULES = (
     "diffdistill.matching.step",
     "diffdistill.matching.settings",
     "diffdistill.matching.level_weights",
-    "diffdistill.methods",
     "diffdistill.methods.base",
     "diffdistill.alignment",
     "diffdistill.rewards",
+    "diffdistill.rewards.kinds",
     "diffdistill.data",
     "diffdistill.data.formats",
     "diffdistill.evaluation",
     "diffdistill.evaluation.metrics",
     "diffdistill.evaluation.features",
+    "diffdistill.evaluation.backends",
     "diffdistill.sampling.sampler",
     "diffdistill.schedulers",
     "diffdistill.models",
@@ -45,23 +46,26 @@ MODULES = (
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """`__all__` where there is one, else the functions and classes that the module defines."""
-    if hasattr(module, "__all__"):
-        return [name for name in module.__all__ if not name.startswith("_")]
-    return [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_")
-        and (inspect.isclass(value) or inspect.isfunction(value))
-        and value.__module__ == module.__name__
-    ]
+    """The documented functions and classes: those of `__all__`, else those that the module defines."""
+    listed = getattr(module, "__all__", None)
+    names = listed or [name for name, value in vars(module).items() if _home(value) == module.__name__]
+    return [name for name in names if not name.startswith("_") and _documented(getattr(module, name))]
+
+
+def _home(value: object) -> str | None:
+    return getattr(value, "__module__", None)
+
+
+def _documented(value: object) -> bool:
+    return (inspect.isclass(value) or inspect.isfunction(value)) and bool(inspect.getdoc(value))
 
 
 def first_sentence(value: object) -> str:
     """Of the docstring, without line breaks; of a module, its first line."""
     text = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
-    end = re.search(r"(?<!eq)(?<!al)\. |[:;] ", text)
-    return text[: end.start() if end else None].rstrip(".:;").replace("|", "\\|")
+    text = re.split(r"(?<!eq)(?<!al)\. |; ", text)[0]
+    head = text.split(": ")[0]
+    return (head if " " in head else text).rstrip(".:;").replace("|", "\\|")
 
 
 def parameters(value: object) -> str:
