@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import diffdistill
+from diffdistill.cli.config_tool import MODELS, keys
 from diffdistill.cli.front import _named, _verb, _verb_parser, normalized
 from diffdistill.config import load_config
 from diffdistill.config.schema import Distill
@@ -92,6 +93,49 @@ def test_every_command_is_understood(page, line, snippets, monkeypatch):
     args = _verb_parser(verb).parse(normalized(words[1:]))
     if verb.settings:
         assert load_config(_named(verb.settings), args.config, args.overrides)
+
+
+# ---- settings
+
+
+def known_keys() -> set[str]:
+    """Every run of names within a dotted key, of every verb: `student.lora.rank`, `lora.rank`, `student`, ..."""
+    lines = [line.partition(":")[0].split(".") for model in MODELS.values() for line in keys(model) if line[0] != "#"]
+    return {
+        ".".join(words[start:end])
+        for words in lines
+        for start in range(len(words))
+        for end in range(start + 1, len(words) + 1)
+    }
+
+
+def test_every_setting_that_pages_name_exists():
+    known = known_keys()
+    sections = "adversarial critic data evaluation level lora method network optimizer ratio regression reward student"
+    named = {
+        (name(page), key)
+        for page in PAGES
+        if page.name != "design.md"  # it names modules
+        for key in re.findall(
+            rf"`((?:{sections.replace(' ', '|')})(?:\.[a-z_0-9]+)+)(?:`|[=:])", page.read_text(encoding="utf-8")
+        )
+    }
+    assert len(named) > 50
+    assert [one for one in named if one[1] not in known and not one[1].endswith(".json")] == []
+
+
+YAML = [
+    (name(page), block)
+    for page in PAGES
+    for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+]
+
+
+@pytest.mark.parametrize(("page", "block"), YAML, ids=[page for page, _ in YAML])
+def test_every_config_of_a_page_is_taken(page, block, tmp_path):
+    base = ROOT / "configs" / "fashion_mnist" / "diff_instruct_star.yaml"
+    (tmp_path / "mine.yaml").write_text(f"base: {base}\n{block}", encoding="utf-8")
+    load_config(Distill, str(tmp_path / "mine.yaml"), [f"output_dir={tmp_path / 'run'}"])
 
 
 # ---- the snippets
