@@ -85,7 +85,9 @@ def main() -> None:
 
     package = Path(diffdistill.__file__).parent
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ["DIFFDISTILL_CACHE"] = f"{scratch}/cache"  # so that the features of the reference are always computed
+        os.environ["DIFFDISTILL_CACHE"] = (
+            f"{scratch}/cache"  # so that the features of the reference are always computed
+        )
         subjects = {
             "one training step": (Walk(package, is_step), [*STEP, f"output_dir={scratch}/run"]),
             "sample": (Walk(package), [*SAMPLE, "--out", f"{scratch}/images"]),
