@@ -3,8 +3,8 @@
     python benchmarks/stations.py [--tree FOLDER]        the package at FOLDER (default: the one that is imported)
 
 A small run of each is followed by `sys.setprofile`. Every function of the package counts once, when it is first
-called: `files` are those that the functions lie in, `functions` how many they are, and `returns` how often the next new
-function lies in another file, and in one that was left before. Module bodies do not count.
+called: `files` are those that the functions lie in, `functions` how many they are, and `returns` how often the next
+new function lies in another file, and in one that was left before. Module bodies do not count.
 """
 
 import argparse
