@@ -101,10 +101,8 @@ class Denoiser(nn.Module):
     (2, 3, 8, 8)
     """
 
-    draws_texts = False
-    """Whether a condition is the number of a text, and not a class label."""
-    described_as = "a student, which is trained at its own levels alone"
-    """What a refusal calls a model of the role `student`."""
+    draws_texts = False  # whether a condition is the number of a text, and not a class label
+    described_as = "a student, which is trained at its own levels alone"  # in refusals, of the role `student`
 
     def __init__(
         self, network: nn.Module, process: Process, *, null_class: int | None = None, metadata: dict | None = None

@@ -95,3 +95,13 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     assert not (tmp_path / "opened").exists()
+
+
+@pytest.fixture
+def consent():
+    """The user allows code, for one test."""
+    from diffdistill.registry import allow_code
+
+    allow_code()
+    yield
+    allow_code(False)

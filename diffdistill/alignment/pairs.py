@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from diffdistill.config.align import LossSpace
 from diffdistill.errors import ConfigError
 from diffdistill.process import per_sample, prediction_from_x0
+
+if TYPE_CHECKING:
+    from diffdistill.config.align import LossSpace
 
 ModelFunction = Callable[[Tensor, Tensor, Any], Tensor]
 
@@ -30,7 +32,7 @@ class NoisedPairs:
     sigma: Tensor
     kind: str
 
-    def losses(self, prediction: Tensor, loss_space: LossSpace = "native") -> tuple[Tensor, Tensor]:
+    def losses(self, prediction: Tensor, loss_space: "LossSpace" = "native") -> tuple[Tensor, Tensor]:
         """`(l_w, l_l)`, each `(B,)` float32: means over C, H, W of the squared error, in the units of `loss_space`."""
         error = (prediction.float() - self.target).square().flatten(1).mean(1)
         scale = error_scale(self.kind, self.alpha, self.sigma, loss_space)
@@ -48,7 +50,7 @@ def both(values: Tensor, rows: slice) -> Tensor:
     return torch.cat([half[rows] for half in values.chunk(2)])
 
 
-def error_scale(kind: str, alpha: Tensor, sigma: Tensor, loss_space: LossSpace) -> Tensor:
+def error_scale(kind: str, alpha: Tensor, sigma: Tensor, loss_space: "LossSpace") -> Tensor:
     """The factor f in `error of loss_space = f * error of the prediction`, at one x_t = alpha x0 + sigma eps.
 
     For a flow (alpha = 1 - s, sigma = s): |eps^ - eps| = (1 - s) |v^ - v|, |x0^ - x0| = s |v^ - v|.
@@ -142,7 +144,7 @@ def paired_denoising_losses(
     cond: Any = None,
     *,
     generator: torch.Generator | None = None,
-    loss_space: LossSpace = "native",
+    loss_space: "LossSpace" = "native",
     shift: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`(l_w, l_l, t)`, each `(B,)`: the denoising losses of the pairs at one noise and one time a pair.

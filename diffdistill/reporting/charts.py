@@ -23,8 +23,6 @@ MANY = 3  # more lines than this, and the raw ones are left out
 WAYS = {True: "lower is better", False: "higher is better", None: ""}
 NOISY = 40  # points from which a line is drawn smoothed, with the raw one pale behind it
 
-# --- what is shown
-
 
 @dataclass(frozen=True)
 class Chart:

@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from diffdistill.errors import CheckpointError
 from diffdistill.files import PICKLES
-from diffdistill.rewards.kinds.clip import TOKENIZER_FILES, ClipWeights
+from diffdistill.rewards.clip_weights import TOKENIZER_FILES, ClipWeights
 from diffdistill.rewards.open_clip import VIT_H_14, clip_of_open_clip
 from diffdistill.rewards.preprocess import preprocess
 from diffdistill.rewards.protocol import Prompts, texts_of

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diffdistill.cli import main
 from diffdistill.errors import CheckpointError
-from diffdistill.evaluation import load_features, table
+from diffdistill.evaluation import load_features
 from diffdistill.evaluation.extractors import inception, inception_weights
+from diffdistill.evaluation.figures import label_of
 from diffdistill.evaluation.resize import resize
 from diffdistill.files import sha256
 
@@ -94,14 +95,14 @@ def test_only_the_published_file_earns_the_plain_name(folder: Path, monkeypatch:
     file = folder / "old.pth"
     assert inception_weights.SHA256.startswith("6726825d")  # the part of it that is in the published name
     assert all(name.endswith(f"-{inception_weights.SHA256[:8]}.pth") for name in inception_weights.FILES)
-    assert table.metric_name("fid", load_features(str(file)).id) == "FID (inception_v3_2015:old)"
+    assert label_of("fid", load_features(str(file)).id) == "FID (inception_v3_2015:old)"
     with pytest.raises(CheckpointError, match=r"is not Inception of 2015: its SHA-256 is .* as --features FILE"):
         load_features(f"inception:{file}")
     monkeypatch.setattr(inception_weights, "SHA256", sha256(file))
     for name in (str(file), f"inception:{file}"):
         extractor = load_features(name)
         assert extractor.id == inception.InceptionFeatures.id
-        assert [table.metric_name(metric, extractor.id) for metric in ("fid", "kid")] == ["FID", "KID"]
+        assert [label_of(metric, extractor.id) for metric in ("fid", "kid")] == ["FID", "KID"]
 
 
 class Named(torch.nn.Module):
@@ -112,7 +113,7 @@ class Named(torch.nn.Module):
 def test_a_network_of_the_users_does_not_earn_it_by_its_name(tmp_path: Path):
     file = tmp_path / inception.FILE
     torch.jit.save(torch.jit.script(Named()), str(file))
-    assert table.metric_name("fid", load_features(str(file)).id) == "FID (torchscript:inception-2015-12-05)"
+    assert label_of("fid", load_features(str(file)).id) == "FID (torchscript:inception-2015-12-05)"
 
 
 class Published(torch.nn.Module):

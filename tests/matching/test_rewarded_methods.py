@@ -27,7 +27,7 @@ def to_the_right(images, prompts):
 
 
 @pytest.fixture
-def module(tmp_path):
+def module(tmp_path, consent):
     """A reward with a network of its own, in a file of the user's."""
     file = tmp_path / "mine.py"
     file.write_text(

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from diffdistill.data import load_images
 from diffdistill.errors import ConfigError, DataError
-from diffdistill.registry import allow_code
 from diffdistill.rewards import CallableReward, Reward, WeightedReward, load_reward
 
 
@@ -40,14 +39,6 @@ def test_the_classifier_refuses_other_images_and_texts():
         reward(torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(DataError, match="needs one class label an image"):
         reward(torch.zeros(2, 1, 28, 28), ["a shoe", "a bag"])
-
-
-@pytest.fixture
-def consent():
-    """The user allows code, for one test."""
-    allow_code()
-    yield
-    allow_code(False)
 
 
 def test_code_is_not_run_without_leave(tmp_path):

@@ -8,12 +8,14 @@ import re
 import shlex
 import textwrap
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from test_layers import FLOORS, MODULES
 
 import diffdistill
 from diffdistill.cli.config_tool import MODELS, keys
@@ -286,6 +288,14 @@ def test_the_page_of_public_names_is_up_to_date():
 
 
 # ---- files
+
+
+def test_the_design_names_the_floors_in_their_order():
+    table = (ROOT / "docs" / "design.md").read_text("utf-8").partition("## Layers")[2].partition("\n\n**")[0]
+    floors = [[name for name in floor if name in MODULES and name not in ("", "__main__")] for floor in FLOORS]
+    assert [name for floor in floors for name in floor if f"`{name}`" not in table] == []
+    places = [[table.index(f"`{name}`") for name in floor] for floor in floors if floor]
+    assert all(max(low) < min(high) for low, high in pairwise(places))
 
 
 def test_every_page_and_script_that_code_names_exists():

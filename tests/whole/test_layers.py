@@ -1,57 +1,141 @@
-"""Imports point down only, also those inside functions: docs/design.md, "Layers"."""
+"""Imports only point down: no file imports from a floor above its own, and no import leads back to where it began."""
 
 import ast
+from pathlib import Path
 
-# From the ground up. A name stands for itself and what lies in it, unless a longer name says otherwise.
-LAYERS = (
-    "errors files assets registry section",
-    "process data models pickle_reader parts.attention parts.scalelong parts.edm",
-    "request",
-    "denoiser",
-    "divergences matching losses optimizers rewards",
-    "methods evaluation",
-    "config",
-    "alignment pipelines sampling reporting schedulers parts.exposure_bias parts.edm.convert parts.edm.command",
-    "evaluation.subjects evaluation.run evaluation.command",
-    "training parts.exposure_bias.calibration parts.verification parts.bench parts.doctor",
-    "api cli",
-)
-FACES = ("diffdistill", "diffdistill.__main__", "diffdistill.parts", "diffdistill.evaluation")  # names on demand
-HEIGHTS = {name: height for height, names in enumerate(LAYERS) for name in names.split()}
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "diffdistill"
+
+# Low to high. A module stands on the floor of the longest of these names that it begins with.
+FLOORS = [
+    ["errors"],
+    ["files", "assets", "registry", "pipelines.folder"],
+    ["process", "request"],
+    ["parts", "schedulers", "pickle_reader", "models"],
+    ["denoiser"],
+    ["divergences", "matching", "losses"],
+    ["data", "rewards"],
+    ["section"],
+    ["optimizers", "methods", "alignment"],
+    ["evaluation"],
+    ["config"],
+    ["reporting"],
+    ["pipelines"],
+    ["sampling"],
+    ["evaluation.run", "evaluation.command", "evaluation.subjects"],
+    ["training"],
+    ["parts.edm.convert", "parts.edm.command", "parts.exposure_bias.calibration", "parts.exposure_bias.command",
+     "parts.verification", "parts.bench", "parts.doctor"],
+    ["api", "cli"],
+    ["", "__main__"],
+]  # fmt: skip
 
 
-def height(module):
-    """Of the layer of `diffdistill.a.b`, and of what it imports; None for the lazy face and for other packages."""
-    names = module.split(".")[1:] if module.startswith("diffdistill.") else []
-    homes = [".".join(names[:count]) for count in range(len(names), 0, -1)]
-    return next((HEIGHTS[home] for home in homes if home in HEIGHTS), None)
+def name_of(file: Path) -> str:
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(tree):
+MODULES = {name_of(file): file for file in PACKAGE.rglob("*.py")}
+
+
+def imports_of(file: Path) -> set[str]:
+    """Modules of the package that a file imports, wherever in it; not those for type checkers alone."""
+    tree = ast.parse(file.read_text("utf-8"))
+    unseen = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-
-
-def test_no_import_climbs(root):
-    climbs, seen = [], set()
-    for file in sorted((root / "diffdistill").rglob("*.py")):
-        module = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-        if module in FACES:
+        if id(node) in unseen:
             continue
-        own = height(module)
-        assert own is not None, f"{module} is in no layer: name it above, and in docs/design.md"
-        seen.add(own)
-        for name in imported(ast.parse(file.read_text("utf-8"))):
-            if (other := height(name)) is not None and other > own:
-                climbs.append(f"{module} imports {name}")
-    assert not climbs, "\n".join(climbs)
-    assert seen == set(range(len(LAYERS)))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "diffdistill":
+            home = (node.module or "").removeprefix("diffdistill").lstrip(".")
+            for alias in node.names:
+                inner = f"{home}.{alias.name}".lstrip(".")
+                found.add(inner if inner in MODULES else home)
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("diffdistill.") for a in node.names if a.name.startswith("diffdistill.")}
+    return found & MODULES.keys()
 
 
-def test_the_design_names_every_layer(root):
-    page = (root / "docs" / "design.md").read_text("utf-8")
-    table = page.partition("## Layers")[2].partition("\n\n**")[0]
-    assert [name for name in HEIGHTS if f"`{name}`" not in table] == []
+def floor_of(module: str) -> int:
+    places = [(len(name), floor) for floor, names in enumerate(FLOORS) for name in names if covers(name, module)]
+    return max(places)[1]
+
+
+def covers(name: str, module: str) -> bool:
+    return module == name or (name != "" and module.startswith(f"{name}."))
+
+
+def climbs() -> list[str]:
+    """Every import that points up; `from diffdistill import __version__` does not count."""
+    return [
+        f"{module} -> {other}"
+        for module, file in sorted(MODULES.items())
+        for other in sorted(imports_of(file) - {""})
+        if floor_of(other) > floor_of(module)
+    ]
+
+
+def circles() -> list[list[str]]:
+    """Groups of modules that import each other in the end (strongly connected; Tarjan's algorithm)."""
+    graph = {module: imports_of(file) - {module, ""} for module, file in MODULES.items()}
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    groups: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for other in graph[module]:
+            if other not in index:
+                visit(other)
+                low[module] = min(low[module], low[other])
+            elif other in stack:
+                low[module] = min(low[module], index[other])
+        if low[module] == index[module]:
+            group = []
+            while not group or group[-1] != module:
+                group.append(stack.pop())
+            if len(group) > 1:
+                groups.append(sorted(group))
+
+    for module in graph:
+        if module not in index:
+            visit(module)
+    return groups
+
+
+def test_every_module_has_a_floor():
+    for module in MODULES:
+        assert any(covers(name, module) for names in FLOORS for name in names), f"{module} stands on no floor"
+
+
+def test_no_import_climbs():
+    assert climbs() == []
+
+
+def test_there_is_no_circle():
+    assert circles() == []
+
+
+@pytest.mark.parametrize("module", ["process", "denoiser", "losses", "divergences", "matching.step"])
+def test_mathematics_needs_no_schema(module):
+    """Nor anything of what it imports in this package."""
+    seen, waiting = set(), [module]
+    while waiting:
+        one = waiting.pop()
+        if one not in seen:
+            seen.add(one)
+            waiting += imports_of(MODULES[one]) - {""}
+    for one in seen:
+        tree = ast.parse(MODULES[one].read_text("utf-8"))
+        names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert not {name for name in names if name.split(".")[0] == "pydantic"}, f"{module} -> {one}"

@@ -3,25 +3,13 @@ have no gradient.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from diffdistill.rewards.clip_weights import FOLDER, ClipWeights
 from diffdistill.rewards.kinds import RewardKind
 
 if TYPE_CHECKING:
     from diffdistill.rewards.protocol import Reward
-
-TOKENIZER_FILES = ["tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json"]
-FOLDER = ["config.json", "*.safetensors", "preprocessor_config.json", *TOKENIZER_FILES]
-LAION_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-
-
-class ClipWeights(NamedTuple):
-    """model, tokenizer: Hub ids; files: what is needed of the model; scale: of the cosine, None: exp(logit_scale)."""
-
-    model: str
-    tokenizer: str
-    files: list[str]
-    scale: float | None
 
 
 def loader(name: str, weights: ClipWeights) -> "Callable[[str | None, int], Reward]":
