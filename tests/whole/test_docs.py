@@ -85,7 +85,8 @@ def test_every_link_leads_somewhere(page):
 
 
 @pytest.mark.parametrize(("page", "line"), commands())
-def test_every_command_is_understood(page, line, snippets, monkeypatch):
+@pytest.mark.usefixtures("snippets")
+def test_every_command_is_understood(page, line, monkeypatch):
     """Flags are known; the config exists and takes the settings; FILE.py:NAME is what the page shows."""
     if "--allow-code" not in line:
         allow_code(False)
@@ -151,16 +152,12 @@ BLOCKS = [(name(page), block) for page in PAGES for block in python_blocks(page)
 
 
 @pytest.fixture
-def snippets(tmp_path, monkeypatch):
-    """A folder with every file that a page shows under its name, `# my_metric.py`, whose code is allowed."""
+def snippets(here, consent, monkeypatch):
+    """The current folder has every file that a page shows under its name, `# my_metric.py`; their code is allowed."""
     for _, block in BLOCKS:
         if file := re.match(r"# (\w+\.py)\n", block):
-            (tmp_path / file[1]).write_text(block, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
+            Path(file[1]).write_text(block, encoding="utf-8")
     monkeypatch.setattr(metrics, "_GIVEN", {})
-    allow_code()
-    yield tmp_path
-    allow_code(False)
 
 
 def bindings(tree: ast.Module) -> dict[str, object]:
