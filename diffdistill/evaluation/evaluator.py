@@ -96,16 +96,17 @@ class Evaluator:
         mode: str | None,
         progress: bool,
     ) -> None:
-        self.extractor, warning = choose_features(extractor, reference, device=self.device)
+        self.extractor, warning = choose_features(extractor, reference, self.device)
         self.warnings += [] if warning is None else [warning]
         if mode is not None:
             self.extractor.mode = mode
         if isinstance(reference, Statistics):
             check_same_features(reference, self.extractor)
-            self.reference = Reference.of_statistics(reference)
+            g = reference.gaussian
+            self.reference = Reference(reference.source, None, g.n, g, reference.resize)
         else:
-            self.reference, unkept = load_reference(reference, self.extractor, progress=progress)
-            self.warnings += [] if unkept is None else [unkept]
+            self.reference, cache_warning = load_reference(reference, self.extractor, progress=progress)
+            self.warnings += [] if cache_warning is None else [cache_warning]
 
     def _check(self, asked: Metric) -> None:
         """ConfigError where what a metric needs is not there."""

@@ -1,6 +1,5 @@
 """A sampling request, checked against the model: sampler, levels, what is drawn, corrections."""
 
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -149,8 +148,11 @@ def _levels(model: Denoiser, name: str, steps: int) -> tuple[float, ...]:
     return levels_of(scheduler)
 
 
-def request_of(args: Namespace) -> SamplingRequest:
-    """The request that the flags of `cli/sampling_flags.py` make; DataError for a file of prompts that is none."""
+def request_of(flags: Any) -> SamplingRequest:
+    """The request that the flags of `cli/sampling_flags.py`, attributes of `flags`, make.
+
+    Raises DataError for a file of prompts that is none.
+    """
     names = [entry.name for entry in fields(SamplingRequest) if entry.name != "prompts"]
-    given = {name: getattr(args, name) for name in names}
-    return SamplingRequest(**given, prompts=given_prompts(args.prompt, args.prompts))
+    given = {name: getattr(flags, name) for name in names}
+    return SamplingRequest(**given, prompts=given_prompts(flags.prompt, flags.prompts))

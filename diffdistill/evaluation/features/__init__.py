@@ -111,11 +111,7 @@ def _of_folder(folder: Path, device: "torch.device") -> "FeatureExtractor":
 
 
 def choose_features(
-    name: "str | FeatureExtractor | None",
-    reference: "ImageSet | Statistics",
-    *,
-    mode: str | None = None,
-    device: "str | torch.device" = "cpu",
+    name: "str | FeatureExtractor | None", reference: "ImageSet | Statistics", device: "str | torch.device" = "cpu"
 ) -> "tuple[FeatureExtractor, str | None]":
     """The extractor asked for, else the one that fits the reference; and a warning where that could not be had.
 
@@ -126,15 +122,15 @@ def choose_features(
     Raises what `load_features` raises.
     """
     if name is not None:
-        return (load_features(name, mode=mode, device=device) if isinstance(name, str) else name), None
+        return (load_features(name, device=device) if isinstance(name, str) else name), None
     fitting = _fitting(reference)
     try:
-        return load_features(fitting, mode=mode, device=device), None
+        return load_features(fitting, device=device), None
     except CheckpointError as error:
         if fitting != "inception" or not hasattr(reference, "images"):
             raise
         text = f"measured with the bundled features, made for small gray images, and not with Inception: {error}"
-        return load_features("fashion_mnist", mode=mode, device=device), text
+        return load_features("fashion_mnist", device=device), text
 
 
 def _fitting(reference: "ImageSet | Statistics") -> str:
