@@ -270,8 +270,8 @@ class Denoiser(nn.Module):
         null = self.null_condition(cond) if null is None else null
         assert cond is not None  # null_condition has refused it
         twice = torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), torch.cat([null, cond])
-        both, features = self.tapped(*twice, taps)
-        without, with_cond = both.chunk(2)
+        x0, features = self.tapped(*twice, taps)
+        without, with_cond = x0.chunk(2)
         return without + guidance_scale * (with_cond - without), [f.chunk(2)[1] for f in features]
 
     def null_condition(self, cond: Tensor | None) -> Tensor:
@@ -284,31 +284,31 @@ class Denoiser(nn.Module):
 
     def tapped(self, x_t: Tensor, sigma: Tensor, cond: Condition, taps: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
         """`(x0, features)`: the outputs of the named submodules beside x0, in the order of `taps`."""
-        with self._recording(taps, stop=False) as found:
+        with self._recording(taps, stop=False) as outputs:
             x0 = self(x_t, sigma, cond)
-        return x0, [found[name] for name in taps]
+        return x0, [outputs[name] for name in taps]
 
     def features(self, x_t: Tensor, sigma: Tensor, cond: Condition, taps: Sequence[str]) -> list[Tensor]:
         """The outputs of the named submodules; the pass ends at the last: a third of the cost for a UNet's middle."""
-        with self._recording(taps, stop=True) as found, contextlib.suppress(_Reached):
+        with self._recording(taps, stop=True) as outputs, contextlib.suppress(_Reached):
             self(x_t, sigma, cond)
-        return [found[name] for name in taps]
+        return [outputs[name] for name in taps]
 
     @contextlib.contextmanager
     def _recording(self, taps: Sequence[str], stop: bool) -> Iterator[dict[str, Tensor]]:
-        found: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
 
         def hook(name: str) -> Callable[..., None]:
             def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                found[name] = self.feature(output).float()
-                if stop and len(found) == len(taps):
+                outputs[name] = self.feature(output).float()
+                if stop and len(outputs) == len(taps):
                     raise _Reached
 
             return record
 
         handles = [module.register_forward_hook(hook(name)) for name, module in self.check_taps(taps).items()]
         try:
-            yield found
+            yield outputs
         finally:
             for handle in handles:
                 handle.remove()

@@ -10,7 +10,7 @@ from diffdistill.evaluation.figures import label_of
 
 
 def plot_evaluations(results: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Draw the FID of models (results with `subject`, as the command writes them) into PNG, SVG or PDF, by matplotlib."""
+    """Draw the FID of evaluated models (results with `subject`) into a PNG, SVG or PDF; needs matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -149,21 +149,22 @@ def model_subject(
         if count < 2:
             raise ConfigError("one prompt makes one image, and metrics are of several; give --num-images N")
     plan = plan_sampling(model, request)
+    drawn, prompts = plan.conditions, plan.conditions.prompts
     about = {
         "model": name,
         "model_sha256": weights_digest(locate(name)),
         "sampler": plan.sampler,
         "steps": plan.steps,
         "evaluations": plan.evaluations,
-        "guidance_scale": plan.guidance_scale,
+        "guidance_scale": drawn.guidance_scale,
         "corrections": plan.corrections.record(),
-        "class_labels": None if plan.class_labels is None else list(plan.class_labels),
-        "prompts": None if plan.prompts is None else {"count": len(plan.prompts), "sha256": digest_of(plan.prompts)},
+        "class_labels": None if drawn.class_labels is None else list(drawn.class_labels),
+        "prompts": None if prompts is None else {"count": len(prompts), "sha256": digest_of(prompts)},
         "seed": drawing.seed,
         "attention": str(attention),
     }
     batches = run_plan(model, plan, num_images=count, seed=drawing.seed, batch_size=drawing.batch_size)
-    texts = None if plan.prompts is None else [prompt.text for prompt in plan.prompts]
+    texts = None if prompts is None else [prompt.text for prompt in prompts]
     return Subject(name, count, batches, texts, about)
 
 

@@ -55,9 +55,9 @@ def _download(model: str) -> Path:
         snapshot_download(model, allow_patterns=[METADATA, "calibration.json"])
         return Path(folder)
     except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(
-            f"model '{model}' is no local folder and could not be fetched from the Hub ({said}); check the name and "
+            f"model '{model}' is no local folder and could not be fetched from the Hub ({reason}); check the name and "
             f"the network, and that it is a pipeline with safetensors weights"
         ) from error
 

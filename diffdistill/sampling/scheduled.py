@@ -9,7 +9,6 @@ levels the network knows: s / alpha = sigma_min at t = 0 and sigma_max at t = 99
 would end at level 157, where a network that was trained up to 80 is not defined.
 """
 
-import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -51,6 +50,14 @@ def betas_of(process: Process) -> list[float]:
     return (first + (low - first) * ramp).tolist()
 
 
+def scheduler_class(name: str) -> str:
+    """The class of diffusers that computes a sampler; ConfigError for one without steps that a correction acts on."""
+    class_name = SAMPLERS.get(name).scheduler
+    if class_name is None:
+        raise ConfigError(f"sampler '{name}' follows no differential equation, so no correction fits it; use another")
+    return class_name
+
+
 def make_scheduler(name: str, process: Process) -> Scheduler:
     """The diffusers scheduler of a sampler, native ones included, on the schedule of `process`; predicts epsilon.
 
@@ -59,9 +66,7 @@ def make_scheduler(name: str, process: Process) -> Scheduler:
     import diffusers
 
     sampler = SAMPLERS.get(name)
-    if sampler.scheduler is None:
-        raise ConfigError(f"sampler '{name}' follows no differential equation, so no correction fits it; use another")
-    cls = getattr(diffusers, sampler.scheduler)
+    cls = getattr(diffusers, scheduler_class(name))
     betas = betas_of(process)
     accepted = inspect.signature(cls.__init__).parameters
     settings = {key: value for key, value in sampler.settings.items() if key in accepted}
@@ -127,8 +132,3 @@ def solve_scheduled(
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
     """One number for all rows, or one a row, as `(1 or B, 1, 1, 1)`."""
     return torch.tensor(values, dtype=torch.float64).to(like).reshape(-1, *[1] * (like.ndim - 1))
-
-
-def copies(scheduler: Scheduler, count: int) -> list[Scheduler]:
-    """`count` independent schedulers in the state of this one."""
-    return [copy.deepcopy(scheduler) for _ in range(count)]

@@ -15,8 +15,9 @@ from diffdistill.data.prompts import Prompt
 from diffdistill.errors import ConfigError
 from diffdistill.pipelines.text.schedule import text_schedule
 from diffdistill.process import VP
-from diffdistill.sampling.generate import generate, plan_sampling, sample_batch
+from diffdistill.sampling.generate import generate, sample_batch
 from diffdistill.sampling.noise import ImageNoise, image_seed
+from diffdistill.sampling.plan import plan_sampling
 
 MAKERS = {
     "sd": stable_diffusion, "sdxl": stable_diffusion_xl, "sd3": stable_diffusion_3, "flux": flux, "pixart": pixart,
@@ -113,7 +114,7 @@ def test_a_prompts_own_seed_and_negative_text_come_before_those_of_the_call(teac
 
 def test_what_the_user_leaves_open(folders, teacher):
     plan = plan_sampling(teacher, prompts=["a"])
-    assert (plan.sampler, plan.evaluations, plan.guidance_scale) == ("dpm_solver", 20, 7.5)
+    assert (plan.sampler, plan.evaluations, plan.conditions.guidance_scale) == ("dpm_solver", 20, 7.5)
     flow = plan_sampling(Denoiser.from_pretrained(str(folders["sd3"])), prompts=["a"])
     assert (flow.sampler, flow.evaluations, flow.guidance_scale) == ("flow_euler", 28, 7.0)
     unguided = plan_sampling(teacher, prompts=[Prompt("a", "b")], guidance_scale=1.0)

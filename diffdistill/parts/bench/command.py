@@ -23,7 +23,8 @@ from diffdistill.parts.attention.kernels import KERNELS, reset_attention, set_at
 from diffdistill.parts.bench.measure import WORDS, Bare, Row, Seconds, Work, compare, described, needed, timed
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.pipelines.pixel.schedule import stock_levels
-from diffdistill.sampling.generate import CPU_ROWS, generate, pick_device, plan_sampling
+from diffdistill.sampling.generate import CPU_ROWS, generate, pick_device
+from diffdistill.sampling.plan import plan_sampling
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Task
 from diffdistill.training.randomness import seed_step

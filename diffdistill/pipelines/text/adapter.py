@@ -84,6 +84,30 @@ class Adapter(Texts, Latents):
         return None
 
 
+class TransformerAdapter(Adapter):
+    """What pipelines with a transformer share: latents cut into patches, features that are tokens."""
+
+    part = "transformer"
+
+    @property
+    def patch(self) -> int:
+        """Side in latents of what one token stands for."""
+        return self.network.config.patch_size
+
+    @property
+    def size_multiple(self) -> int:
+        return self.pipeline.vae_scale_factor * self.patch
+
+    def feature(self, output: Any) -> Tensor:
+        """The tokens of the image, `(B, h w, C)`, as a map `(B, C, h, w)`; blocks may return the text's too."""
+        _, height, width = self.latent_shape
+        height, width = height // self.patch, width // self.patch
+        outputs = output if isinstance(output, tuple) else (output,)
+        # The image's come last; a text may happen to be as long.
+        tokens = next(value for value in reversed(outputs) if value.shape[1] == height * width)
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
 @dataclass(frozen=True)
 class AdapterFor:
     """A pipeline class of diffusers, its adapter, and whether `align` was tested with it."""

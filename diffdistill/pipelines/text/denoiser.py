@@ -94,7 +94,7 @@ class TextDenoiser(Denoiser):
         return prompt_conditions(
             request,
             default_guidance=self.default_guidance,
-            guidance_told=self.adapter.embeds_guidance,
+            embeds_guidance=self.adapter.embeds_guidance,
             student=self.role == "student",
         )
 

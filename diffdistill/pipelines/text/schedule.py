@@ -67,11 +67,11 @@ def _diffusion(adapter: Adapter, process: Any, steps: int, timesteps: Sequence[f
         )
     scheduler.set_timesteps(steps)
     stock = [int(t) for t in scheduler.timesteps]
-    wanted = [round(t) for t in timesteps] if timesteps is not None else [min(t, last) for t in stock]
-    if wanted[0] > last:
-        raise ConfigError(f"student.timesteps begins with {wanted[0]}, and the last step with a signal is {last}")
-    call = {"num_inference_steps": steps} if wanted == stock else {"timesteps": wanted}
-    return Schedule(scheduler, _levels(process, wanted), call)
+    times = [round(t) for t in timesteps] if timesteps is not None else [min(t, last) for t in stock]
+    if times[0] > last:
+        raise ConfigError(f"student.timesteps begins with {times[0]}, and the last step with a signal is {last}")
+    call = {"num_inference_steps": steps} if times == stock else {"timesteps": times}
+    return Schedule(scheduler, _levels(process, times), call)
 
 
 def _flow(adapter: Adapter, process: Flow, steps: int, timesteps: Sequence[float] | None) -> Schedule:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.pipelines.text.kept import Condition, Kept
-from diffdistill.pipelines.text.latents import Parts
+from diffdistill.pipelines.text.latents import Parts, Pixels
 
 
 class Size(NamedTuple):
@@ -18,11 +18,9 @@ class Size(NamedTuple):
     target: tuple[int, int]
 
 
-class Cutting(Protocol):
-    """An image that was cut out of a file: uint8 `(3, S, S)`, the file's height and width, the cut's top and left."""
+class Cutting(Pixels, Protocol):
+    """An image that was cut out of a file, with the file's height and width and the cut's top and left."""
 
-    @property
-    def pixels(self) -> Tensor: ...
     @property
     def original(self) -> tuple[int, int]: ...
     @property

@@ -29,8 +29,8 @@ from diffdistill.parts.exposure_bias.corrections import (
 )
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.sampling.generate import pick_device, sample_batch
-from diffdistill.sampling.plan import Plan, plan_sampling, require_steps
-from diffdistill.sampling.scheduled import Observe
+from diffdistill.sampling.plan import Plan, plan_sampling
+from diffdistill.sampling.scheduled import Observe, scheduler_class
 
 NAMES = {"plain": "plain", SCALE: "Epsilon Scaling", SHIFT: "Time-Shift", BOTH: "both"}
 
@@ -46,7 +46,7 @@ def run(args: Namespace) -> int:
         )
     plans = [plan_sampling(model, sampler=name, steps=steps) for name in args.sampler for steps in args.steps]
     for name in args.sampler:
-        require_steps(name)
+        scheduler_class(name)  # refuses samplers that no correction fits
     data = load_images(args.data, split=args.split)
     _check_fit(model, data)
     moments = Moments.of(data)
