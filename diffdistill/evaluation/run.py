@@ -155,8 +155,8 @@ def refuse_other(target: Path, request: dict[str, Any]) -> None:
             raise ConfigError(f"--json {target}: there is no folder {target.absolute().parent}; make it first")
         return
     try:
-        held = read_json(target)["request"]
+        answered = read_json(target)["request"]
     except (OSError, ValueError, KeyError, TypeError):
-        held = None
-    if held != request:
+        answered = None
+    if answered != request:
         raise ConfigError(f"--json {target} exists and holds something else: delete it or name another file")

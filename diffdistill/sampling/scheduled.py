@@ -40,13 +40,13 @@ def betas_of(process: Process) -> list[float]:
         signal = 1 / (1 + (2 * process.log_sigmas).exp())
         return (1 - signal / torch.cat([signal.new_ones(1), signal[:-1]])).tolist()
     first = process.sigma_min**2 / (1 + process.sigma_min**2)
-    wanted = -math.log1p(process.sigma_max**2)
+    target = -math.log1p(process.sigma_max**2)
     ramp = torch.linspace(0, 1, TRAIN_STEPS, dtype=torch.float64)
     low, high = first, 1.0
     for _ in range(100):
         middle = (low + high) / 2
         reached = torch.log1p(-(first + (middle - first) * ramp[:-1])).sum().item() + math.log1p(-middle)
-        low, high = (low, middle) if reached < wanted else (middle, high)
+        low, high = (low, middle) if reached < target else (middle, high)
     return (first + (low - first) * ramp).tolist()
 
 

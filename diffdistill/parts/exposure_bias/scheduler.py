@@ -124,11 +124,10 @@ def load_scheduler(model: str | Path, subfolder: str | None = None, **options: A
     base = name.removeprefix("Corrected")
     if name != base and base in BASES:
         return corrected_class(base).from_config(config)
-    found: Any = getattr(diffusers, name, None)
-    known = isinstance(found, type) and issubclass(found, SchedulerMixin)
-    if not known:
+    stock: Any = getattr(diffusers, name, None)
+    if not (isinstance(stock, type) and issubclass(stock, SchedulerMixin)):
         raise CheckpointError(f"'{model}' names the scheduler class '{name}', which diffusers does not have")
-    return found.from_config(config)
+    return stock.from_config(config)
 
 
 def _epsilon_settings(b: float, k: float, knots: Knots | None, flow_mode: str) -> dict[str, Any]:
