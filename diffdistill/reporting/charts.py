@@ -133,8 +133,8 @@ def _card(title: str, hint: str, drawing: str, lines: Sequence["Line"], values: 
         f'<span class="key"><i class="{line.colour}"></i>{escape(line.label)}{value}</span>'
         for line, value in zip(lines, values, strict=True)
     )
-    said = f'<p class="hint">{escape(hint)}</p>' if hint else ""
-    caption = f"<figcaption><h3>{escape(title)}</h3>{said}</figcaption>"
+    how_to_read = f'<p class="hint">{escape(hint)}</p>' if hint else ""
+    caption = f"<figcaption><h3>{escape(title)}</h3>{how_to_read}</figcaption>"
     return f'<figure class="card">{caption}{drawing}<p class="legend{" many" if many else ""}">{keys}</p></figure>'
 
 

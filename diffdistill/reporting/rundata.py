@@ -92,7 +92,7 @@ def read_run(folder: Path) -> RunData:
 
 def read_metrics(text: str) -> dict[str, Series]:
     """Every numeric key of `metrics.jsonl` as a series; a line that a kill cut short is skipped."""
-    found: dict[str, Series] = {}
+    metrics: dict[str, Series] = {}
     for line in text.splitlines():
         try:
             entry = json.loads(line)
@@ -103,11 +103,11 @@ def read_metrics(text: str) -> dict[str, Series]:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if name in ("step", "time") or not number or not math.isfinite(value):
                 continue
-            series = found.setdefault(name, Series())
+            series = metrics.setdefault(name, Series())
             series.steps.append(step)
             series.seconds.append(seconds)
             series.values.append(float(value))
-    return found
+    return metrics
 
 
 def _text(file: Path) -> str:
