@@ -35,7 +35,7 @@ def last_layer(network: nn.Module) -> nn.Module | None:
 
 @contextlib.contextmanager
 def float32_output(network: nn.Module) -> Iterator[None]:
-    """Within, the network's last layer computes in float32, whatever autocast says and the layers before it made.
+    """Within, the network's last layer computes in float32, under autocast and after layers of half precision too.
 
     Teacher and critic differ by a few per cent, and an output that is rounded to bfloat16 keeps eight bits of each.
     """
@@ -143,12 +143,12 @@ class Denoiser(nn.Module):
         return x0.clamp(-1, 1)
 
     def example_condition(self, count: int, device: torch.device) -> Tensor | None:
-        """Some condition that the network can be called with, `(count,)`; None if it takes none."""
+        """A valid condition to call the network with, `(count,)`; None if it takes none."""
         return None if self.num_classes is None else torch.zeros(count, dtype=torch.int64, device=device)
 
     @property
     def example_pass(self) -> Callable[[], Tensor] | None:
-        """One call of the network on some input, to see what runs; None where any caller of UNets can make one."""
+        """One call of the network on an example input; None where the generic call of a UNet does."""
         return None
 
     def captions(self, cond: Tensor | None) -> list[str] | None:
@@ -348,7 +348,7 @@ class Denoiser(nn.Module):
     ) -> None:
         """Write a folder that stock diffusers loads as a pipeline. The folder appears whole or not at all.
 
-        card: makes README.md of what diffdistill.json says; provenance: further entries of diffdistill.json.
+        card: makes README.md from the content of diffdistill.json; provenance: further entries of diffdistill.json.
         """
         save = STORAGE.get("diffusers").save
         save(self, Path(folder), role=role, levels=levels, card=card, **provenance)

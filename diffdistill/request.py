@@ -63,7 +63,7 @@ class Conditions:
         return seed, index
 
     def record(self, index: int) -> dict[str, Any]:
-        """What `samples.json` says of image `index`."""
+        """The entries of image `index` in `samples.json`."""
         return {"label": None if self.class_labels is None else self.class_labels[index % len(self.class_labels)]}
 
     def captions(self, count: int) -> list[str] | None:

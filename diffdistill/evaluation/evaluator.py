@@ -35,8 +35,8 @@ class Evaluator:
 
     Args:
         reference: images, or a statistics file's content (enough for `fid`); None: nothing to compare with, so only
-            what looks at an image and its text is measured, as `clip` and rewards. Where no metric is asked for but
-            rewards, the reference is not looked at.
+            metrics of an image and its text are measured, as `clip` and rewards. Ignored where only rewards are
+            measured.
         extractor: a name for `load_features`, or an extractor; None: what fits the reference (`choose_features`).
         metrics: names of `diffdistill.evaluation.metrics`, or `FILE.py:NAME`.
         backend: whose arithmetic computes fid and kid.
@@ -50,7 +50,7 @@ class Evaluator:
         progress: show a bar while the reference is computed.
 
     Attributes:
-        warnings: what every result will warn of, as that the extractor does not fit the reference.
+        warnings: those that every result carries, such as that the extractor does not fit the reference.
 
     Raises:
         ConfigError: an unknown metric, backend or extractor; a metric whose needs are not met. CheckpointError:
@@ -147,7 +147,7 @@ class Evaluator:
         picture: str | Path | None = None,
     ) -> dict[str, Any]:
         """Measure images; returns `{"metrics": {...}, "figures": {...}, "protocol": {...}, "warnings": [...],
-        "seconds": ...}`, where `figures` says what each number is called and which direction is the better one.
+        "seconds": ...}`, where `figures` holds the label of each number and its better direction.
 
         Args:
             batches: uint8 `(N, C, H, W)`, or batches of it, or of `(images, labels)`, such as `generate` yields.
@@ -267,7 +267,7 @@ def _known(names: Sequence[str], rewards: Sequence[Reward]) -> tuple[Metric, ...
 
 
 def check_texts(asked: Sequence[Metric], texts: Sequence[str] | None) -> None:
-    """ConfigError where a metric needs texts and there are none; a reward that may read labels speaks itself."""
+    """ConfigError where a metric needs texts and there are none; rewards, which may read labels, check themselves."""
     for row in asked:
         if "texts" in row.needs and not texts:
             raise ConfigError(
@@ -286,6 +286,6 @@ def evaluate_images(
     num_images: int | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Metrics of generated images, once: `Evaluator(reference, ...)(images, ...)`, which see."""
+    """Metrics of generated images, once; the arguments are those of `Evaluator` and of calling it."""
     evaluator = Evaluator(reference, extractor, metrics, **settings)
     return evaluator(images, labels=labels, texts=texts, num_images=num_images)

@@ -30,7 +30,7 @@ class Request(Drawing):
     """What is to be evaluated, and how; the flags of `diffdistill evaluate` are these.
 
     images: DATA to judge, or uint8 images `(N, C, H, W)`. model: one or several models to sample instead, `MODEL@K`
-    for K steps. reference: DATA, or a statistics file, to compare with. split: of the reference. metrics: names of
+    for K steps. reference: DATA, or a statistics file, to compare with; split: of it. metrics: names of
     `diffdistill.evaluation.metrics`; None: fid, or `rewards` alone where there is no reference. num_images: None: all
     of `images`, 5000 of a model. features, backend, clip, rewards, seed: as of `Evaluator`. fid_mode: the resize, `tf`
     or `clean`. neighbours: where to write the picture of nearest training images; plot: of FID against evaluations;

@@ -71,7 +71,7 @@ def load_statistics(path: str | Path) -> Statistics:
 
 
 def check_same_features(statistics: Statistics, extractor: FeatureExtractor) -> None:
-    """Raise DataError where a file says, or shows, that another extractor made it."""
+    """Raise DataError where a file was made with another extractor, by its digest or its number of features."""
     dim = len(statistics.gaussian.mean)
     if dim != extractor.dim:
         raise DataError(

@@ -30,7 +30,7 @@ Pair = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What models draw, and how; the flags that `sample` has too. None: the model's own.
+    """How a model is sampled: the flags that `sample` has too. None: the model's own choice.
 
     steps: sampling steps. seed: image i depends on it and on i alone. batch_size: changes no image. class_labels: in
     turn. prompt, prompts: one text, or a file of texts in turn. sampler: a name. epsilon_scaling, time_shift_sampler,
@@ -61,7 +61,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Subject:
-    """Images to come, `count` of them, and what the result says about them."""
+    """What is measured: `count` images, produced while they are measured, and their description in the result."""
 
     name: str
     count: int
@@ -75,7 +75,7 @@ OpenSubject = Callable[[Sequence[str] | None], Subject]
 
 
 def image_subject(images: str | Path | Tensor, limit: int | None, drawing: Drawing) -> OpenSubject:
-    """Images, decoded one at a time: a set of any length, and of mixed sizes, can be measured.
+    """A set of images, decoded one at a time, so that it may be of any length and of mixed sizes.
 
     Raises ConfigError for settings of models, DataError where there are no images, or too few.
     """
@@ -98,7 +98,7 @@ def image_subject(images: str | Path | Tensor, limit: int | None, drawing: Drawi
 
 
 def model_subjects(models: Sequence[str], num_images: int | None, drawing: Drawing) -> list[OpenSubject]:
-    """Models are looked for now and opened when their turn comes.
+    """Models are located at once, and loaded only when their turn comes.
 
     Raises what reading the prompts raises, CheckpointError for a model that is not there.
     """

@@ -1,6 +1,6 @@
-"""`diffdistill doctor`: what is broken in this installation, and the one command that mends it.
+"""`diffdistill doctor`: what is broken in this installation, and the one command that repairs it.
 
-Whatever may crash is imported in a process of its own, so a broken package is reported and not suffered.
+Packages that may crash are imported in a process of their own, so a broken one is reported.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a diffusers scheduler says of a model: the noise process of a teacher, the levels of a student."""
+"""What the config of a diffusers scheduler means: the noise process of a teacher, the levels of a student."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ LCM_TIME_SCALE = 2.0**30
 
 
 class Schedule(NamedTuple):
-    """A stock scheduler, the levels it visits, first to last, and how the stock pipeline is asked for them."""
+    """A stock scheduler, the levels it visits, first to last, and the arguments of the stock pipeline for them."""
 
     scheduler: Any
     levels: tuple[float, ...]

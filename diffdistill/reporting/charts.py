@@ -72,7 +72,7 @@ CATALOGUE = (
 
 
 def of_evaluations(run: RunData) -> list[Chart]:
-    """A chart of every metric, as its registry says; of one that is not installed here, as the run itself says."""
+    """A chart of every metric in the registry, and of those that only the run itself describes."""
     rows = [(row.label, row.summary, row.numbers) for row in metrics().values()]
     known = {figure.name for *_, figures in rows for figure in figures}
     foreign = [figure_of(name, run.words) for name in run.words if name not in known]

@@ -1,4 +1,4 @@
-"""Reading a run folder for the report: whatever is there, in whatever state the run left it."""
+"""Reading a run folder for the report: missing and damaged parts are left out."""
 
 import json
 import math
@@ -50,7 +50,7 @@ class RunData:
 
     @property
     def words(self) -> dict[str, Any]:
-        """What the run's evaluations say of their figures: label and direction by name."""
+        """Label and direction of every figure by name, as the run's evaluations recorded them."""
         return {
             name: words for result in self.evaluation.values() for name, words in (result.get("figures") or {}).items()
         }

@@ -54,7 +54,7 @@ def _clip_tiles(values: dict[str, dict[str, Value]]) -> list[tuple[str, str, str
 
 
 def _win_tiles(values: dict[str, Value]) -> list[tuple[str, str, str]]:
-    """What aligning did: to held-out pairs, and to images in the eyes of each judge."""
+    """Win rates of an aligning run: of held-out pairs, and of images by each judge."""
     words = {"win_rate_over_start": "held-out pairs whose margin rose"}
     words |= {name: "images preferred to the start's" for name in values if name.startswith("judge_win_rate/")}
     return [

@@ -88,7 +88,7 @@ def sample(
 def _with_entries(
     model: Denoiser, plan: Plan, count: int, seed: int, batch_size: int
 ) -> Iterator[list[tuple[Tensor, dict[str, Any]]]]:
-    """Batches of images, each with what `samples.json` says of it."""
+    """Batches of images, each with its entry in `samples.json`."""
     digits, index = max(5, len(str(count - 1))), 0
     for images, _ in run_plan(model, plan, num_images=count, seed=seed, batch_size=batch_size):
         batch = []

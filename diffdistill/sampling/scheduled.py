@@ -1,7 +1,7 @@
 """Any diffusers scheduler around a `Denoiser`: DDIM, DDPM, F-PNDM, DEIS, UniPC ... for networks of every kind.
 
 A scheduler keeps its state as x = alpha x0 + s eps. The denoiser works at x / alpha = x0 + (s / alpha) eps, so it is
-asked D(x / alpha, s / alpha), and the scheduler is told the noise this means, eps = (x - alpha D) / s.
+called as D(x / alpha, s / alpha), and the scheduler is given the noise eps = (x - alpha D) / s.
 
 The noise schedule is the model's own where it was trained with one (`VP`). For other networks it is the
 variance-preserving schedule of 1000 steps with betas linear in t (2006.11239, section 4) whose levels span exactly the

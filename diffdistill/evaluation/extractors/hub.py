@@ -34,7 +34,7 @@ def model_folder(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=FILES))
-    except Exception as error:  # the Hub raises many kinds, offline included; all of them mean "not to be had"
+    except Exception as error:  # the Hub raises many kinds, offline included; all of them mean "not available"
         raise CheckpointError(
             f"'{name}' is no local folder and cannot be fetched from the Hub ({type(error).__name__}): download it "
             "elsewhere (config.json, *.safetensors, tokenizer files) and give the folder's path"

@@ -1,7 +1,7 @@
 """Inception v3 from files that hold its weights only: `.pth` of pytorch-fid and torch-fidelity, safetensors.
 
 Names and shapes are those of PyTorch's Inception v3 without its side classifier. What they leave open, the graph and
-the range of the pixels, is told by the metadata of a safetensors file, `graph` and `pixels`; without them the graph
+the range of the pixels, is in the metadata of a safetensors file, `graph` and `pixels`; without them the graph
 is the one of 2015, known by its 1,008 classes.
 """
 

@@ -1,10 +1,10 @@
-"""Which kernel computes attention: chosen by name, and then looked at, for the name alone proves nothing.
+"""Which kernel computes attention: chosen by name, and then observed, for the name alone proves nothing.
 
 On UNets diffusers' own `set_attention_backend` changes nothing and says nothing (0.42: `AttnProcessor2_0` calls
-scaled_dot_product_attention whatever the backend). Here every layer is told, one forward pass is watched operator by
+scaled_dot_product_attention whatever the backend). Here every layer is set, one forward pass is watched operator by
 operator, and its result is compared with that of PyTorch's math kernel.
 
-A layer that is told keeps its weights, its processor and its name; only its class changes, to a subclass whose
+A layer that is set keeps its weights, its processor and its name; only its class changes, to a subclass whose
 `forward` runs inside a context (as `torch.nn.utils.parametrize` does). So the choice belongs to the layer and to
 nothing global: it holds when gradient checkpointing runs the layer again, it is copied with the network, and
 `torch.compile` sees an ordinary `with`. (A context opened in one hook and closed in another does not compile.)

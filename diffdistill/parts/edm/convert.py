@@ -45,7 +45,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Source:
-    """What a file says of one network: its description, in EDM's words, and its tensors by name."""
+    """One network of a file: its description, in EDM's words, and its tensors by name."""
 
     description: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -178,7 +178,7 @@ def _choice(description: dict[str, Any], name: str, allowed: Any) -> str:
     return word
 
 
-# ---- what a file says of a network
+# ---- reading the description of a network
 
 
 def read_source(file: Path, config: Path | None = None) -> Source:

@@ -1,4 +1,4 @@
-"""Which corrections a sampler gets: what the flags of `sample` say, or what `calibrate` found and wrote to a file.
+"""The corrections of a sampler: from the flags of `sample`, or from a file that `calibrate` wrote.
 
 The file is JSON: `entries` hold the fits of each sampler and number of steps with their evidence; `Calibration.lookup`
 carries them over to other numbers of steps.
@@ -46,7 +46,7 @@ class Corrections:
         return self.window != 0
 
     def record(self) -> dict[str, Any] | None:
-        """What `samples.json` says of them; None where nothing is corrected."""
+        """Their entry in `samples.json`; None where nothing is corrected."""
         return asdict(self) if self.scales or self.shifts else None
 
     def apply(self, scheduler: Any, steps: int) -> Any:
@@ -130,7 +130,7 @@ def _calibration(model: str | None, named: str | None) -> "tuple[Calibration, st
 
 
 def _data_variance(model: str | None, named: str | None, process: Process) -> float:
-    """The constant of Time-Shift's statistic: from a calibration, else what an EDM network was told of its data."""
+    """The constant of Time-Shift's statistic: from a calibration, else from the sigma_data of an EDM network."""
     try:
         return _calibration(model, named)[0].data_variance
     except (CheckpointError, ConfigError):

@@ -259,7 +259,7 @@ class Corrections:
 def _fixed_destination(scheduler: Any, timestep: Any, nominal: float | None) -> Iterator[None]:
     """Steps of DDIM and PNDM from a moved state end where they would have ended from the scheduled one.
 
-    All others find the destination in `sigmas` or `timesteps`, where nobody moved it.
+    All others find the destination in `sigmas` or `timesteps`, which is not moved.
     """
     if nominal is None or base_name(scheduler) not in ("DDIMScheduler", "PNDMScheduler"):
         yield

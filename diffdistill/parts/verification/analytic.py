@@ -1,7 +1,7 @@
 """Problems that are solved exactly: a mixture as teacher, students x0 = m + s z, expectations by quadrature.
 
 What the production gradients are compared with is here too: the objectives themselves on a fine grid, differentiated
-by autograd. That part knows no h, no denoiser and no score projection: a divergence is its f, and the student's
+by autograd. That part uses no h, no denoiser and no score projection: a divergence is its f, and the student's
 parameters are leaves.
 """
 

@@ -55,7 +55,7 @@ Pair = Tensor  # (levels, 2): d/dm and d/ds at each level
 
 
 def rows() -> dict[str, Method]:
-    """Every method as it is by default; heads read the layer that says the ratio."""
+    """Every method with its default settings; heads read the layer that holds the log ratio."""
     return {
         "diff_instruct": DiffInstruct(name="diff_instruct"),
         "dmd2": DMD2(name="dmd2", adversarial=EYES),

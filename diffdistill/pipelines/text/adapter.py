@@ -28,7 +28,7 @@ class Adapter(Texts, Latents):
         super().__init__(pipeline)
         self.source = source
         self.image_size = self.native_size()
-        # What a guidance-distilled network is told; others have no such input.
+        # The input of a guidance-distilled network; others have none.
         self.guidance = 1.0
 
     def __deepcopy__(self, _memo: Any) -> "Adapter":
@@ -67,7 +67,7 @@ class Adapter(Texts, Latents):
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether the network is told the guidance scale, and needs no second pass."""
+        """Whether the guidance scale is an input of the network, which then needs no second pass."""
         return False
 
     def student_call(self) -> dict[str, float]:
@@ -103,7 +103,7 @@ class TransformerAdapter(Adapter):
         _, height, width = self.latent_shape
         height, width = height // self.patch, width // self.patch
         outputs = output if isinstance(output, tuple) else (output,)
-        # The image's come last; a text may happen to be as long.
+        # The image's tokens come last; a text may happen to be as long.
         tokens = next(value for value in reversed(outputs) if value.shape[1] == height * width)
         return tokens.transpose(1, 2).unflatten(2, (height, width))
 

@@ -57,10 +57,10 @@ def prompt_conditions(
 ) -> PromptConditions:
     """The prompts of a request, each with the negative one that acts on it.
 
-    default_guidance: where the request names none, and it is no student; embeds_guidance: whether the network is told
-    the scale, and has no second pass. A prompt's own negative text comes before the request's. Without a second pass
-    neither acts: the request's is refused, those of a file are left out, so that teacher and student can draw the same
-    file. Raises ConfigError for class labels, no prompts and texts that are none.
+    default_guidance: where the request names none, and it is no student; embeds_guidance: whether the scale is an
+    input of the network, which has no second pass. A prompt's own negative text comes before the request's. Without a
+    second pass neither acts: the request's is refused, those of a file are left out, so that teacher and student can
+    draw the same file. Raises ConfigError for class labels, no prompts and texts that are none.
     """
     if request.class_labels is not None:
         raise ConfigError("this model draws texts and takes no class labels; give --prompt TEXT or --prompts FILE")

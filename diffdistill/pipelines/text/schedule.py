@@ -100,7 +100,7 @@ def _levels(process: Any, timesteps: Sequence[float]) -> tuple[float, ...]:
 
 
 def schedule_at(adapter: Adapter, process: Process, levels: Sequence[float]) -> Schedule:
-    """The stock schedule that visits these levels: the scheduler's own, if it is, else one that is told the times."""
+    """The stock schedule that visits these levels: the scheduler's own, if it does, else one with explicit times."""
     stock = text_schedule(adapter, process, len(levels))
     if torch.allclose(torch.tensor(stock.levels), torch.tensor(tuple(levels)), rtol=1e-5):
         return stock

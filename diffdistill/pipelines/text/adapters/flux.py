@@ -1,4 +1,4 @@
-"""`FluxPipeline`: a flow on packed latents; of its guidance-distilled kind the network is told the scale."""
+"""`FluxPipeline`: a flow on packed latents; guidance-distilled kinds take the scale as an input."""
 
 import math
 from typing import Any
