@@ -83,16 +83,17 @@ def image_subject(images: str | Path | Tensor, limit: int | None, drawing: Drawi
     given = [f"--{name.replace('_', '-')}" for name in Drawing.OF_MODELS if getattr(drawing, name) is not None]
     if given:
         raise ConfigError(f"{given[0]} goes with --model: the images of --images are there already")
-    name = f"{len(images)} images" if isinstance(images, Tensor) else str(images)
-    source = None if isinstance(images, Tensor) else open_source(name, "train")
-    count = len(images) if source is None else source.count  # type: ignore[arg-type]
+    if isinstance(images, Tensor):
+        name, count, texts = f"{len(images)} images", len(images), None
+        batches: Iterator[Pair] = ((part, None) for part in images.split(1000))
+    else:
+        name, source = str(images), open_source(str(images), "train")
+        count, texts, batches = source.count, source.texts, _decoded(source)
     if count == 0:
         raise DataError(f"{name} holds no images")
     if limit is not None and limit > count:
         raise DataError(f"{name} has {count} images, but {limit} were asked for: lower --num-images")
-    texts = None if source is None else source.texts
     texts = texts if prompts is None else tuple(prompt.text for prompt in prompts)
-    batches = _decoded(source) if source is not None else ((part, None) for part in images.split(1000))  # type: ignore[union-attr]
     subject = Subject(name, limit or count, batches, texts, {"images": name})
     return lambda _captions: subject
 

@@ -125,7 +125,8 @@ def load_scheduler(model: str | Path, subfolder: str | None = None, **options: A
     if name != base and base in BASES:
         return corrected_class(base).from_config(config)
     stock: Any = getattr(diffusers, name, None)
-    if not (isinstance(stock, type) and issubclass(stock, SchedulerMixin)):
+    known = isinstance(stock, type) and issubclass(stock, SchedulerMixin)
+    if not known:  # not in the condition itself, or mypy takes the class for a plain `type`
         raise CheckpointError(f"'{model}' names the scheduler class '{name}', which diffusers does not have")
     return stock.from_config(config)
 

@@ -104,7 +104,7 @@ def processes() -> dict[str, Process]:
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
     alphas_cumprod = (1 - betas).cumprod(0)
     kinds = ("epsilon", "v_prediction", "sample")
-    return {"EDM": EDM(), "flow": Flow()} | {f"VP, {kind}": VP(alphas_cumprod, kind) for kind in kinds}
+    return {"EDM": EDM(), "flow": Flow(), **{f"VP, {kind}": VP(alphas_cumprod, kind) for kind in kinds}}
 
 
 class LogRatio(nn.Module):
