@@ -242,12 +242,7 @@ class Denoiser(nn.Module):
         return output[:, : x_in.shape[1]]
 
     def guided(
-        self,
-        x_t: Tensor,
-        sigma: Tensor,
-        cond: Tensor | None,
-        guidance_scale: float = 1.0,
-        null: Tensor | None = None,
+        self, x_t: Tensor, sigma: Tensor, cond: Tensor | None, guidance_scale: float = 1.0, null: Tensor | None = None
     ) -> Tensor:
         """Classifier-free guidance (2207.12598): D_null + w (D_cond - D_null), one 2B batch; w = 1 costs nothing.
 

@@ -82,10 +82,10 @@ class Evaluator:
         self.warnings: list[str] = []
         if reference is not None and metrics:
             self._compare_with(reference, extractor, mode, progress)
-        for asked in self.metrics:
-            self._check(asked)
-        clip = self._clip_model(clip_model) if any("clip" in asked.needs for asked in self.metrics) else None
-        functions = {asked.name: asked.score for asked in self.metrics if asked.score is not None}
+        for row in self.metrics:
+            self._check(row)
+        clip = self._clip_model(clip_model) if any("clip" in row.needs for row in self.metrics) else None
+        functions = {row.name: row.score for row in self.metrics if row.score is not None}
         self.scores = Scores(clip, rewards, self.device, functions)
         self._floors: dict[Any, Any] = {}
 
@@ -108,28 +108,28 @@ class Evaluator:
             self.reference, cache_warning = load_reference(reference, self.extractor, progress=progress)
             self.warnings += [] if cache_warning is None else [cache_warning]
 
-    def _check(self, asked: Metric) -> None:
+    def _check(self, row: Metric) -> None:
         """ConfigError where what a metric needs is not there."""
-        if not asked.compares and not {"classifier", "clip_features"} & set(asked.needs):
+        if not row.compares and not {"classifier", "clip_features"} & set(row.needs):
             return
         if self.reference is None or self.extractor is None:
             alone = ", ".join(name for name, row in metrics().items() if not row.compares)
             raise ConfigError(
-                f"metric '{asked.name}' cannot be measured without a reference: choose {alone}, rewards, or several"
+                f"metric '{row.name}' cannot be measured without a reference: choose {alone}, rewards, or several"
             )
-        if "images" in asked.needs:
+        if "images" in row.needs:
             self.reference.sample()
         images, extractor = self.reference.images, self.extractor
-        if "labels" in asked.needs and (images is None or images.labels is None):
-            raise ConfigError(f"metric '{asked.name}' needs class labels of the images and of the reference")
+        if "labels" in row.needs and (images is None or images.labels is None):
+            raise ConfigError(f"metric '{row.name}' needs class labels of the images and of the reference")
         blank = torch.zeros(1, extractor.dim, dtype=torch.float64)
-        if "classifier" in asked.needs and extractor.probabilities(blank) is None:
+        if "classifier" in row.needs and extractor.probabilities(blank) is None:
             raise ConfigError(
-                f"'{extractor.id}' is no classifier: metric '{asked.name}' needs fashion_mnist or inception"
+                f"'{extractor.id}' is no classifier: metric '{row.name}' needs fashion_mnist or inception"
             )
-        if "clip_features" in asked.needs and getattr(extractor, "kind", None) != "clip":
+        if "clip_features" in row.needs and getattr(extractor, "kind", None) != "clip":
             raise ConfigError(
-                f"metric '{asked.name}' is defined on CLIP features, not on '{extractor.id}': use clip[:MODEL]"
+                f"metric '{row.name}' is defined on CLIP features, not on '{extractor.id}': use clip[:MODEL]"
             )
 
     def _clip_model(self, name: str | None) -> HubFeatures:
@@ -164,17 +164,19 @@ class Evaluator:
         generated, resizes, shape = self._pass(labelled(batches, labels, num_images), texts, picture is not None)
         context = Context(
             generated, self.reference, self.extractor, self.backend, self.seed, self.floor, self.resamples,
-            None if picture is None else Path(picture), self._warnings(generated, resizes, shape), self._floors,
-            self._real_scores,
+            picture=None if picture is None else Path(picture),
+            warnings=self._warnings(generated, resizes, shape),
+            floors=self._floors,
+            real_scores=self._real_scores,
         )  # fmt: skip
-        entries = {asked.name: asked.measure(context) for asked in self.metrics}
+        entries = {row.name: row.measure(context) for row in self.metrics}
         entries |= {name: context.mean_score(name) for name in self.scores.rewards}
         return {
             "metrics": entries,
             "figures": {
                 figure.name: {"label": figure.label, "lower_is_better": figure.lower_is_better}
-                for asked in self.metrics
-                for figure in asked.numbers
+                for row in self.metrics
+                for figure in row.numbers
             },
             "protocol": self._protocol(generated, resizes, texts),
             "warnings": context.warnings,

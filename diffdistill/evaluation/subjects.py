@@ -130,11 +130,7 @@ def _arrays(source: Source) -> Iterator[np.ndarray]:
 
 
 def model_subject(
-    name: str,
-    request: SamplingRequest,
-    num_images: int | None,
-    drawing: Drawing,
-    captions: Sequence[str] | None,
+    name: str, request: SamplingRequest, num_images: int | None, drawing: Drawing, captions: Sequence[str] | None
 ) -> Subject:
     """Samples of a model: class-balanced unless labels are given; of a text-to-image model an image of each prompt.
 

@@ -59,11 +59,7 @@ class Settings(NamedTuple):
 
 
 def apply_scalelong(
-    network: Any,
-    mode: Mode = "cs",
-    kappa: float = 0.7,
-    position: Position = "pre_norm",
-    start: Start = "identity",
+    network: Any, mode: Mode = "cs", kappa: float = 0.7, position: Position = "pre_norm", start: Start = "identity"
 ) -> None:
     """Scale the long skips of `network` from now on: before training it, and before `torch.compile`.
 

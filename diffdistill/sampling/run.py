@@ -143,9 +143,5 @@ def _settings(name: str | None, plan: Plan, seed: int, batch_size: int, device: 
         "batch_size": batch_size,
         "device": device.type,
         "threads": torch.get_num_threads(),
-        "versions": {
-            "diffdistill": __version__,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-        },
+        "versions": {"diffdistill": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
     }

@@ -118,9 +118,7 @@ def test_what_the_user_leaves_open(folders, teacher):
     flow = plan_sampling(Denoiser.from_pretrained(str(folders["sd3"])), prompts=["a"])
     assert (flow.sampler, flow.evaluations, flow.conditions.guidance_scale) == ("flow_euler", 28, 7.0)
     unguided = plan_sampling(teacher, prompts=[Prompt("a", "b")], guidance_scale=1.0)
-    assert unguided.conditions.prompts == (
-        Prompt("a"),
-    )  # what a file says of negatives does not act, and is not recorded
+    assert unguided.conditions.prompts == (Prompt("a"),)  # negatives of a file do not act
 
 
 @pytest.mark.parametrize("variance", [1.0, 0.1])

@@ -56,12 +56,7 @@ def epsilon_scaling(
 
 
 def time_shift_sampler(
-    scheduler: Any,
-    *,
-    window: int,
-    cutoff: int,
-    statistic: str = "corrected",
-    data_variance: float | None = None,
+    scheduler: Any, *, window: int, cutoff: int, statistic: str = "corrected", data_variance: float | None = None
 ) -> Any:
     """A copy of `scheduler` that gives each state the time step whose noise it has (Time-Shift sampler, 2305.15583).
 
@@ -199,7 +194,7 @@ class Stride(int):
         return self.stride
 
 
-class Corrections:
+class CorrectedSteps:
     """Epsilon Scaling before the base scheduler's step, the Time-Shift sampler after it."""
 
     _epsilon: EpsilonScaling | None
@@ -340,7 +335,7 @@ def corrected_class(name: str) -> Any:
 
     return type(
         f"Corrected{name}",
-        (Corrections, base),
+        (CorrectedSteps, base),
         {
             "__init__": __init__,
             "step": step,

@@ -64,10 +64,7 @@ class Texts(Parts):
         return self.kept.get(prompt, make)
 
     def joined(
-        self,
-        prompts: Sequence[str | None],
-        sizes: Sequence[Size] | None = None,
-        dtype: torch.dtype | None = None,
+        self, prompts: Sequence[str | None], sizes: Sequence[Size] | None = None, dtype: torch.dtype | None = None
     ) -> Condition:
         """`arguments` of some prompts, on the adapter's device.
 
