@@ -29,7 +29,8 @@ from diffdistill.evaluation import Evaluator
 from diffdistill.parts.exposure_bias.calibration import command
 from diffdistill.parts.exposure_bias.calibration.fit import FRACTIONS, SHIFTS, TIME
 from diffdistill.parts.exposure_bias.corrections import BOTH, NONE, SCALE, SHIFT, Corrections, read_calibration
-from diffdistill.sampling.generate import plan_sampling, run_plan
+from diffdistill.sampling.generate import run_plan
+from diffdistill.sampling.plan import plan_sampling
 
 SAMPLERS = {
     "euler": "Euler",

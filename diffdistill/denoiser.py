@@ -35,7 +35,7 @@ def last_layer(network: nn.Module) -> nn.Module | None:
 
 @contextlib.contextmanager
 def float32_output(network: nn.Module) -> Iterator[None]:
-    """Within, the network's last layer computes in float32, whatever autocast says and the layers before it made.
+    """Within, the network's last layer computes in float32, under autocast and after layers of half precision too.
 
     Teacher and critic differ by a few per cent, and an output that is rounded to bfloat16 keeps eight bits of each.
     """
@@ -143,12 +143,12 @@ class Denoiser(nn.Module):
         return x0.clamp(-1, 1)
 
     def example_condition(self, count: int, device: torch.device) -> Tensor | None:
-        """Some condition that the network can be called with, `(count,)`; None if it takes none."""
+        """A valid condition to call the network with, `(count,)`; None if it takes none."""
         return None if self.num_classes is None else torch.zeros(count, dtype=torch.int64, device=device)
 
     @property
     def example_pass(self) -> Callable[[], Tensor] | None:
-        """One call of the network on some input, to see what runs; None where any caller of UNets can make one."""
+        """One call of the network on an example input; None where the generic call of a UNet does."""
         return None
 
     def captions(self, cond: Tensor | None) -> list[str] | None:
@@ -242,12 +242,7 @@ class Denoiser(nn.Module):
         return output[:, : x_in.shape[1]]
 
     def guided(
-        self,
-        x_t: Tensor,
-        sigma: Tensor,
-        cond: Tensor | None,
-        guidance_scale: float = 1.0,
-        null: Tensor | None = None,
+        self, x_t: Tensor, sigma: Tensor, cond: Tensor | None, guidance_scale: float = 1.0, null: Tensor | None = None
     ) -> Tensor:
         """Classifier-free guidance (2207.12598): D_null + w (D_cond - D_null), one 2B batch; w = 1 costs nothing.
 
@@ -270,8 +265,8 @@ class Denoiser(nn.Module):
         null = self.null_condition(cond) if null is None else null
         assert cond is not None  # null_condition has refused it
         twice = torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), torch.cat([null, cond])
-        both, features = self.tapped(*twice, taps)
-        without, with_cond = both.chunk(2)
+        x0, features = self.tapped(*twice, taps)
+        without, with_cond = x0.chunk(2)
         return without + guidance_scale * (with_cond - without), [f.chunk(2)[1] for f in features]
 
     def null_condition(self, cond: Tensor | None) -> Tensor:
@@ -284,31 +279,31 @@ class Denoiser(nn.Module):
 
     def tapped(self, x_t: Tensor, sigma: Tensor, cond: Condition, taps: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
         """`(x0, features)`: the outputs of the named submodules beside x0, in the order of `taps`."""
-        with self._recording(taps, stop=False) as found:
+        with self._recording(taps, stop=False) as outputs:
             x0 = self(x_t, sigma, cond)
-        return x0, [found[name] for name in taps]
+        return x0, [outputs[name] for name in taps]
 
     def features(self, x_t: Tensor, sigma: Tensor, cond: Condition, taps: Sequence[str]) -> list[Tensor]:
         """The outputs of the named submodules; the pass ends at the last: a third of the cost for a UNet's middle."""
-        with self._recording(taps, stop=True) as found, contextlib.suppress(_Reached):
+        with self._recording(taps, stop=True) as outputs, contextlib.suppress(_Reached):
             self(x_t, sigma, cond)
-        return [found[name] for name in taps]
+        return [outputs[name] for name in taps]
 
     @contextlib.contextmanager
     def _recording(self, taps: Sequence[str], stop: bool) -> Iterator[dict[str, Tensor]]:
-        found: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
 
         def hook(name: str) -> Callable[..., None]:
             def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                found[name] = self.feature(output).float()
-                if stop and len(found) == len(taps):
+                outputs[name] = self.feature(output).float()
+                if stop and len(outputs) == len(taps):
                     raise _Reached
 
             return record
 
         handles = [module.register_forward_hook(hook(name)) for name, module in self.check_taps(taps).items()]
         try:
-            yield found
+            yield outputs
         finally:
             for handle in handles:
                 handle.remove()
@@ -348,7 +343,7 @@ class Denoiser(nn.Module):
     ) -> None:
         """Write a folder that stock diffusers loads as a pipeline. The folder appears whole or not at all.
 
-        card: makes README.md of what diffdistill.json says; provenance: further entries of diffdistill.json.
+        card: makes README.md from the content of diffdistill.json; provenance: further entries of diffdistill.json.
         """
         save = STORAGE.get("diffusers").save
         save(self, Path(folder), role=role, levels=levels, card=card, **provenance)

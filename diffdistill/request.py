@@ -63,7 +63,7 @@ class Conditions:
         return seed, index
 
     def record(self, index: int) -> dict[str, Any]:
-        """What `samples.json` says of image `index`."""
+        """The entries of image `index` in `samples.json`."""
         return {"label": None if self.class_labels is None else self.class_labels[index % len(self.class_labels)]}
 
     def captions(self, count: int) -> list[str] | None:
@@ -109,6 +109,6 @@ def _labels(given: Sequence[int] | None, count: int | None) -> tuple[int, ...] |
         raise ConfigError("this model is unconditional, it takes no class labels; leave them out")
     wrong = [label for label in given if not 0 <= label < count]
     if wrong or not given:
-        said = f"class label {wrong[0]} is out of range" if wrong else "the list of class labels is empty"
-        raise ConfigError(f"{said}; this model has classes 0 to {count - 1}")
+        problem = f"class label {wrong[0]} is out of range" if wrong else "the list of class labels is empty"
+        raise ConfigError(f"{problem}; this model has classes 0 to {count - 1}")
     return tuple(given)

@@ -34,8 +34,9 @@ from diffdistill.data.pixels import to_uint8
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation import Evaluator
 from diffdistill.parts.exposure_bias.corrections import Corrections
-from diffdistill.sampling.generate import plan_sampling, sample_batch
+from diffdistill.sampling.generate import sample_batch
 from diffdistill.sampling.noise import ImageNoise
+from diffdistill.sampling.plan import plan_sampling
 from diffdistill.sampling.scheduled import betas_of
 from diffdistill.schedulers import level_statistic
 

@@ -21,6 +21,12 @@ class Estimate(float):
         self.standard_error = float(standard_error)
         return self
 
+    @classmethod
+    def mean_of(cls, values: Tensor) -> "Estimate":
+        """The mean of independent values `(N,)` and its standard error, NaN for one value."""
+        error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else math.nan
+        return cls(float(values.mean()), error)
+
     def __iter__(self) -> Iterator[float]:
         return iter((float(self), self.standard_error))
 

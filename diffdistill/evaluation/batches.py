@@ -1,4 +1,4 @@
-"""Images to measure, in whatever batches they come."""
+"""Images to measure, from batches of any size."""
 
 from collections.abc import Iterable, Iterator
 
@@ -32,7 +32,7 @@ def labelled(batches: Batches, labels: Tensor | None, limit: int | None) -> Iter
 def rebatched(
     pairs: Iterable[tuple[Tensor, Tensor | None]], size: int, resizes: bool
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The same images in batches of exactly `size`, whatever came in, so that features do not depend on the caller's.
+    """The same images in batches of exactly `size`, so that features do not depend on the caller's batches.
 
     A batch ends early where the shape changes; an extractor that `resizes` by a chosen mode may see several sizes.
     """

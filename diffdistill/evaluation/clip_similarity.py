@@ -53,6 +53,4 @@ def cosines(images: Tensor, texts: Tensor) -> Tensor:
 
 def score_of(cosines: Tensor) -> Estimate:
     """The CLIP score of cosines `(N,)`."""
-    scores = 100 * cosines.clamp(min=0)
-    error = float(scores.std()) / len(scores) ** 0.5 if len(scores) > 1 else float("nan")
-    return Estimate(float(scores.mean()), error)
+    return Estimate.mean_of(100 * cosines.clamp(min=0))

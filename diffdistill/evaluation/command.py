@@ -13,6 +13,6 @@ def run(args: Namespace) -> int:
     result = evaluate(Request(**{field.name: getattr(args, field.name) for field in fields(Request)}))
     results = result.get("models") or [result]
     print(table.one(results[0]) if len(results) == 1 else table.comparison(results))
-    for text in dict.fromkeys(text for one in results for text in one["warnings"]):
+    for text in dict.fromkeys(text for measured in results for text in measured["warnings"]):
         print(f"warning: {text}", file=sys.stderr)
     return 0

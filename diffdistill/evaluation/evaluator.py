@@ -35,8 +35,8 @@ class Evaluator:
 
     Args:
         reference: images, or a statistics file's content (enough for `fid`); None: nothing to compare with, so only
-            what looks at an image and its text is measured, as `clip` and rewards. Where no metric is asked for but
-            rewards, the reference is not looked at.
+            metrics of an image and its text are measured, as `clip` and rewards. Ignored where only rewards are
+            measured.
         extractor: a name for `load_features`, or an extractor; None: what fits the reference (`choose_features`).
         metrics: names of `diffdistill.evaluation.metrics`, or `FILE.py:NAME`.
         backend: whose arithmetic computes fid and kid.
@@ -50,7 +50,7 @@ class Evaluator:
         progress: show a bar while the reference is computed.
 
     Attributes:
-        warnings: what every result will warn of, as that the extractor does not fit the reference.
+        warnings: those that every result carries, such as that the extractor does not fit the reference.
 
     Raises:
         ConfigError: an unknown metric, backend or extractor; a metric whose needs are not met. CheckpointError:
@@ -82,10 +82,10 @@ class Evaluator:
         self.warnings: list[str] = []
         if reference is not None and metrics:
             self._compare_with(reference, extractor, mode, progress)
-        for asked in self.metrics:
-            self._check(asked)
-        clip = self._clip_model(clip_model) if any("clip" in asked.needs for asked in self.metrics) else None
-        functions = {asked.name: asked.score for asked in self.metrics if asked.score is not None}
+        for row in self.metrics:
+            self._check(row)
+        clip = self._clip_model(clip_model) if any("clip" in row.needs for row in self.metrics) else None
+        functions = {row.name: row.score for row in self.metrics if row.score is not None}
         self.scores = Scores(clip, rewards, self.device, functions)
         self._floors: dict[Any, Any] = {}
 
@@ -96,39 +96,40 @@ class Evaluator:
         mode: str | None,
         progress: bool,
     ) -> None:
-        self.extractor, warning = choose_features(extractor, reference, device=self.device)
+        self.extractor, warning = choose_features(extractor, reference, self.device)
         self.warnings += [] if warning is None else [warning]
         if mode is not None:
             self.extractor.mode = mode
         if isinstance(reference, Statistics):
             check_same_features(reference, self.extractor)
-            self.reference = Reference.of_statistics(reference)
+            g = reference.gaussian
+            self.reference = Reference(reference.source, None, g.n, g, reference.resize)
         else:
-            self.reference, unkept = load_reference(reference, self.extractor, progress=progress)
-            self.warnings += [] if unkept is None else [unkept]
+            self.reference, cache_warning = load_reference(reference, self.extractor, progress=progress)
+            self.warnings += [] if cache_warning is None else [cache_warning]
 
-    def _check(self, asked: Metric) -> None:
+    def _check(self, row: Metric) -> None:
         """ConfigError where what a metric needs is not there."""
-        if not asked.compares and not {"classifier", "clip_features"} & set(asked.needs):
+        if not row.compares and not {"classifier", "clip_features"} & set(row.needs):
             return
         if self.reference is None or self.extractor is None:
             alone = ", ".join(name for name, row in metrics().items() if not row.compares)
             raise ConfigError(
-                f"metric '{asked.name}' cannot be measured without a reference: choose {alone}, rewards, or several"
+                f"metric '{row.name}' cannot be measured without a reference: choose {alone}, rewards, or several"
             )
-        if "images" in asked.needs:
+        if "images" in row.needs:
             self.reference.sample()
         images, extractor = self.reference.images, self.extractor
-        if "labels" in asked.needs and (images is None or images.labels is None):
-            raise ConfigError(f"metric '{asked.name}' needs class labels of the images and of the reference")
+        if "labels" in row.needs and (images is None or images.labels is None):
+            raise ConfigError(f"metric '{row.name}' needs class labels of the images and of the reference")
         blank = torch.zeros(1, extractor.dim, dtype=torch.float64)
-        if "classifier" in asked.needs and extractor.probabilities(blank) is None:
+        if "classifier" in row.needs and extractor.probabilities(blank) is None:
             raise ConfigError(
-                f"'{extractor.id}' is no classifier: metric '{asked.name}' needs fashion_mnist or inception"
+                f"'{extractor.id}' is no classifier: metric '{row.name}' needs fashion_mnist or inception"
             )
-        if "clip_features" in asked.needs and getattr(extractor, "kind", None) != "clip":
+        if "clip_features" in row.needs and getattr(extractor, "kind", None) != "clip":
             raise ConfigError(
-                f"metric '{asked.name}' is defined on CLIP features, not on '{extractor.id}': use clip[:MODEL]"
+                f"metric '{row.name}' is defined on CLIP features, not on '{extractor.id}': use clip[:MODEL]"
             )
 
     def _clip_model(self, name: str | None) -> HubFeatures:
@@ -146,7 +147,7 @@ class Evaluator:
         picture: str | Path | None = None,
     ) -> dict[str, Any]:
         """Measure images; returns `{"metrics": {...}, "figures": {...}, "protocol": {...}, "warnings": [...],
-        "seconds": ...}`, where `figures` says what each number is called and which direction is the better one.
+        "seconds": ...}`, where `figures` holds the label of each number and its better direction.
 
         Args:
             batches: uint8 `(N, C, H, W)`, or batches of it, or of `(images, labels)`, such as `generate` yields.
@@ -163,17 +164,19 @@ class Evaluator:
         generated, resizes, shape = self._pass(labelled(batches, labels, num_images), texts, picture is not None)
         context = Context(
             generated, self.reference, self.extractor, self.backend, self.seed, self.floor, self.resamples,
-            None if picture is None else Path(picture), self._warnings(generated, resizes, shape), self._floors,
-            self._real_scores,
+            picture=None if picture is None else Path(picture),
+            warnings=self._warnings(generated, resizes, shape),
+            floors=self._floors,
+            real_scores=self._real_scores,
         )  # fmt: skip
-        entries = {asked.name: asked.measure(context) for asked in self.metrics}
+        entries = {row.name: row.measure(context) for row in self.metrics}
         entries |= {name: context.mean_score(name) for name in self.scores.rewards}
         return {
             "metrics": entries,
             "figures": {
                 figure.name: {"label": figure.label, "lower_is_better": figure.lower_is_better}
-                for asked in self.metrics
-                for figure in asked.numbers
+                for row in self.metrics
+                for figure in row.numbers
             },
             "protocol": self._protocol(generated, resizes, texts),
             "warnings": context.warnings,
@@ -266,7 +269,7 @@ def _known(names: Sequence[str], rewards: Sequence[Reward]) -> tuple[Metric, ...
 
 
 def check_texts(asked: Sequence[Metric], texts: Sequence[str] | None) -> None:
-    """ConfigError where a metric needs texts and there are none; a reward that may read labels speaks itself."""
+    """ConfigError where a metric needs texts and there are none; rewards, which may read labels, check themselves."""
     for row in asked:
         if "texts" in row.needs and not texts:
             raise ConfigError(
@@ -285,6 +288,6 @@ def evaluate_images(
     num_images: int | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Metrics of generated images, once: `Evaluator(reference, ...)(images, ...)`, which see."""
+    """Metrics of generated images, once; the arguments are those of `Evaluator` and of calling it."""
     evaluator = Evaluator(reference, extractor, metrics, **settings)
     return evaluator(images, labels=labels, texts=texts, num_images=num_images)

@@ -1,6 +1,6 @@
-"""The numbers of a result: how each is called, which direction is the better one, and a result as numbers. No torch.
+"""The numbers of a result: the label of each, its better direction, and a result as plain numbers. No torch.
 
-A run's log, its report, its model card, the printed table and an early stop all ask here, and name no figure.
+A run's log, its report, its model card, the printed table and an early stop all read labels from here.
 """
 
 from collections.abc import Mapping
@@ -48,9 +48,9 @@ def known_figures() -> dict[str, Figure]:
 
 
 def figure_of(name: str, words: Mapping[str, Any] | None = None) -> Figure:
-    """What a figure is. `words`: what a result says of its own (`figures`), for metrics that are not installed here.
+    """The figure of a name. words: `figures` of a result, which describe metrics that are not installed here.
 
-    A name that nobody knows is its own label, and has no better direction.
+    An unknown name is its own label, and has no better direction.
     """
     if (known := known_figures().get(name)) is not None:
         return known
@@ -63,7 +63,7 @@ def figure_of(name: str, words: Mapping[str, Any] | None = None) -> Figure:
 
 
 def label_of(name: str, features: str | None = None, words: Mapping[str, Any] | None = None) -> str:
-    """The label: `FID` is what the Inception of 2015 measures; with other features it says which."""
+    """The label; that of a figure such as `FID`, meant for the Inception of 2015, names other features."""
     figure = figure_of(name, words)
     return f"{figure.label} ({features})" if figure.of_features and features not in (None, PUBLISHED) else figure.label
 

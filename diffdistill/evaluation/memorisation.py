@@ -32,9 +32,9 @@ class Neighbours:
 def nearest_neighbours(training: Array, fake: Array, k: int = 4) -> Neighbours:
     """Nearest training images of generated ones in feature space; features `(N, d)` and `(M, d)`."""
     x, y = as_pair(training, fake)
-    found = [part.topk(min(k, len(x)), largest=False) for part in squared_distances(y, x)]
-    squared = torch.cat([f.values for f in found])
-    index = torch.cat([f.indices for f in found])
+    nearest = [part.topk(min(k, len(x)), largest=False) for part in squared_distances(y, x)]
+    squared = torch.cat([n.values for n in nearest])
+    index = torch.cat([n.indices for n in nearest])
     hit, back = index[:, 0].unique(return_inverse=True)
     own = torch.cat([part.kthvalue(2, dim=1).values for part in squared_distances(x[hit], x)])[back]
     return Neighbours(index, squared.sqrt(), float((squared[:, 0] > own).double().mean()))
@@ -47,15 +47,15 @@ def thumbnails(images: Tensor) -> Tensor:
     return small.expand(-1, 3, -1, -1)
 
 
-def neighbour_picture(path: str | Path, images: Tensor, training: Tensor, found: Neighbours, rows: int = 12) -> None:
+def neighbour_picture(path: str | Path, images: Tensor, training: Tensor, nearest: Neighbours, rows: int = 12) -> None:
     """PNG: the `rows` generated images closest to the training set, each followed by its nearest training images.
 
     images: uint8 `(N, C, H, W)`, training: uint8 `(M, C, H, W)`, in the order of the features that were compared.
     """
     lines = []
-    for i in found.distance[:, 0].argsort()[:rows].tolist():
-        generated, *nearest = thumbnails(images[i : i + 1])[0], *thumbnails(training[found.index[i]])
+    for i in nearest.distance[:, 0].argsort()[:rows].tolist():
+        generated, *closest = thumbnails(images[i : i + 1])[0], *thumbnails(training[nearest.index[i]])
         gap = torch.full((3, SIDE, 4), 255, dtype=torch.uint8)
-        lines.append(torch.cat([generated, gap, *nearest], dim=2))
+        lines.append(torch.cat([generated, gap, *closest], dim=2))
     sheet = torch.cat(lines, dim=1).permute(1, 2, 0).contiguous().numpy()
     Image.fromarray(sheet).save(path, format="PNG")

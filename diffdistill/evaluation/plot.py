@@ -1,4 +1,4 @@
-"""A metric against the number of network evaluations: a teacher's curve, its students' points."""
+"""FID against the number of network evaluations: a teacher's curve, its students' points."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from diffdistill.errors import ConfigError
 from diffdistill.evaluation.figures import label_of
 
 
-def plot_evaluations(results: Sequence[dict[str, Any]], path: str | Path, metric: str = "fid") -> None:
-    """Draw results of models (with `subject`, as the command writes them) into a PNG, SVG or PDF; needs matplotlib."""
+def plot_evaluations(results: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """Draw the FID of evaluated models (results with `subject`) into a PNG, SVG or PDF; needs matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("a plot needs matplotlib: pip install 'diffdistill[plot]'") from error
     lines: dict[tuple[str, str], list[tuple[int, float, float]]] = defaultdict(list)
     for result in results:
-        about, entry = result["subject"], result["metrics"][metric]
+        about, entry = result["subject"], result["metrics"]["fid"]
         point = (about["evaluations"], entry["value"], 1.96 * (entry["standard_error"] or 0.0))
         lines[about["model"], about["sampler"]].append(point)
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -25,14 +25,14 @@ def plot_evaluations(results: Sequence[dict[str, Any]], path: str | Path, metric
     for (model, sampler), points in lines.items():
         x, y, spread = zip(*sorted(points), strict=True)
         axes.errorbar(x, y, yerr=spread, marker="o", capsize=3, label=f"{model} ({sampler})")
-    floor = results[0]["metrics"][metric].get("floor")
+    floor = results[0]["metrics"]["fid"].get("floor")
     if floor:
         axes.axhline(floor["value"], color="gray", linestyle=":", label=f"real vs real, N = {floor['n']:,}")
     axes.set(
         xscale="log",
         xlabel="network evaluations per image",
-        ylabel=label_of(metric, results[0]["protocol"]["features"]["id"]),
-        ylim=(0, None) if metric == "fid" else None,
+        ylabel=label_of("fid", results[0]["protocol"]["features"]["id"]),
+        ylim=(0, None),
     )
     counts = sorted({result["subject"]["evaluations"] for result in results})
     axes.set_xticks(counts, [str(count) for count in counts])

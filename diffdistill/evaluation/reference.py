@@ -16,7 +16,6 @@ from diffdistill.data import ImageSet
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.frechet import Gaussian, Moments
-from diffdistill.evaluation.statistics import Statistics
 from diffdistill.files import cache_dir, replacing
 
 FORMAT = "diffdistill-reference-1"
@@ -53,12 +52,6 @@ class Reference:
             )
         return self.features
 
-    @staticmethod
-    def of_statistics(statistics: Statistics) -> "Reference":
-        """A reference that knows no more than a statistics file."""
-        g = statistics.gaussian
-        return Reference(statistics.source, None, g.n, g, statistics.resize)
-
 
 def compact(features: Tensor) -> Tensor:
     """float32 where that loses nothing, which halves the cache."""
@@ -68,8 +61,7 @@ def compact(features: Tensor) -> Tensor:
 
 def _batches(images: Tensor, size: int, progress: bool) -> Iterator[Tensor]:
     hidden = {} if progress else {"disable": True}  # where it is shown, the environment may still hide it
-    bar = tqdm(total=len(images), desc="reference features", unit="image", leave=False, **hidden)
-    with bar:
+    with tqdm(total=len(images), desc="reference features", unit="image", leave=False, **hidden) as bar:
         for part in images.split(size):
             yield part
             bar.update(len(part))
@@ -79,13 +71,13 @@ def _compute(images: Tensor, extractor: FeatureExtractor, progress: bool) -> dic
     rows = min(len(images), sample_rows(extractor.dim))
     generator = torch.Generator().manual_seed(0)
     index = torch.randperm(len(images), generator=generator)[:rows].sort().values
-    wanted = torch.zeros(len(images), dtype=torch.bool)
-    wanted[index] = True
+    chosen = torch.zeros(len(images), dtype=torch.bool)
+    chosen[index] = True
     moments, kept, start = Moments(extractor.dim), [], 0
     for batch in _batches(images, extractor.batch_size, progress):
         features = extractor(batch)
         moments.update(features)
-        kept.append(features[wanted[start : start + len(batch)]])
+        kept.append(features[chosen[start : start + len(batch)]])
         start += len(batch)
     g = moments.gaussian()
     return {"mean": g.mean, "covariance": g.covariance, "features": compact(torch.cat(kept)), "index": index}
@@ -131,16 +123,5 @@ def load_reference(
     few = n <= extractor.dim and len(tensors["features"]) == n
     rows = tensors["features"].double() - tensors["mean"] if few else None
     gaussian = Gaussian(tensors["mean"], tensors["covariance"], n, rows)
-    return (
-        Reference(
-            images.name,
-            images.fingerprint,
-            n,
-            gaussian,
-            resize,
-            tensors["features"],
-            tensors["index"],
-            images,
-        ),
-        warning,
-    )
+    features, index = tensors["features"], tensors["index"]
+    return Reference(images.name, images.fingerprint, n, gaussian, resize, features, index, images), warning

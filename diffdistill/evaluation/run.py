@@ -30,7 +30,7 @@ class Request(Drawing):
     """What is to be evaluated, and how; the flags of `diffdistill evaluate` are these.
 
     images: DATA to judge, or uint8 images `(N, C, H, W)`. model: one or several models to sample instead, `MODEL@K`
-    for K steps. reference: DATA, or a statistics file, to compare with. split: of the reference. metrics: names of
+    for K steps. reference: DATA, or a statistics file, to compare with; split: of it. metrics: names of
     `diffdistill.evaluation.metrics`; None: fid, or `rewards` alone where there is no reference. num_images: None: all
     of `images`, 5000 of a model. features, backend, clip, rewards, seed: as of `Evaluator`. fid_mode: the resize, `tf`
     or `clean`. neighbours: where to write the picture of nearest training images; plot: of FID against evaluations;
@@ -83,40 +83,35 @@ class Request(Drawing):
         return [self.model] if isinstance(self.model, str) else list(self.model or ())
 
 
-def evaluate(request: Request | None = None, /, **asked: Any) -> dict[str, Any]:
+def evaluate(request: Request | None = None, /, **settings: Any) -> dict[str, Any]:
     """Measure images or models: the result of `Evaluator` with `subject` and `request`; `models`, a list, of several.
 
         evaluate(model="builtin:fashion_mnist_teacher", reference="builtin:fashion_mnist", steps=3, num_images=64)
 
     The keywords are those of `Request`. Raises the errors of errors.py, ConfigError for a keyword that is not known.
     """
-    request = request or _request(asked)
+    known = [field.name for field in fields(Request)]
+    if unknown := [name for name in settings if name not in known]:
+        raise ConfigError(f"evaluate has no setting '{unknown[0]}'; it must be one of {', '.join(known)}")
+    request = request or Request(**settings)
     results = measured(request)
-    whole = results[0] if len(results) == 1 else {"models": results}
-    whole = {"request": request.record(), **whole}
+    answer = {"request": request.record(), **(results[0] if len(results) == 1 else {"models": results})}
     if request.plot is not None:
         plot_evaluations(results, request.plot)
     if request.json is not None:
-        write_json(Path(request.json), whole)
-    return whole
-
-
-def _request(asked: dict[str, Any]) -> Request:
-    known = [field.name for field in fields(Request)]
-    if unknown := [name for name in asked if name not in known]:
-        raise ConfigError(f"evaluate has no setting '{unknown[0]}'; it must be one of {', '.join(known)}")
-    return Request(**asked)
+        write_json(Path(request.json), answer)
+    return answer
 
 
 def measured(request: Request) -> list[dict[str, Any]]:
-    """The results, one of images, or one of each model; what is wrong is told before anything is computed."""
+    """The results: one for images, or one for each model. A wrong request is refused before anything is computed."""
     if request.json is not None:
         refuse_other(Path(request.json), request.record())
     if request.images is not None:
-        waiting = [image_subject(request.images, request.num_images, request)]
-        check_texts([metric(name) for name in request.metrics or ()], waiting[0](None).texts)
+        subjects = [image_subject(request.images, request.num_images, request)]
+        check_texts([metric(name) for name in request.metrics or ()], subjects[0](None).texts)
     else:
-        waiting = model_subjects(request.models, request.num_images, request)
+        subjects = model_subjects(request.models, request.num_images, request)
     rewards = [load_reward(name) for name in request.rewards or ()]
     reference = None if request.reference is None else read_reference(request.reference, request.split)
     evaluator = Evaluator(
@@ -132,19 +127,19 @@ def measured(request: Request) -> list[dict[str, Any]]:
         progress=True,
     )
     captions = reference.texts if isinstance(reference, ImageSet) else None
-    return [measure(evaluator, opened(captions), request.neighbours) for opened in waiting]
+    return [measure(evaluator, open_subject(captions), request.neighbours) for open_subject in subjects]
 
 
 def measure(evaluator: Evaluator, subject: Subject, picture: str | Path | None = None) -> dict[str, Any]:
     """The result of one subject, with what it is."""
     with tqdm(total=subject.count, desc=subject.name[-30:], unit="image", leave=False) as bar:
 
-        def watched() -> Iterator[Pair]:
+        def counted() -> Iterator[Pair]:
             for images, labels in subject.batches:
                 yield images, labels
                 bar.update(len(images))
 
-        result = evaluator(watched(), texts=subject.texts, num_images=subject.count, picture=picture)
+        result = evaluator(counted(), texts=subject.texts, num_images=subject.count, picture=picture)
     return {"subject": subject.about, **result}
 
 
@@ -160,8 +155,8 @@ def refuse_other(target: Path, request: dict[str, Any]) -> None:
             raise ConfigError(f"--json {target}: there is no folder {target.absolute().parent}; make it first")
         return
     try:
-        held = read_json(target)["request"]
+        answered = read_json(target)["request"]
     except (OSError, ValueError, KeyError, TypeError):
-        held = None
-    if held != request:
+        answered = None
+    if answered != request:
         raise ConfigError(f"--json {target} exists and holds something else: delete it or name another file")

@@ -70,8 +70,8 @@ def load_statistics(path: str | Path) -> Statistics:
     return Statistics(gaussian, **words, source=str(path))
 
 
-def check_same_features(statistics: Statistics, extractor: FeatureExtractor, resize: str | None = None) -> None:
-    """Raise DataError where a file says, or shows, that another extractor or resize made it."""
+def check_same_features(statistics: Statistics, extractor: FeatureExtractor) -> None:
+    """Raise DataError where a file was made with another extractor, by its digest or its number of features."""
     dim = len(statistics.gaussian.mean)
     if dim != extractor.dim:
         raise DataError(
@@ -82,8 +82,6 @@ def check_same_features(statistics: Statistics, extractor: FeatureExtractor, res
             f"{statistics.source} was made by '{statistics.extractor_id}' ({str(statistics.extractor_sha256)[:12]}), "
             f"not by '{extractor.id}' ({extractor.sha256[:12]}): the numbers would not compare"
         )
-    if resize is not None and statistics.resize not in (None, resize):
-        raise DataError(f"{statistics.source} was made with resize '{statistics.resize}', the images use '{resize}'")
 
 
 def is_statistics(path: str | Path) -> bool:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,9 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DataError
 from diffdistill.parts.attention.kernels import set_attention
 from diffdistill.pipelines.folder import locate, weights_digest
-from diffdistill.sampling.generate import pick_device, plan_sampling, run_plan
+from diffdistill.request import SamplingRequest
+from diffdistill.sampling.generate import pick_device, run_plan
+from diffdistill.sampling.plan import plan_sampling, request_of
 
 MODEL_IMAGES = 5000
 Pair = tuple[Tensor, Tensor | None]
@@ -28,7 +30,7 @@ Pair = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What models draw, and how; the flags that `sample` has too. None: the model's own.
+    """How a model is sampled: the flags that `sample` has too. None: the model's own choice.
 
     steps: sampling steps. seed: image i depends on it and on i alone. batch_size: changes no image. class_labels: in
     turn. prompt, prompts: one text, or a file of texts in turn. sampler: a name. epsilon_scaling, time_shift_sampler,
@@ -50,24 +52,16 @@ class Drawing:
     attention: str | None = None
     device: str | None = None
 
+    # Settings that mean nothing for images that exist already.
     OF_MODELS = (
         "steps", "class_labels", "negative_prompt", "guidance_scale", "sampler", "epsilon_scaling",
         "time_shift_sampler", "calibration", "attention",
     )  # fmt: skip
 
-    def texts(self) -> tuple[Prompt, ...] | None:
-        """The prompts that are given; raises what reading them raises."""
-        return given_prompts(self.prompt, self.prompts)
-
-    def sampling(self) -> dict[str, Any]:
-        """The arguments of `plan_sampling`, but for steps and prompts."""
-        names = ("sampler", "class_labels", "guidance_scale", "epsilon_scaling", "time_shift_sampler", "calibration")
-        return {name: getattr(self, name) for name in (*names, "negative_prompt")}
-
 
 @dataclass(frozen=True)
 class Subject:
-    """Images to come, `count` of them, and what the result says about them."""
+    """What is measured: `count` images, produced while they are measured, and their description in the result."""
 
     name: str
     count: int
@@ -76,47 +70,44 @@ class Subject:
     about: dict[str, Any]
 
 
-# Called with the captions of the reference, which a text-to-image model draws where no prompts are given.
-Opened = Callable[[Sequence[str] | None], Subject]
+OpenSubject = Callable[[Sequence[str] | None], Subject]
+"""Called with the captions of the reference, which a text-to-image model draws where no prompts are given."""
 
 
-def image_subject(images: str | Path | Tensor, limit: int | None, drawing: Drawing) -> Opened:
-    """Images, decoded one at a time: a set of any length, and of mixed sizes, can be measured.
+def image_subject(images: str | Path | Tensor, limit: int | None, drawing: Drawing) -> OpenSubject:
+    """A set of images, decoded one at a time, so that it may be of any length and of mixed sizes.
 
     Raises ConfigError for settings of models, DataError where there are no images, or too few.
     """
-    prompts = drawing.texts()
+    prompts = given_prompts(drawing.prompt, drawing.prompts)
     given = [f"--{name.replace('_', '-')}" for name in Drawing.OF_MODELS if getattr(drawing, name) is not None]
     if given:
         raise ConfigError(f"{given[0]} goes with --model: the images of --images are there already")
-    name = f"{len(images)} images" if isinstance(images, Tensor) else str(images)
-    source = None if isinstance(images, Tensor) else open_source(name, "train")
-    count = len(images) if source is None else source.count  # type: ignore[arg-type]
+    if isinstance(images, Tensor):
+        name, count, texts = f"{len(images)} images", len(images), None
+        batches: Iterator[Pair] = ((part, None) for part in images.split(1000))
+    else:
+        name, source = str(images), open_source(str(images), "train")
+        count, texts, batches = source.count, source.texts, _decoded(source)
     if count == 0:
         raise DataError(f"{name} holds no images")
     if limit is not None and limit > count:
         raise DataError(f"{name} has {count} images, but {limit} were asked for: lower --num-images")
-    texts = None if source is None else source.texts
     texts = texts if prompts is None else tuple(prompt.text for prompt in prompts)
-    batches = _parts(images) if isinstance(images, Tensor) else _decoded(source)  # type: ignore[arg-type]
     subject = Subject(name, limit or count, batches, texts, {"images": name})
     return lambda _captions: subject
 
 
-def _parts(images: Tensor) -> Iterator[Pair]:
-    return ((part, None) for part in images.split(1000))
-
-
-def model_subjects(models: Sequence[str], num_images: int | None, drawing: Drawing) -> list[Opened]:
-    """Models are looked for now and opened when their turn comes.
+def model_subjects(models: Sequence[str], num_images: int | None, drawing: Drawing) -> list[OpenSubject]:
+    """Models are located at once, and loaded only when their turn comes.
 
     Raises what reading the prompts raises, CheckpointError for a model that is not there.
     """
-    prompts = drawing.texts()
+    request = request_of(drawing)
     named = [name_and_steps(given, drawing.steps) for given in models]
     for name, _ in named:
         locate(name)
-    return [partial(model_subject, name, steps, num_images, drawing, prompts) for name, steps in named]
+    return [partial(model_subject, name, replace(request, steps=steps), num_images, drawing) for name, steps in named]
 
 
 def name_and_steps(given: str, steps: int | None) -> tuple[str, int | None]:
@@ -139,42 +130,38 @@ def _arrays(source: Source) -> Iterator[np.ndarray]:
 
 
 def model_subject(
-    name: str,
-    steps: int | None,
-    num_images: int | None,
-    drawing: Drawing,
-    prompts: Sequence[Prompt] | None,
-    captions: Sequence[str] | None = None,
+    name: str, request: SamplingRequest, num_images: int | None, drawing: Drawing, captions: Sequence[str] | None
 ) -> Subject:
     """Samples of a model: class-balanced unless labels are given; of a text-to-image model an image of each prompt.
 
-    captions: drawn where there are no prompts; of fewer images than captions, evenly spaced ones.
+    captions: drawn where the request has no prompts; of fewer images than captions, evenly spaced ones.
     """
     model = Denoiser.from_pretrained(name, pick_device(drawing.device))
     attention = set_attention(model.network, drawing.attention or "auto")
     count = num_images or MODEL_IMAGES
-    if model.draws_texts and prompts is None:
-        prompts = _of_reference(name, captions, count)
+    if model.draws_texts and request.prompts is None:
+        request = replace(request, prompts=_of_reference(name, captions, count))
     if model.draws_texts and num_images is None:
-        count = min(MODEL_IMAGES, len(prompts or ()))
+        count = min(MODEL_IMAGES, len(request.prompts or ()))
         if count < 2:
             raise ConfigError("one prompt makes one image, and metrics are of several; give --num-images N")
-    plan = plan_sampling(model, steps=steps, prompts=prompts, **drawing.sampling())
+    plan = plan_sampling(model, request)
+    drawn, prompts = plan.conditions, plan.conditions.prompts
     about = {
         "model": name,
         "model_sha256": weights_digest(locate(name)),
         "sampler": plan.sampler,
         "steps": plan.steps,
         "evaluations": plan.evaluations,
-        "guidance_scale": plan.guidance_scale,
+        "guidance_scale": drawn.guidance_scale,
         "corrections": plan.corrections.record(),
-        "class_labels": None if plan.class_labels is None else list(plan.class_labels),
-        "prompts": None if plan.prompts is None else {"count": len(plan.prompts), "sha256": digest_of(plan.prompts)},
+        "class_labels": None if drawn.class_labels is None else list(drawn.class_labels),
+        "prompts": None if prompts is None else {"count": len(prompts), "sha256": digest_of(prompts)},
         "seed": drawing.seed,
         "attention": str(attention),
     }
     batches = run_plan(model, plan, num_images=count, seed=drawing.seed, batch_size=drawing.batch_size)
-    texts = None if plan.prompts is None else [prompt.text for prompt in plan.prompts]
+    texts = None if prompts is None else [prompt.text for prompt in prompts]
     return Subject(name, count, batches, texts, about)
 
 

@@ -105,7 +105,4 @@ def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def summary(name: str, values: Tensor) -> Estimate:
     """The mean of scores `(N,)` and its standard error; of the cosines `clip` the CLIP score."""
-    if name == "clip":
-        return score_of(values)
-    error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return Estimate(float(values.mean()), error)
+    return score_of(values) if name == "clip" else Estimate.mean_of(values)

@@ -1,6 +1,6 @@
-"""`diffdistill doctor`: what is broken in this installation, and the one command that mends it.
+"""`diffdistill doctor`: what is broken in this installation, and the one command that repairs it.
 
-Whatever may crash is imported in a process of its own, so a broken package is reported and not suffered.
+Packages that may crash are imported in a process of their own, so a broken one is reported.
 """
 
 import argparse
@@ -34,8 +34,8 @@ facts = {"cuda": torch.cuda.get_device_name(0) if cuda else None, "build": torch
 facts["threads"] = torch.get_num_threads()
 of_cpu = getattr(torch.cpu, "get_capabilities", dict)()
 facts["bf16"] = bool(torch.cuda.is_bf16_supported() if cuda else of_cpu.get("amx_bf16"))
-from diffdistill.parts.attention.probe import kernels_here
-print(json.dumps(facts | kernels_here()))
+from diffdistill.parts.attention.probe import usable_kernels
+print(json.dumps(facts | usable_kernels()))
 """
 TORCHVISION = """
 import json, torchvision
@@ -146,13 +146,13 @@ def run(args: argparse.Namespace) -> int:
 
 def installed() -> dict[str, str | None]:
     """Version of every package that matters here; None: not installed."""
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for name in NAMES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -183,11 +183,11 @@ def check_core() -> Check:
     from packaging.requirements import Requirement
 
     try:
-        wanted = [Requirement(line) for line in metadata.requires("diffdistill") or ()]
+        requirements = [Requirement(line) for line in metadata.requires("diffdistill") or ()]
     except metadata.PackageNotFoundError:
         return Check("packages", "warn", "diffdistill runs from a folder and is not installed", f"{PIP} install -e .")
     wrong = []
-    for requirement in wanted:
+    for requirement in requirements:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:

@@ -59,11 +59,7 @@ class Settings(NamedTuple):
 
 
 def apply_scalelong(
-    network: Any,
-    mode: Mode = "cs",
-    kappa: float = 0.7,
-    position: Position = "pre_norm",
-    start: Start = "identity",
+    network: Any, mode: Mode = "cs", kappa: float = 0.7, position: Position = "pre_norm", start: Start = "identity"
 ) -> None:
     """Scale the long skips of `network` from now on: before training it, and before `torch.compile`.
 
@@ -301,28 +297,28 @@ def find_arrivals(network: nn.Module) -> list[Arrival]:
     UNets of diffusers hand every up block a tuple of skips, the last `len(resnets)` of those left, so within a tuple
     the shallowest is first. U-ViT and its relatives hand a block with a `skip_linear` one skip.
     """
-    found: list[tuple[nn.Module, str, int]] = []
+    takers: list[tuple[nn.Module, str, int]] = []
     up_blocks = getattr(network, "up_blocks", None)
     if isinstance(up_blocks, nn.ModuleList) and hasattr(network, "conv_in"):
         for block in up_blocks:
             if "res_hidden_states_tuple" in parameters_of(block) and hasattr(block, "resnets"):
                 resnets: Any = block.resnets
-                found.append((block, "res_hidden_states_tuple", len(resnets)))
+                takers.append((block, "res_hidden_states_tuple", len(resnets)))
     else:
         for module in network.modules():
             if getattr(module, "skip_linear", None) is not None and "skip" in parameters_of(module):
-                found.append((module, "skip", 1))
-    if not found:
+                takers.append((module, "skip", 1))
+    if not takers:
         raise ConfigError(
             f"{type(network).__name__} has no long skip connections that ScaleLong can reach; it is for UNets of "
             "diffusers, U-ViT, and transformers whose blocks take a skip"
         )
-    return list(_numbered(found))
+    return list(_numbered(takers))
 
 
-def _numbered(found: list[tuple[nn.Module, str, int]]) -> Iterator[Arrival]:
-    left = sum(count for _, _, count in found)
-    for module, argument, count in found:
+def _numbered(takers: list[tuple[nn.Module, str, int]]) -> Iterator[Arrival]:
+    left = sum(count for _, _, count in takers)
+    for module, argument, count in takers:
         yield Arrival(
             module, argument, parameters_of(module).index(argument), tuple(range(left - count + 1, left + 1))
         )

@@ -23,7 +23,7 @@ class Fillable:
 
 
 class Refused(Exception):
-    """The file asks for what the reader does not do; the text says what."""
+    """The file needs something that the reader refuses to do; the message names it."""
 
 
 class Name:

@@ -1,7 +1,7 @@
 """The closed table of names a file of weights may use, and the plain data each makes.
 
 Tensors and arrays become tensors; an object of a class becomes a `Record`, its class name and its attributes; the
-source code that EDM's files carry is text that nobody reads.
+source code that EDM's files carry is text that is never read.
 """
 
 import io
@@ -94,7 +94,7 @@ def numbers(data: Any, dtype: torch.dtype, offset: int = 0, count: int = -1) -> 
     if count == 0 or offset == len(data):
         return torch.empty(0, dtype=dtype)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable")  # and nobody here writes
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # and it is never written to
         return torch.frombuffer(data, dtype=dtype, offset=offset, count=count)
 
 

@@ -34,10 +34,10 @@ def read_pickle(file: Path) -> Any:
             if file.stat().st_size == 0:
                 raise CheckpointError("the file is empty")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                found = PickleReader(NAMES).read(content)  # type: ignore[arg-type]  # it reads as a file does
-                if isinstance(found, int) and found == LEGACY_MAGIC:
+                value = PickleReader(NAMES).read(content)  # type: ignore[arg-type]  # it reads as a file does
+                if isinstance(value, int) and value == LEGACY_MAGIC:
                     return _read_legacy(content, len(content))  # type: ignore[arg-type]
-                return found
+                return value
     except CheckpointError as error:
         raise CheckpointError(f"'{file}': {error}") from None
     except OSError as error:
@@ -102,16 +102,16 @@ def _read_legacy(stream: IO[bytes], length: int) -> Any:
 
 def _declared(stream: IO[bytes], length: int) -> dict[str, tuple[torch.dtype, int]]:
     """Type and count of each storage that the object refers to; leaves the stream behind the object."""
-    found: dict[str, tuple[torch.dtype, int]] = {}
+    declared: dict[str, tuple[torch.dtype, int]] = {}
 
     def declare(value: Any) -> Storage:
         kind, key, count = storage_id(value)
-        if found.setdefault(key, (kind, count)) != (kind, count) or count * kind.itemsize > length:
+        if declared.setdefault(key, (kind, count)) != (kind, count) or count * kind.itemsize > length:
             raise ValueError
         return Storage(torch.empty(count, dtype=kind, device="meta"))
 
     PickleReader(NAMES, declare).read(stream)
-    return found
+    return declared
 
 
 def _legacy_storage(stream: IO[bytes], kind: torch.dtype, count: int) -> Storage:

@@ -1,4 +1,4 @@
-"""A model folder in diffusers format: where it is, what it says of itself, and how one is written.
+"""A model folder in diffusers format: finding, reading and writing it, and its diffdistill.json.
 
 Every weights file is named with its SHA-256 in `diffdistill.json`: safetensors carries no checksum, so without it one
 flipped bit would load in silence.
@@ -16,7 +16,7 @@ from diffdistill.files import PICKLES, new_folder, sha256, write_json
 
 METADATA = "diffdistill.json"
 Card = Callable[[dict[str, Any]], str]
-"""Makes README.md of what `diffdistill.json` says."""
+"""Makes README.md from the content of `diffdistill.json`."""
 
 
 def weights_digest(folder: Path) -> str:
@@ -55,9 +55,9 @@ def _download(model: str) -> Path:
         snapshot_download(model, allow_patterns=[METADATA, "calibration.json"])
         return Path(folder)
     except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(
-            f"model '{model}' is no local folder and could not be fetched from the Hub ({said}); check the name and "
+            f"model '{model}' is no local folder and could not be fetched from the Hub ({reason}); check the name and "
             f"the network, and that it is a pipeline with safetensors weights"
         ) from error
 
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """What diffdistill.json says, its digests checked; empty where there is none. CheckpointError for damage."""
+    """The content of diffdistill.json, its digests checked; empty where there is none. CheckpointError for damage."""
     metadata = read_json(folder / METADATA) if (folder / METADATA).exists() else {}
     for name, expected in metadata.get("sha256", {}).items():
         if not (folder / name).is_file():
@@ -94,7 +94,7 @@ def write_model(
 ) -> None:
     """Write a model folder whole or not at all: its parts, diffdistill.json with their digests, README.md.
 
-    write_parts: fills a folder and returns what diffdistill.json says of it.
+    write_parts: fills a folder and returns the content of its diffdistill.json.
     """
     with new_folder(folder) as staged:
         metadata = write_parts(staged)

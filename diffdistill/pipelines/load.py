@@ -43,10 +43,10 @@ def load_model(model: str | Path, device: str | torch.device = "cpu", adapter: s
     metadata.setdefault("path", str(model))
     if any(name.startswith("text_encoder") for name in index):
         kind = str(index.get("_class_name"))
-        found: Denoiser = load_text_denoiser(folder, kind, str(model), process, metadata, adapter)
+        denoiser: Denoiser = load_text_denoiser(folder, kind, str(model), process, metadata, adapter)
     else:
-        found = load_pixels(folder, index, process, metadata)
-    return found.to(device)
+        denoiser = load_pixels(folder, index, process, metadata)
+    return denoiser.to(device)
 
 
 STORAGE = Storage("diffusers", load_model, save_pixels)

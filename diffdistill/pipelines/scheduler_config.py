@@ -1,4 +1,4 @@
-"""What a diffusers scheduler says of a model: the noise process of a teacher, the levels of a student."""
+"""What the config of a diffusers scheduler means: the noise process of a teacher, the levels of a student."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ LCM_TIME_SCALE = 2.0**30
 
 
 class Schedule(NamedTuple):
-    """A stock scheduler, the levels it visits, first to last, and how the stock pipeline is asked for them."""
+    """A stock scheduler, the levels it visits, first to last, and the arguments of the stock pipeline for them."""
 
     scheduler: Any
     levels: tuple[float, ...]
@@ -26,7 +26,7 @@ FEW_STEP = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
 
 
 def process_of(scheduler: dict[str, Any], role: str = "teacher") -> Process:
-    """The noise process that a diffusers scheduler config describes, of a network in that role.
+    """The noise process that the config of a diffusers scheduler describes, for a network in that role.
 
     CheckpointError for a scheduler, or a setting, under which a network's output means something that is not read.
     Settings that choose a sampler's steps alone (timestep_spacing, shift, clip_sample, thresholding, Karras' levels
@@ -65,11 +65,11 @@ def _vp(name: str, scheduler: dict[str, Any], kind: str) -> VP:
 
     cls = getattr(diffusers, name, None)
     try:
-        made: Any = cls.from_config(scheduler) if cls is not None else None
+        stock: Any = cls.from_config(scheduler) if cls is not None else None
     except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"scheduler '{name}' could not be made ({said}); mend its config") from error
-    if not hasattr(made, "alphas_cumprod"):
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"scheduler '{name}' could not be made ({reason}); mend its config") from error
+    if not hasattr(stock, "alphas_cumprod"):
         raise CheckpointError(
             f"scheduler '{name}' is unknown; EDM, CMStochasticIterative, FlowMatch and DDPM-like schedulers are read"
         )
@@ -85,4 +85,4 @@ def _vp(name: str, scheduler: dict[str, Any], kind: str) -> VP:
             f"{name} has timestep_type '{scheduler['timestep_type']}', which tells the network ln(sigma) / 4 in place "
             f"of a training step; only discrete is read"
         )
-    return VP(made.alphas_cumprod, kind)
+    return VP(stock.alphas_cumprod, kind)

@@ -72,7 +72,7 @@ CATALOGUE = (
 
 
 def of_evaluations(run: RunData) -> list[Chart]:
-    """A chart of every metric, as its registry says; of one that is not installed here, as the run itself says."""
+    """A chart of every metric in the registry, and of those that only the run itself describes."""
     rows = [(row.label, row.summary, row.numbers) for row in metrics().values()]
     known = {figure.name for *_, figures in rows for figure in figures}
     foreign = [figure_of(name, run.words) for name in run.words if name not in known]
@@ -133,8 +133,8 @@ def _card(title: str, hint: str, drawing: str, lines: Sequence["Line"], values: 
         f'<span class="key"><i class="{line.colour}"></i>{escape(line.label)}{value}</span>'
         for line, value in zip(lines, values, strict=True)
     )
-    said = f'<p class="hint">{escape(hint)}</p>' if hint else ""
-    caption = f"<figcaption><h3>{escape(title)}</h3>{said}</figcaption>"
+    how_to_read = f'<p class="hint">{escape(hint)}</p>' if hint else ""
+    caption = f"<figcaption><h3>{escape(title)}</h3>{how_to_read}</figcaption>"
     return f'<figure class="card">{caption}{drawing}<p class="legend{" many" if many else ""}">{keys}</p></figure>'
 
 

@@ -20,14 +20,14 @@ MARKS = {"good": "✓", "watch": "!", "bad": "✕"}
 
 def page(run: RunData) -> str:
     """The whole report; needs no other file and no network."""
-    title = _title(run)
+    title, figures = run.folder.resolve().name.replace("_", " "), charts(run)
     sections = [
         _header(run, title),
         _tiles(run),
         _samples(run),
         _section("health", "Health", _health(run)),
         _section("figures", "Metrics", _figures(run)),
-        _section("curves", "Curves", f'<div class="grid">{"".join(found)}</div>' if (found := charts(run)) else ""),
+        _section("curves", "Curves", f'<div class="grid">{"".join(figures)}</div>' if figures else ""),
         _section("history", "Samples over time", _history(run)),
         _section("settings", "Settings", _settings(run)),
         _footer(run),
@@ -39,10 +39,6 @@ def page(run: RunData) -> str:
         f"<title>{escape(title)}</title><style>{STYLE.read_text('utf-8')}</style></head>"
         f"<body><main>{''.join(sections)}</main></body></html>\n"
     )
-
-
-def _title(run: RunData) -> str:
-    return run.folder.resolve().name.replace("_", " ")
 
 
 def _header(run: RunData, title: str) -> str:
@@ -126,12 +122,12 @@ def _picture(file: Path, label: str, size: str) -> str:
 
 
 def _health(run: RunData) -> str:
-    found = "".join(
+    items = "".join(
         f'<li class="{v.kind}"><i aria-hidden="true">{MARKS[v.kind]}</i>'
         f"<div><b>{escape(v.title)}</b><p>{escape(v.text)}</p></div></li>"
         for v in verdicts(run)
     )
-    return f'<ul class="health">{found}</ul>' if found else ""
+    return f'<ul class="health">{items}</ul>' if items else ""
 
 
 def _figures(run: RunData) -> str:

@@ -1,5 +1,6 @@
-"""`report.html` of a run folder."""
+"""`report.html` of a run folder, and `diffdistill report RUN [--out FILE]`."""
 
+from argparse import Namespace
 from pathlib import Path
 
 from diffdistill.errors import ConfigError, DiskError
@@ -24,3 +25,9 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     except OSError as error:
         raise DiskError(f"cannot write '{file}' ({error.strerror}); free space or choose another place") from error
     return file
+
+
+def run(args: Namespace) -> int:
+    """Write the report and say where it is."""
+    print(write_report(args.run, args.out))
+    return 0

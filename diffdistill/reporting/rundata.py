@@ -1,4 +1,4 @@
-"""Reading a run folder for the report: whatever is there, in whatever state the run left it."""
+"""Reading a run folder for the report: missing and damaged parts are left out."""
 
 import json
 import math
@@ -50,7 +50,7 @@ class RunData:
 
     @property
     def words(self) -> dict[str, Any]:
-        """What the run's evaluations say of their figures: label and direction by name."""
+        """Label and direction of every figure by name, as the run's evaluations recorded them."""
         return {
             name: words for result in self.evaluation.values() for name, words in (result.get("figures") or {}).items()
         }
@@ -92,7 +92,7 @@ def read_run(folder: Path) -> RunData:
 
 def read_metrics(text: str) -> dict[str, Series]:
     """Every numeric key of `metrics.jsonl` as a series; a line that a kill cut short is skipped."""
-    found: dict[str, Series] = {}
+    metrics: dict[str, Series] = {}
     for line in text.splitlines():
         try:
             entry = json.loads(line)
@@ -103,11 +103,11 @@ def read_metrics(text: str) -> dict[str, Series]:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if name in ("step", "time") or not number or not math.isfinite(value):
                 continue
-            series = found.setdefault(name, Series())
+            series = metrics.setdefault(name, Series())
             series.steps.append(step)
             series.seconds.append(seconds)
             series.values.append(float(value))
-    return found
+    return metrics
 
 
 def _text(file: Path) -> str:

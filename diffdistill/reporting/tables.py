@@ -20,19 +20,19 @@ def evaluations(run: RunData, name: str) -> int | None:
 def headline(run: RunData) -> list[tuple[str, str, str]]:
     """The numbers a reader wants first: (label, value, what it rests on)."""
     tiles = []
-    found = {name: values_of(result) for name, result in run.evaluation.items()}
+    values = {name: values_of(result) for name, result in run.evaluation.items()}
     for name in ("student", "teacher", "model"):
-        if "fid" in found.get(name, {}):
+        if "fid" in values.get(name, {}):
             calls = evaluations(run, name)
             rest = "" if calls is None else f"{calls} evaluation{'' if calls == 1 else 's'} an image"
-            tiles.append((f"{name.capitalize()} FID", f"{found[name]['fid'].value:.2f}", rest))
-    student, teacher = (found.get(name, {}).get("fid") for name in ("student", "teacher"))
+            tiles.append((f"{name.capitalize()} FID", f"{values[name]['fid'].value:.2f}", rest))
+    student, teacher = (values.get(name, {}).get("fid") for name in ("student", "teacher"))
     if student and teacher and teacher.value > 0:
         tiles.append(("Student / teacher", f"{student.value / teacher.value:.2f}×", "of their FID, lower is better"))
-    floor = next((f["fid"].real for f in found.values() if "fid" in f and f["fid"].real is not None), None)
+    floor = next((v["fid"].real for v in values.values() if "fid" in v and v["fid"].real is not None), None)
     if floor is not None:
         tiles.append(("Real images", f"{floor:.2f}", "FID of real against real, the floor"))
-    tiles += _clip_tiles(found) + _win_tiles(found.get("aligned", {}))
+    tiles += _clip_tiles(values) + _win_tiles(values.get("aligned", {}))
     if run.steps:
         batch, what = run.config.get("train_batch_size"), "pairs" if run.verb == "align" else "images"
         size = f" of {batch} {what}" if batch else ""
@@ -40,11 +40,11 @@ def headline(run: RunData) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _clip_tiles(found: dict[str, dict[str, Value]]) -> list[tuple[str, str, str]]:
+def _clip_tiles(values: dict[str, dict[str, Value]]) -> list[tuple[str, str, str]]:
     """The CLIP score of what was trained, beside that of the teacher, or of real images with their captions."""
     tiles = []
     for name in ("student", "model"):
-        score, teacher = (found.get(model, {}).get("clip") for model in (name, "teacher"))
+        score, teacher = (values.get(model, {}).get("clip") for model in (name, "teacher"))
         if score is None:
             continue
         beside = "" if score.real is None else f"{score.real:.2f} of real images and their captions"
@@ -53,11 +53,13 @@ def _clip_tiles(found: dict[str, dict[str, Value]]) -> list[tuple[str, str, str]
     return tiles
 
 
-def _win_tiles(found: dict[str, Value]) -> list[tuple[str, str, str]]:
-    """What aligning did: to held-out pairs, and to images in the eyes of each judge."""
+def _win_tiles(values: dict[str, Value]) -> list[tuple[str, str, str]]:
+    """Win rates of an aligning run: of held-out pairs, and of images by each judge."""
     words = {"win_rate_over_start": "held-out pairs whose margin rose"}
-    words |= {name: "images preferred to the start's" for name in found if name.startswith("judge_win_rate/")}
-    return [(label_of(name), f"{100 * found[name].value:.0f}%", rest) for name, rest in words.items() if name in found]
+    words |= {name: "images preferred to the start's" for name in values if name.startswith("judge_win_rate/")}
+    return [
+        (label_of(name), f"{100 * values[name].value:.0f}%", rest) for name, rest in words.items() if name in values
+    ]
 
 
 def metrics_table(run: RunData) -> str:
@@ -106,16 +108,16 @@ def protocol(run: RunData) -> dict[str, str]:
     if not results:
         return {}
     name, first = results[0]
-    found = protocol_words(first)
-    others = [other for other, protocol in results[1:] if protocol_words(protocol) != found]
+    words = protocol_words(first)
+    others = [other for other, protocol in results[1:] if protocol_words(protocol) != words]
     if others:
-        found["Note"] = (
+        words["Note"] = (
             f"{', '.join(others)} was measured otherwise: the figures do not compare; this is that of {name}"
         )
     warnings = [warning for result in run.evaluation.values() for warning in result.get("warnings", ())]
     if warnings:
-        found["Warnings"] = "; ".join(dict.fromkeys(warnings))
-    return found
+        words["Warnings"] = "; ".join(dict.fromkeys(warnings))
+    return words
 
 
 def protocol_words(protocol: dict[str, Any]) -> dict[str, str]:
@@ -125,7 +127,7 @@ def protocol_words(protocol: dict[str, Any]) -> dict[str, str]:
         "Generated images": _count(protocol.get("num_images")),
         "Features": _joined(features.get("id"), _width(features.get("dim")), _hash(features.get("sha256"))),
         "Reference": _joined(
-            reference.get("name"), _images(reference.get("num_images")), _hash(reference.get("fingerprint"))
+            reference.get("name"), _count(reference.get("num_images"), " images"), _hash(reference.get("fingerprint"))
         ),
         "Held-out pairs": _count(protocol.get("num_pairs")),
         "Times of each": _count(protocol.get("levels")),
@@ -144,12 +146,8 @@ def _joined(*parts: str | None) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _count(number: int | None) -> str | None:
-    return None if number is None else f"{number:,}"
-
-
-def _images(number: int | None) -> str | None:
-    return None if number is None else f"{number:,} images"
+def _count(number: int | None, unit: str = "") -> str | None:
+    return None if number is None else f"{number:,}{unit}"
 
 
 def _width(number: int | None) -> str | None:

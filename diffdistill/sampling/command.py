@@ -10,7 +10,7 @@ from diffdistill.sampling.run import sample
 
 def run(args: Namespace) -> int:
     """Write `00000.png` ..., `grid.png` and `samples.json` into `--out`, which appears whole or not at all."""
-    found = sample(
+    samples = sample(
         args.model,
         num_images=args.num_images,
         seed=args.seed,
@@ -21,10 +21,11 @@ def run(args: Namespace) -> int:
         attention=args.attention or "auto",
         request=request_of(args),
     )
-    plan, count = found.plan, len(found.settings["images"])
-    if AUTO in (args.epsilon_scaling, args.time_shift_sampler) and plan.guidance_scale != 1:
+    plan, count = samples.plan, len(samples.settings["images"])
+    guidance = plan.conditions.guidance_scale
+    if AUTO in (args.epsilon_scaling, args.time_shift_sampler) and guidance != 1:
         print("note: the calibration was made without guidance, whose images differ from the data", file=sys.stderr)
-    guided = "" if plan.guidance_scale == 1 else f", guidance {plan.guidance_scale:g}"
+    guided = "" if guidance == 1 else f", guidance {guidance:g}"
     print(
         f"{args.out}: {_count(count, 'image')}, {plan.sampler}, {_count(plan.evaluations, 'evaluation')} each{guided}"
     )

@@ -1,5 +1,6 @@
 """Images from a model: which noise, in which batches, through the network and to pixels."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,7 @@ from diffdistill.request import SamplingRequest
 from diffdistill.sampling.noise import ImageNoise
 from diffdistill.sampling.plan import Plan, plan_sampling
 from diffdistill.sampling.sampler import Denoise
-from diffdistill.sampling.scheduled import DenoiseAt, Observe, copies, solve_scheduled
-
-__all__ = ["Plan", "generate", "pick_device", "plan_sampling", "run_plan", "sample_batch"]
+from diffdistill.sampling.scheduled import DenoiseAt, Observe, solve_scheduled
 
 # On a CPU the last bits of a convolution depend on how many images share the call, and one pixel in 10^5 then rounds
 # to the neighbouring grey level. So there the network is always called with the same number of images. 16 costs 5 % of
@@ -61,8 +60,8 @@ def pick_device(name: str | torch.device | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
-    if (device.index or 0) >= here:
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
+    if (device.index or 0) >= count:
         raise ConfigError(f"device '{name}' is not on this machine; use cpu, or leave it out")
     return device
 
@@ -74,7 +73,7 @@ def run_plan(
     for start in range(first, first + num_images, batch_size):
         indices = range(start, min(start + batch_size, first + num_images))
         images = sample_batch(model, plan, seed, indices, batch_size)
-        yield to_uint8(images).cpu(), plan.labels(indices)
+        yield to_uint8(images).cpu(), plan.conditions.labels(indices)
 
 
 @torch.inference_mode()
@@ -98,7 +97,7 @@ def sample_batch(
             x0 = _by_sampler(model, plan, denoise, noise)
         # A decoder's activations take more memory than all else, so a few images at a time.
         rows = min(CPU_ROWS, batch_size, model.decoder_rows(device))
-        return _by_rows(lambda here: model.decode(x0[here]).float(), len(x0), rows, device)
+        return _by_rows(lambda chosen: model.decode(x0[chosen]).float(), len(x0), rows, device)
     finally:
         model.train(was_training)
 
@@ -109,10 +108,10 @@ def _in_parts(model: Denoiser, plan: Plan, indices: Sequence[int], rows: int) ->
     device = next(model.parameters()).device
 
     def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
-        def part(here: Tensor) -> Tensor:
-            level = sigma[here] if isinstance(sigma, Tensor) else torch.full((rows,), sigma, device=device)
-            c, n = (None if value is None else value[here] for value in (cond, null))
-            return model.guided(x[here], level, c, plan.guidance_scale, n)
+        def part(chosen: Tensor) -> Tensor:
+            level = sigma[chosen] if isinstance(sigma, Tensor) else torch.full((rows,), sigma, device=device)
+            c, n = (None if value is None else value[chosen] for value in (cond, null))
+            return model.guided(x[chosen], level, c, plan.conditions.guidance_scale, n)
 
         return _by_rows(part, len(x), rows, device)
 
@@ -133,14 +132,14 @@ def _by_scheduler(
     """The same by a scheduler of diffusers."""
     scheduler = plan.scheduler(model)
     # Time-Shift looks at the state: with a scheduler an image it cannot see an image's neighbours.
-    own = copies(scheduler, len(noise.seeds)) if plan.corrections.shifts else [scheduler]
-    return solve_scheduled(denoise, noise, own, observe)
+    schedulers = [copy.deepcopy(scheduler) for _ in noise.seeds] if plan.corrections.shifts else [scheduler]
+    return solve_scheduled(denoise, noise, schedulers, observe)
 
 
 def _by_rows(call: Callable[[Tensor], Tensor], count: int, rows: int, device: torch.device) -> Tensor:
     """`call` on the indices of exactly `rows` images at a time; a shorter rest is filled up with its last."""
     parts = []
     for at in range(0, count, rows):
-        here = torch.arange(at, at + rows, device=device).clamp(max=count - 1)
-        parts.append(call(here)[: count - at])
+        chosen = torch.arange(at, at + rows, device=device).clamp(max=count - 1)
+        parts.append(call(chosen)[: count - at])
     return torch.cat(parts)

@@ -1,20 +1,16 @@
 """A sampling request, checked against the model: sampler, levels, what is drawn, corrections."""
 
-from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from torch import Tensor
-
-from diffdistill.data.prompts import Prompt, given_prompts
+from diffdistill.data.prompts import given_prompts
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.parts.exposure_bias.corrections import NONE, Corrections, read_corrections
 from diffdistill.request import Conditions, SamplingRequest
 from diffdistill.sampling.noise import image_seed
 from diffdistill.sampling.sampler import SAMPLERS, Sampler
-from diffdistill.sampling.scheduled import Scheduler, levels_of, make_scheduler, set_steps
+from diffdistill.sampling.scheduled import Scheduler, levels_of, make_scheduler, scheduler_class, set_steps
 
 
 @dataclass(frozen=True)
@@ -41,24 +37,6 @@ class Plan:
         """Calls of the network an image takes; guidance doubles the cost of each."""
         return self.row.evaluations(self.steps)
 
-    @property
-    def guidance_scale(self) -> float:
-        return self.conditions.guidance_scale
-
-    @property
-    def class_labels(self) -> tuple[int, ...] | None:
-        """Image i has label class_labels[i mod len]; None: the model has no classes."""
-        return self.conditions.class_labels
-
-    @property
-    def prompts(self) -> tuple[Prompt, ...] | None:
-        """Image i has prompt prompts[i mod len]; None: the model reads no text."""
-        return self.conditions.prompts
-
-    def labels(self, indices: Sequence[int]) -> Tensor | None:
-        """Labels of the images `indices`, int64 `(B,)`; None where the model has no classes."""
-        return self.conditions.labels(indices)
-
     def torch_seed(self, seed: int, index: int) -> int:
         """Seed of the generator of image `index`.
 
@@ -74,14 +52,15 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """What made the images, as JSON: with it, a seed and an index, one of them is made again alone."""
+        labels = self.conditions.class_labels
         return {
             "sampler": self.sampler,
             "steps": self.steps,
             "evaluations": self.evaluations,
             "levels": list(self.levels),
-            "guidance_scale": self.guidance_scale,
+            "guidance_scale": self.conditions.guidance_scale,
             "corrections": self.corrections.record(),
-            "class_labels": None if self.class_labels is None else list(self.class_labels),
+            "class_labels": None if labels is None else list(labels),
         }
 
 
@@ -102,12 +81,12 @@ def plan_sampling(model: Denoiser, request: SamplingRequest | None = None, **set
     plan = Plan(name, steps, _levels(model, name, steps), conditions)
     if request.epsilon_scaling is None and request.time_shift_sampler is None:
         return plan
-    require_steps(name)
-    wanted = (request.epsilon_scaling, request.time_shift_sampler, request.calibration)
-    found = read_corrections(model.metadata.get("path"), model.process, name, steps, *wanted)
-    plan = replace(plan, corrections=found)
+    scheduler_class(name)  # refuses samplers that no correction fits
+    flags = (request.epsilon_scaling, request.time_shift_sampler, request.calibration)
+    corrections = read_corrections(model.metadata.get("path"), model.process, name, steps, *flags)
+    plan = replace(plan, corrections=corrections)
     if plan.scheduled:
-        plan.scheduler(model)  # refuses what cannot be
+        plan.scheduler(model)  # refuses corrections that it cannot take
     return plan
 
 
@@ -127,14 +106,6 @@ def _few_steps(model: Denoiser, row: Sampler | None, request: SamplingRequest, c
     return Plan(request.sampler or model.default_sampler, len(levels) - 1, levels, conditions)
 
 
-def require_steps(sampler: str) -> None:
-    """ConfigError for a sampler without steps that a correction could act on."""
-    if SAMPLERS.get(sampler).scheduler is None:
-        raise ConfigError(
-            f"sampler '{sampler}' follows no differential equation, so no correction fits it; use another"
-        )
-
-
 def _levels(model: Denoiser, name: str, steps: int) -> tuple[float, ...]:
     """Where a sampler calls the network, then 0; ConfigError for a number of steps it does not have."""
     row = SAMPLERS.get(name)
@@ -149,8 +120,11 @@ def _levels(model: Denoiser, name: str, steps: int) -> tuple[float, ...]:
     return levels_of(scheduler)
 
 
-def request_of(args: Namespace) -> SamplingRequest:
-    """The request that the flags of `cli/sampling_flags.py` make; DataError for a file of prompts that is none."""
+def request_of(flags: Any) -> SamplingRequest:
+    """The request that the flags of `cli/sampling_flags.py`, attributes of `flags`, make.
+
+    Raises DataError for a file of prompts that is none.
+    """
     names = [entry.name for entry in fields(SamplingRequest) if entry.name != "prompts"]
-    given = {name: getattr(args, name) for name in names}
-    return SamplingRequest(**given, prompts=given_prompts(args.prompt, args.prompts))
+    given = {name: getattr(flags, name) for name in names}
+    return SamplingRequest(**given, prompts=given_prompts(flags.prompt, flags.prompts))

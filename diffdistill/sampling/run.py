@@ -54,8 +54,8 @@ def sample(
     False where memory does not hold all images, which are only written then; settings: those of a `SamplingRequest`
     (steps, sampler, class_labels, prompts, guidance_scale ...), in place of `request` or to change it.
 
-    >>> found = sample("builtin:fashion_mnist_teacher", num_images=2, steps=2, class_labels=[9])
-    >>> found.images.shape, found.settings["sampler"], found.settings["evaluations"]
+    >>> samples = sample("builtin:fashion_mnist_teacher", num_images=2, steps=2, class_labels=[9])
+    >>> samples.images.shape, samples.settings["sampler"], samples.settings["evaluations"]
     (torch.Size([2, 1, 28, 28]), 'heun', 3)
 
     Raises ConfigError for what the model cannot draw, CheckpointError for a damaged model, DiskError.
@@ -64,9 +64,9 @@ def sample(
     count = num_images or len(request.prompts or ())
     if count < 1 or batch_size < 1:
         raise ConfigError(f"{count} images in batches of {batch_size} were asked for; both must be 1 or more")
-    place = None if out is None else Path(out)
-    if place is not None and place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise ConfigError(f"--out '{place}' already exists and is not an empty folder; name a new one")
+    target = None if out is None else Path(out)
+    if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"--out '{target}' already exists and is not an empty folder; name a new one")
     if isinstance(model, Denoiser):
         name = model.metadata.get("path")
         model = model if device is None else model.to(pick_device(device))
@@ -77,7 +77,7 @@ def sample(
     plan = plan_sampling(model, request)
     record = _settings(name, plan, seed, batch_size, next(model.parameters()).device)
     record["attention"] = str(kernels)
-    with nullcontext() if place is None else new_folder(place) as folder:
+    with nullcontext() if target is None else new_folder(target) as folder:
         batches = _with_entries(model, plan, count, seed, batch_size)
         images, record["images"] = _collect(batches, plan, count, folder, keep)
         if folder is not None:
@@ -88,7 +88,7 @@ def sample(
 def _with_entries(
     model: Denoiser, plan: Plan, count: int, seed: int, batch_size: int
 ) -> Iterator[list[tuple[Tensor, dict[str, Any]]]]:
-    """Batches of images, each with what `samples.json` says of it."""
+    """Batches of images, each with its entry in `samples.json`."""
     digits, index = max(5, len(str(count - 1))), 0
     for images, _ in run_plan(model, plan, num_images=count, seed=seed, batch_size=batch_size):
         batch = []
@@ -133,18 +133,15 @@ def _settings(name: str | None, plan: Plan, seed: int, batch_size: int, device: 
     """What made the images: with it, `seed` and `index`, one of them is made again alone."""
     import diffusers
 
+    prompts = plan.conditions.prompts
     return {
         "model": name,
         "model_sha256": None if name is None else weights_digest(locate(name)),
         **plan.record(),
-        "prompts_sha256": None if plan.prompts is None else digest_of(plan.prompts),
+        "prompts_sha256": None if prompts is None else digest_of(prompts),
         "seed": seed,
         "batch_size": batch_size,
         "device": device.type,
         "threads": torch.get_num_threads(),
-        "versions": {
-            "diffdistill": __version__,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-        },
+        "versions": {"diffdistill": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
     }

@@ -1,7 +1,7 @@
 """Any diffusers scheduler around a `Denoiser`: DDIM, DDPM, F-PNDM, DEIS, UniPC ... for networks of every kind.
 
 A scheduler keeps its state as x = alpha x0 + s eps. The denoiser works at x / alpha = x0 + (s / alpha) eps, so it is
-asked D(x / alpha, s / alpha), and the scheduler is told the noise this means, eps = (x - alpha D) / s.
+called as D(x / alpha, s / alpha), and the scheduler is given the noise eps = (x - alpha D) / s.
 
 The noise schedule is the model's own where it was trained with one (`VP`). For other networks it is the
 variance-preserving schedule of 1000 steps with betas linear in t (2006.11239, section 4) whose levels span exactly the
@@ -9,7 +9,6 @@ levels the network knows: s / alpha = sigma_min at t = 0 and sigma_max at t = 99
 would end at level 157, where a network that was trained up to 80 is not defined.
 """
 
-import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -41,14 +40,22 @@ def betas_of(process: Process) -> list[float]:
         signal = 1 / (1 + (2 * process.log_sigmas).exp())
         return (1 - signal / torch.cat([signal.new_ones(1), signal[:-1]])).tolist()
     first = process.sigma_min**2 / (1 + process.sigma_min**2)
-    wanted = -math.log1p(process.sigma_max**2)
+    target = -math.log1p(process.sigma_max**2)
     ramp = torch.linspace(0, 1, TRAIN_STEPS, dtype=torch.float64)
     low, high = first, 1.0
     for _ in range(100):
         middle = (low + high) / 2
         reached = torch.log1p(-(first + (middle - first) * ramp[:-1])).sum().item() + math.log1p(-middle)
-        low, high = (low, middle) if reached < wanted else (middle, high)
+        low, high = (low, middle) if reached < target else (middle, high)
     return (first + (low - first) * ramp).tolist()
+
+
+def scheduler_class(name: str) -> str:
+    """The class of diffusers that computes a sampler; ConfigError for one without steps that a correction acts on."""
+    class_name = SAMPLERS.get(name).scheduler
+    if class_name is None:
+        raise ConfigError(f"sampler '{name}' follows no differential equation, so no correction fits it; use another")
+    return class_name
 
 
 def make_scheduler(name: str, process: Process) -> Scheduler:
@@ -59,9 +66,7 @@ def make_scheduler(name: str, process: Process) -> Scheduler:
     import diffusers
 
     sampler = SAMPLERS.get(name)
-    if sampler.scheduler is None:
-        raise ConfigError(f"sampler '{name}' follows no differential equation, so no correction fits it; use another")
-    cls = getattr(diffusers, sampler.scheduler)
+    cls = getattr(diffusers, scheduler_class(name))
     betas = betas_of(process)
     accepted = inspect.signature(cls.__init__).parameters
     settings = {key: value for key, value in sampler.settings.items() if key in accepted}
@@ -127,8 +132,3 @@ def solve_scheduled(
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
     """One number for all rows, or one a row, as `(1 or B, 1, 1, 1)`."""
     return torch.tensor(values, dtype=torch.float64).to(like).reshape(-1, *[1] * (like.ndim - 1))
-
-
-def copies(scheduler: Scheduler, count: int) -> list[Scheduler]:
-    """`count` independent schedulers in the state of this one."""
-    return [copy.deepcopy(scheduler) for _ in range(count)]

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffdistill.evaluation.extractors.emoji_net import CATEGORIES, EmojiNet
+from diffdistill.evaluation.extractors.bundled import CATEGORIES, EmojiNet
 
 CHANNELS, DIM, PEAK_RATE, WARMUP, WEIGHT_DECAY, NOISE, BLUR = (32, 64, 128), 128, 3e-3, 100, 1e-2, 0.15, 0.8
 
@@ -48,7 +48,7 @@ def seen(images: Tensor) -> Tensor:
 def accuracies(net: EmojiNet, split: str) -> dict[str, float]:
     net.eval()
     images, (category, style, _) = images_of(split), labels_of(split)
-    kinds, styles = net.both(images.float() / 127.5 - 1)
+    kinds, styles = net.logits(images.float() / 127.5 - 1)
     net.train()
     right = {"category": kinds.argmax(1) == category, "style": styles.argmax(1) == style}
     return {f"{split}_{name}": float(found.float().mean()) for name, found in right.items()}

@@ -19,7 +19,8 @@ from diffdistill.evaluation import Evaluator, load_features
 from diffdistill.evaluation.figures import numbers_of
 from diffdistill.files import write_json
 from diffdistill.pipelines.folder import weights_digest
-from diffdistill.sampling.generate import generate, plan_sampling
+from diffdistill.sampling.generate import generate
+from diffdistill.sampling.plan import plan_sampling
 
 # (sampler, steps): what a practitioner would compare a one-step student with.
 ROWS = [

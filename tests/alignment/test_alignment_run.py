@@ -92,7 +92,7 @@ def test_an_aligned_model_is_drawn_with_the_guidance_of_its_source(tmp_path, wor
     assert align(world, tmp_path / "run", model=tmp_path / "sd") == 0
     assert json.loads((tmp_path / "run" / "model" / "diffdistill.json").read_text())["guidance_scale"] == 2.5
     plan = plan_sampling(Denoiser.from_pretrained(tmp_path / "run" / "model"), prompts=[Prompt("thing 1")])
-    assert plan.guidance_scale == 2.5
+    assert plan.conditions.guidance_scale == 2.5
 
 
 @pytest.mark.parametrize("model", ["sd", "sd3"])

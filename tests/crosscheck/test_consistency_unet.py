@@ -27,8 +27,9 @@ from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.pipelines.pixel.schedule import near_levels
 from diffdistill.process import EDM
-from diffdistill.sampling.generate import plan_sampling, sample_batch
+from diffdistill.sampling.generate import sample_batch
 from diffdistill.sampling.noise import image_seed
+from diffdistill.sampling.plan import plan_sampling
 from diffdistill.training.device import Device
 from diffdistill.training.tasks.distill import DistillTask
 

@@ -11,11 +11,9 @@ from torch import Tensor
 
 from diffdistill.errors import DataError
 from diffdistill.evaluation import cmmd, frechet_distance, inception_score, kernel_distance, prdc
-from diffdistill.evaluation.bootstrap import bootstrap_error
-from diffdistill.evaluation.frechet import fit
+from diffdistill.evaluation.frechet import bootstrap_error, fit, per_class_frechet
 from diffdistill.evaluation.kernel import polynomial_mmd
 from diffdistill.evaluation.memorisation import nearest_neighbours, neighbour_picture
-from diffdistill.evaluation.per_class import per_class_frechet
 
 
 def normal(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:

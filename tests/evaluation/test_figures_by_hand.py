@@ -8,8 +8,8 @@ from diffdistill.alignment import mapo_loss
 from diffdistill.alignment.pairs import times
 from diffdistill.evaluation import inception_score
 from diffdistill.evaluation.clip_similarity import score_of
+from diffdistill.evaluation.frechet import per_class_frechet
 from diffdistill.evaluation.memorisation import nearest_neighbours
-from diffdistill.evaluation.per_class import per_class_frechet
 
 
 def test_the_inception_scores_error_is_that_of_the_mean_of_its_splits():

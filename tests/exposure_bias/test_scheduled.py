@@ -12,8 +12,9 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.parts.exposure_bias.corrections import NONE, Corrections
 from diffdistill.process import EDM, VP, Flow
-from diffdistill.sampling.generate import generate, plan_sampling, sample_batch
+from diffdistill.sampling.generate import generate, sample_batch
 from diffdistill.sampling.noise import ImageNoise
+from diffdistill.sampling.plan import plan_sampling
 from diffdistill.sampling.sampler import SAMPLERS
 from diffdistill.sampling.scheduled import (
     betas_of,

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from diffdistill.evaluation.bootstrap import bootstrap_error
-from diffdistill.evaluation.frechet import fit
+from diffdistill.evaluation.frechet import bootstrap_error, fit
 
 
 def test_the_bootstraps_error_is_the_delta_methods():

@@ -14,8 +14,9 @@ from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.pipelines.pixel.schedule import near_levels
 from diffdistill.pipelines.scheduler_config import process_of
 from diffdistill.process import EDM
-from diffdistill.sampling.generate import plan_sampling, sample_batch
+from diffdistill.sampling.generate import sample_batch
 from diffdistill.sampling.noise import image_seed
+from diffdistill.sampling.plan import plan_sampling
 
 # The settings of the published models, and others in every place. There sigma_min is a power of two: the stock
 # scheduler ends with noise of sqrt(sigma_min^2 - sigma_min^2), one of them in float32: for 0.05 that is 1e-5, not 0.

@@ -21,8 +21,9 @@ from diffdistill.errors import ConfigError
 from diffdistill.pipelines.network import clone_network
 from diffdistill.pipelines.pixel.schedule import near_levels, pixel_schedule
 from diffdistill.process import EDM, VP, Flow
-from diffdistill.sampling.generate import plan_sampling, sample_batch
+from diffdistill.sampling.generate import sample_batch
 from diffdistill.sampling.noise import image_seed
+from diffdistill.sampling.plan import plan_sampling
 
 KINDS = ("epsilon", "v_prediction", "sample")
 SCHEDULES = {

@@ -15,8 +15,9 @@ from diffdistill.data.prompts import Prompt
 from diffdistill.errors import ConfigError
 from diffdistill.pipelines.text.schedule import text_schedule
 from diffdistill.process import VP
-from diffdistill.sampling.generate import generate, plan_sampling, sample_batch
+from diffdistill.sampling.generate import generate, sample_batch
 from diffdistill.sampling.noise import ImageNoise, image_seed
+from diffdistill.sampling.plan import plan_sampling
 
 MAKERS = {
     "sd": stable_diffusion, "sdxl": stable_diffusion_xl, "sd3": stable_diffusion_3, "flux": flux, "pixart": pixart,
@@ -113,11 +114,11 @@ def test_a_prompts_own_seed_and_negative_text_come_before_those_of_the_call(teac
 
 def test_what_the_user_leaves_open(folders, teacher):
     plan = plan_sampling(teacher, prompts=["a"])
-    assert (plan.sampler, plan.evaluations, plan.guidance_scale) == ("dpm_solver", 20, 7.5)
+    assert (plan.sampler, plan.evaluations, plan.conditions.guidance_scale) == ("dpm_solver", 20, 7.5)
     flow = plan_sampling(Denoiser.from_pretrained(str(folders["sd3"])), prompts=["a"])
-    assert (flow.sampler, flow.evaluations, flow.guidance_scale) == ("flow_euler", 28, 7.0)
+    assert (flow.sampler, flow.evaluations, flow.conditions.guidance_scale) == ("flow_euler", 28, 7.0)
     unguided = plan_sampling(teacher, prompts=[Prompt("a", "b")], guidance_scale=1.0)
-    assert unguided.prompts == (Prompt("a"),)  # what a file says of negatives does not act, and is not recorded
+    assert unguided.conditions.prompts == (Prompt("a"),)  # negatives of a file do not act
 
 
 @pytest.mark.parametrize("variance", [1.0, 0.1])
@@ -184,10 +185,10 @@ def test_what_a_text_model_cannot_draw_is_one_sentence(teacher, wishes, sentence
 
 def test_flux_is_told_its_guidance_and_has_no_pass_for_a_negative_prompt(folders):
     model = Denoiser.from_pretrained(str(folders["flux"]))
-    assert plan_sampling(model, prompts=["a"]).guidance_scale == 3.5
+    assert plan_sampling(model, prompts=["a"]).conditions.guidance_scale == 3.5
     with pytest.raises(ConfigError, match=r"the second pass of guidance, and here is none; leave it out$"):
         plan_sampling(model, prompts=["a"], guidance_scale=4.0, negative_prompt="b")
-    assert plan_sampling(model, prompts=[Prompt("a", "b")], guidance_scale=4.0).prompts == (Prompt("a"),)
+    assert plan_sampling(model, prompts=[Prompt("a", "b")], guidance_scale=4.0).conditions.prompts == (Prompt("a"),)
 
 
 def test_a_student_refuses_a_negative_prompt_and_takes_a_file_with_some(teacher):
@@ -196,4 +197,4 @@ def test_a_student_refuses_a_negative_prompt_and_takes_a_file_with_some(teacher)
         plan_sampling(student, prompts=["a"], negative_prompt="b")
     with pytest.raises(ConfigError, match="a student has its teacher's guidance built in"):
         plan_sampling(student, prompts=["a"], guidance_scale=5.0)
-    assert plan_sampling(student, prompts=[Prompt("a", "b")]).prompts == (Prompt("a"),)
+    assert plan_sampling(student, prompts=[Prompt("a", "b")]).conditions.prompts == (Prompt("a"),)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from diffdistill.errors import CheckpointError, ConfigError, DiskError
-from diffdistill.reporting.command import run as report_command
 from diffdistill.reporting.grid import image_grid
+from diffdistill.reporting.report import run as report_command
 from diffdistill.reporting.report import write_report
 from diffdistill.reporting.rundata import read_metrics, read_run
 

@@ -8,8 +8,9 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.pipelines.pixel.schedule import stock_levels
 from diffdistill.process import EDM
-from diffdistill.sampling.generate import generate, plan_sampling, sample_batch
+from diffdistill.sampling.generate import generate, sample_batch
 from diffdistill.sampling.noise import image_seed
+from diffdistill.sampling.plan import plan_sampling
 
 CLASSES = 3
 

@@ -81,7 +81,14 @@ def mean_distance(teacher: Mixture, mean: float, scale: float, nodes: Nodes) -> 
     """E|x0 - D_T(x_t)| at each node's level: what DMD's normaliser tends to for many dimensions."""
     x0 = (mean + scale * nodes.z).reshape(-1, 1, 1, 1)
     x_t = x0 + per_sample(nodes.sigma * nodes.eps, x0)
-    return nodes.level_mean((x0 - teacher(x_t, nodes.sigma)).abs().flatten())
+    return level_mean(nodes, (x0 - teacher(x_t, nodes.sigma)).abs().flatten())
+
+
+def level_mean(nodes: Nodes, values: Tensor) -> Tensor:
+    """Mean of (B,) values over (z, eps) at each node's own level, (B,); the nodes of a level lie side by side."""
+    levels = len(nodes.sigma.unique_consecutive())
+    blocks = (nodes.weight * values).reshape(levels, -1).sum(1) / nodes.weight.reshape(levels, -1).sum(1)
+    return blocks.repeat_interleave(len(values) // levels)
 
 
 # Teacher 1 at one level: divergence, sigma, start, printed optimum (distillation note, 7.4, C2).

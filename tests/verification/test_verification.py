@@ -13,6 +13,7 @@ import exact_ring
 import exact_trainings
 import pytest
 import torch
+from exact_optima import level_mean
 from exact_ring import Points, coverage, ring
 
 from diffdistill import divergences, losses
@@ -112,7 +113,7 @@ def test_the_reference_knows_the_value_of_a_divergence_of_gaussians():
 def test_nodes_integrate_to_moments_of_each_level():
     nodes = nodes_at(torch.tensor([0.5, 2.0]), hermite(20), hermite(20))
     assert nodes.weight.sum().item() == pytest.approx(1)
-    squares = nodes.level_mean((nodes.z + nodes.sigma * nodes.eps) ** 2)
+    squares = level_mean(nodes, (nodes.z + nodes.sigma * nodes.eps) ** 2)
     assert squares[0].item() == pytest.approx(1.25)
     assert squares[-1].item() == pytest.approx(5.0)
 

@@ -8,4 +8,4 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--out", metavar="FILE", help="where to write (default: RUN/report.html)")
 
 
-VERB = Verb("report", "one HTML file about a run", "diffdistill.reporting.command:run", add_flags, 90)
+VERB = Verb("report", "one HTML file about a run", "diffdistill.reporting.report:run", add_flags, 90)

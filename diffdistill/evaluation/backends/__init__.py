@@ -1,6 +1,6 @@
-"""Whose arithmetic computes FID and KID of our features, so that a number can be had exactly as another tool gives it.
+"""Whose arithmetic computes FID and KID of our features, to reproduce another tool's numbers exactly.
 
-A backend a file; each calls the tool's own function. What newer versions of SciPy broke is mended there, from outside.
+A backend a file; each calls the tool's own function. What newer versions of SciPy broke is repaired there.
 No torch before one is used.
 """
 

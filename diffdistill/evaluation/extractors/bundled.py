@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffdistill.evaluation.extractors.base import FeatureExtractor
-from diffdistill.evaluation.extractors.emoji_net import EmojiNet
 from diffdistill.models.conv_net import ConvNet, build_conv_net, load_conv_net
+
+CATEGORIES = (
+    "Activities", "Animals & Nature", "Food & Drink", "Objects", "People & Body", "Smileys & Emotion", "Symbols",
+    "Travel & Places",
+)  # fmt: skip
 
 
 class ClassifierFeatures(FeatureExtractor):
@@ -34,6 +38,25 @@ class ClassifierFeatures(FeatureExtractor):
     @torch.no_grad()
     def probabilities(self, features: Tensor) -> Tensor:
         return self.net.head(features.float().to(self.device).relu()).double().softmax(1).cpu()
+
+
+class EmojiNet(ConvNet):
+    """The bundled judge of 32x32 emoji: which category, which style.
+
+    A `ConvNet` whose `head` gives the logits of `CATEGORIES`; a second head, `style`, gives those of the styles, noto
+    and twemoji. No reward and no teacher sees this network.
+    """
+
+    def __init__(self, channels: tuple[int, ...] = (32, 64, 128), dim: int = 128) -> None:
+        super().__init__(
+            channels, dim, image_channels=3, image_size=32, num_classes=len(CATEGORIES), convs_per_block=2
+        )
+        self.style = nn.Linear(dim, 2)
+
+    def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the categories and of the styles."""
+        features = torch.relu(self.features(x))
+        return self.head(features), self.style(features)
 
 
 class EmojiFeatures(ClassifierFeatures):

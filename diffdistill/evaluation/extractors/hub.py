@@ -34,7 +34,7 @@ def model_folder(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=FILES))
-    except Exception as error:  # the Hub raises many kinds, offline included; all of them mean "not to be had"
+    except Exception as error:  # the Hub raises many kinds, offline included; all of them mean "not available"
         raise CheckpointError(
             f"'{name}' is no local folder and cannot be fetched from the Hub ({type(error).__name__}): download it "
             "elsewhere (config.json, *.safetensors, tokenizer files) and give the folder's path"
@@ -94,11 +94,8 @@ class HubFeatures(FeatureExtractor):
     def _side(self, config: dict[str, Any]) -> int:
         if self.kind == "clip":
             return int(self.model.config.vision_config.image_size)
-        return (
-            DINOV2_SIZE
-            if self.kind.startswith("dinov2") and config["image_size"] > DINOV2_SIZE
-            else config["image_size"]
-        )
+        side = config["image_size"]
+        return min(side, DINOV2_SIZE) if self.kind.startswith("dinov2") else side
 
     def _scale(self) -> tuple[Sequence[float], Sequence[float]]:
         file = self.folder / "preprocessor_config.json"

@@ -23,7 +23,7 @@ SIZE = 299
 
 
 def find_weights(given: str | None) -> Path:
-    """The file given, the one in the cache, or a download into the cache; CheckpointError says where to put it."""
+    """The file given, the one in the cache, or a download into the cache; else CheckpointError."""
     if given:
         path = Path(given).expanduser()
         if not path.is_file():

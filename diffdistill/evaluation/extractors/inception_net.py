@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CHANNELS, SMALLEST = 2048, 75
+CHANNELS = 2048
 
 # A convolution: name, channels out, kernel (height, width). A step: convolutions side by side, their channels joined.
 Convolution = tuple[str, int, tuple[int, int]]

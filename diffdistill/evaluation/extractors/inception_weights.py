@@ -1,7 +1,7 @@
 """Inception v3 from files that hold its weights only: `.pth` of pytorch-fid and torch-fidelity, safetensors.
 
 Names and shapes are those of PyTorch's Inception v3 without its side classifier. What they leave open, the graph and
-the range of the pixels, is told by the metadata of a safetensors file, `graph` and `pixels`; without them the graph
+the range of the pixels, is in the metadata of a safetensors file, `graph` and `pixels`; without them the graph
 is the one of 2015, known by its 1,008 classes.
 """
 
@@ -52,9 +52,9 @@ class InceptionWeights(Inception):
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.sha256 = sha256(path)
-        tensors, said = read_weights(path)
+        tensors, metadata = read_weights(path)
         tensors = checked(tensors, path)
-        self.graph = find_graph(tensors, said, path)
+        self.graph = find_graph(tensors, metadata, path)
         self.id = ID if self.sha256 == SHA256 else f"inception_v3_{self.graph.name}:{path.stem}"
         self.net, self.output = build(tensors, self.graph)
         self.net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -84,16 +84,16 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"'{path}' is no readable safetensors file ({error}); fetch it again") from error
 
 
-def find_graph(tensors: dict[str, Tensor], said: dict[str, str], path: Path) -> Graph:
+def find_graph(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> Graph:
     """The graph that the metadata name; without, the one of 2015 if there are its 1,008 classes."""
-    name, classes = said.get("graph", "2015"), len(tensors["fc.weight"]) if "fc.weight" in tensors else 0
+    name, classes = metadata.get("graph", "2015"), len(tensors["fc.weight"]) if "fc.weight" in tensors else 0
     if name == "keras":
-        if said.get("pixels") not in PIXELS:
+        if metadata.get("pixels") not in PIXELS:
             raise CheckpointError(
-                f"'{path}' has metadata without the range of the pixels (pixels: {said.get('pixels')}); "
+                f"'{path}' has metadata without the range of the pixels (pixels: {metadata.get('pixels')}); "
                 f"save it with one of {', '.join(PIXELS)}"
             )
-        return Graph("keras", False, *PIXELS[said["pixels"]], True)
+        return Graph("keras", False, *PIXELS[metadata["pixels"]], True)
     if name != "2015":
         raise CheckpointError(f"'{path}' has metadata with the graph '{name[:60]}'; graphs are 2015 and keras")
     if classes != CLASSES_2015:

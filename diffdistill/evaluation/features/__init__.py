@@ -111,30 +111,26 @@ def _of_folder(folder: Path, device: "torch.device") -> "FeatureExtractor":
 
 
 def choose_features(
-    name: "str | FeatureExtractor | None",
-    reference: "ImageSet | Statistics",
-    *,
-    mode: str | None = None,
-    device: "str | torch.device" = "cpu",
+    name: "str | FeatureExtractor | None", reference: "ImageSet | Statistics", device: "str | torch.device" = "cpu"
 ) -> "tuple[FeatureExtractor, str | None]":
-    """The extractor asked for, else the one that fits the reference; and a warning where that could not be had.
+    """The named extractor, else the one that fits the reference; and a warning where that one is not available.
 
-    A bundled set says its own in its manifest; small gray images are measured by the bundled classifier of such; all
-    others by Inception. Where its weights cannot be had, images are measured by the bundled classifier with a warning,
-    and statistics, which are of one extractor, not at all.
+    A bundled set names its extractor in its manifest; small gray images are measured by the bundled classifier of such
+    images, all others by Inception. Where Inception's weights are missing, images are measured by the bundled
+    classifier, with a warning; statistics, which belong to one extractor, are refused.
 
     Raises what `load_features` raises.
     """
     if name is not None:
-        return (load_features(name, mode=mode, device=device) if isinstance(name, str) else name), None
+        return (load_features(name, device=device) if isinstance(name, str) else name), None
     fitting = _fitting(reference)
     try:
-        return load_features(fitting, mode=mode, device=device), None
+        return load_features(fitting, device=device), None
     except CheckpointError as error:
         if fitting != "inception" or not hasattr(reference, "images"):
             raise
         text = f"measured with the bundled features, made for small gray images, and not with Inception: {error}"
-        return load_features("fashion_mnist", mode=mode, device=device), text
+        return load_features("fashion_mnist", device=device), text
 
 
 def _fitting(reference: "ImageSet | Statistics") -> str:
@@ -147,6 +143,6 @@ def _fitting(reference: "ImageSet | Statistics") -> str:
 
 
 def _of_bundled(name: str) -> str | None:
-    """The features that a bundled set asks for, `features` in its manifest.json."""
+    """The extractor that a bundled set names, `features` in its manifest.json."""
     manifest = resolve_builtin(name) / "manifest.json" if is_builtin(name) else None
     return read_json(manifest).get("features") if manifest is not None and manifest.is_file() else None

@@ -11,8 +11,7 @@ if TYPE_CHECKING:
 def compute(context: "Context") -> dict[str, Any]:
     """The distance, its bootstrap error, and the same between two parts of the reference."""
     from diffdistill.evaluation.arrays import Estimate
-    from diffdistill.evaluation.bootstrap import bootstrap_error
-    from diffdistill.evaluation.frechet import fit, frechet_terms
+    from diffdistill.evaluation.frechet import bootstrap_error, fit, frechet_terms
 
     real, fake = context.reference.gaussian, context.generated.gaussian
     terms = frechet_terms(real, fake)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def compute(context: "Context") -> dict[str, Any]:
     """The mean over the classes, and the distance of each."""
     from diffdistill.errors import ConfigError
-    from diffdistill.evaluation.per_class import per_class_frechet
+    from diffdistill.evaluation.frechet import per_class_frechet
 
     images = context.reference.images
     if context.generated.labels is None or images is None or images.labels is None:

@@ -1,10 +1,10 @@
-"""Which kernel computes attention: chosen by name, and then looked at, for the name alone proves nothing.
+"""Which kernel computes attention: chosen by name, and then observed, for the name alone proves nothing.
 
 On UNets diffusers' own `set_attention_backend` changes nothing and says nothing (0.42: `AttnProcessor2_0` calls
-scaled_dot_product_attention whatever the backend). Here every layer is told, one forward pass is watched operator by
+scaled_dot_product_attention whatever the backend). Here every layer is set, one forward pass is watched operator by
 operator, and its result is compared with that of PyTorch's math kernel.
 
-A layer that is told keeps its weights, its processor and its name; only its class changes, to a subclass whose
+A layer that is set keeps its weights, its processor and its name; only its class changes, to a subclass whose
 `forward` runs inside a context (as `torch.nn.utils.parametrize` does). So the choice belongs to the layer and to
 nothing global: it holds when gradient checkpointing runs the layer again, it is copied with the network, and
 `torch.compile` sees an ordinary `with`. (A context opened in one hook and closed in another does not compile.)
@@ -149,10 +149,10 @@ class _Trial:
             warnings.warn(f"attention '{self.policy}' falls back to PyTorch's math kernel: {problem}", stacklevel=3)
             _use(self.layers, MATH)
             return Attention(self.policy, ("math",), len(attending))
-        here = f"{next(self.network.parameters()).device.type}, {str(self.dtype()).removeprefix('torch.')}"
+        place = f"{next(self.network.parameters()).device.type}, {str(self.dtype()).removeprefix('torch.')}"
         running = [name for name in KERNELS if self.attempt(name, exact)[1] is None]
         raise ConfigError(
-            f"attention '{self.policy}' does not run on this network here ({here}): {problem}; "
+            f"attention '{self.policy}' does not run on this network here ({place}): {problem}; "
             f"use {', '.join(['sdpa', *running])}"
         )
 
@@ -178,10 +178,10 @@ class _Trial:
             return observe(self.network, self.run)
 
     def dtype(self) -> torch.dtype:
-        here = next(self.network.parameters())
+        weight = next(self.network.parameters())
         with self.context():
-            autocast = torch.is_autocast_enabled(here.device.type)
-            return torch.get_autocast_dtype(here.device.type) if autocast else here.dtype
+            autocast = torch.is_autocast_enabled(weight.device.type)
+            return torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
 
     def near(self, output: Tensor, exact: Tensor) -> bool:
         if not bool(exact.isfinite().all()):  # nothing to compare with, and whoever uses the network will say so
@@ -196,8 +196,8 @@ def _in_words(error: Exception) -> str:
 
 def _mismatch(policy: str, kernels: tuple[str, ...]) -> str | None:
     """What is wrong with these kernels of scaled_dot_product_attention under that policy."""
-    wanted = names.kernel_of(policy)
-    if wanted and set(kernels) != {wanted}:
+    named = names.kernel_of(policy)
+    if named and set(kernels) != {named}:
         return f"PyTorch takes {', '.join(kernels) or 'none'}"
     if policy not in ("auto", *names.SDPA, *names.NATIVE) and kernels:
         return f"layers still call PyTorch's {', '.join(kernels)}"
@@ -223,13 +223,13 @@ class _Chosen(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         choice = self._choice
         if isinstance(choice, str):
-            with _Sent(choice):
+            with _Dispatched(choice):
                 return super().forward(*args, **kwargs)
         with sdpa_kernel(list(choice), set_priority=True):
             return super().forward(*args, **kwargs)
 
 
-class _Sent(TorchFunctionMode):
+class _Dispatched(TorchFunctionMode):
     """scaled_dot_product_attention, heads first, as diffusers' `dispatch_attention_fn`, tokens first."""
 
     def __init__(self, backend: str):
@@ -278,16 +278,16 @@ def _use(layers: dict[str, nn.Module], choice: Kernels | str) -> None:
 
 
 # Equal choices share a class: a compiler that reuses its work for blocks of one class still may.
-_MADE: dict[tuple[type, Kernels | str], Any] = {}
+_SUBCLASSES: dict[tuple[type, Kernels | str], Any] = {}
 
 
 def _subclass(cls: type[nn.Module], choice: Kernels | str) -> Any:
     """A subclass of a layer's own class, under the same name, that runs with `choice`."""
     cls = _plain(cls)
-    if (cls, choice) not in _MADE:
+    if (cls, choice) not in _SUBCLASSES:
         body = {"_choice": choice, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-        _MADE[cls, choice] = type(cls.__name__, (_Chosen, cls), {**body, "__doc__": cls.__doc__})
-    return _MADE[cls, choice]
+        _SUBCLASSES[cls, choice] = type(cls.__name__, (_Chosen, cls), {**body, "__doc__": cls.__doc__})
+    return _SUBCLASSES[cls, choice]
 
 
 def _plain(cls: type[nn.Module]) -> Any:
@@ -301,10 +301,10 @@ def _call_sdpa(layer: nn.Module) -> None:
 
     if _switch(layer, "native"):
         return
-    wanted = FUSED.get(type(getattr(layer, "processor", None)).__name__)
+    fused = FUSED.get(type(getattr(layer, "processor", None)).__name__)
     # Without the scale of 1 / sqrt(head dim) (`scale_qk=False`) the fused form would compute something else.
-    if wanted and getattr(layer, "scale_qk", True):
-        layer.set_processor(getattr(attention_processor, wanted)())  # type: ignore[operator]
+    if fused and getattr(layer, "scale_qk", True):
+        layer.set_processor(getattr(attention_processor, fused)())  # type: ignore[operator]
 
 
 def _switch(layer: nn.Module, backend: str) -> bool:

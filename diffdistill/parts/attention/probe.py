@@ -103,17 +103,17 @@ def example(network: nn.Module) -> Callable[[], Any]:
 def _example_inputs(network: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Sample `(1, C, H, W)`, time `(1,)` and conditions, on the device and in the dtype of the network."""
     config = network.config
-    here = next(network.parameters())
+    weight = next(network.parameters())
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(here)
+        return torch.randn(shape, generator=generator).to(weight)
 
     size = config.sample_size or 32
     height, width = (size, size) if isinstance(size, int) else size
     conditions: dict[str, Any] = {}
     if getattr(config, "num_class_embeds", None) or getattr(config, "num_embeds_ada_norm", None):
-        conditions["class_labels"] = torch.zeros(1, dtype=torch.int64, device=here.device)
+        conditions["class_labels"] = torch.zeros(1, dtype=torch.int64, device=weight.device)
     text = getattr(config, "encoder_hid_dim", None) or getattr(config, "cross_attention_dim", None)
     if text:
         conditions["encoder_hidden_states"] = noise(1, 8, text if isinstance(text, int) else text[0])
@@ -121,10 +121,10 @@ def _example_inputs(network: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
         ids = 6
         pooled = config.projection_class_embeddings_input_dim - ids * config.addition_time_embed_dim
         conditions["added_cond_kwargs"] = {"text_embeds": noise(1, pooled), "time_ids": noise(1, ids)}
-    return noise(1, config.in_channels, height, width), torch.ones(1, device=here.device), conditions
+    return noise(1, config.in_channels, height, width), torch.ones(1, device=weight.device), conditions
 
 
-def kernels_here() -> dict[str, Any]:
+def usable_kernels() -> dict[str, Any]:
     """Of `doctor`: the type of device and numbers, the kernel PyTorch takes, those that run and agree with float64."""
     where = {"device": "cuda", "dtype": torch.float16} if torch.cuda.is_available() else {}
     q, k, v = torch.randn(3, 1, 2, 64, 32, **where)  # type: ignore[call-overload]

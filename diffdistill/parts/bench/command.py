@@ -23,7 +23,8 @@ from diffdistill.parts.attention.kernels import KERNELS, reset_attention, set_at
 from diffdistill.parts.bench.measure import WORDS, Bare, Row, Seconds, Work, compare, described, needed, timed
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.pipelines.pixel.schedule import stock_levels
-from diffdistill.sampling.generate import CPU_ROWS, generate, pick_device, plan_sampling
+from diffdistill.sampling.generate import CPU_ROWS, generate, pick_device
+from diffdistill.sampling.plan import plan_sampling
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Task
 from diffdistill.training.randomness import seed_step
@@ -81,7 +82,7 @@ def run(args: Namespace) -> int:
 
 def protocol(bench: "Bench", args: Namespace) -> dict[str, Any]:
     """What a reader must know before comparing two tables."""
-    here = environment()
+    facts = environment()
     weights = sum(parameter.numel() for parameter in bench.model.network.parameters())
     return {
         "model": args.model,
@@ -89,13 +90,13 @@ def protocol(bench: "Bench", args: Namespace) -> dict[str, Any]:
         "network": f"{type(bench.model.network).__name__}, {weights / 1e6:.2f} million weights",
         "images": "x".join(map(str, bench.model.image_shape)),
         "batch": bench.batch,
-        "device": here["gpu"] if bench.place.type == "cuda" else f"{bench.place.type}, {processor()}",
+        "device": facts["gpu"] if bench.place.type == "cuda" else f"{bench.place.type}, {processor()}",
         "dtype": str(bench.device.dtype or torch.float32).removeprefix("torch."),
-        "threads": here["threads"],
-        "load": f"{os.getloadavg()[0]:.1f} processes on {here['cpu_count']} cores when it began",
+        "threads": facts["threads"],
+        "load": f"{os.getloadavg()[0]:.1f} processes on {facts['cpu_count']} cores when it began",
         "repeats": f"{bench.repeats} pairs after one to warm up; median (least to most), ratio of the pairs' median",
-        "versions": ", ".join(f"{name} {here[name]}" for name in ("diffdistill", "torch", "diffusers", "python")),
-        "date": here["started"],
+        "versions": ", ".join(f"{name} {facts[name]}" for name in ("diffdistill", "torch", "diffusers", "python")),
+        "date": facts["started"],
     }
 
 
@@ -162,14 +163,14 @@ class Bench:
             with torch.no_grad(), self.device.autocast():
                 model(x, sigma, labels)
 
-        def both() -> None:
+        def forward_backward() -> None:
             model.zero_grad(set_to_none=True)
             with self.device.autocast():
                 x0 = model(x, sigma, labels)
             x0.backward(torch.ones_like(x0))
 
         yield self.compare("denoiser, forward", forward, bare, ["forward"])
-        yield self.compare("denoiser, forward + backward", both, bare, ["train"])
+        yield self.compare("denoiser, forward + backward", forward_backward, bare, ["train"])
 
     def data(self) -> ImageSet:
         """Noise: how images look changes no time."""
@@ -224,12 +225,12 @@ class Bench:
         bare = self.bare(self.model)
         for policy in ("auto", *KERNELS):
             try:
-                found = set_attention(bare.network, policy, context=self.device.autocast)
+                attention = set_attention(bare.network, policy, context=self.device.autocast)
             except ConfigError:
                 yield policy, None
                 continue
             bare.forward()
-            yield str(found), Seconds.of([timed(bare.forward, self.place) for _ in range(self.repeats)])
+            yield str(attention), Seconds.of([timed(bare.forward, self.place) for _ in range(self.repeats)])
         reset_attention(bare.network)
 
 

@@ -126,6 +126,9 @@ def _silent() -> Iterator[None]:
 # ---- the bare network
 
 
+TAP = "mid_block"  # where a discriminator reads the encoder
+
+
 class _Stop(Exception):
     """The tap is reached, the rest is not needed."""
 
@@ -136,12 +139,12 @@ class Bare:
     The input is drawn once: its values do not matter for time.
     """
 
-    def __init__(self, model: Denoiser, batch: int, autocast: Callable[[], Any], tap: str = "mid_block"):
+    def __init__(self, model: Denoiser, batch: int, autocast: Callable[[], Any]):
         self.network: Any = model.network
-        self.autocast, self.tap = autocast, tap
-        here = next(model.parameters())
-        self.inputs = self._inputs(model, batch, here.device)
-        self.double = self._inputs(model, 2 * batch, here.device)
+        self.autocast = autocast
+        device = next(model.parameters()).device
+        self.inputs = self._inputs(model, batch, device)
+        self.double = self._inputs(model, 2 * batch, device)
 
     @staticmethod
     def _inputs(model: Denoiser, batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -186,16 +189,16 @@ class Bare:
 
     @contextlib.contextmanager
     def _tapped(self, stop: bool) -> Any:
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
 
         def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            found.append(output)
+            outputs.append(output)
             if stop:
                 raise _Stop
 
-        handle = self.network.get_submodule(self.tap).register_forward_hook(record)
+        handle = self.network.get_submodule(TAP).register_forward_hook(record)
         try:
-            yield found
+            yield outputs
         finally:
             handle.remove()
 

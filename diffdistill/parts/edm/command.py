@@ -16,7 +16,7 @@ def run(args: Namespace) -> int:
     if out.exists():
         raise ConfigError(f"--out '{out}' already exists; name a new folder, nothing is overwritten")
     denoiser = build(read_source(source, None if args.config is None else Path(args.config)))
-    # The name, not the path: where it lay on this machine is nobody's business.
+    # The name, not the path, which is private to this machine.
     origin = {"file": source.name, "sha256": sha256(source)}
     denoiser.save_pretrained(
         out,

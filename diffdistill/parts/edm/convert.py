@@ -45,7 +45,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Source:
-    """What a file says of one network: its description, in EDM's words, and its tensors by name."""
+    """One network of a file: its description, in EDM's words, and its tensors by name."""
 
     description: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -56,18 +56,18 @@ def build(source: Source) -> Denoiser:
 
     Raises CheckpointError, one sentence, if the description is unknown or tensors and description do not fit.
     """
-    said = source.description
-    kind = _choice(said, "class_name", PRECONDITIONERS)
-    network_class = NETWORKS[_choice(said, "model_type", NETWORKS)]
+    description = source.description
+    kind = _choice(description, "class_name", PRECONDITIONERS)
+    network_class = NETWORKS[_choice(description, "model_type", NETWORKS)]
     state = {name.removeprefix("model."): tensor for name, tensor in source.tensors.items()}
     state.pop("u", None)  # iDDPM's levels; they follow from its constants
-    preconditioning = Preconditioning(PRECONDITIONERS[kind], **_constants(said))
-    null = bool(_number(said, "label_dropout", 0.0, 0.0, 1.0))
-    config = _shape(state, null) | _settings(said, network_class)
+    preconditioning = Preconditioning(PRECONDITIONERS[kind], **_constants(description))
+    null = bool(_number(description, "label_dropout", 0.0, 0.0, 1.0))
+    config = _shape(state, null) | _settings(description, network_class)
     config["preconditioning"] = preconditioning.settings()
     network = _filled(network_class, config, state)
-    sigma_data = _number(said, "sigma_data", 0.5, 1e-6, 1e6) if preconditioning.kind == "edm" else SIGMA_DATA
-    process = EDM(sigma_data, 1000.0, *_levels(said, preconditioning))
+    sigma_data = _number(description, "sigma_data", 0.5, 1e-6, 1e6) if preconditioning.kind == "edm" else SIGMA_DATA
+    process = EDM(sigma_data, 1000.0, *_levels(description, preconditioning))
     return Denoiser(network, process, null_class=config["label_dim"] if null and config["label_dim"] else None).eval()
 
 
@@ -122,49 +122,55 @@ def _columns(state: dict[str, Tensor], name: str) -> int:
     return int(state[name].shape[1]) if name in state and state[name].ndim > 1 else 0
 
 
-def _settings(said: dict[str, Any], network_class: type[EDMNetwork]) -> dict[str, Any]:
+def _settings(description: dict[str, Any], network_class: type[EDMNetwork]) -> dict[str, Any]:
     """The settings of the inner network, checked: they decide how much is built."""
-    found: dict[str, Any] = {name: _number(said, name, None, 1, 65536) for name in WHOLE if name in said}
+    settings: dict[str, Any] = {
+        name: _number(description, name, None, 1, 65536) for name in WHOLE if name in description
+    }
     for name in LISTS:
-        if name in said:
-            values = said[name]
+        if name in description:
+            values = description[name]
             good = isinstance(values, list | tuple) and len(values) <= 16
             if not good or not all(type(v) is int and 0 < v <= 65536 for v in values):
                 raise CheckpointError(f"{name} is no short list of whole numbers; check the description")
-            found[name] = list(values)
+            settings[name] = list(values)
     for name, allowed in CHOICES.items():
-        if name in said and network_class is SongUNet:
-            found[name] = _choice(said, name, allowed)
-    found.pop("decoder_type", None)
-    if "dropout" in said:
-        found["dropout"] = _number(said, "dropout", None, 0.0, 1.0)
-    return found
+        if name in description and network_class is SongUNet:
+            settings[name] = _choice(description, name, allowed)
+    settings.pop("decoder_type", None)
+    if "dropout" in description:
+        settings["dropout"] = _number(description, "dropout", None, 0.0, 1.0)
+    return settings
 
 
-def _constants(said: dict[str, Any]) -> dict[str, Any]:
-    given = {ours: _number(said, theirs, None, 0.0, 1e6) for theirs, ours in CONSTANTS.items() if theirs in said}
+def _constants(description: dict[str, Any]) -> dict[str, Any]:
+    given = {
+        ours: _number(description, theirs, None, 0.0, 1e6)
+        for theirs, ours in CONSTANTS.items()
+        if theirs in description
+    }
     return given | ({"steps": int(given["steps"])} if "steps" in given else {})
 
 
-def _levels(said: dict[str, Any], preconditioning: Preconditioning) -> tuple[float, float]:
+def _levels(description: dict[str, Any], preconditioning: Preconditioning) -> tuple[float, float]:
     """The network's own lowest and highest level, inside EDM's."""
-    epsilon_t = _number(said, "epsilon_t", 1e-5, 0.0, 1.0)
+    epsilon_t = _number(description, "epsilon_t", 1e-5, 0.0, 1.0)
     lowest, highest = preconditioning.range(epsilon_t)
-    low = _number(said, "sigma_min", lowest, 0.0, math.inf)
-    high = _number(said, "sigma_max", highest, 0.0, math.inf)
+    low = _number(description, "sigma_min", lowest, 0.0, math.inf)
+    high = _number(description, "sigma_max", highest, 0.0, math.inf)
     return max(low, SIGMA_MIN), min(high, SIGMA_MAX)
 
 
-def _number(said: dict[str, Any], name: str, default: Any, least: float, most: float) -> Any:
-    value = said.get(name, default)
+def _number(description: dict[str, Any], name: str, default: Any, least: float, most: float) -> Any:
+    value = description.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise CheckpointError(f"{name} is no number from {least:g} to {most:g}; check the description")
     return value
 
 
-def _choice(said: dict[str, Any], name: str, allowed: Any) -> str:
+def _choice(description: dict[str, Any], name: str, allowed: Any) -> str:
     """One of a few words; `training.networks.EDMPrecond` means `EDMPrecond`."""
-    value = said.get(name)
+    value = description.get(name)
     word = value.rpartition(".")[2] if isinstance(value, str) else ""
     if word not in allowed:
         given = f"is '{shown(word)}'" if word else "is missing"
@@ -172,7 +178,7 @@ def _choice(said: dict[str, Any], name: str, allowed: Any) -> str:
     return word
 
 
-# ---- what a file says of a network
+# ---- reading the description of a network
 
 
 def read_source(file: Path, config: Path | None = None) -> Source:
@@ -200,10 +206,10 @@ def read_source(file: Path, config: Path | None = None) -> Source:
 def read_config(file: Path) -> dict[str, Any]:
     """JSON in EDM's words: its `network_kwargs`, or the `training_options.json` that holds them."""
     try:
-        found = read_json(file)
+        content = read_json(file)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--config '{file}' is not readable JSON ({error}); give another file") from error
-    inner = found.get("network_kwargs", found) if isinstance(found, dict) else None
+    inner = content.get("network_kwargs", content) if isinstance(content, dict) else None
     if not isinstance(inner, dict):
         raise ConfigError(f"--config '{file}' is no JSON object; give class_name, model_type and their settings")
     return inner
@@ -245,7 +251,7 @@ def _child(record: Record, name: str) -> Record | None:
 
 def named_tensors(network: Record, file: Path) -> dict[str, Tensor]:
     """Parameters and buffers of a network object by path, as `state_dict` names them."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     waiting = [("", network)]
     while waiting:
@@ -254,11 +260,11 @@ def named_tensors(network: Record, file: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"'{file}' holds a network that contains one layer twice; it cannot be converted")
         seen.add(id(record))
         for group in ("_parameters", "_buffers"):
-            held = record.attributes.get(group)
-            found |= {prefix + name: tensor for name, tensor in tensors_in(held).items()} if held else {}
+            values = record.attributes.get(group)
+            tensors |= {prefix + name: tensor for name, tensor in tensors_in(values).items()} if values else {}
         modules = record.attributes.get("_modules") or {}
         for name in modules if isinstance(modules, dict) else ():
             child = _child(record, name)
             if child is not None:
                 waiting.append((f"{prefix}{name}.", child))
-    return found
+    return tensors

@@ -1,4 +1,4 @@
-"""Which corrections a sampler gets: what the flags of `sample` say, or what `calibrate` found and wrote to a file.
+"""The corrections of a sampler: from the flags of `sample`, or from a file that `calibrate` wrote.
 
 The file is JSON: `entries` hold the fits of each sampler and number of steps with their evidence; `Calibration.lookup`
 carries them over to other numbers of steps.
@@ -46,7 +46,7 @@ class Corrections:
         return self.window != 0
 
     def record(self) -> dict[str, Any] | None:
-        """What `samples.json` says of them; None where nothing is corrected."""
+        """Their entry in `samples.json`; None where nothing is corrected."""
         return asdict(self) if self.scales or self.shifts else None
 
     def apply(self, scheduler: Any, steps: int) -> Any:
@@ -91,20 +91,20 @@ def read_corrections(
     """
     if calibration is not None and AUTO not in (epsilon, shift) and shift is None:
         raise ConfigError("--calibration goes with 'auto' or --time-shift-sampler; leave it out")
-    found = NONE
+    corrections = NONE
     if AUTO in (epsilon, shift):
         name = BOTH if epsilon == shift else SCALE if epsilon == AUTO else SHIFT
-        held, source = _calibration(model, calibration)
-        found = Corrections(**held.lookup(sampler, steps, name), source=source)
+        fits, source = _calibration(model, calibration)
+        corrections = Corrections(**fits.lookup(sampler, steps, name), source=source)
     if epsilon not in (None, AUTO):
         *slope, b = (float(word) for word in str(epsilon).split(","))
-        found = replace(found, b=b, k=slope[0] if slope else 0.0, source=found.source or "given")
+        corrections = replace(corrections, b=b, k=slope[0] if slope else 0.0, source=corrections.source or "given")
     if shift not in (None, AUTO):
         window, cutoff = _whole(str(shift))
-        found = replace(found, window=window, cutoff=cutoff, source=found.source or "given")
+        corrections = replace(corrections, window=window, cutoff=cutoff, source=corrections.source or "given")
         if window:
-            found = replace(found, data_variance=_data_variance(model, calibration, process))
-    return found if found.scales or found.shifts else NONE
+            corrections = replace(corrections, data_variance=_data_variance(model, calibration, process))
+    return corrections if corrections.scales or corrections.shifts else NONE
 
 
 def _whole(text: str) -> list[int]:
@@ -123,14 +123,14 @@ def _calibration(model: str | None, named: str | None) -> "tuple[Calibration, st
             "this model was not loaded from a folder that could hold a calibration.json; name --calibration"
         )
     path = Path(named) if named is not None else folder / FILE  # type: ignore[operator]
-    held = read_calibration(path)
-    if folder is not None and held.weights_sha256 != weights_digest(folder):
+    loaded = read_calibration(path)
+    if folder is not None and loaded.weights_sha256 != weights_digest(folder):
         raise ConfigError(f"'{path}' was made for other weights than those of '{model}'; calibrate this model")
-    return held, path.name if named is None else str(path)
+    return loaded, path.name if named is None else str(path)
 
 
 def _data_variance(model: str | None, named: str | None, process: Process) -> float:
-    """The constant of Time-Shift's statistic: from a calibration, else what an EDM network was told of its data."""
+    """The constant of Time-Shift's statistic: from a calibration, else from the sigma_data of an EDM network."""
     try:
         return _calibration(model, named)[0].data_variance
     except (CheckpointError, ConfigError):
@@ -215,11 +215,11 @@ def _transferred(fits: list[tuple[int, float]], steps: int) -> float:
 def read_calibration(path: Path) -> Calibration:
     """Read a calibration file. CheckpointError if it is missing, damaged or something else."""
     try:
-        held = read_json(path)
-        if held.pop("kind") != KIND or held.pop("version") != VERSION:
+        content = read_json(path)
+        if content.pop("kind") != KIND or content.pop("version") != VERSION:
             raise ValueError("it is something else, or of another version")
-        entries = tuple(_entry(**entry) for entry in held.pop("entries"))
-        return Calibration(entries=entries, **held)
+        entries = tuple(_entry(**entry) for entry in content.pop("entries"))
+        return Calibration(entries=entries, **content)
     except FileNotFoundError:
         raise CheckpointError(
             f"there is no calibration '{path}'; make one with 'diffdistill calibrate MODEL --data DATA --out FILE'"

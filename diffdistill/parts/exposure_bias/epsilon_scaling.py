@@ -5,7 +5,7 @@ steps, the affine map of one output, and what a scheduler's `step` does with bot
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -86,19 +86,6 @@ class EpsilonScaleSchedule:
         _require_positive(value, f"b + k i at step {index} of {num_steps}")
         return value
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        data = asdict(self)
-        return {**data, "knots": self.knots and [list(pair) for pair in self.knots]}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "EpsilonScaleSchedule":
-        """Inverse of `to_dict`. Raises ConfigError for keys it does not know."""
-        unknown = sorted(set(data) - {"b", "k", "knots"})
-        if unknown:
-            raise ConfigError(f"epsilon scaling has no setting '{unknown[0]}'; it has b, k and knots")
-        return cls(**data)
-
 
 def _require_positive(value: float, name: str) -> None:
     if not value > 0:
@@ -163,8 +150,7 @@ def scale_model_output(
     kind = NAMES.get(prediction_type, prediction_type)
     if not lam > 0 or not math.isfinite(lam):
         raise ConfigError(f"epsilon scaling divides by lambda = {lam}; lambda must be above 0 and finite")
-    if flow_mode not in ("residual", "exact"):
-        raise ConfigError(f"flow_mode '{flow_mode}' is unknown; use residual or exact")
+    _check_flow_mode(flow_mode)
     offset = _offset(kind, alpha, s, sigma_data, flow_mode)
     if lam == 1 or (_signal(alpha, s) < MIN_SIGNAL and not (kind == "flow" and flow_mode == "residual")):
         return out
@@ -205,6 +191,11 @@ def _offset(kind: str, alpha: float, s: float, sigma_data: float | None, flow_mo
     return _unknown(kind, "epsilon, sample, v_prediction or flow")
 
 
+def _check_flow_mode(name: str) -> None:
+    if name not in ("residual", "exact"):
+        raise ConfigError(f"flow_mode '{name}' is unknown; use residual or exact")
+
+
 def _unknown(kind: str, allowed: str) -> float:
     raise ConfigError(f"prediction type '{kind}' cannot be scaled; use {allowed}")
 
@@ -221,8 +212,7 @@ class EpsilonScaling:
     """What one scheduler does to one network output: `eps -> eps / lambda` (2308.15321, eq. 10)."""
 
     def __init__(self, schedule: EpsilonScaleSchedule, flow_mode: str):
-        if flow_mode not in ("residual", "exact"):
-            raise ConfigError(f"flow_mode '{flow_mode}' is unknown; use residual or exact")
+        _check_flow_mode(flow_mode)
         self.schedule = schedule
         self.flow_mode = flow_mode
 

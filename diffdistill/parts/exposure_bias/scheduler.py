@@ -56,12 +56,7 @@ def epsilon_scaling(
 
 
 def time_shift_sampler(
-    scheduler: Any,
-    *,
-    window: int,
-    cutoff: int,
-    statistic: str = "corrected",
-    data_variance: float | None = None,
+    scheduler: Any, *, window: int, cutoff: int, statistic: str = "corrected", data_variance: float | None = None
 ) -> Any:
     """A copy of `scheduler` that gives each state the time step whose noise it has (Time-Shift sampler, 2305.15583).
 
@@ -124,11 +119,11 @@ def load_scheduler(model: str | Path, subfolder: str | None = None, **options: A
     base = name.removeprefix("Corrected")
     if name != base and base in BASES:
         return corrected_class(base).from_config(config)
-    found: Any = getattr(diffusers, name, None)
-    known = isinstance(found, type) and issubclass(found, SchedulerMixin)
-    if not known:
+    stock: Any = getattr(diffusers, name, None)
+    known = isinstance(stock, type) and issubclass(stock, SchedulerMixin)
+    if not known:  # not in the condition itself, or mypy takes the class for a plain `type`
         raise CheckpointError(f"'{model}' names the scheduler class '{name}', which diffusers does not have")
-    return found.from_config(config)
+    return stock.from_config(config)
 
 
 def _epsilon_settings(b: float, k: float, knots: Knots | None, flow_mode: str) -> dict[str, Any]:
@@ -199,7 +194,7 @@ class Stride(int):
         return self.stride
 
 
-class Corrections:
+class CorrectedSteps:
     """Epsilon Scaling before the base scheduler's step, the Time-Shift sampler after it."""
 
     _epsilon: EpsilonScaling | None
@@ -260,7 +255,7 @@ class Corrections:
 def _fixed_destination(scheduler: Any, timestep: Any, nominal: float | None) -> Iterator[None]:
     """Steps of DDIM and PNDM from a moved state end where they would have ended from the scheduled one.
 
-    All others find the destination in `sigmas` or `timesteps`, where nobody moved it.
+    All others find the destination in `sigmas` or `timesteps`, which is not moved.
     """
     if nominal is None or base_name(scheduler) not in ("DDIMScheduler", "PNDMScheduler"):
         yield
@@ -340,7 +335,7 @@ def corrected_class(name: str) -> Any:
 
     return type(
         f"Corrected{name}",
-        (Corrections, base),
+        (CorrectedSteps, base),
         {
             "__init__": __init__,
             "step": step,

@@ -1,4 +1,4 @@
-"""The Time-Shift sampler: a state is given the time step whose noise it has, not the one the schedule says it has."""
+"""The Time-Shift sampler: a state is given the time step whose noise it has, in place of the scheduled one."""
 
 import math
 from typing import Any, Literal, NamedTuple
@@ -71,7 +71,7 @@ class TimeShift:
         self.begin()
 
     def begin(self) -> None:
-        """A new run: nothing was moved yet."""
+        """Start a new run: forget the labels that were moved."""
         self.shifts: list[Shift] = []
         self.nominal_labels: dict[int, float] = {}
 

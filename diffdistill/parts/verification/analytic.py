@@ -1,7 +1,7 @@
 """Problems that are solved exactly: a mixture as teacher, students x0 = m + s z, expectations by quadrature.
 
 What the production gradients are compared with is here too: the objectives themselves on a fine grid, differentiated
-by autograd. That part knows no h, no denoiser and no score projection: a divergence is its f, and the student's
+by autograd. That part uses no h, no denoiser and no score projection: a divergence is its f, and the student's
 parameters are leaves.
 """
 
@@ -61,12 +61,6 @@ class Nodes:
     eps: Tensor
     sigma: Tensor
     weight: Tensor
-    levels: int = 1
-
-    def level_mean(self, values: Tensor) -> Tensor:
-        """Mean of (B,) values over (z, eps) at each node's own level, (B,)."""
-        blocks = (self.weight * values).reshape(self.levels, -1).sum(1) / self.weight.reshape(self.levels, -1).sum(1)
-        return blocks.repeat_interleave(len(values) // self.levels)
 
 
 def hermite(count: int) -> tuple[Tensor, Tensor]:
@@ -87,7 +81,7 @@ def nodes_at(sigma: float | Tensor, z: tuple[Tensor, Tensor], eps: tuple[Tensor,
     sigma = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1)
     grid = torch.cartesian_prod(torch.arange(len(sigma)), torch.arange(len(z[0])), torch.arange(len(eps[0])))
     level, i, j = grid.unbind(1)
-    return Nodes(z[0][i], eps[0][j], sigma[level], z[1][i] * eps[1][j] / len(sigma), len(sigma))
+    return Nodes(z[0][i], eps[0][j], sigma[level], z[1][i] * eps[1][j] / len(sigma))
 
 
 Gradient = Callable[..., Tensor]

@@ -135,7 +135,7 @@ def nothing_to_learn(test: str, gradient: Gradient, **settings: Any) -> Check:
 
 
 def calibration() -> Check:
-    """A discriminator that is off by a factor, another one at each level, is mended by self-normalisation (1.3)."""
+    """A discriminator that is off by a factor, another one at each level, is corrected by self-normalisation (1.3)."""
     teacher, mean, scale, _ = POINT
     student = gaussian(mean, scale)
     nodes = nodes_at(torch.tensor([0.3, 0.7, 1.5], dtype=torch.float64), trapezoid(96), trapezoid(96))

@@ -55,7 +55,7 @@ Pair = Tensor  # (levels, 2): d/dm and d/ds at each level
 
 
 def rows() -> dict[str, Method]:
-    """Every method as it is by default; heads read the layer that says the ratio."""
+    """Every method with its default settings; heads read the layer that holds the log ratio."""
     return {
         "diff_instruct": DiffInstruct(name="diff_instruct"),
         "dmd2": DMD2(name="dmd2", adversarial=EYES),
@@ -132,9 +132,9 @@ def closed_form(settings: Method) -> tuple[float, float]:
     return dm, ds
 
 
-def kl_value(sigma: Tensor, mu: float = MU) -> Tensor:
+def kl_value(sigma: Tensor) -> Tensor:
     v_p, v_q = TAU**2 + sigma**2, PIXELS.scale**2 + sigma**2
-    return 0.5 * ((v_p / v_q).log() + (v_q + (PIXELS.mean - mu) ** 2) / v_p - 1)
+    return 0.5 * ((v_p / v_q).log() + (v_q + (PIXELS.mean - MU) ** 2) / v_p - 1)
 
 
 def kl_slope(sigma: Tensor, mu: float = MU) -> Pair:
@@ -352,7 +352,7 @@ def discriminator() -> Iterator[Check]:
     sigma, noise = torch.full_like(real.flatten(), 0.4), eps.reshape(-1, 1, 1, 1).float()
     law = GivenLevels(Level(), u=torch.full((len(z),), 0.5))
     step = Step(DMD2(name="dmd2", adversarial=EYES), [gaussian(MU, TAU)], gaussian(PIXELS.mean, PIXELS.scale), law)
-    found = []
+    slopes = []
     for slope in (1.0, -1.0):
         method = step.method((1, 1, 1))
         assert method.adversarial is not None
@@ -360,8 +360,8 @@ def discriminator() -> Iterator[Check]:
         method.critic_loss(fake, None, real, CriticNoise(sigma, noise, sigma, noise, noise))[0].backward()
         weight = next(method.adversarial.discriminator.parameters())
         assert weight.grad is not None
-        found.append(float(weight.grad.sum()))
-    right, wrong = found
+        slopes.append(float(weight.grad.sum()))
+    right, wrong = slopes
     what = "discriminator: slope of its loss at"
     yield Check("G", f"{what} log p_real / p_student", (right,), (0.0,), tolerance=2e-3)
     yield Check("G", f"{what} its negative", (wrong,), (0.0,), tolerance=0.1, relation="differs")

@@ -103,10 +103,8 @@ def processes() -> dict[str, Process]:
     # Stable Diffusion's schedule: beta is linear in its root from 0.00085 to 0.012.
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
     alphas_cumprod = (1 - betas).cumprod(0)
-    found: dict[str, Process] = {"EDM": EDM(), "flow": Flow()}
-    for kind in ("epsilon", "v_prediction", "sample"):
-        found[f"VP, {kind}"] = VP(alphas_cumprod, kind)
-    return found
+    kinds = ("epsilon", "v_prediction", "sample")
+    return {"EDM": EDM(), "flow": Flow(), **{f"VP, {kind}": VP(alphas_cumprod, kind) for kind in kinds}}
 
 
 class LogRatio(nn.Module):

@@ -55,7 +55,7 @@ class ConsistencySchedule:
 
 
 def described(config: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
-    """`metadata`, what a folder's diffdistill.json says, or, for a consistency model of others, what it would say.
+    """`metadata` of a folder (its diffdistill.json), completed for a consistency model that another package wrote.
 
     config: the folder's scheduler_config.json.
     """

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffdistill.errors import ConfigError
 from diffdistill.pipelines.scheduler_config import LCM_TIME_SCALE, Schedule
@@ -132,5 +131,4 @@ def _even_times(process: VP, first: float, steps: int) -> list[int]:
 
 
 def _vp_levels(process: VP, times: Sequence[int]) -> tuple[float, ...]:
-    wanted: Tensor = torch.tensor(tuple(times), dtype=torch.float64)
-    return tuple(process.level_at(wanted).tolist())
+    return tuple(process.level_at(torch.tensor(tuple(times), dtype=torch.float64)).tolist())

@@ -28,7 +28,7 @@ class Adapter(Texts, Latents):
         super().__init__(pipeline)
         self.source = source
         self.image_size = self.native_size()
-        # What a guidance-distilled network is told; others have no such input.
+        # The input of a guidance-distilled network; others have none.
         self.guidance = 1.0
 
     def __deepcopy__(self, _memo: Any) -> "Adapter":
@@ -67,7 +67,7 @@ class Adapter(Texts, Latents):
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether the network is told the guidance scale, and needs no second pass."""
+        """Whether the guidance scale is an input of the network, which then needs no second pass."""
         return False
 
     def student_call(self) -> dict[str, float]:
@@ -82,6 +82,30 @@ class Adapter(Texts, Latents):
     def default_sigmas(self, steps: int) -> list[float] | None:
         """The flow times that the pipeline hands to its scheduler where the user gives none; None: it hands none."""
         return None
+
+
+class TransformerAdapter(Adapter):
+    """What pipelines with a transformer share: latents cut into patches, features that are tokens."""
+
+    part = "transformer"
+
+    @property
+    def patch(self) -> int:
+        """Side in latents of what one token stands for."""
+        return self.network.config.patch_size
+
+    @property
+    def size_multiple(self) -> int:
+        return self.pipeline.vae_scale_factor * self.patch
+
+    def feature(self, output: Any) -> Tensor:
+        """The tokens of the image, `(B, h w, C)`, as a map `(B, C, h, w)`; blocks may return the text's too."""
+        _, height, width = self.latent_shape
+        height, width = height // self.patch, width // self.patch
+        outputs = output if isinstance(output, tuple) else (output,)
+        # The image's tokens come last; a text may happen to be as long.
+        tokens = next(value for value in reversed(outputs) if value.shape[1] == height * width)
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
 
 
 @dataclass(frozen=True)

@@ -53,14 +53,14 @@ class PromptConditions(Conditions):
 
 
 def prompt_conditions(
-    request: SamplingRequest, *, default_guidance: float, guidance_told: bool, student: bool
+    request: SamplingRequest, *, default_guidance: float, embeds_guidance: bool, student: bool
 ) -> PromptConditions:
     """The prompts of a request, each with the negative one that acts on it.
 
-    default_guidance: where the request names none, and it is no student; guidance_told: whether the network is told
-    the scale, and has no second pass. A prompt's own negative text comes before the request's. Without a second pass
-    neither acts: the request's is refused, those of a file are left out, so that teacher and student can draw the same
-    file. Raises ConfigError for class labels, no prompts and texts that are none.
+    default_guidance: where the request names none, and it is no student; embeds_guidance: whether the scale is an
+    input of the network, which has no second pass. A prompt's own negative text comes before the request's. Without a
+    second pass neither acts: the request's is refused, those of a file are left out, so that teacher and student can
+    draw the same file. Raises ConfigError for class labels, no prompts and texts that are none.
     """
     if request.class_labels is not None:
         raise ConfigError("this model draws texts and takes no class labels; give --prompt TEXT or --prompts FILE")
@@ -70,9 +70,9 @@ def prompt_conditions(
     guidance, negative = 1.0 if student else given, request.negative_prompt
     if not request.prompts:
         raise ConfigError("this model draws texts; give --prompt TEXT or --prompts FILE")
-    two_passes = guidance != 1 and not guidance_told
+    two_passes = guidance != 1 and not embeds_guidance
     if negative is not None and not two_passes:
-        more = "" if student or guidance_told else ", or set a guidance scale other than 1"
+        more = "" if student or embeds_guidance else ", or set a guidance scale other than 1"
         raise ConfigError(
             f"a negative prompt acts through the second pass of guidance, and here is none; leave it out{more}"
         )

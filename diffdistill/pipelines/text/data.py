@@ -85,13 +85,13 @@ def _prompts_only(config: Distill, model: TextDenoiser) -> TextSet:
     return TextSet(model.prompts.ids([prompt.text for prompt in prompts]), None, None, file, digest_of(prompts))
 
 
-def _set_size(model: TextDenoiser, wanted: int | None) -> None:
+def _set_size(model: TextDenoiser, size: int | None) -> None:
     adapter = model.adapter
-    if wanted is None:
+    if size is None:
         return
-    if wanted % adapter.size_multiple:
+    if size % adapter.size_multiple:
         raise ConfigError(
-            f"data.image_size is {wanted} and the teacher's images are multiples of {adapter.size_multiple}; set "
-            f"{max(1, round(wanted / adapter.size_multiple)) * adapter.size_multiple}"
+            f"data.image_size is {size} and the teacher's images are multiples of {adapter.size_multiple}; set "
+            f"{max(1, round(size / adapter.size_multiple)) * adapter.size_multiple}"
         )
-    adapter.image_size = wanted
+    adapter.image_size = size

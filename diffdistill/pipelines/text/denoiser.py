@@ -31,8 +31,8 @@ class TextDenoiser(Denoiser):
     """`D(x_t, sigma, cond) -> x0` of scaled latents; `cond` are int64 `(B,)` rows of the `PromptTable` `prompts`.
 
     x_t: `(B, C, h, w)` = x0 + sigma * eps, x0 = (VAE's latent - shift) * scale, of variance near 1. Teacher, student
-    and critic of a run are one adapter and one table, and a network each. `null_class` is the row that guidance sets a
-    prompt against: 0, the pipeline's own; for a negative prompt, `model.null_class = int(prompts.ids([text])[0])`.
+    and critic of a run share one adapter and one table, and have a network each. `null_class` is the row of the null
+    prompt of guidance: 0, the pipeline's own; for a negative prompt, `model.null_class = int(prompts.ids([text])[0])`.
     """
 
     draws_texts = True
@@ -94,7 +94,7 @@ class TextDenoiser(Denoiser):
         return prompt_conditions(
             request,
             default_guidance=self.default_guidance,
-            guidance_told=self.adapter.embeds_guidance,
+            embeds_guidance=self.adapter.embeds_guidance,
             student=self.role == "student",
         )
 
@@ -143,7 +143,7 @@ class TextDenoiser(Denoiser):
         taps: Sequence[str],
         null: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """As the base has it; a guidance-distilled network is told the scale instead (1: what it is told anyway)."""
+        """As in the base class; a guidance-distilled network gets the scale as an input, left as it is for scale 1."""
         adapter = self.adapter
         if not adapter.embeds_guidance or guidance_scale == 1.0:
             return super().guided_tapped(x_t, sigma, cond, guidance_scale, taps, null)

@@ -11,9 +11,9 @@ KEPT_GB = 4.0  # 13,000 prompts of SDXL in bfloat16, of 0.3 MB each; 950 of Flux
 
 
 class Kept:
-    """Values by prompt. What is longest unused leaves first, so that what stays takes `limit` bytes at most.
+    """A least-recently-used cache of values by prompt, of `limit` bytes at most.
 
-    A value is made again when it is asked for after it has left; one that is too large by itself is not kept.
+    A value that was dropped is computed again when it is needed; one that is larger than `limit` is not kept.
     """
 
     def __init__(self, limit: float = KEPT_GB * 1e9):

@@ -41,8 +41,8 @@ class Parts:
         self.device = torch.device(device)
         for name, part in self.pipeline.components.items():
             if isinstance(part, nn.Module) and name != self.part:
-                wanted = encoder_dtype if name.startswith("text_encoder") else None
-                nn.Module.to(part, device, wanted or torch.float32)
+                dtype = encoder_dtype if name.startswith("text_encoder") else None
+                nn.Module.to(part, device, dtype or torch.float32)
 
 
 class Latents(Parts):

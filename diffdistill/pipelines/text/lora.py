@@ -145,8 +145,8 @@ class AdaptedNetwork(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """A and B by the names of peft, B with alpha / rank in it, so that a reader needs no alpha."""
-        found: dict[str, Tensor] = {}
-        for name, key in zip(self.low_rank.layers, self.low_rank.down, strict=True):
-            found[f"{name}.lora_A.weight"] = self.low_rank.down[key].detach().cpu().contiguous()
-            found[f"{name}.lora_B.weight"] = (self.low_rank.scale * self.low_rank.up[key].detach()).cpu().contiguous()
-        return found
+        low_rank, tensors = self.low_rank, {}
+        for name, key in zip(low_rank.layers, low_rank.down, strict=True):
+            tensors[f"{name}.lora_A.weight"] = low_rank.down[key].detach().cpu().contiguous()
+            tensors[f"{name}.lora_B.weight"] = (low_rank.scale * low_rank.up[key].detach()).cpu().contiguous()
+        return tensors

@@ -8,8 +8,6 @@ from torch import Tensor
 from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.kept import Condition
 
-NULL = 0
-
 
 class PromptTable:
     """Texts by number, so that every method can pass a condition `(B,)` about as it does class labels.
@@ -18,7 +16,7 @@ class PromptTable:
     number; it is encoded when used, alone, and kept while there is room (`Adapter.encoded`).
     """
 
-    null = NULL
+    null = 0
 
     def __init__(self, adapter: Adapter):
         self.adapter = adapter
@@ -39,12 +37,9 @@ class PromptTable:
                 self._texts.append(text)
         return torch.tensor([self._rows[text] for text in texts], dtype=torch.int64)
 
-    def text(self, row: int) -> str:
-        """The text of a number; of the null prompt, the empty one."""
-        return self._texts[row] or ""
-
     def texts(self, ids: Tensor) -> list[str]:
-        return [self.text(row) for row in ids.tolist()]
+        """The texts of numbers `(B,)`; of the null prompt, the empty one."""
+        return [self._texts[row] or "" for row in ids.tolist()]
 
     def arguments(self, ids: Tensor, dtype: torch.dtype | None = None) -> Condition:
         """What the network is called with for prompts `(B,)`, a row an image, on the adapter's device."""

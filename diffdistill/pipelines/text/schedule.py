@@ -67,11 +67,11 @@ def _diffusion(adapter: Adapter, process: Any, steps: int, timesteps: Sequence[f
         )
     scheduler.set_timesteps(steps)
     stock = [int(t) for t in scheduler.timesteps]
-    wanted = [round(t) for t in timesteps] if timesteps is not None else [min(t, last) for t in stock]
-    if wanted[0] > last:
-        raise ConfigError(f"student.timesteps begins with {wanted[0]}, and the last step with a signal is {last}")
-    call = {"num_inference_steps": steps} if wanted == stock else {"timesteps": wanted}
-    return Schedule(scheduler, _levels(process, wanted), call)
+    times = [round(t) for t in timesteps] if timesteps is not None else [min(t, last) for t in stock]
+    if times[0] > last:
+        raise ConfigError(f"student.timesteps begins with {times[0]}, and the last step with a signal is {last}")
+    call = {"num_inference_steps": steps} if times == stock else {"timesteps": times}
+    return Schedule(scheduler, _levels(process, times), call)
 
 
 def _flow(adapter: Adapter, process: Flow, steps: int, timesteps: Sequence[float] | None) -> Schedule:
@@ -100,7 +100,7 @@ def _levels(process: Any, timesteps: Sequence[float]) -> tuple[float, ...]:
 
 
 def schedule_at(adapter: Adapter, process: Process, levels: Sequence[float]) -> Schedule:
-    """The stock schedule that visits these levels: the scheduler's own, if it is, else one that is told the times."""
+    """The stock schedule that visits these levels: the scheduler's own, if it does, else one with explicit times."""
     stock = text_schedule(adapter, process, len(levels))
     if torch.allclose(torch.tensor(stock.levels), torch.tensor(tuple(levels)), rtol=1e-5):
         return stock

@@ -7,22 +7,20 @@ import torch
 from torch import Tensor
 
 from diffdistill.pipelines.text.kept import Condition, Kept
-from diffdistill.pipelines.text.latents import Parts
+from diffdistill.pipelines.text.latents import Parts, Pixels
 
 
 class Size(NamedTuple):
-    """What SDXL and its kin are told of an image (2307.01952, section 2.2): pixels, height before width."""
+    """The size conditions of SDXL and similar networks (2307.01952, section 2.2): pixels, height before width."""
 
     original: tuple[int, int]
     crop: tuple[int, int]
     target: tuple[int, int]
 
 
-class Cutting(Protocol):
-    """An image that was cut out of a file: uint8 `(3, S, S)`, the file's height and width, the cut's top and left."""
+class Cutting(Pixels, Protocol):
+    """An image that was cut out of a file, with the file's height and width and the cut's top and left."""
 
-    @property
-    def pixels(self) -> Tensor: ...
     @property
     def original(self) -> tuple[int, int]: ...
     @property
@@ -33,14 +31,14 @@ class Texts(Parts):
     """What the network is called with for a prompt; encoded alone and kept while there is room."""
 
     image_size: int
-    """Side in pixels of the images; that of the network's training until told otherwise."""
+    """Side in pixels of the images; that of the network's training unless it is set."""
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
         self.kept = Kept()
 
     def text(self, prompt: str) -> Condition:
-        """The encoders' words on one prompt, each tensor with one row."""
+        """The encoded prompt, each tensor with one row."""
         embeds, _ = self.pipeline.encode_prompt(prompt, self.device, 1, False)
         return {"encoder_hidden_states": embeds}
 
@@ -49,11 +47,11 @@ class Texts(Parts):
         return self.text("")
 
     def arguments(self, rows: Condition, sizes: Sequence[Size]) -> Condition:
-        """Keyword arguments of the network, from encoded texts and what it is told of the images, a row an image."""
+        """Keyword arguments of the network, from encoded texts and the sizes of the images, a row an image."""
         return rows
 
     def encoded(self, prompt: str | None) -> Condition:
-        """What the text encoders say, on the CPU; None is what guidance sets the prompt against.
+        """The encoded prompt, on the CPU; None is the null prompt of guidance.
 
         One prompt at a time, so that it does not depend on the batch it is in. The last used ones are `kept`.
         """
@@ -66,10 +64,7 @@ class Texts(Parts):
         return self.kept.get(prompt, make)
 
     def joined(
-        self,
-        prompts: Sequence[str | None],
-        sizes: Sequence[Size] | None = None,
-        dtype: torch.dtype | None = None,
+        self, prompts: Sequence[str | None], sizes: Sequence[Size] | None = None, dtype: torch.dtype | None = None
     ) -> Condition:
         """`arguments` of some prompts, on the adapter's device.
 

@@ -29,8 +29,8 @@ from diffdistill.parts.exposure_bias.corrections import (
 )
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.sampling.generate import pick_device, sample_batch
-from diffdistill.sampling.plan import Plan, plan_sampling, require_steps
-from diffdistill.sampling.scheduled import Observe
+from diffdistill.sampling.plan import Plan, plan_sampling
+from diffdistill.sampling.scheduled import Observe, scheduler_class
 
 NAMES = {"plain": "plain", SCALE: "Epsilon Scaling", SHIFT: "Time-Shift", BOTH: "both"}
 
@@ -46,24 +46,24 @@ def run(args: Namespace) -> int:
         )
     plans = [plan_sampling(model, sampler=name, steps=steps) for name in args.sampler for steps in args.steps]
     for name in args.sampler:
-        require_steps(name)
+        scheduler_class(name)  # refuses samplers that no correction fits
     data = load_images(args.data, split=args.split)
     _check_fit(model, data)
     moments = Moments.of(data)
-    held = _started(out, args, data, moments)
+    calibration = _started(out, args, data, moments)
     judge, warning = _judge(args, data, model)
     for plan in plans:
-        if any((entry.sampler, entry.steps) == (plan.sampler, plan.steps) for entry in held.entries):
+        if any((entry.sampler, entry.steps) == (plan.sampler, plan.steps) for entry in calibration.entries):
             continue
         entry = calibrate_plan(model, plan, moments, judge, args)
-        held = replace(held, entries=(*held.entries, entry))
-        held.save(out)
+        calibration = replace(calibration, entries=(*calibration.entries, entry))
+        calibration.save(out)
         print(_line(entry), flush=True)
     if warning is not None:
         print(f"note: {warning}")
-    print(f"{out}: {len(held.entries)} fits")
+    print(f"{out}: {len(calibration.entries)} fits")
     try:
-        plot_calibration(held, out.with_suffix(".png"))
+        plot_calibration(calibration, out.with_suffix(".png"))
         print(f"{out.with_suffix('.png')}: bias along the path, quality against b")
     except ConfigError as error:  # no matplotlib: the fits are there all the same
         print(f"no plot: {error}")
@@ -82,10 +82,17 @@ def calibrate_plan(model: Denoiser, plan: Plan, moments: Moments, judge: Judge, 
 
 
 def measure_plan(
-    model: Denoiser, plan: Plan, moments: Moments, wanted: Corrections, *, seed: int, num_images: int, batch_size: int
+    model: Denoiser,
+    plan: Plan,
+    moments: Moments,
+    corrections: Corrections,
+    *,
+    seed: int,
+    num_images: int,
+    batch_size: int,
 ) -> Exposure:
     """Exposure of a plan with corrections; being watched, it is computed by a scheduler even where there are none."""
-    corrected = replace(plan, corrections=wanted)
+    corrected = replace(plan, corrections=corrections)
 
     def sample(indices: Sequence[int], observe: Observe) -> Tensor:
         return sample_batch(model, corrected, seed, indices, batch_size, observe)
@@ -117,12 +124,12 @@ def _started(out: Path, args: Namespace, data: ImageSet, moments: Moments) -> Ca
     if not out.exists():
         return fresh
     try:
-        held = read_calibration(out)
+        calibration = read_calibration(out)
     except CheckpointError:
-        held = None
-    if held is None or replace(held, entries=(), model=fresh.model) != fresh:
+        calibration = None
+    if calibration is None or replace(calibration, entries=(), model=fresh.model) != fresh:
         raise ConfigError(f"--out {out} exists and holds something else: delete it or name another file")
-    return held
+    return calibration
 
 
 def _judge(args: Namespace, data: ImageSet, model: Denoiser) -> tuple[Judge, str | None]:
@@ -138,17 +145,15 @@ def _judge(args: Namespace, data: ImageSet, model: Denoiser) -> tuple[Judge, str
 
 def _check(chosen: dict[str, Corrections], measure: Any, judge: Judge, count: int, first: int) -> dict[str, Any]:
     """Quality of each choice on seeds that no fit has seen: mean and sample standard deviation."""
-    known: dict[Corrections, list[float]] = {}
-    for wanted in dict.fromkeys(chosen.values()):
-        known[wanted] = [judge(measure(wanted, seed=first + i)) for i in range(count)]
-    return {
-        name: {"values": known[wanted], "mean": statistics.mean(known[wanted]), "deviation": _deviation(known[wanted])}
-        for name, wanted in chosen.items()
-    }
+    qualities: dict[Corrections, list[float]] = {}
+    for corrections in dict.fromkeys(chosen.values()):
+        qualities[corrections] = [judge(measure(corrections, seed=first + i)) for i in range(count)]
+    return {name: _spread(qualities[corrections]) for name, corrections in chosen.items()}
 
 
-def _deviation(values: list[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
+def _spread(values: list[float]) -> dict[str, Any]:
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"values": values, "mean": statistics.mean(values), "deviation": deviation}
 
 
 def _line(entry: Entry) -> str:
@@ -157,8 +162,8 @@ def _line(entry: Entry) -> str:
     scale, shift, both = (entry.fits[name] for name in (SCALE, SHIFT, BOTH))
     parts = [f"{entry.sampler} {entry.steps}: ln(variance ratio) {final['plain']:+.4f}, b {scale['b']:g}"]
     if "variance_fit" in entry.report:
-        found = entry.report["variance_fit"]
-        parts.append(f"(variance matched at {found['b']:.4f} +- {found['standard_error']:.4f})")
+        fit = entry.report["variance_fit"]
+        parts.append(f"(variance matched at {fit['b']:.4f} +- {fit['standard_error']:.4f})")
     parts.append(f"-> {final[SCALE]:+.4f}; window {shift['window']:g} {shift['statistic']} -> {final[SHIFT]:+.4f}")
     parts.append(f"; both: b {both['b']:g}, window {both['window']:g}")
     for name, result in entry.report.get("check", {}).items():
@@ -170,18 +175,18 @@ def _line(entry: Entry) -> str:
 # ---- the plot
 
 
-def plot_calibration(held: Calibration, target: Path) -> None:
+def plot_calibration(calibration: Calibration, target: Path) -> None:
     """A row an entry: r at every level (left), quality against b (right). ConfigError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("a plot needs matplotlib: pip install 'diffdistill[plot]'") from error
-    rows = len(held.entries)
+    rows = len(calibration.entries)
     figure = Figure(figsize=(10, 2.8 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False)
-    for (left, right), entry in zip(axes, held.entries, strict=True):
+    for (left, right), entry in zip(axes, calibration.entries, strict=True):
         _path(left, entry)
-        _quality(right, entry, held.settings["metric"].upper())
+        _quality(right, entry, calibration.settings["metric"].upper())
     figure.savefig(target, dpi=120)
 
 

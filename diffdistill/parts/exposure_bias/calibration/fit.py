@@ -19,6 +19,8 @@ LOWEST, HIGHEST = 0.9, 1.3  # the divisors that are tried at all
 # d ln(variance) / d b of first-order samplers at 10 to 50 steps; only the first guess depends on it
 USUAL_SLOPE = 10.0
 TOLERANCE = 0.002  # of ln(variance): 2e-4 of b
+MAX_RUNS = 5  # of the secant rule
+SEARCHED, FIRST_STEP = 8, 0.005  # values of b that the search over FID tries, and how far it goes first
 BOOTSTRAP = 200
 FRACTIONS = (0.1, 0.25, 0.5)  # of the way to b*; 0 and 1 are run by the fit
 # (statistic, window in units of the stride between two steps). Wider than one stride, states would change places.
@@ -39,25 +41,26 @@ class Trials:
     judge: Judge
     runs: dict[Corrections, tuple[Exposure, float]]
 
-    def exposure(self, wanted: Corrections) -> Exposure:
-        if wanted not in self.runs:
-            found = self.measure(wanted)
-            self.runs[wanted] = (found, self.judge(found))
-        return self.runs[wanted][0]
+    def exposure(self, corrections: Corrections) -> Exposure:
+        if corrections not in self.runs:
+            exposure = self.measure(corrections)
+            self.runs[corrections] = (exposure, self.judge(exposure))
+        return self.runs[corrections][0]
 
-    def quality(self, wanted: Corrections) -> float:
-        self.exposure(wanted)
-        return self.runs[wanted][1]
+    def quality(self, corrections: Corrections) -> float:
+        self.exposure(corrections)
+        return self.runs[corrections][1]
 
     def best(self, among: list[Corrections]) -> Corrections:
         return min(among, key=self.quality)
 
     def table(self) -> list[dict[str, Any]]:
         """JSON-able, in the order run."""
-        return [
-            {**_fit(wanted), "log_ratio": found.final, "standard_error": float(found.standard_error[-1]), "quality": q}
-            for wanted, (found, q) in self.runs.items()
-        ]
+        rows = []
+        for corrections, (exposure, quality) in self.runs.items():
+            evidence = {"log_ratio": exposure.final, "standard_error": float(exposure.standard_error[-1])}
+            rows.append({**_fit(corrections), **evidence, "quality": quality})
+        return rows
 
 
 def calibrate_sampler(sampler: str, steps: int, trials: Trials, variances: dict[str, float], method: str) -> Entry:
@@ -69,16 +72,16 @@ def calibrate_sampler(sampler: str, steps: int, trials: Trials, variances: dict[
     scale, star = _scale(trials, method)
     shift = trials.best([NONE, *_shifts(steps, variances)])
     both = _both(trials, scale, shift)
-    fits = {SCALE: _fit(scale), SHIFT: _fit(shift), BOTH: _fit(both)}
+    chosen = {SCALE: scale, SHIFT: shift, BOTH: both}
+    exposures = {"plain": NONE} | chosen
     report: dict[str, Any] = {
-        "exposure": {"plain": trials.exposure(NONE).report()}
-        | {name: trials.exposure(wanted).report() for name, wanted in ((SCALE, scale), (SHIFT, shift), (BOTH, both))},
+        "exposure": {name: trials.exposure(corrections).report() for name, corrections in exposures.items()},
         "trials": trials.table(),
         "method": method,
     }
     if star is not None:
         report["variance_fit"] = {"b": star.b, "standard_error": star.standard_error, "runs": len(star.runs)}
-    return Entry(sampler, steps, fits, report)
+    return Entry(sampler, steps, {name: _fit(corrections) for name, corrections in chosen.items()}, report)
 
 
 def _scale(trials: Trials, method: str) -> "tuple[Corrections, ScaleFit | None]":
@@ -110,13 +113,13 @@ def _both(trials: Trials, scale: Corrections, shift: Corrections) -> Corrections
     return trials.best([scale, shift, *halves])
 
 
-def _fit(wanted: Corrections) -> Fit:
+def _fit(corrections: Corrections) -> Fit:
     return {
-        "b": wanted.b,
-        "window": wanted.window,
-        "cutoff": wanted.cutoff,
-        "statistic": wanted.statistic,
-        "data_variance": wanted.data_variance,
+        "b": corrections.b,
+        "window": corrections.window,
+        "cutoff": corrections.cutoff,
+        "statistic": corrections.statistic,
+        "data_variance": corrections.data_variance,
     }
 
 
@@ -134,7 +137,7 @@ class ScaleFit:
     runs: dict[float, Exposure]
 
 
-def fit_scale(measure: Callable[[float], Exposure], *, max_runs: int = 5) -> ScaleFit:
+def fit_scale(measure: Callable[[float], Exposure]) -> ScaleFit:
     """Root of r(b) = ln(variance of the images / variance of the data), by the secant rule.
 
     With the same noise in every run (common random numbers) r is a smooth and, for first-order samplers, nearly
@@ -145,13 +148,13 @@ def fit_scale(measure: Callable[[float], Exposure], *, max_runs: int = 5) -> Sca
     runs = {1.0: measure(1.0)}
     known = 1.0
     b = _inside(1.0 - runs[1.0].final / USUAL_SLOPE)
-    while len(runs) < max_runs and b not in runs and abs(runs[known].final) > TOLERANCE:
+    while len(runs) < MAX_RUNS and b not in runs and abs(runs[known].final) > TOLERANCE:
         runs[b] = measure(b)
         known = b
         one, two = _best_two({value: run.final for value, run in runs.items()})
         b = _inside(_root(one, runs[one].final, two, runs[two].final))
     if len(runs) == 1:
-        return ScaleFit(1.0, _slope_free_error(runs[1.0]), runs)
+        return ScaleFit(1.0, float(runs[1.0].standard_error[-1]) / USUAL_SLOPE, runs)
     one, two = _best_two({value: run.final for value, run in runs.items()})
     b = _inside(_root(one, runs[one].final, two, runs[two].final))
     return ScaleFit(b, _bootstrap(one, runs[one], two, runs[two]), runs)
@@ -180,11 +183,7 @@ def _bootstrap(b0: float, run0: Exposure, b1: float, run1: Exposure) -> float:
     return float((b0 - r0 * (b1 - b0) / (r1 - r0)).std())
 
 
-def _slope_free_error(run: Exposure) -> float:
-    return float(run.standard_error[-1]) / USUAL_SLOPE
-
-
-def search_scale(quality: Callable[[float], float], *, trials: int = 8, step: float = 0.005) -> dict[float, float]:
+def search_scale(quality: Callable[[float], float]) -> dict[float, float]:
     """The paper's recipe (2308.15321, section 5.2): a constant b by trying values and taking the best FID.
 
     Walks from 1 in the direction that improves, doubling the step, until it worsens; then the vertex of the parabola
@@ -192,22 +191,22 @@ def search_scale(quality: Callable[[float], float], *, trials: int = 8, step: fl
     better.
     """
     tried = {1.0: quality(1.0)}
-    upward = round(1 + step, 6)
+    upward = round(1 + FIRST_STEP, 6)
     tried[upward] = quality(upward)
-    while len(tried) < trials:
-        b = _next_trial(tried, step)
+    while len(tried) < SEARCHED:
+        b = _next_trial(tried)
         if b in tried:
             break
         tried[b] = quality(b)
     return tried
 
 
-def _next_trial(tried: dict[float, float], step: float) -> float:
+def _next_trial(tried: dict[float, float]) -> float:
     """Further out where the best value is the outermost, else the vertex of the parabola around it."""
     ordered = sorted(tried)
     place = ordered.index(min(tried, key=lambda b: tried[b]))
     if place in (0, len(ordered) - 1):
-        reach = max(abs(ordered[place] - 1) * 2, step)
+        reach = max(abs(ordered[place] - 1) * 2, FIRST_STEP)
         return _inside(1 + reach if place else 1 - reach)
     left, middle, right = ordered[place - 1 : place + 2]
     a, b, c = (tried[value] for value in (left, middle, right))

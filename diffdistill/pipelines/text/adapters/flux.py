@@ -1,4 +1,4 @@
-"""`FluxPipeline`: a flow on packed latents; of its guidance-distilled kind the network is told the scale."""
+"""`FluxPipeline`: a flow on packed latents; guidance-distilled kinds take the scale as an input."""
 
 import math
 from typing import Any
@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.pipelines.text.adapter import AdapterFor
+from diffdistill.pipelines.text.adapter import AdapterFor, TransformerAdapter
 from diffdistill.pipelines.text.kept import Condition
-from diffdistill.pipelines.text.transformer import TransformerAdapter
 
 PATCH = 2  # latents are packed 2x2 into a token
 
@@ -33,8 +32,8 @@ class Flux(TransformerAdapter):
     def predict(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         rows, _, height, width = x_t.shape
         words = cond["encoder_hidden_states"].shape[1]
-        told = self.network.config.guidance_embeds
-        guidance = torch.full((rows,), self.guidance, device=x_t.device) if told else None
+        takes_guidance = self.network.config.guidance_embeds
+        guidance = torch.full((rows,), self.guidance, device=x_t.device) if takes_guidance else None
         output = network(
             hidden_states=pack(x_t), timestep=t / 1000, guidance=guidance, **cond,
             txt_ids=torch.zeros(words, 3, device=x_t.device),

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.pipelines.text.adapter import AdapterFor
+from diffdistill.pipelines.text.adapter import AdapterFor, TransformerAdapter
 from diffdistill.pipelines.text.kept import Condition
 from diffdistill.pipelines.text.texts import Size
-from diffdistill.pipelines.text.transformer import TransformerAdapter
 
 
 class PixArt(TransformerAdapter):
@@ -19,11 +18,11 @@ class PixArt(TransformerAdapter):
 
     def arguments(self, rows: Condition, sizes: Sequence[Size]) -> Condition:
         """Beside the text, height and width and their ratio, for networks made for 1024 pixels (2310.00426)."""
-        told: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+        added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if self.network.use_additional_conditions:
             resolution = torch.tensor([size.target for size in sizes], dtype=torch.float32, device=self.device)
-            told = {"resolution": resolution, "aspect_ratio": resolution[:, :1] / resolution[:, 1:]}
-        return {**rows, "added_cond_kwargs": told}
+            added = {"resolution": resolution, "aspect_ratio": resolution[:, :1] / resolution[:, 1:]}
+        return {**rows, "added_cond_kwargs": added}
 
     def predict(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return network(x_t, timestep=t, **cond, return_dict=False)[0]

@@ -4,9 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from diffdistill.pipelines.text.adapter import AdapterFor
+from diffdistill.pipelines.text.adapter import AdapterFor, TransformerAdapter
 from diffdistill.pipelines.text.kept import Condition
-from diffdistill.pipelines.text.transformer import TransformerAdapter
 
 
 class StableDiffusion3(TransformerAdapter):
