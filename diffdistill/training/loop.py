@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from diffdistill.config.schema import Run
+from diffdistill.matching.micro_batches import Metrics
 from diffdistill.training.attention import Networks
 from diffdistill.training.log import Log
 from diffdistill.training.randomness import seed_step
 from diffdistill.training.signals import StopRequest, stop_requests
 from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
 
-Metrics = dict[str, Tensor | float]
 Model = TypeVar("Model")
 Model_co = TypeVar("Model_co", covariant=True)
 
