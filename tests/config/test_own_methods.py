@@ -19,6 +19,7 @@ from diffdistill.matching.step import DistributionMatching
 from diffdistill.methods.base import Method
 from diffdistill.process import Level, LevelLaw
 from diffdistill.registry import allow_code
+from diffdistill.training.optim.updater import Updater
 
 FILE = '''"""Reverse KL beside a setting of its own."""
 from typing import ClassVar, Literal
@@ -57,6 +58,12 @@ def by_number(x0, teacher_x0, critic_x0):
 
 
 TRIPLE = LevelWeight("triple", "3", of_images=by_number)
+def descent(parameters, settings):
+    import torch
+
+    return torch.optim.SGD(parameters, lr=settings.learning_rate)
+
+
 FISHER_ONLY = LevelWeight("fisher_only", "1", forms=("fisher",))
 '''
 
@@ -162,6 +169,23 @@ def test_a_level_weight_of_ones_own_file_weighs(own):
 def test_what_is_no_level_weight_of_the_form_is_refused(own, name, sentence):
     with pytest.raises(ConfigError, match=sentence):
         load_config(Distill, own, [f"method={{name: dmd2, level_weight: '{name}'}}"])
+
+
+def test_an_optimiser_of_ones_own_file_moves_the_weights(own):
+    words = ["student.optimizer={name: 'mine.py:descent', learning_rate: 0.5, max_grad_norm: null}"]
+    settings = load_config(Distill, own, words).config.student.optimizer
+    weight = torch.nn.Parameter(torch.ones(3))
+    updater = Updater("student", [weight], settings, 10)
+    weight.grad = torch.tensor([0.0, 1.0, -2.0])
+    updater.step(0)
+    assert weight.tolist() == [1.0, 0.5, 2.0]
+
+
+def test_what_is_no_optimiser_is_refused(own):
+    with pytest.raises(ConfigError, match=r"'mine\.py:TRIPLE' is no optimiser; it must be a function of \(parameters"):
+        load_config(Distill, own, ["student.optimizer.name=mine.py:TRIPLE"])
+    with pytest.raises(ConfigError, match=r"optimizer\.name' is 'sgd'; it must be one of 'adamw' or 'adafactor'"):
+        load_config(Distill, own, ["student.optimizer.name=sgd"])
 
 
 def test_a_wrong_divergence_is_told_at_once_and_without_torch(capsys):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffdistill.errors import NonFiniteError
 from diffdistill.matching.micro_batches import Metrics
 from diffdistill.optimizers import Muon, Optimizer
-from diffdistill.registry import named
+from diffdistill.registry import is_plugin, load, named
 
 
 class Updater:
@@ -26,7 +26,8 @@ class Updater:
         self.settings = settings
         self.total_steps = total_steps
         self.parameters = [p for p in parameters if p.requires_grad]
-        self.optimizer: torch.optim.Optimizer = named(settings.builder)(self.parameters, settings)
+        build = load(settings.builder) if is_plugin(settings.builder) else named(settings.builder)
+        self.optimizer: torch.optim.Optimizer = build(self.parameters, settings)
 
     def rate(self, step: int) -> float:
         """Learning rate at `step`: linear warm-up, then constant until `decay_from`, then down to zero at the end."""
