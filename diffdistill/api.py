@@ -11,7 +11,6 @@ settings are checked.
 
 import os
 from collections.abc import Mapping
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from diffdistill import registry
@@ -53,21 +52,20 @@ def _run(verb: str, model: str, config: Any, allow_code: bool, settings: Mapping
     if allow_code:
         registry.allow_code()
     resolved = _resolved(model, config, settings)
-    run: Result = getattr(import_module("diffdistill.training.run"), verb)(resolved)
+    run: Result = registry.named(f"diffdistill.training.run:{verb}")(resolved)
     return run
 
 
 def _resolved(model: str, config: Any, settings: Mapping[str, Any]) -> "Resolved[Any]":
     from diffdistill.config import Resolved, load_config
 
-    module, _, name = model.partition(":")
-    kind = getattr(import_module(module), name)
+    kind = registry.named(model)
     if isinstance(config, str | os.PathLike):
         return load_config(kind, os.fspath(config), overrides_of(settings))
     if not isinstance(config, Resolved) or not isinstance(config.config, kind):
         raise ConfigError(
             f"the config is a {type(getattr(config, 'config', config)).__name__}; give a YAML file, the name of a "
-            f"shipped config, or what load_config({name}, ...) returned"
+            f"shipped config, or what load_config({kind.__name__}, ...) returned"
         )
     if settings:
         raise ConfigError(

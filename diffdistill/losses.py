@@ -19,7 +19,7 @@ from diffdistill.divergences import Divergence, get_divergence
 from diffdistill.errors import ConfigError
 from diffdistill.matching.level_mean import all_reduce_sum
 from diffdistill.matching.level_weights import LEVEL_WEIGHTS
-from diffdistill.process import EDM, Flow, Process
+from diffdistill.process import EDM, Flow, Process, per_sample
 
 WeightFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 WeightLike = None | str | float | Tensor | WeightFunction
@@ -349,4 +349,4 @@ def _one_per_sample(values: Tensor, x: Tensor, name: str) -> Tensor:
     # (B, heads) or (B, 1) against (B, C, H, W) would broadcast silently to nonsense.
     if values.numel() != len(x) or values.ndim == 0 or len(values) != len(x):
         raise ValueError(f"{name} must have one value a sample, shape ({len(x)},), got {tuple(values.shape)}.")
-    return values.reshape(-1, *[1] * (x.ndim - 1))
+    return per_sample(values, x)

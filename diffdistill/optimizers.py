@@ -2,11 +2,14 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from diffdistill.errors import ConfigError
+from diffdistill.registry import is_plugin, load
 from diffdistill.section import Fraction, OneOf, Positive, Section
 
-# name: `module:function` that makes it of (parameters, settings). A new optimiser is a row here and its function.
+# name: `module:function` that makes it of (parameters, settings). A new optimiser is a row here
+# and its function, or `FILE.py:NAME` of the function.
 OPTIMIZERS = {
     "adamw": "diffdistill.training.optim.adamw:build",
     "adafactor": "diffdistill.training.optim.adafactor:build",
@@ -31,13 +34,25 @@ class Optimizer(Rate):
     Adafactor's learning rate is a part of each weight tensor's root mean square: one like 1e-3, not 1e-5.
     """
 
-    name: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
+    name: Annotated[str, OneOf(OPTIMIZERS, files=True)] = Field(
+        "adamw", description="or FILE.py:NAME, a function of (parameters, these settings) that makes one"
+    )
     betas: tuple[Fraction, Fraction] = (0.0, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
 
     @property
     def builder(self) -> str:
-        return OPTIMIZERS[self.name]
+        return OPTIMIZERS.get(self.name, self.name)
+
+    @field_validator("name")
+    @classmethod
+    def _makes_one(cls, name: str) -> str:
+        try:
+            if is_plugin(name) and not callable(load(name)):
+                raise ConfigError(f"'{name}' is no optimiser; it must be a function of (parameters, settings)")
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return name
 
     @model_validator(mode="after")
     def _no_first_moment(self) -> "Optimizer":

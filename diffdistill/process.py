@@ -13,8 +13,6 @@ from torch import Tensor
 
 from diffdistill.errors import ConfigError
 
-Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
-
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """`(B,)` -> `(B, 1, 1, 1)`, so that one number a sample multiplies `(B, C, H, W)`.
@@ -150,9 +148,13 @@ def prediction_from_x0(x0: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, kind
     >>> prediction_from_x0(torch.tensor([1.2]), x, alpha, sigma, "epsilon")
     tensor([0.8000])
     """
+    return x0 if kind == "sample" else prediction_of(x0, (x - alpha * x0) / sigma, alpha, sigma, kind)
+
+
+def prediction_of(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
+    """What a network should predict where x0 and eps are known; all broadcastable to `(B, C, H, W)`."""
     if kind == "sample":
         return x0
-    eps = (x - alpha * x0) / sigma
     if kind == "epsilon":
         return eps
     if kind == "v_prediction":

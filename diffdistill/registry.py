@@ -115,6 +115,12 @@ def load(name: str) -> Any:
     return value
 
 
+def named(target: str) -> Any:
+    """What the package's own `module:name` is; imported now, so that tables of names stay light."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def _module(place: str) -> ModuleType:
     try:
         return _run(Path(place).expanduser().resolve()) if place.endswith(".py") else importlib.import_module(place)
@@ -126,13 +132,19 @@ def _module(place: str) -> ModuleType:
         raise ConfigError(f"'{place}' fails when it is run ({type(error).__name__}: {error}); mend it") from error
 
 
-@cache
 def _run(file: Path) -> ModuleType:
+    """The module of a file, which runs once: where it imports what asks for plug-ins, it is given as far as it is."""
     name = f"diffdistill_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pydantic look up their module by name
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # dataclasses and pydantic look up their module by name, too
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module

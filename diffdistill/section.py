@@ -4,11 +4,13 @@ The mathematics knows no section: it takes frozen dataclasses, which `plain` fil
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Self, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
+
+from diffdistill.registry import is_plugin
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -26,13 +28,24 @@ class Section(BaseModel):
 
 
 class OneOf:
-    """`Annotated[str, OneOf(NAMES)]`: one of these names; a `Literal` of names that stand in a table elsewhere."""
+    """`Annotated[str, OneOf(NAMES)]`: one of these names; a `Literal` of names that stand in a table elsewhere.
 
-    def __init__(self, names: Iterable[str]):
-        self.names = list(names)
+    files: or `FILE.py:NAME`, which the section itself looks up.
+    """
+
+    def __init__(self, names: Iterable[str], files: bool = False):
+        self.names, self.files = list(names), files
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.literal_schema(self.names)
+        names = core_schema.literal_schema(self.names)
+        if not self.files:
+            return names
+        text = core_schema.simple_ser_schema("str")
+        return core_schema.no_info_wrap_validator_function(_name_or_file, names, serialization=text)
+
+
+def _name_or_file(value: Any, known: Callable[[Any], str]) -> str:
+    return value if isinstance(value, str) and is_plugin(value) else known(value)
 
 
 def plain(section: BaseModel, kind: type[Plain]) -> Plain:

@@ -66,7 +66,7 @@ class Pictures:
 def train(teacher: Denoiser, pictures: Pictures, seed: int, updates: int, own: bool, r1: float) -> str:
     torch.manual_seed(seed)
     term = AdversarialTerm(Adversarial(taps=TAPS, r1=r1), teacher, teacher)
-    term.trains_eyes = False
+    term.trains_features = False
     heads, law = term.discriminator, LevelLaw(Level(law="karras", u_max=0.8))
     optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-3)
 

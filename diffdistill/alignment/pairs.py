@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
-from diffdistill.process import per_sample, prediction_from_x0
+from diffdistill.process import per_sample, prediction_of
 
 if TYPE_CHECKING:
     from diffdistill.config.align import LossSpace
@@ -41,11 +41,13 @@ class NoisedPairs:
 
     def part(self, rows: slice) -> "NoisedPairs":
         """Some of the pairs."""
-        picked = {name: both(getattr(self, name), rows) for name in ("x_t", "t", "eps", "target", "alpha", "sigma")}
+        picked = {
+            name: rows_of_pairs(getattr(self, name), rows) for name in ("x_t", "t", "eps", "target", "alpha", "sigma")
+        }
         return NoisedPairs(kind=self.kind, **picked)
 
 
-def both(values: Tensor, rows: slice) -> Tensor:
+def rows_of_pairs(values: Tensor, rows: slice) -> Tensor:
     """The rows of some pairs in a tensor of 2B rows."""
     return torch.cat([half[rows] for half in values.chunk(2)])
 
@@ -104,7 +106,8 @@ def noise_pairs(
     t, alpha, sigma = (torch.cat([value, value]) for value in (t, alpha, sigma))
     a, s = per_sample(alpha, x0).float(), per_sample(sigma, x0).float()
     x_t = a * x0 + s * eps
-    return NoisedPairs(x_t, t, eps, target_of(x0, eps, a, s, kind), alpha, sigma, kind)
+    # Of eps itself: (x_t - alpha x0) / sigma loses digits at small sigma.
+    return NoisedPairs(x_t, t, eps, prediction_of(x0, eps, a, s, kind), alpha, sigma, kind)
 
 
 def times(scheduler: Any, u: Tensor, shift: float | None) -> tuple[Tensor, Tensor, Tensor, str]:
@@ -123,17 +126,6 @@ def times(scheduler: Any, u: Tensor, shift: float | None) -> tuple[Tensor, Tenso
         f"scheduler {type(scheduler).__name__} has no training levels that are known; use a DDPM-like one "
         f"(alphas_cumprod) or a flow matching one"
     )
-
-
-def target_of(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
-    """What the network should predict; from eps itself, for (x_t - alpha x0) / sigma loses digits at small sigma."""
-    if kind == "epsilon":
-        return eps
-    if kind == "v_prediction":
-        return alpha * eps - sigma * x0
-    if kind == "flow":
-        return eps - x0
-    return prediction_from_x0(x0, x0, alpha, sigma, kind)
 
 
 def paired_denoising_losses(

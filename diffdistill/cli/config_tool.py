@@ -7,14 +7,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from diffdistill.config import load_config, schema
-from diffdistill.config.align import Align
+from diffdistill.cli.front import verbs
+from diffdistill.config import load_config
 from diffdistill.config.complaints import models_in
 from diffdistill.config.yaml import flow
 from diffdistill.errors import ConfigError
+from diffdistill.registry import named
 from diffdistill.section import Section
 
-MODELS: dict[str, type[Section]] = {"train": schema.Train, "distill": schema.Distill, "align": Align}
 FILES = {"show": 1, "keys": 0, "schema": 0, "diff": 2}
 
 
@@ -44,9 +44,10 @@ def keys(model: type[BaseModel], defaults: BaseModel | None = None, prefix: str 
 
 def run(args: argparse.Namespace) -> int:
     """Print what was asked for; `diff` returns 1 when the two differ, as the tool of that name."""
-    if args.verb not in MODELS:
+    settings = {name: verb.settings for name, verb in verbs().items() if verb.settings}
+    if args.verb not in settings:
         raise ConfigError(
-            f"config {args.action}: '{args.verb}' has no settings; say whose first: one of {', '.join(MODELS)}, "
+            f"config {args.action}: '{args.verb}' has no settings; say whose first: one of {', '.join(settings)}, "
             "before any CONFIG"
         )
     if len(args.configs) != FILES[args.action]:
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             f"config {args.action} {args.verb}: {len(args.configs)} CONFIG given, needed are {FILES[args.action]}; "
             "overrides are written --set key=value"
         )
-    model = MODELS[args.verb]
+    model: type[Section] = named(settings[args.verb])
     if args.action == "schema":
         print(json.dumps(model.model_json_schema(), indent=2))
     elif args.action == "keys":

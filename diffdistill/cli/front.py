@@ -11,13 +11,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
-from importlib import import_module
 from typing import Any
 
 from diffdistill import __version__
 from diffdistill.cli.parser import Parser, Verb
 from diffdistill.errors import ConfigError, DiffDistillError, DiskError, Interrupted
-from diffdistill.registry import Registry, allow_code
+from diffdistill.registry import Registry, allow_code, named
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -85,9 +84,9 @@ def _verb(name: str) -> Verb:
     return known[name]
 
 
-def _not_of_torchvision(told: logging.LogRecord) -> bool:
+def _not_of_torchvision(record: logging.LogRecord) -> bool:
     """diffusers imports image processors that no verb uses; without torchvision, which none needs, each warns."""
-    return "torchvision" not in told.getMessage()
+    return "torchvision" not in record.getMessage()
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -101,18 +100,12 @@ def _dispatch(argv: list[str]) -> int:
     if args.quiet or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read by tqdm itself, so the bars of every library obey
     logging.getLogger("transformers.utils.import_utils").addFilter(_not_of_torchvision)
-    what: Any = args
+    given: Any = args
     if verb.settings:
         from diffdistill.config import load_config
 
-        what = load_config(_named(verb.settings), args.config, args.overrides)
-    return _named(verb.target)(what) or 0
-
-
-def _named(target: str) -> Any:
-    """What `module:name` names."""
-    module, _, name = target.partition(":")
-    return getattr(import_module(module), name)
+        given = load_config(named(verb.settings), args.config, args.overrides)
+    return named(verb.target)(given) or 0
 
 
 def explained(error: BaseException) -> DiffDistillError:
@@ -123,11 +116,11 @@ def explained(error: BaseException) -> DiffDistillError:
         return Interrupted("interrupted")
     text = str(error).strip().splitlines() or ["no message"]
     if isinstance(error, OSError):
-        what = f"'{error.filename}': {error.strerror}" if error.filename else text[0]
+        place = f"'{error.filename}': {error.strerror}" if error.filename else text[0]
         if error.errno in NO_ROOM:
-            return DiskError(f"no room left on the disk ({what}); free space or choose another folder")
+            return DiskError(f"no room left on the disk ({place}); free space or choose another folder")
         if error.errno in NO_PERMISSION:
-            return DiskError(f"no permission ({what}); choose another folder or change its rights")
+            return DiskError(f"no permission ({place}); choose another folder or change its rights")
     if "No space left on device" in str(error):  # safetensors reports it as an error of its own
         return DiskError(f"no room left on the disk ({text[0]}); free space or choose another folder")
     return DiffDistillError(f"unexpected {type(error).__name__}: {text[0]} (--debug shows the traceback)")

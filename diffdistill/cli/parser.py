@@ -127,8 +127,8 @@ def known(kind: str, names: Callable[[], Iterable[str]]) -> Callable[[str], str]
     """One of a registry's names, or `FILE.py:NAME`, which is not looked into before the command runs."""
 
     def read(text: str) -> str:
-        if text not in (there := tuple(names())) and not is_plugin(text):
-            raise argparse.ArgumentTypeError(f"'{text}' is no {kind}; choose of {','.join(there)}, or FILE.py:NAME")
+        if text not in (rows := tuple(names())) and not is_plugin(text):
+            raise argparse.ArgumentTypeError(f"'{text}' is no {kind}; choose of {','.join(rows)}, or FILE.py:NAME")
         return text
 
     return read
@@ -165,6 +165,8 @@ def add_config(parser: Parser) -> None:
 
 def prompt(text: str) -> str:
     """A text that is not empty, of whole characters (bytes that are no UTF-8 reach a program as halves of some)."""
-    if not text.strip() or any("\ud800" <= character <= "\udfff" for character in text):
+    from diffdistill.data.prompts import problem_of
+
+    if problem_of(text) is not None:
         raise argparse.ArgumentTypeError(f"{text!a} is no prompt; write a text")
     return text.strip()

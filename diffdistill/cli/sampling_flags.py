@@ -27,10 +27,12 @@ def add_sampling(parser: Parser) -> None:
         default=64,
         help="images at a time; changes no image (default 64)",
     )
-    wish = parser.add_mutually_exclusive_group()
-    wish.add_argument("--class-labels", metavar="0,1,2", type=labels, help="classes, in turn (default: all, balanced)")
-    wish.add_argument("--prompt", metavar="TEXT", type=prompt, help="one text for all images")
-    wish.add_argument("--prompts", metavar="FILE", help="prompts in turn: .txt (one a line), .csv or .jsonl")
+    subject = parser.add_mutually_exclusive_group()
+    subject.add_argument(
+        "--class-labels", metavar="0,1,2", type=labels, help="classes, in turn (default: all, balanced)"
+    )
+    subject.add_argument("--prompt", metavar="TEXT", type=prompt, help="one text for all images")
+    subject.add_argument("--prompts", metavar="FILE", help="prompts in turn: .txt (one a line), .csv or .jsonl")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from (default: no text)")
     parser.add_argument(
         "--guidance-scale",

@@ -85,7 +85,7 @@ class Align(Run):
         False, description="move each weight as soon as its gradient is known: no two gradients are held at once"
     )
     data: PairData
-    evaluation: PairEvaluation = PairEvaluation()  # type: ignore[assignment]  # the loop reads what both have
+    evaluation: PairEvaluation = PairEvaluation()
     method: Annotated[MaPO | DiffusionDPO, Field(discriminator="name")]
     lora: PairLora | None = Field(None, description="train adapters only; null: all weights of the network")
     optimizer: Optimizer = Optimizer(learning_rate=1e-5, betas=(0.9, 0.999), weight_decay=1e-2, max_grad_norm=1.0)

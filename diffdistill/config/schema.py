@@ -127,7 +127,7 @@ class Run(Section):
     )
     keep_checkpoints: Count = 3
     data: Data = Data()
-    evaluation: Evaluation = Evaluation()
+    evaluation: Evaluations = Evaluations()
 
 
 class UViTSize(Section):
@@ -170,6 +170,7 @@ class Network(Section):
 class Train(Average, Run):
     """`diffdistill train`: denoising score matching with EDM preconditioning (2206.00364, Table 1)."""
 
+    evaluation: Evaluation = Evaluation()
     network: Network = Network()
     sigma_data: Positive = Field(0.5, description="scale of the data in the preconditioning")
     level: Level = Level(law="lognormal")
@@ -252,6 +253,7 @@ class Distill(Run):
         description="run folder of a first stage: its averaged student, critic and discriminator; or a model folder, "
         "such as a published consistency model: the student begins as it, the critic as the teacher",
     )
+    evaluation: Evaluation = Evaluation()
     method: AnyMethod
     level: Level = Field(
         Level(law="karras", u_max=0.8), description="law of the levels of the student's loss and of the discriminator"

@@ -61,9 +61,9 @@ def only_split(split: str, name: str) -> None:
 def pick_split(split: str, there: Iterable[str], name: str) -> str:
     """The name in `there` that means `split`; DataError with what is there otherwise."""
     names = sorted(there)
-    for found in names:
-        if found == split or canonical_split(found) == canonical_split(split):
-            return found
+    for spelling in names:
+        if spelling == split or canonical_split(spelling) == canonical_split(split):
+            return spelling
     raise DataError(f"{name} has no split {split!r}: choose one of {', '.join(names)}")
 
 

@@ -68,9 +68,9 @@ class AdversarialTerm:
 
     def __init__(self, settings: Adversarial, teacher: Denoiser, critic: Denoiser):
         self.settings = settings
-        self.eyes = critic if settings.features == "critic" else teacher
-        self.trains_eyes = self.eyes is critic
-        self.discriminator = Discriminator(self.eyes, settings.taps)
+        self.feature_network = critic if settings.features == "critic" else teacher
+        self.trains_features = self.feature_network is critic
+        self.discriminator = Discriminator(self.feature_network, settings.taps)
 
     def loss(
         self, real: Tensor, fake: Tensor, sigma: Tensor, cond: Tensor | None, eps: tuple[Tensor, Tensor]
@@ -79,11 +79,11 @@ class AdversarialTerm:
 
         The levels must follow the law of the score gap: the logit is then log p_real / p_student where it is used.
         """
-        both, sigmas = torch.cat([real, fake]), torch.cat([sigma, sigma])
-        noised = both + per_sample(sigmas, both) * torch.cat(eps)
-        with torch.set_grad_enabled(self.trains_eyes):  # a pass that ends at the last tap
+        images, sigmas = torch.cat([real, fake]), torch.cat([sigma, sigma])
+        noised = images + per_sample(sigmas, images) * torch.cat(eps)
+        with torch.set_grad_enabled(self.trains_features):  # a pass that ends at the last tap
             labels = None if cond is None else torch.cat([cond, cond])
-            features = self.eyes.features(noised, sigmas, labels, self.discriminator.taps)
+            features = self.feature_network.features(noised, sigmas, labels, self.discriminator.taps)
         real_logit, fake_logit = self.discriminator(features).chunk(2)
         loss = discriminator_loss(real_logit, fake_logit)
         metrics: Metrics = {
@@ -95,7 +95,7 @@ class AdversarialTerm:
             loss = loss + 0.5 * self.settings.r1 * penalty
             metrics["discriminator/r1"] = penalty.detach()
         # On teacher features the heads share nothing with the critic, so a weight would only be a learning rate.
-        return loss * (self.settings.critic_weight if self.trains_eyes else 1.0), metrics
+        return loss * (self.settings.critic_weight if self.trains_features else 1.0), metrics
 
     def gradient(self, logit: Tensor, x: Tensor) -> Tensor:
         """d/dx of lambda_G times the mean over heads of softplus(-l), each sample's; `logit` `(B, heads)`, computed

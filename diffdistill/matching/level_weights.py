@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from diffdistill import registry
 from diffdistill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,8 +53,10 @@ def dmd_weight(x0: Tensor, teacher_x0: Tensor, critic_x0: Tensor | None = None, 
     >>> dmd_weight(torch.zeros(2, 1, 4, 4), torch.full((2, 1, 4, 4), 0.5)).flatten()
     tensor([2., 2.])
     """
+    from diffdistill.process import per_sample
+
     distance = (x0.detach() - teacher_x0.detach()).abs().flatten(1).mean(1)
-    return _per_sample(1 / distance.clamp_min(floor), x0)
+    return per_sample(1 / distance.clamp_min(floor), x0)
 
 
 def pseudo_huber_weight(x0: Tensor, teacher_x0: Tensor, critic_x0: Tensor, *, c: float | None = None) -> Tensor:
@@ -68,10 +71,12 @@ def pseudo_huber_weight(x0: Tensor, teacher_x0: Tensor, critic_x0: Tensor, *, c:
     >>> round(float(pseudo_huber_weight(x0, teacher_x0, critic_x0, c=4.0)), 4)
     0.2
     """
+    from diffdistill.process import per_sample
+
     if c is None:
         c = 0.01 * x0[0].numel() ** 0.5
     squared_norm = (critic_x0 - teacher_x0).square().flatten(1).sum(1)
-    return _per_sample((squared_norm + c * c).rsqrt(), x0)
+    return per_sample((squared_norm + c * c).rsqrt(), x0)
 
 
 def expansion_weight(law: LevelLaw, u: Tensor) -> Tensor:
@@ -88,10 +93,6 @@ def expansion_weight(law: LevelLaw, u: Tensor) -> Tensor:
     """
     sigma = law.sigma(u)
     return law.slope(u) / sigma**3
-
-
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 LEVEL_WEIGHTS = {
@@ -126,7 +127,13 @@ def level_weight_names(form: str | None = None) -> tuple[str, ...]:
 
 
 def get_level_weight(name: str) -> LevelWeight:
-    """The row of that name; ConfigError where there is none."""
-    if name not in LEVEL_WEIGHTS:
-        raise ConfigError(f"level_weight '{name}' is not known; it must be one of {', '.join(LEVEL_WEIGHTS)}")
-    return LEVEL_WEIGHTS[name]
+    """The row of that name, or the `LevelWeight` that `FILE.py:NAME` is; ConfigError where there is none."""
+    if name in LEVEL_WEIGHTS:
+        return LEVEL_WEIGHTS[name]
+    if not registry.is_plugin(name):
+        known = ", ".join(LEVEL_WEIGHTS)
+        raise ConfigError(f"level_weight '{name}' is not known; it must be one of {known}, or FILE.py:NAME")
+    weight = registry.load(name)
+    if not isinstance(weight, LevelWeight):
+        raise ConfigError(f"'{name}' is no level weight; it must be a {LevelWeight.__module__}.LevelWeight")
+    return weight

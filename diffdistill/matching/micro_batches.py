@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 Metrics = dict[str, Tensor | float]
+"""Figures of a step by their name in the log; tensors wait for the log before they are read."""
 
 
 class StudentNoise(NamedTuple):

@@ -41,9 +41,10 @@ class Choices:
 
     form: the gap as it is (`losses.score_gap_gradient`) or the Fisher form (`losses.fisher_gradient`) with its alpha.
     divergence: h(r), from `divergences`; normalize: h divided by its mean over the batch; detach_ratio: r held
-    constant. level_weight: w, from `level_weights`. adversarial: None for no discriminator; ratio: None for h at r =
-    1. guidance_scale: of the teacher, inside the gap or as a term of its own. critic_warmup: part of the run that
-    trains the critic only. fisher_warmup: part of it, from the start, with alpha 1, reverse KL, no adversarial term.
+    constant. level_weight: w, from `level_weights`. adversarial: None for no discriminator; ratio: how its
+    logits become r, None where the divergence needs none. guidance_scale: of the teacher, inside the gap or as a term
+    of its own. critic_warmup: part of the run that trains the critic only. fisher_warmup: part of it, from the start,
+    with alpha 1, reverse KL, no adversarial term.
 
     Raises ConfigError for choices that exclude each other.
 
@@ -73,6 +74,11 @@ class Choices:
             raise ConfigError(
                 f"divergence '{divergence.name}' needs a density ratio and there is no discriminator; "
                 "set method.adversarial.weight (0 trains the ratio only), or use reverse_kl"
+            )
+        if divergence.needs_ratio and self.ratio is None:
+            raise ConfigError(
+                f"divergence '{divergence.name}' needs a density ratio and the method does not say how logits become "
+                "one; give it a field `ratio: Ratio = Ratio()`, or use reverse_kl"
             )
         if self.form not in get_level_weight(self.level_weight).forms:
             raise ConfigError(

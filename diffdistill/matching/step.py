@@ -35,7 +35,7 @@ from diffdistill.process import LevelLaw, per_sample
 LEVEL_BINS = 5
 
 
-class Reward(Protocol):
+class RewardLike(Protocol):
     """What the step asks of a reward; `rewards.term.RewardTerm` is one."""
 
     def check(self, num_classes: int | None) -> None:
@@ -74,7 +74,7 @@ class DistributionMatching:
         critic_level: LevelLaw,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
         float32_gap: bool = False,
-        reward: Reward | None = None,
+        reward: RewardLike | None = None,
     ):
         self.choices = choices
         self.teacher, self.critic = teacher.requires_grad_(False).eval(), critic.eval()
@@ -155,7 +155,7 @@ class DistributionMatching:
         # The score-gap form takes both denoisers as constants, the Fisher form differentiates through them.
         term = self.adversarial
         taps = () if term is None else term.discriminator.taps
-        on_teacher, on_critic = ((), taps) if term is not None and term.trains_eyes else (taps, ())
+        on_teacher, on_critic = ((), taps) if term is not None and term.trains_features else (taps, ())
         with self._precision():
             with torch.set_grad_enabled(c.form == "fisher" or bool(on_teacher)):
                 inside = c.guidance_scale if c.guidance == "inside" else 1.0

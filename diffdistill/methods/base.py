@@ -15,6 +15,7 @@ from diffdistill.errors import ConfigError
 from diffdistill.matching.level_weights import LEVEL_WEIGHTS, level_weight_names
 from diffdistill.matching.settings import Choices, Form
 from diffdistill.optimizers import Optimizer
+from diffdistill.rewards.kinds import allowed_rewards
 from diffdistill.section import Count, Fraction, OneOf, Positive, Section, plain
 
 
@@ -57,10 +58,7 @@ class Ratio(Section):
 class Reward(Section):
     """What a student is rewarded for, beside staying near its teacher; see docs/rewards.md."""
 
-    name: str | None = Field(
-        None,
-        description="pickscore, imagereward, hps_v2, clip, aesthetic, classifier, NAME:FOLDER, FILE.py:function",
-    )
+    name: str | None = Field(None, description=allowed_rewards())
     sum: dict[str, float] | None = Field(None, description="in place of name: weights of several rewards, by name")
     weight: Annotated[float, Field(ge=0)] = Field(
         description="alpha, in the papers' convention (score gap: mean over C, H, W)"
@@ -79,7 +77,7 @@ class Reward(Section):
 
 
 def _meanings(form: Form) -> str:
-    return "; ".join(f"{name}: {LEVEL_WEIGHTS[name].meaning}" for name in level_weight_names(form))
+    return "; ".join(f"{name}: {LEVEL_WEIGHTS[name].meaning}" for name in level_weight_names(form)) + "; FILE.py:NAME"
 
 
 def _known_divergence(name: str) -> str:
@@ -90,9 +88,10 @@ def _known_divergence(name: str) -> str:
     return name
 
 
-GapWeight = Annotated[str, OneOf(level_weight_names("score_gap"))]
-FisherWeight = Annotated[str, OneOf(level_weight_names("fisher"))]
-GAP_HELP, FISHER_HELP = _meanings("score_gap"), _meanings("fisher")
+GapWeight = Annotated[
+    str, OneOf(level_weight_names("score_gap"), files=True), Field(description=_meanings("score_gap"))
+]
+FisherWeight = Annotated[str, OneOf(level_weight_names("fisher"), files=True), Field(description=_meanings("fisher"))]
 DivergenceName = Annotated[str, AfterValidator(_known_divergence)]
 
 
@@ -102,7 +101,7 @@ class Method(Section):
     form: ClassVar[Form]
 
     name: str
-    level_weight: FisherWeight = Field("dmd", description=FISHER_HELP)
+    level_weight: FisherWeight = "dmd"
     guidance_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance of the teacher")
     float32_gap: bool = Field(
         False,

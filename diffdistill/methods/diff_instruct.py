@@ -9,10 +9,8 @@ images.
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
 from diffdistill.matching.settings import Form
-from diffdistill.methods.base import GAP_HELP, GapWeight, Method
+from diffdistill.methods.base import GapWeight, Method
 
 
 class DiffInstruct(Method):
@@ -20,7 +18,7 @@ class DiffInstruct(Method):
 
     form: ClassVar[Form] = "score_gap"
     name: Literal["diff_instruct"] = "diff_instruct"
-    level_weight: GapWeight = Field("none", description=GAP_HELP)
+    level_weight: GapWeight = "none"
 
 
 METHOD = DiffInstruct

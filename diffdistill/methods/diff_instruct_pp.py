@@ -11,10 +11,8 @@ the configured one; no code or rates are published.
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
 from diffdistill.matching.settings import Form
-from diffdistill.methods.base import GAP_HELP, GapWeight, Rewarded
+from diffdistill.methods.base import GapWeight, Rewarded
 
 
 class DiffInstructPP(Rewarded):
@@ -23,7 +21,7 @@ class DiffInstructPP(Rewarded):
     form: ClassVar[Form] = "score_gap"
     plain_method: ClassVar[str] = "diff_instruct"
     name: Literal["diff_instruct_pp"] = "diff_instruct_pp"
-    level_weight: GapWeight = Field("none", description=GAP_HELP)
+    level_weight: GapWeight = "none"
 
 
 METHOD = DiffInstructPP

@@ -13,10 +13,8 @@ weight are ours. Calibrate the weight by `gradient/reward` over `gradient/matchi
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
 from diffdistill.matching.settings import Form
-from diffdistill.methods.base import FISHER_HELP, FisherWeight, Rewarded
+from diffdistill.methods.base import FisherWeight, Rewarded
 
 
 class DiffInstructStar(Rewarded):
@@ -26,7 +24,7 @@ class DiffInstructStar(Rewarded):
     alpha: ClassVar[float] = 1.0
     plain_method: ClassVar[str] = "sim"
     name: Literal["diff_instruct_star"] = "diff_instruct_star"
-    level_weight: FisherWeight = Field("pseudo_huber", description=FISHER_HELP)
+    level_weight: FisherWeight = "pseudo_huber"
 
 
 METHOD = DiffInstructStar

@@ -11,10 +11,8 @@ all its critic updates, with new noise each time, which saves one pass in four.
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
 from diffdistill.matching.settings import Form
-from diffdistill.methods.base import GAP_HELP, Adversarial, GapWeight, Method
+from diffdistill.methods.base import Adversarial, GapWeight, Method
 
 
 class DMD2(Method):
@@ -22,7 +20,7 @@ class DMD2(Method):
 
     form: ClassVar[Form] = "score_gap"
     name: Literal["dmd2"] = "dmd2"
-    level_weight: GapWeight = Field("dmd", description=GAP_HELP)
+    level_weight: GapWeight = "dmd"
     adversarial: Adversarial | None = Adversarial()
 
 

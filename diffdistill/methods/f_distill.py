@@ -9,10 +9,8 @@ paper has [0.1, 20], which narrows a forward-KL student; R1 is at the heads' inp
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
 from diffdistill.matching.settings import Form
-from diffdistill.methods.base import GAP_HELP, Adversarial, DivergenceName, GapWeight, Method, Ratio
+from diffdistill.methods.base import Adversarial, DivergenceName, GapWeight, Method, Ratio
 
 
 class FDistill(Method):
@@ -21,7 +19,7 @@ class FDistill(Method):
     form: ClassVar[Form] = "score_gap"
     normalize: ClassVar[bool] = True
     name: Literal["f_distill"] = "f_distill"
-    level_weight: GapWeight = Field("dmd", description=GAP_HELP)
+    level_weight: GapWeight = "dmd"
     divergence: DivergenceName = "jensen_shannon"
     adversarial: Adversarial | None = Adversarial()
     ratio: Ratio = Ratio()

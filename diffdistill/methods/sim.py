@@ -8,10 +8,8 @@ Departure: c is constant in x0 units, where the paper's is in score units.
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
 from diffdistill.matching.settings import Form
-from diffdistill.methods.base import FISHER_HELP, FisherWeight, Method
+from diffdistill.methods.base import FisherWeight, Method
 
 
 class SIM(Method):
@@ -20,7 +18,7 @@ class SIM(Method):
     form: ClassVar[Form] = "fisher"
     alpha: ClassVar[float] = 1.0
     name: Literal["sim"] = "sim"
-    level_weight: FisherWeight = Field("pseudo_huber", description=FISHER_HELP)
+    level_weight: FisherWeight = "pseudo_huber"
 
 
 METHOD = SIM

@@ -59,17 +59,17 @@ def vision_name(name: str) -> str:
 
 def blip_of_original(tensors: dict[str, Tensor], file: Path, head_width: int = HEAD_WIDTH) -> Blip:
     """The encoders from BLIP's names (`blip.visual_encoder.*`, `blip.text_encoder.*`), sizes read from the shapes."""
-    found: dict[str, Tensor] = {}
+    encoders: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         tower, _, inner = name.removeprefix("blip.").partition(".")
         if not name.startswith("mlp.") and not name.startswith(UNUSED):
-            found[f"{tower}.{vision_name(inner) if tower == 'visual_encoder' else inner}"] = tensor.float()
+            encoders[f"{tower}.{vision_name(inner) if tower == 'visual_encoder' else inner}"] = tensor.float()
     try:
-        config = configuration(found, head_width)
+        config = configuration(encoders, head_width)
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"'{file}' is no ImageReward: {error} is missing; give the file as published") from None
     blip = Blip(config)
-    fill(blip, found, file)
+    fill(blip, encoders, file)
     return blip.eval().requires_grad_(False)
 
 
@@ -130,11 +130,11 @@ class ImageReward:
 
     def _score(self, images: Tensor, words: Tensor, mask: Tensor) -> Tensor:
         pixels = preprocess(images, self.size)
-        seen = self.blip.visual_encoder(pixel_values=pixels).last_hidden_state
-        read = self.blip.text_encoder(
-            input_ids=words.to(pixels.device), attention_mask=mask.to(pixels.device), encoder_hidden_states=seen
+        picture = self.blip.visual_encoder(pixel_values=pixels).last_hidden_state
+        text = self.blip.text_encoder(
+            input_ids=words.to(pixels.device), attention_mask=mask.to(pixels.device), encoder_hidden_states=picture
         )
-        scores: Tensor = self.head(read.last_hidden_state[:, 0])
+        scores: Tensor = self.head(text.last_hidden_state[:, 0])
         return (scores.squeeze(1) - MEAN) / STD
 
     def to(self, device: str | torch.device) -> "ImageReward":

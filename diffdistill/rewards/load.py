@@ -42,8 +42,8 @@ def _kind_of(folder: Path, name: str) -> RewardKind:
         if any(any(folder.glob(pattern)) for pattern in kind.contents):
             return kind
     raise CheckpointError(
-        f"the folder '{name}' holds no reward that is known: none of {', '.join(kind.told_by for kind in kinds)}; "
-        f"give {allowed_rewards()}"
+        f"the folder '{name}' holds no reward that is known: none of "
+        f"{', '.join(kind.contents_text for kind in kinds)}; give {allowed_rewards()}"
     )
 
 
@@ -53,11 +53,11 @@ def _names_code(name: str) -> bool:
 
 
 def _of_user(name: str, batch_size: int) -> Reward:
-    found = load(name)
-    if isinstance(found, RewardKind):
-        return found.load(None, batch_size)
-    if isinstance(found, Reward) and not isinstance(found, type):
-        return found
-    if not callable(found):
+    value = load(name)
+    if isinstance(value, RewardKind):
+        return value.load(None, batch_size)
+    if isinstance(value, Reward) and not isinstance(value, type):
+        return value
+    if not callable(value):
         raise ConfigError(f"'{name}' is no reward; give a function of (images, prompts), or a Reward")
-    return CallableReward(found, name.rpartition(":")[2])
+    return CallableReward(value, name.rpartition(":")[2])

@@ -46,28 +46,28 @@ IGNORED = ("attn_mask",)  # the causal mask, which transformers makes itself
 
 def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """open_clip's tensors by the names of transformers: attention split in three, projections transposed."""
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         stem, _, kind = name.rpartition(".")
         if name in IGNORED:
             continue
         if name in OUTER:
-            found[OUTER[name]] = tensor
+            result[OUTER[name]] = tensor
         elif name in PROJECTIONS:
-            found[PROJECTIONS[name]] = tensor.T
+            result[PROJECTIONS[name]] = tensor.T
         elif stem in NORMS:
-            found[f"{NORMS[stem]}.{kind}"] = tensor
+            result[f"{NORMS[stem]}.{kind}"] = tensor
         elif match := BLOCK.fullmatch(name):
             tower, index, layer, kind = match.groups()
             block = f"{'vision' if tower else 'text'}_model.encoder.layers.{index}."
             if layer == "attn" and kind.startswith("in_proj_"):
                 for part, values in zip("qkv", tensor.chunk(3), strict=True):
-                    found[f"{block}self_attn.{part}_proj.{kind.removeprefix('in_proj_')}"] = values
+                    result[f"{block}self_attn.{part}_proj.{kind.removeprefix('in_proj_')}"] = values
             else:
-                found[f"{block}{INNER.get(layer, layer)}.{kind}"] = tensor
+                result[f"{block}{INNER.get(layer, layer)}.{kind}"] = tensor
         else:
-            found[name] = tensor  # `fill` will say that it has no place
-    return found
+            result[name] = tensor  # `fill` will say that it has no place
+    return result
 
 
 def clip_of_open_clip(file: Path, size: Size) -> Any:

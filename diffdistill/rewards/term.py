@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
+from diffdistill.matching.micro_batches import Metrics
 from diffdistill.rewards.combine import WeightedReward
 from diffdistill.rewards.load import load_reward
 from diffdistill.rewards.preprocess import soft_clamp
@@ -64,7 +65,7 @@ class RewardTerm:
         # Of folders the last part: the rest is of one machine only.
         return {re.sub("[^:]*/", "", name): getattr(r, "version", None) for name, (_, r) in terms.items()}
 
-    def gradient(self, x: Tensor, prompts: Prompts = None) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def gradient(self, x: Tensor, prompts: Prompts = None) -> tuple[Tensor, Metrics]:
         """Each sample's gradient at x, `(B, C, H, W)`, and the mean scores by name.
 
         x: `(B, C, H, W)`, taken as a constant; prompts: texts, or class labels `(B,)`. Images go through decoder and
@@ -77,10 +78,10 @@ class RewardTerm:
             part = slice(start, start + self.batch_size)
             leaf = x[part].detach().requires_grad_()
             images = soft_clamp(0.5 * (leaf if self.decode is None else self.decode(leaf)) + 0.5)
-            found = self._scores(images, None if prompts is None else prompts[part])
-            gradients.append(torch.autograd.grad(found["score"].sum(), leaf)[0])
-            scores.append({name: values.detach() for name, values in found.items()})
-        metrics: dict[str, Tensor | float] = {
+            scores_of_part = self._scores(images, None if prompts is None else prompts[part])
+            gradients.append(torch.autograd.grad(scores_of_part["score"].sum(), leaf)[0])
+            scores.append({name: values.detach() for name, values in scores_of_part.items()})
+        metrics: Metrics = {
             f"reward/{name}": torch.cat([values[name] for values in scores]).mean() for name in scores[0]
         }
         return -self.weight * x[0].numel() * torch.cat(gradients), metrics

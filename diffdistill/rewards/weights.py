@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.files import PICKLES
+from diffdistill.files import PICKLES, sha256
 from diffdistill.pickle_reader.source import read_pickle, read_safetensors
 
 
@@ -69,12 +69,12 @@ def snapshot(hub: str, files: list[str]) -> Path:
 def find_file(reward: str, folder: Path, patterns: list[str]) -> Path:
     """The one file of `folder` that matches the first pattern that any does; CheckpointError if none does."""
     for pattern in patterns:
-        found = sorted(folder.glob(pattern))
-        if len(found) == 1:
-            return found[0]
-        if found:
+        files = sorted(folder.glob(pattern))
+        if len(files) == 1:
+            return files[0]
+        if files:
             raise CheckpointError(
-                f"'{folder}' has {len(found)} files {pattern} and the reward {reward} reads one; move the others away"
+                f"'{folder}' has {len(files)} files {pattern} and the reward {reward} reads one; move the others away"
             )
     raise CheckpointError(f"'{folder}' has no {' or '.join(patterns)} for the reward {reward}; put one there")
 
@@ -93,14 +93,14 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
     """Give every tensor of `module` its value; CheckpointError, naming them, if one is missing, extra or misshapen."""
-    wanted = module.state_dict()
+    expected = module.state_dict()
     wrong = [
-        *(f"{name} is missing" for name in wanted.keys() - tensors.keys()),
-        *(f"{name} has no place" for name in tensors.keys() - wanted.keys()),
+        *(f"{name} is missing" for name in expected.keys() - tensors.keys()),
+        *(f"{name} has no place" for name in tensors.keys() - expected.keys()),
         *(
-            f"{name} is {tuple(tensors[name].shape)} instead of {tuple(wanted[name].shape)}"
-            for name in wanted.keys() & tensors.keys()
-            if wanted[name].shape != tensors[name].shape
+            f"{name} is {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
+            for name in expected.keys() & tensors.keys()
+            if expected[name].shape != tensors[name].shape
         ),
     ]
     if wrong:
@@ -108,13 +108,9 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
             f"'{file}' does not fit the network it should: {'; '.join(sorted(wrong)[:3])} ({len(wrong)} in all); "
             f"give the file as published"
         )
-    module.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()})
+    module.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()})
 
 
 def digest(files: list[Path]) -> str:
     """The first 12 digits of the SHA-256 of some files, in the order of their names: which weights scored."""
-    total = hashlib.sha256()
-    for file in sorted(files):
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()[:12]
+    return hashlib.sha256(b"".join(bytes.fromhex(sha256(file)) for file in sorted(files))).hexdigest()[:12]

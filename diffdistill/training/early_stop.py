@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from diffdistill.config.parts import EarlyStop as Settings
+from diffdistill.config.parts import EarlyStop
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.figures import figure_of
 from diffdistill.files import read_text
@@ -14,7 +14,7 @@ from diffdistill.reporting.rundata import STOPPED_FOR, read_metrics
 from diffdistill.training.loop import Observer, TrainingRun
 
 
-class EarlyStop(Observer):
+class EarlyStopObserver(Observer):
     """Watches one figure of the evaluations; to stand after the observer that makes them.
 
     It is read from the log of the run, so that a resumed run decides as one never stopped.
@@ -22,7 +22,7 @@ class EarlyStop(Observer):
     scores: the figures that rewards or judges give; raises ConfigError for another of their kind.
     """
 
-    def __init__(self, settings: Settings, evaluate: Callable[[Any], dict[str, Any]], scores: Collection[str]):
+    def __init__(self, settings: EarlyStop, evaluate: Callable[[Any], dict[str, Any]], scores: Collection[str]):
         if "/" in settings.metric and settings.metric not in scores:
             raise ConfigError(
                 f"evaluation.stop.metric is '{settings.metric}', and what scores is {', '.join(scores)}; watch one"

@@ -1,5 +1,6 @@
 """The loop: one for every task. It knows steps, signals and observers; it knows no loss and no figure."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,17 +8,16 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from diffdistill.config.schema import Run
+from diffdistill.files import read_text, write_text
+from diffdistill.matching.micro_batches import Metrics
 from diffdistill.training.attention import Networks
-from diffdistill.training.log import Log
 from diffdistill.training.randomness import seed_step
 from diffdistill.training.signals import StopRequest, stop_requests
 from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
 
-Metrics = dict[str, Tensor | float]
 Model = TypeVar("Model")
 Model_co = TypeVar("Model_co", covariant=True)
 
@@ -35,6 +35,30 @@ class Task(Protocol[Model_co]):
 
     def networks(self) -> Networks:
         """Every network of the run by its role, for its attention."""
+
+
+class Log:
+    """`metrics.jsonl`: one JSON object a line, with the step, the seconds of training and what was measured.
+
+    Of a run that goes on after step `start`, lines of later steps are dropped first; all of them at 0.
+    """
+
+    def __init__(self, file: Path, start: int):
+        self.file = file
+        if file.exists():
+            kept = [line for line in read_text(file).splitlines() if _step_of(line) <= start]
+            write_text(file, "".join(f"{line}\n" for line in kept if start))
+
+    def write(self, values: dict[str, Any]) -> None:
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(values) + "\n")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # the line that a kill cut short
+        return float("inf")
 
 
 @dataclass

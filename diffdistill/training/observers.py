@@ -9,8 +9,9 @@ from tqdm import tqdm
 from diffdistill.config.schema import Run
 from diffdistill.errors import NonFiniteError
 from diffdistill.evaluation.figures import numbers_of
-from diffdistill.training.early_stop import EarlyStop
-from diffdistill.training.loop import Metrics, Observer, TrainingRun
+from diffdistill.matching.micro_batches import Metrics
+from diffdistill.training.early_stop import EarlyStopObserver
+from diffdistill.training.loop import Observer, TrainingRun
 
 Model_contra = TypeVar("Model_contra", contravariant=True)
 
@@ -38,8 +39,8 @@ class Monitor(Protocol[Model_contra]):
 def usual_observers(config: Run, monitor: Monitor[Any]) -> list[Observer]:
     """Those of every run; raises ConfigError where early stop watches a score that is not measured."""
     stop = config.evaluation.stop
-    ends = [] if stop is None else [EarlyStop(stop, monitor.evaluate, monitor.scores)]
-    return [Steps(), Evaluation(monitor), *ends, Grids(monitor), Checkpoints()]
+    ends = [] if stop is None else [EarlyStopObserver(stop, monitor.evaluate, monitor.scores)]
+    return [Steps(), EvaluationObserver(monitor), *ends, Grids(monitor), Checkpoints()]
 
 
 class Steps(Observer):
@@ -63,7 +64,7 @@ def finite(metrics: Metrics, step: int) -> dict[str, float]:
     return values
 
 
-class Evaluation(Observer):
+class EvaluationObserver(Observer):
     """Measures the model to keep every so many steps and at the end; at the start too where early stop compares."""
 
     def __init__(self, monitor: Monitor[Any]):

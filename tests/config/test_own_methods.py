@@ -3,22 +3,29 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from tiny import tiny_teacher
 
 from diffdistill.cli import main
 from diffdistill.config import load_config
 from diffdistill.config.schema import Distill
 from diffdistill.divergences import get_divergence
 from diffdistill.errors import ConfigError
+from diffdistill.matching.step import DistributionMatching
 from diffdistill.methods.base import Method
+from diffdistill.process import Level, LevelLaw
 from diffdistill.registry import allow_code
+from diffdistill.training.optim.updater import Updater
 
 FILE = '''"""Reverse KL beside a setting of its own."""
 from typing import ClassVar, Literal
 
 from diffdistill.divergences import Divergence
+from diffdistill.matching.level_weights import LevelWeight
 from diffdistill.methods.base import Adversarial, Method
 
 CUBE_ROOT = Divergence(
@@ -38,11 +45,26 @@ class Own(Method):
 
     form: ClassVar[str] = "score_gap"
     name: Literal["own"] = "own"
+    divergence: str = "reverse_kl"
     alpha: float = 0.25
     adversarial: Adversarial | None = Adversarial(weight=0.5)
 
 
 METHOD = Own
+
+
+def by_number(x0, teacher_x0, critic_x0):
+    return x0.new_full((len(x0), 1, 1, 1), 3.0)
+
+
+TRIPLE = LevelWeight("triple", "3", of_images=by_number)
+def descent(parameters, settings):
+    import torch
+
+    return torch.optim.SGD(parameters, lr=settings.learning_rate)
+
+
+FISHER_ONLY = LevelWeight("fisher_only", "1", forms=("fisher",))
 '''
 
 
@@ -112,6 +134,58 @@ def test_what_is_no_divergence_is_refused(own):
         load_config(Distill, own, ["method={name: f_distill, divergence: 'mine.py:FILE'}"])
     with pytest.raises(ConfigError, match=r"'mine\.py:Own' is no divergence; it must be a diffdistill\.divergences"):
         load_config(Distill, own, ["method={name: f_distill, divergence: 'mine.py:Own'}"])
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "mine.py:CUBE_ROOT"])
+def test_a_method_that_weighs_by_a_ratio_and_makes_none_is_refused_with_the_config(own, divergence):
+    with pytest.raises(ConfigError, match="needs a density ratio and the method does not say how logits become one"):
+        load_config(Distill, own, [f"method.divergence={divergence}"])
+    with pytest.raises(ConfigError, match="needs a density ratio and there is no discriminator"):
+        load_config(Distill, own, [f"method.divergence={divergence}", "method.adversarial=null"])
+
+
+def test_a_level_weight_of_ones_own_file_weighs(own):
+    words = ["method={name: dmd2, adversarial: null, level_weight: 'mine.py:TRIPLE'}"]
+    choices = load_config(Distill, own, words).config.method.choices()
+    law, teacher, critic = LevelLaw(Level("karras")), tiny_teacher(0), tiny_teacher(1)
+    x0 = torch.randn(2, 1, 8, 8)
+    gradients = []
+    for row in (choices, replace(choices, level_weight="none")):
+        torch.manual_seed(0)
+        step = DistributionMatching(row, teacher, critic, law, law)
+        gradients.append(step.student_gradient(x0, torch.tensor([0, 1]), progress=0.5)[0])
+    assert gradients[1].abs().min() > 0
+    torch.testing.assert_close(gradients[0], 3 * gradients[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("mine.py:CUBE_ROOT", r"'mine\.py:CUBE_ROOT' is no level weight; it must be a diffdistill\.matching"),
+        ("mine.py:FISHER_ONLY", "weighs the squared score gap of a Fisher form"),
+        ("fisher", "'method.level_weight' is 'fisher'; it must be one of 'none', 'dmd'"),
+    ],
+)
+def test_what_is_no_level_weight_of_the_form_is_refused(own, name, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(Distill, own, [f"method={{name: dmd2, level_weight: '{name}'}}"])
+
+
+def test_an_optimiser_of_ones_own_file_moves_the_weights(own):
+    words = ["student.optimizer={name: 'mine.py:descent', learning_rate: 0.5, max_grad_norm: null}"]
+    settings = load_config(Distill, own, words).config.student.optimizer
+    weight = torch.nn.Parameter(torch.ones(3))
+    updater = Updater("student", [weight], settings, 10)
+    weight.grad = torch.tensor([0.0, 1.0, -2.0])
+    updater.step(0)
+    assert weight.tolist() == [1.0, 0.5, 2.0]
+
+
+def test_what_is_no_optimiser_is_refused(own):
+    with pytest.raises(ConfigError, match=r"'mine\.py:TRIPLE' is no optimiser; it must be a function of \(parameters"):
+        load_config(Distill, own, ["student.optimizer.name=mine.py:TRIPLE"])
+    with pytest.raises(ConfigError, match=r"optimizer\.name' is 'sgd'; it must be one of 'adamw' or 'adafactor'"):
+        load_config(Distill, own, ["student.optimizer.name=sgd"])
 
 
 def test_a_wrong_divergence_is_told_at_once_and_without_torch(capsys):

@@ -25,8 +25,8 @@ from diffdistill.matching.settings import Adversarial
 def test_the_accuracy_counts_what_is_right_on_both_sides(real, fake, accuracy):
     logits = torch.tensor(real + fake)[:, None]
     term = AdversarialTerm.__new__(AdversarialTerm)
-    term.settings, term.trains_eyes = Adversarial(weight=1.0), False
-    term.eyes = SimpleNamespace(features=lambda x_t, sigma, cond, taps: [x_t])
+    term.settings, term.trains_features = Adversarial(weight=1.0), False
+    term.feature_network = SimpleNamespace(features=lambda x_t, sigma, cond, taps: [x_t])
     term.discriminator = lambda features: logits
     term.discriminator.taps = ()
     images = torch.zeros(4, 1, 2, 2)

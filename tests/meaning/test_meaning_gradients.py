@@ -302,7 +302,7 @@ def test_a_step_down_the_adversarial_term_makes_the_images_more_real(eyes):
 
     def logit(x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            features = term.eyes.features(x + noise, sigma, labels, term.discriminator.taps)
+            features = term.feature_network.features(x + noise, sigma, labels, term.discriminator.taps)
             return (
                 torch.stack([h(f) for h, f in zip(term.discriminator.heads, features, strict=True)]).double().mean(0)
             )

@@ -9,12 +9,12 @@ from pydantic import ValidationError
 from runs import Watcher, go, lines, run, settings, task
 
 from diffdistill.config.align import PairEvaluation
-from diffdistill.config.parts import EarlyStop as Settings
+from diffdistill.config.parts import EarlyStop
 from diffdistill.config.schema import Evaluation
 from diffdistill.errors import CheckpointError
 from diffdistill.reporting import health
 from diffdistill.reporting.rundata import read_run
-from diffdistill.training.early_stop import EarlyStop
+from diffdistill.training.early_stop import EarlyStopObserver
 from diffdistill.training.store import CheckpointStore, tensors_of
 
 STOP = {"metric": "fid", "margin": 0.5}
@@ -52,8 +52,8 @@ def watch(tmp_path, metric, values, **more):
     log = tmp_path / "metrics.jsonl"
     rows = [{"step": 10 * i, f"evaluation/{metric}": value} for i, value in enumerate(values)]
     log.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 99, "loss": 1.0}]))
-    settings = Settings(metric=metric, **{"margin": 0.5} | more)
-    return EarlyStop(settings, None, [metric]).verdict(log)
+    settings = EarlyStop(metric=metric, **{"margin": 0.5} | more)
+    return EarlyStopObserver(settings, None, [metric]).verdict(log)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from diffdistill.errors import CheckpointError, ConfigError, DiskError, Interrup
 from diffdistill.files import new_folder
 from diffdistill.process import EDM
 from diffdistill.training.kinds.images import student_levels
-from diffdistill.training.log import Log
+from diffdistill.training.loop import Log
 from diffdistill.training.optim.updater import Ema, Updater
 from diffdistill.training.randomness import mix
 from diffdistill.training.store import MANIFEST, CheckpointStore, problem_of

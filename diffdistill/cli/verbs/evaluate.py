@@ -7,6 +7,7 @@ from diffdistill.cli.sampling_flags import add_sampling
 from diffdistill.data.formats import allowed
 from diffdistill.evaluation.backends import BACKENDS
 from diffdistill.evaluation.metrics import metrics
+from diffdistill.rewards.kinds import allowed_rewards
 
 
 def add_flags(parser: Parser) -> None:
@@ -38,7 +39,7 @@ def add_flags(parser: Parser) -> None:
         "--rewards",
         metavar="NAME|PATH,...",
         type=several(str),
-        help="scores of images for their prompts: pickscore, imagereward, hps_v2, clip, aesthetic, NAME:FOLDER, ...",
+        help=f"scores of images for their prompts: {allowed_rewards()}",
     )
     parser.add_argument(
         "--backend",
@@ -65,9 +66,9 @@ def _reference_missing(args: argparse.Namespace) -> str | None:
     """What needs images to compare with, where there are none; of FILE.py:NAME the metric itself says it later."""
     if args.reference is not None:
         return None
-    there = metrics()
+    rows = metrics()
     asked = args.metrics or (() if args.rewards else ("fid",))
-    wrong = [name for name in asked if name in there and there[name].compares]
+    wrong = [name for name in asked if name in rows and rows[name].compares]
     wrong += [f"--{name.replace('_', '-')}" for name in COMPARING if getattr(args, name) is not None]
     if not wrong:
         return None

@@ -19,14 +19,14 @@ class RewardKind:
 
     name: in settings, also as `NAME:FOLDER` and `NAME:HUB_ID`. label: for people. load: `(folder, Hub id or None for
     the published weights, images at a time) -> Reward`, on the CPU and frozen. contents: patterns of files, any of
-    which tells a folder of it; told_by: the same in words; rank: lower ones are looked for first.
+    which tells a folder of it; contents_text: the same in words; rank: lower ones are looked for first.
     """
 
     name: str
     label: str
     load: "Callable[[str | None, int], Reward]"
     contents: tuple[str, ...] = ()
-    told_by: str = ""
+    contents_text: str = ""
     rank: int = 0
 
 

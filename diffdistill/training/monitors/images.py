@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.config.schema import Run
+from diffdistill.config.schema import Distill, Train
 from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
@@ -26,7 +26,7 @@ class ImageMonitor:
 
     scores: tuple[str, ...] = ()
 
-    def __init__(self, config: Run, data: ImageSet, teacher: Denoiser | None = None):
+    def __init__(self, config: Train | Distill, data: ImageSet, teacher: Denoiser | None = None):
         settings = config.evaluation
         of_texts = [name for name in settings.metrics if "texts" in metric(name).needs]
         if of_texts or settings.rewards or settings.prompts is not None:

@@ -120,7 +120,7 @@ class PairMonitor:
     def margins(self) -> tuple[Tensor, Tensor, Tensor]:
         """`(margin, l_w, l_l)`, each `(N,)`: means over the levels; free of the batch size but for rounding."""
         task, settings = self.task, self.settings
-        found: list[Tensor] = []
+        losses: list[Tensor] = []
         for first in range(0, len(self.pairs), settings.batch_size):
             pairs = self.pairs[first : first + settings.batch_size]
             pictures = pictures_of(pairs, task.size)
@@ -135,13 +135,13 @@ class PairMonitor:
                 )
                 u = torch.full((len(pairs),), (level + 0.5) / settings.levels)
                 noised = noise_pairs(task.model.scheduler, *latents, noise=noise, u=u)
-                losses = noised.losses(task.predict(task.network, noised, cond), task.config.method.loss_space)
-                found.append(torch.stack(losses).cpu())
-        return self._means(found)
+                pair_losses = noised.losses(task.predict(task.network, noised, cond), task.config.method.loss_space)
+                losses.append(torch.stack(pair_losses).cpu())
+        return self._means(losses)
 
-    def _means(self, found: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _means(self, losses: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         levels = self.settings.levels
-        batches = [torch.stack(found[i : i + levels]) for i in range(0, len(found), levels)]
+        batches = [torch.stack(losses[i : i + levels]) for i in range(0, len(losses), levels)]
         l_w, l_l = torch.cat(batches, dim=-1).unbind(1)
         margin = bernoulli_link(LINK_SCALE * l_w) - bernoulli_link(LINK_SCALE * l_l)
         return margin.mean(0), l_w.mean(0), l_l.mean(0)

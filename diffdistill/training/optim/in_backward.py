@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffdistill.matching.micro_batches import Metrics
 from diffdistill.training.optim.updater import Updater
 
 
@@ -35,6 +36,6 @@ class BackwardUpdater(Updater):
         self.optimizer.step()  # of the one weight that has a gradient
         weight.grad = None
 
-    def step(self, step: int) -> dict[str, Tensor | float]:
+    def step(self, step: int) -> Metrics:
         """The figures of a step whose weights have moved."""
         return self.figures(torch.stack(self.norms).norm(), step)

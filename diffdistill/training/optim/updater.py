@@ -3,19 +3,15 @@
 import copy
 import math
 from collections.abc import Iterable
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffdistill.errors import NonFiniteError
+from diffdistill.matching.micro_batches import Metrics
 from diffdistill.optimizers import Muon, Optimizer
-
-
-def optimizer_of(parameters: list[nn.Parameter], settings: Optimizer | Muon) -> torch.optim.Optimizer:
-    module, _, name = settings.builder.partition(":")
-    return getattr(import_module(module), name)(parameters, settings)
+from diffdistill.registry import is_plugin, load, named
 
 
 class Updater:
@@ -30,7 +26,8 @@ class Updater:
         self.settings = settings
         self.total_steps = total_steps
         self.parameters = [p for p in parameters if p.requires_grad]
-        self.optimizer = optimizer_of(self.parameters, settings)
+        build = load(settings.builder) if is_plugin(settings.builder) else named(settings.builder)
+        self.optimizer: torch.optim.Optimizer = build(self.parameters, settings)
 
     def rate(self, step: int) -> float:
         """Learning rate at `step`: linear warm-up, then constant until `decay_from`, then down to zero at the end."""
@@ -44,7 +41,7 @@ class Updater:
     def begin(self, step: int) -> None:
         """Before the backward passes of `step`."""
 
-    def step(self, step: int) -> dict[str, Tensor | float]:
+    def step(self, step: int) -> Metrics:
         """Clip, check, update, clear. NonFiniteError, before any weight moves, if the gradient is not finite."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
@@ -67,7 +64,7 @@ class Updater:
                 f"mixed_precision=no"
             )
 
-    def figures(self, norm: Tensor, step: int) -> dict[str, Tensor | float]:
+    def figures(self, norm: Tensor, step: int) -> Metrics:
         return {f"{self.name}/grad_norm": norm, f"{self.name}/learning_rate": self.rate(step)}
 
 

@@ -10,17 +10,16 @@ from torch import Tensor, nn
 
 from diffdistill.alignment import MaPOOutput, NoisedPairs, diffusion_dpo_loss, mapo_loss, noise_pairs
 from diffdistill.alignment.lora import add_lora, trainable
-from diffdistill.alignment.pairs import both
+from diffdistill.alignment.pairs import rows_of_pairs
 from diffdistill.config.align import Align, DiffusionDPO
 from diffdistill.data import batch_indices
 from diffdistill.data.pairs import Pair, PairSet, Picture, picture
-from diffdistill.matching.micro_batches import parts_of
+from diffdistill.matching.micro_batches import Metrics, parts_of
 from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.kept import Condition
 from diffdistill.pipelines.text.texts import rows_of
 from diffdistill.training.attention import Networks
 from diffdistill.training.device import Device
-from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.in_backward import BackwardUpdater
 from diffdistill.training.optim.updater import Updater
 from diffdistill.training.store import Parts
@@ -89,8 +88,8 @@ class AlignTask:
             out, extra = self.loss(noised.part(rows), part_of(cond, rows), ties[rows])
             share = len(out.margin) / count
             (share * out.loss).backward()
-            seen = {"loss": out.loss.detach(), "margin": out.margin.mean(), "win_rate": out.acc, **extra}
-            metrics = {name: metrics.get(name, 0.0) + share * value for name, value in seen.items()}
+            figures = {"loss": out.loss.detach(), "margin": out.margin.mean(), "win_rate": out.acc, **extra}
+            metrics = {name: metrics.get(name, 0.0) + share * value for name, value in figures.items()}
         return metrics | self.updater.step(step)
 
     def loss(self, noised: NoisedPairs, cond: Condition, ties: Tensor) -> tuple[MaPOOutput, dict[str, Tensor]]:
@@ -141,11 +140,11 @@ def smoothing_of(ties: Tensor, label_smoothing: float) -> float | Tensor:
 
 def pictures_of(pairs: Sequence[Pair], size: int, flips: Tensor | None = None) -> list[Picture]:
     """2B pictures, wanted ones first; a pair is mirrored whole, or its margin would show which image was."""
-    found = [picture(encoded, size) for side in ("win", "lose") for encoded in (getattr(p, side) for p in pairs)]
+    pictures = [picture(encoded, size) for side in ("win", "lose") for encoded in (getattr(p, side) for p in pairs)]
     if flips is None:
-        return found
-    return [one.mirrored() if flip else one for one, flip in zip(found, flips.tolist() * 2, strict=True)]
+        return pictures
+    return [one.mirrored() if flip else one for one, flip in zip(pictures, flips.tolist() * 2, strict=True)]
 
 
 def part_of(cond: Condition, rows: slice) -> Condition:
-    return rows_of(cond, lambda values: both(values, rows))
+    return rows_of(cond, lambda values: rows_of_pairs(values, rows))

@@ -9,7 +9,7 @@ from diffdistill.config.schema import Distill
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.matching.micro_batches import mean_of, parts_of, rows_of
+from diffdistill.matching.micro_batches import Metrics, mean_of, parts_of, rows_of
 from diffdistill.matching.step import DistributionMatching
 from diffdistill.methods.base import Rewarded
 from diffdistill.pipelines.text.data import TextSet
@@ -20,7 +20,6 @@ from diffdistill.training.attention import Networks, layers_of
 from diffdistill.training.device import Device
 from diffdistill.training.kinds import kind_of
 from diffdistill.training.kinds.base import names_model
-from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.updater import Ema, Updater
 from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
 from diffdistill.training.tasks.regression import TrajectoryPairs, TrajectoryRegression
@@ -163,24 +162,24 @@ class DistillTask:
 
         metrics: Metrics = {}
         for _ in range(config.critic.updates_per_step):
-            seen = []
+            of_parts: list[Metrics] = []
             noise = method.critic_noise(x0.detach(), real is not None)
             for rows in parts:
-                loss, found = method.critic_loss(x0[rows], rows_of(cond, rows), rows_of(real, rows), noise.part(rows))
+                loss, values = method.critic_loss(x0[rows], rows_of(cond, rows), rows_of(real, rows), noise.part(rows))
                 (len(x0[rows]) / len(x0) * loss).backward()
-                seen.append(found)
+                of_parts.append(values)
             for updater in self.critic_updaters:
                 metrics |= updater.step(step)
-            metrics |= mean_of(seen, parts)
+            metrics |= mean_of(of_parts, parts)
 
         if progress >= method.choices.critic_warmup:
-            gradient, found = method.student_gradient(x0, cond, progress, self.texts(cond), config.micro_batch_size)
+            gradient, values = method.student_gradient(x0, cond, progress, self.texts(cond), config.micro_batch_size)
             # The mean over C, H, W too, so that clipping thresholds mean what they mean in the papers.
             gradient = gradient / x0.numel()
             for rows in parts:
-                made = x0 if whole else self.images(x[rows], sigma[rows], rows_of(cond, rows))
-                made.backward(gradient[rows])
-            metrics |= found | self.student_updater.step(step)
+                images = x0 if whole else self.images(x[rows], sigma[rows], rows_of(cond, rows))
+                images.backward(gradient[rows])
+            metrics |= values | self.student_updater.step(step)
             self.ema.update(self.student)
         return metrics
 

@@ -16,12 +16,11 @@ from diffdistill.config.schema import Regression
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
-from diffdistill.matching.micro_batches import mean_of, parts_of, rows_of
+from diffdistill.matching.micro_batches import Metrics, mean_of, parts_of, rows_of
 from diffdistill.pipelines.text.data import TextSet
 from diffdistill.sampling.levels import karras
 from diffdistill.sampling.samplers.dpm_solver import dpm_solver
 from diffdistill.training.device import Device
-from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.muon import split_weights
 from diffdistill.training.optim.updater import Ema, Updater
 from diffdistill.training.randomness import mix
@@ -150,15 +149,15 @@ class TrajectoryRegression:
     def update(self, step: int) -> Metrics:
         x, sigma, target, cond = self.pairs[step]
         parts = parts_of(len(x), self.part_size)
-        seen: list[Metrics] = []
+        of_parts: list[Metrics] = []
         for rows in parts:
             with self.device.autocast():
                 x0 = self.student(x[rows], sigma[rows], rows_of(cond, rows))
             loss = (x0 - target[rows]).square().mean()
             (len(x0) / len(x) * loss).backward()
-            seen.append({"regression/loss": loss.detach(), "x0/std": x0.detach().std()})
+            of_parts.append({"regression/loss": loss.detach(), "x0/std": x0.detach().std()})
         metrics: Metrics = {}
         for updater in self.updaters:
             metrics |= updater.step(step)
         self.ema.update(self.student)
-        return {**mean_of(seen, parts), **metrics}
+        return {**mean_of(of_parts, parts), **metrics}

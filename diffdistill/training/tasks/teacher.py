@@ -8,12 +8,12 @@ from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.losses import denoising_loss
+from diffdistill.matching.micro_batches import Metrics
 from diffdistill.models import UViT, apply_scalelong
 from diffdistill.process import EDM, Level, LevelLaw, per_sample
 from diffdistill.section import plain
 from diffdistill.training.attention import Networks, layers_of
 from diffdistill.training.device import Device
-from diffdistill.training.loop import Metrics
 from diffdistill.training.optim.updater import Ema, Updater
 from diffdistill.training.store import Parts
 
