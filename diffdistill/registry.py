@@ -65,8 +65,8 @@ class Registry(Generic[Row]):
             return rows[name]
         if is_plugin(name):
             value = load(name)
-            if isinstance(value, self.row) or (isinstance(value, type) and issubclass(value, self.row)):
-                return value  # type: ignore[return-value]
+            if self._fits(value):
+                return value
             raise ConfigError(f"'{name}' is no {self.kind}; it must be a {self.row.__module__}.{self.row.__name__}")
         raise ConfigError(self.unknown(name))
 
@@ -77,7 +77,17 @@ class Registry(Generic[Row]):
 
     def _rows_in(self, module: ModuleType) -> tuple[Row, ...]:
         value = getattr(module, self.attribute, ())
-        return value if isinstance(value, tuple) else (value,)
+        rows = value if isinstance(value, tuple) else (value,)
+        for row in rows:
+            if not self._fits(row):
+                raise ConfigError(
+                    f"{self.attribute} in '{module.__file__}' is {row!r:.60}, and a {self.kind} must be a "
+                    f"{self.row.__module__}.{self.row.__name__}; mend the file, or take it out of {PLUGINS}"
+                )
+        return rows
+
+    def _fits(self, value: object) -> bool:
+        return isinstance(value, self.row) or (isinstance(value, type) and issubclass(value, self.row))
 
 
 @cache
@@ -88,7 +98,11 @@ def _modules(package: str) -> tuple[ModuleType, ...]:
 
 def plugins() -> tuple[ModuleType, ...]:
     """The modules of the files in DIFFDISTILL_PLUGINS, separated as in PATH."""
-    return tuple(_module(file) for file in os.environ.get(PLUGINS, "").split(os.pathsep) if file)
+    files = [file for file in os.environ.get(PLUGINS, "").split(os.pathsep) if file]
+    try:
+        return tuple(_module(file) for file in files)
+    except ConfigError as error:
+        raise ConfigError(f"the environment variable {PLUGINS} names a plug-in that cannot be had: {error}") from None
 
 
 def is_plugin(name: str) -> bool:
@@ -103,16 +117,26 @@ def load(name: str) -> Any:
     FILE.py is relative to the current folder; `examples/...` means the package's own file where there is one, which
     runs without leave, and `./examples/...` the user's.
     """
+    check_consent(name)
     place, _, attribute = name.rpartition(":")
-    own = None if place.startswith(".") else example(place)
-    if own is not None:
-        place = str(own)
-    elif not _Consent.given:
-        raise ConfigError(f"'{name}' is code, which would be run: say --allow-code if you trust the file")
+    place = str(_own(place) or place)
     value = getattr(_module(place), attribute, None)
     if value is None:
         raise ConfigError(f"'{place}' defines no '{attribute}'; give FILE.py:NAME of what it defines")
     return value
+
+
+def check_consent(name: str) -> None:
+    """ConfigError for `FILE.py:NAME` that the user has not allowed to run."""
+    if not _Consent.given and _own(name.rpartition(":")[0]) is None:
+        raise ConfigError(
+            f"'{name}' is code, which would be run: say --allow-code if you trust the file (in Python: "
+            f"diffdistill.registry.allow_code())"
+        )
+
+
+def _own(place: str) -> Path | None:
+    return None if place.startswith(".") else example(place)
 
 
 def named(target: str) -> Any:

@@ -9,14 +9,14 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from diffdistill import __version__
 from diffdistill.cli.parser import Parser, Verb
 from diffdistill.errors import ConfigError, DiffDistillError, DiskError, Interrupted
-from diffdistill.registry import Registry, allow_code, named
+from diffdistill.registry import Registry, allow_code, check_consent, is_plugin, named
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -100,12 +100,24 @@ def _dispatch(argv: list[str]) -> int:
     if args.quiet or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read by tqdm itself, so the bars of every library obey
     logging.getLogger("transformers.utils.import_utils").addFilter(_not_of_torchvision)
+    for name in _names_in(vars(args).values()):
+        check_consent(name)
     given: Any = args
     if verb.settings:
         from diffdistill.config import load_config
 
         given = load_config(named(verb.settings), args.config, args.overrides)
     return named(verb.target)(given) or 0
+
+
+def _names_in(values: Iterable[object]) -> Iterator[str]:
+    """`FILE.py:NAME` in flags: refused without consent before anything heavy is imported."""
+    for value in values:
+        yield from (word for word in (value if isinstance(value, tuple) else (value,)) if _is_code(word))
+
+
+def _is_code(word: object) -> bool:
+    return isinstance(word, str) and is_plugin(word)
 
 
 def explained(error: BaseException) -> DiffDistillError:

@@ -56,6 +56,12 @@ def configs_folder() -> File:
     return inside if inside.is_dir() else PACKAGE.parent / "configs"
 
 
+EARLIER_BASES = (
+    "fashion_mnist/distill", "emoji/distill", "cifar10/edm", "imagenet64/edm", "sd15/sd15", "sdxl/sdxl",
+)  # fmt: skip
+"""Names that a folder's `_base` had before 0.2; configs of users still say them."""
+
+
 def find_config(name: str, beside: File | None = None) -> tuple[File, str]:
     """The file CONFIG means and the name to call it by: a path, or a shipped config such as `fashion_mnist/dmd2`.
 
@@ -70,6 +76,8 @@ def find_config(name: str, beside: File | None = None) -> tuple[File, str]:
             return path, f"configs/{path.resolve().relative_to(shipped)}" if beside and inside else str(path)
         if path.is_dir():
             raise ConfigError(f"'{path}' is a folder; give a YAML file")
+        if short in EARLIER_BASES:
+            short = f"{short.partition('/')[0]}/_base"
         if (shipped / f"{short}.yaml").is_file():
             return shipped / f"{short}.yaml", f"configs/{short}.yaml"
     except (OSError, ValueError) as error:
