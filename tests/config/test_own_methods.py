@@ -16,6 +16,7 @@ from diffdistill.config.schema import Distill
 from diffdistill.divergences import get_divergence
 from diffdistill.errors import ConfigError
 from diffdistill.matching.step import DistributionMatching
+from diffdistill.methods import METHODS
 from diffdistill.methods.base import Method
 from diffdistill.process import Level, LevelLaw
 from diffdistill.registry import allow_code
@@ -198,3 +199,30 @@ def test_choices_that_exclude_each_other_are_told_with_the_config():
     words = ["method.divergence=forward_kl", "method.adversarial=null"]
     with pytest.raises(ConfigError, match="needs a density ratio and there is no discriminator"):
         load_config(Distill, "fashion_mnist/f_distill", words)
+
+
+def test_what_a_plug_in_of_the_environment_does_wrong_is_told_of_it(tmp_path, monkeypatch):
+    (tmp_path / "three.py").write_text("METHOD = 3\n", encoding="utf-8")
+    monkeypatch.setenv("DIFFDISTILL_PLUGINS", str(tmp_path / "three.py"))
+    with pytest.raises(
+        ConfigError, match=r"METHOD in '.*three.py' is 3, and a method must be .* out of DIFFDISTILL_PLUGINS"
+    ):
+        METHODS.names()
+    monkeypatch.setenv("DIFFDISTILL_PLUGINS", str(tmp_path / "gone.py"))
+    with pytest.raises(ConfigError, match="DIFFDISTILL_PLUGINS names a plug-in that cannot be had: the file"):
+        METHODS.names()
+
+
+def test_consent_is_asked_for_before_torch_is_imported(python):
+    words = ["sample", "m", "--num-images", "1", "--out", "o", "--sampler", "x.py:S"]
+    done = python(
+        "-c", f"import sys; from diffdistill.cli import main; c = main({words}); print(c, 'torch' in sys.modules)"
+    )
+    assert done.out.split() == ["2", "False"]
+    assert "say --allow-code" in done.err
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist/distill", "emoji/distill", "cifar10/edm", "sdxl/sdxl"])
+def test_earlier_names_of_base_configs_still_resolve(name):
+    folder = name.partition("/")[0]
+    assert load_config(Distill, name).sha256 == load_config(Distill, f"{folder}/_base").sha256
