@@ -18,16 +18,17 @@ import torch
 from test_layers import FLOORS, MODULES
 
 import diffdistill
-from diffdistill.cli.config_tool import MODELS, keys
-from diffdistill.cli.front import _named, _verb, _verb_parser, normalized
+from diffdistill.cli.config_tool import keys
+from diffdistill.cli.front import _verb, _verb_parser, normalized
 from diffdistill.config import load_config
-from diffdistill.config.schema import Distill
+from diffdistill.config.align import Align
+from diffdistill.config.schema import Distill, Train
 from diffdistill.data import load_images
 from diffdistill.divergences import get_divergence
 from diffdistill.evaluation import metrics
 from diffdistill.evaluation.features import load_features
 from diffdistill.pipelines.text.adapter import ADAPTERS
-from diffdistill.registry import PLUGINS, allow_code
+from diffdistill.registry import PLUGINS, allow_code, named
 from diffdistill.rewards import load_reward
 from diffdistill.sampling.sampler import SAMPLERS
 
@@ -95,7 +96,7 @@ def test_every_command_is_understood(page, line, monkeypatch):
     verb = _verb(words[0])
     args = _verb_parser(verb).parse(normalized(words[1:]))
     if verb.settings:
-        assert load_config(_named(verb.settings), args.config, args.overrides)
+        assert load_config(named(verb.settings), args.config, args.overrides)
 
 
 # ---- settings
@@ -103,7 +104,12 @@ def test_every_command_is_understood(page, line, monkeypatch):
 
 def known_keys() -> set[str]:
     """Every run of names within a dotted key, of every verb: `student.lora.rank`, `lora.rank`, `student`, ..."""
-    lines = [line.partition(":")[0].split(".") for model in MODELS.values() for line in keys(model) if line[0] != "#"]
+    lines = [
+        line.partition(":")[0].split(".")
+        for model in (Train, Distill, Align)
+        for line in keys(model)
+        if line[0] != "#"
+    ]
     return {
         ".".join(words[start:end])
         for words in lines
