@@ -97,11 +97,17 @@ def here(tmp_path, monkeypatch):
     assert not (tmp_path / "opened").exists()
 
 
+@pytest.fixture(autouse=True)
+def no_consent_is_left():
+    """Leave to run code ends with the test that gave it."""
+    yield
+    if registry := sys.modules.get("diffdistill.registry"):
+        registry.allow_code(False)
+
+
 @pytest.fixture
 def consent():
     """The user allows code, for one test."""
     from diffdistill.registry import allow_code
 
     allow_code()
-    yield
-    allow_code(False)

@@ -117,6 +117,7 @@ def test_checkpointed_activations_change_nothing_though_three_roles_share_the_we
         torch.testing.assert_close(value, found[1][name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.usefixtures("consent")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_distils(folder, method):
     options = (
@@ -210,6 +211,7 @@ def test_a_step_in_parts_adds_up_the_gradients_of_its_images(folder, monkeypatch
                 torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()) + 1e-9)
 
 
+@pytest.mark.usefixtures("consent")
 def test_a_reward_sees_decoded_pixels_and_the_texts(folder):
     reward = {"name": f"{folder / 'bright.py'}:bright", "weight": 1.0}
     made = task(settings(folder, method="diff_instruct_pp", options={"reward": reward}))
