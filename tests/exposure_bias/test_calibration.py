@@ -105,6 +105,45 @@ def test_the_norm_ratio_would_choose_the_wrong_side():
     assert fit_scale(lambda b: measured(20, b=b)).b > 1.02
 
 
+def test_a_sampler_that_visits_the_training_states_has_no_bias():
+    """States alpha x0 + s eps of the images that the moments are of, each with eps and -eps: r is 0 exactly, of the
+    whole and of every octave, however bright the mean image is. eps is a peak, white with one realisation.
+    """
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=draw)
+    images[:, :, :, :16] //= 4  # a mean image with an edge
+    x0 = (images.double() / 127.5 - 1).repeat_interleave(2, 0)
+    eps = torch.zeros_like(x0)
+    eps[0::2, :, 5, 9], eps[1::2, :, 5, 9] = 32.0, -32.0
+    path = [(0.3, 0.9), (0.8, 0.4), (1.0, 0.0)]
+
+    def sample(indices, observe):
+        for i, (alpha, s) in enumerate(path):
+            part = slice(indices[0], indices[-1] + 1)
+            state = alpha * x0[part] + s * eps[part]
+            observe(i, state, *(torch.full((len(state), 1, 1, 1), value, dtype=torch.float64) for value in (alpha, s)))
+        return state.float()
+
+    moments = Moments.of(ImageSet(images, None, None, None, "x", "f"))
+    found = measure_exposure_bias(sample, moments, num_images=12, batch_size=5)
+    assert found.log_ratio.tolist() == pytest.approx([0.0] * 3, abs=1e-9)
+    torch.testing.assert_close(found.bands, torch.zeros(3, BANDS, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert found.levels == pytest.approx([s / alpha for alpha, s in path])
+
+
+@pytest.mark.parametrize(
+    ("horizontal", "vertical", "octave"),
+    [(1, 0, 0), (0, 1, 0), (2, 0, 1), (3, 0, 1), (0, 3, 1), (4, 0, 2), (7, 0, 2), (5, 5, 2), (8, 0, 3), (6, 6, 3)],
+)
+def test_a_wave_lies_in_its_octave(horizontal, vertical, octave):
+    """Waves per 32 pixels: octaves begin at 2, 4 and 8 of them, in whatever direction they run."""
+    place = torch.arange(32, dtype=torch.float64)
+    wave = torch.cos(2 * math.pi * (horizontal * place + vertical * place[:, None]) / 32)
+    power = band_power(wave.expand(2, 3, 32, 32))
+    assert power[:, octave].min() > 0.5
+    assert float(power.sum() - power[:, octave].sum()) == pytest.approx(0, abs=1e-12)
+
+
 def test_power_by_octave():
     noise = torch.randn(256, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert band_power(noise).mean(0).tolist() == pytest.approx([1.0] * BANDS, abs=0.05)
