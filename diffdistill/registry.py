@@ -50,9 +50,12 @@ class Registry(Generic[Row]):
     ):
         self.kind, self.row, self.package, self.attribute, self.name_of = kind, row, package, attribute, name_of
 
-    def rows(self) -> dict[str, Row]:
-        """Every row by its name, in the order of the files; ConfigError where a plug-in cannot be read."""
-        modules = [*_modules(self.package), *plugins()]
+    def rows(self, of_package: bool = False) -> dict[str, Row]:
+        """Every row by its name, in the order of the files; ConfigError where a plug-in cannot be read.
+
+        of_package: without plug-ins, for what is told while modules are imported, which plug-ins may import.
+        """
+        modules = [*_modules(self.package), *(() if of_package else plugins())]
         return {self.name_of(row): row for module in modules for row in self._rows_in(module)}
 
     def names(self) -> tuple[str, ...]:
@@ -60,15 +63,23 @@ class Registry(Generic[Row]):
 
     def get(self, name: str) -> Row:
         """The row of that name, or of `FILE.py:NAME`; ConfigError, with the names there are, where there is none."""
-        rows = self.rows()
-        if name in rows:
-            return rows[name]
+        if (row := self.find(name)) is not None:
+            return row
         if is_plugin(name):
             value = load(name)
             if self._fits(value):
                 return value
             raise ConfigError(f"'{name}' is no {self.kind}; it must be a {self.row.__module__}.{self.row.__name__}")
         raise ConfigError(self.unknown(name))
+
+    def find(self, name: str) -> Row | None:
+        """The row of that name; most stand in a file that is called as they are, and the others are not read then."""
+        file = f"{self.package}.{name}"
+        if name.isidentifier() and importlib.util.find_spec(file) is not None:
+            for row in self._rows_in(importlib.import_module(file)):
+                if self.name_of(row) == name:
+                    return row
+        return self.rows().get(name)
 
     def unknown(self, name: str) -> str:
         near = get_close_matches(name, self.names(), 1)

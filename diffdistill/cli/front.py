@@ -76,12 +76,12 @@ def _verb_parser(verb: Verb) -> Parser:
 
 
 def _verb(name: str) -> Verb:
+    if (verb := VERBS.find(name)) is not None:
+        return verb
     known = verbs()
-    if name not in known:
-        near = get_close_matches(name, known, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
-        raise ConfigError(f"there is no verb '{name}'; {hint}")
-    return known[name]
+    near = get_close_matches(name, known, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
+    raise ConfigError(f"there is no verb '{name}'; {hint}")
 
 
 def _not_of_torchvision(record: logging.LogRecord) -> bool:

@@ -15,7 +15,7 @@ LossSpace = Literal["native", "epsilon", "x0"]
 
 
 class PairData(Data):
-    path: str = Field(description=f"pairs: {allowed_pairs()}")
+    path: str = Field(description=f"pairs: {allowed_pairs(of_package=True)}")
     image_size: Count | None = Field(None, description="side of the square that images are cut to; null: the model's")
     limit: Count | None = Field(None, description="use the first N pairs only")
     horizontal_flip: bool = Field(False, description="mirror half of the pairs, both images of a pair alike")

@@ -23,7 +23,7 @@ from diffdistill.section import Count, Fraction, Positive, Section
 
 
 class Data(Section):
-    path: str = Field("builtin:fashion_mnist", description=f"images: {allowed()}")
+    path: str = Field("builtin:fashion_mnist", description=f"images: {allowed(of_package=True)}")
     split: str = Field("train", description="split of a set that has several")
     image_size: Count | None = Field(
         None, description="resize to this many pixels; null: images must all have one size"

@@ -58,7 +58,7 @@ class Ratio(Section):
 class Reward(Section):
     """What a student is rewarded for, beside staying near its teacher; see docs/rewards.md."""
 
-    name: str | None = Field(None, description=allowed_rewards())
+    name: str | None = Field(None, description=allowed_rewards(of_package=True))
     sum: dict[str, float] | None = Field(None, description="in place of name: weights of several rewards, by name")
     weight: Annotated[float, Field(ge=0)] = Field(
         description="alpha, in the papers' convention (score gap: mean over C, H, W)"

@@ -37,18 +37,18 @@ class Format:
 FORMATS: Registry[Format] = Registry("data format", Format, __name__, "FORMAT")
 
 
-def by_rank() -> list[Format]:
-    return sorted(FORMATS.rows().values(), key=lambda row: row.rank)
+def by_rank(of_package: bool = False) -> list[Format]:
+    return sorted(FORMATS.rows(of_package).values(), key=lambda row: row.rank)
 
 
-def allowed() -> str:
-    """What DATA may be, in words."""
-    return _listed([row.images for row in by_rank() if row.images])
+def allowed(of_package: bool = False) -> str:
+    """What DATA may be, in words. of_package: see `Registry.rows`."""
+    return _listed([row.images for row in by_rank(of_package) if row.images])
 
 
-def allowed_pairs() -> str:
+def allowed_pairs(of_package: bool = False) -> str:
     """What a set of pairs may be, in words."""
-    return _listed([row.pairs for row in by_rank() if row.pairs])
+    return _listed([row.pairs for row in by_rank(of_package) if row.pairs])
 
 
 def _listed(words: list[str]) -> str:

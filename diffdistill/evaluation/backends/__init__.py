@@ -6,7 +6,7 @@ No torch before one is used.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from diffdistill import __version__
@@ -38,6 +38,8 @@ class Backend:
         if self.module is None:
             return f"diffdistill {__version__}"
         tool(self.name, self.module)
+        from importlib import metadata  # slow to import, and only results ask
+
         return f"{self.name} {metadata.version(self.name)}"
 
 

@@ -33,6 +33,6 @@ class RewardKind:
 REWARDS: Registry[RewardKind] = Registry("reward", RewardKind, __name__, "REWARD")
 
 
-def allowed_rewards() -> str:
-    """What may stand where a reward is named, in words."""
-    return f"{', '.join(REWARDS.names())}, NAME:FOLDER, a folder, or FILE.py:function"
+def allowed_rewards(of_package: bool = False) -> str:
+    """What may stand where a reward is named, in words. of_package: see `Registry.rows`."""
+    return f"{', '.join(REWARDS.rows(of_package))}, NAME:FOLDER, a folder, or FILE.py:function"
