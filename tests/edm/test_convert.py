@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from diffdistill.cli import main
 from diffdistill.denoiser import Denoiser
 from diffdistill.files import sha256
+from diffdistill.parts.edm.convert import build, read_source
+from diffdistill.pickle_reader.source import read_pickle, read_tensors
 from diffdistill.process import EDM
 
 KINDS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
@@ -69,6 +71,46 @@ def test_the_other_preconditioners_are_read(precond, attributes, sigma_max, tmp_
     assert torch.equal(numbers(model), numbers(Denoiser(network, EDM())))
     assert model.network.config.preconditioning["kind"] == KINDS[precond]
     assert model.sigma_max == sigma_max
+
+
+def test_a_network_keeps_the_sigma_data_it_was_trained_with(tmp_path):
+    """D = c_skip x + c_out F(c_in x) with the file's sigma_data, 0.8 (2206.00364, Table 1), also from the folder."""
+    network = tiny_network("ddpmpp")
+    file = write(snapshot(network, tmp_path / "ran", sigma_data=0.8), tmp_path / "net.pkl")
+    assert main(["convert", str(file), "--out", str(tmp_path / "model")]) == 0
+    model = Denoiser.from_pretrained(str(tmp_path / "model"))
+    sigma, labels = torch.tensor([0.3, 4.0]), torch.tensor([2, 0])
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    s = sigma[:, None, None, None]
+    with torch.no_grad():
+        raw = network(x / (s**2 + 0.64).sqrt(), 250 * sigma.log(), labels).sample
+        got = model(x, sigma, labels)
+    torch.testing.assert_close(got, 0.64 / (s**2 + 0.64) * x + 0.8 * s / (s**2 + 0.64).sqrt() * raw)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_network_from_a_file_drops_nothing_out(layout, tmp_path):
+    """Before any folder is written: the file asks for dropout 0.13 in training."""
+    network = tiny_network(layout)
+    model = build(read_source(write(snapshot(network, tmp_path / "ran"), tmp_path / "net.pkl")))
+    assert model.network.config.dropout == 0.13
+    assert [name for name, module in model.named_modules() if module.training] == []
+    assert torch.equal(numbers(model), numbers(Denoiser(network, EDM())))
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_arrays_are_read_in_the_order_they_lie_in(protocol, tmp_path):
+    """numpy writes transposed arrays column by column."""
+    given = {
+        "rows": np.arange(6.0).reshape(2, 3),
+        "columns": np.arange(6.0).reshape(2, 3).T,
+        "more": np.asfortranarray(np.arange(24, dtype=np.int32).reshape(2, 3, 4)),
+    }
+    found = read_tensors(write(given, tmp_path / "arrays.pkl", protocol))
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {k: v.tolist() for k, v in given.items()}
+    file = write(snapshot(tiny_network("ddpmpp"), tmp_path / "ran"), tmp_path / "net.pkl", protocol)
+    array = read_pickle(file)["augment_pipe"].attributes["Hz"].tensor
+    assert array.tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
 
 
 def test_label_dropout_means_a_null_class(tmp_path):

@@ -87,6 +87,31 @@ def test_the_published_networks_have_the_published_sizes():
     assert shapes["out_conv.weight"] == (3, 192, 3, 3)
 
 
+@torch.no_grad()
+def test_the_pyramid_of_a_level_is_made_of_the_one_above():
+    """NCSN++: p_0 = the image, p_(l+1) = (h + down(p_l)) / sqrt 2, which the level works on and sends across."""
+    network = tiny_network("ncsnpp", channel_mult=[1, 2, 2])
+    x, _, _ = inputs()
+    e = torch.sin(torch.arange(2.0 * network.embedding_channels)).reshape(2, -1)
+    enc, expected = network.enc, []
+    h = enc["8x8_conv"](x)
+    expected.append(h)
+    h = enc["8x8_block0"](h, e)
+    expected.append(h)
+    pyramid = x
+    for size in (4, 2):
+        h = pyramid = (enc[f"{size}x{size}_down"](h, e) + enc[f"{size}x{size}_aux_residual"](pyramid)) / 2**0.5
+        expected.append(h)
+        h = enc[f"{size}x{size}_block0"](h, e)
+        expected.append(h)
+    bottom, skips = network.encode(x, e)
+    assert [tuple(skip.shape[1:]) for skip in skips] == [
+        (16, 8, 8), (16, 8, 8), (16, 4, 4), (32, 4, 4), (32, 2, 2), (32, 2, 2),
+    ]  # fmt: skip
+    for got, want in zip([*skips, bottom], [*expected, h], strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_resampling_with_a_box_averages_and_repeats_and_any_filter_keeps_a_plane():
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(Resample("down", (1, 1))(x), F.avg_pool2d(x, 2))
@@ -140,6 +165,21 @@ def test_other_preconditionings_are_those_of_the_table(kind, sign):
     output = inner.head(inner.decode(features, skips, embedding))[:, :3]
     expected = x + sign * sigma[:, None, None, None] * output
     torch.testing.assert_close(Denoiser(ours, EDM())(x, sigma, labels), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("beta_d", "beta_min", "highest"), [(19.9, 0.1, 152.17), (5.0, 0.3, 3.930), (0.5, 0.2, 0.754)]
+)
+def test_a_vp_network_knows_the_levels_of_its_schedule(beta_d, beta_min, highest):
+    """sigma^2 = 1 / abar - 1, abar = exp(-integral of beta_min + beta_d t from 0 to t) (2011.13456, eq. 32 and 33)."""
+    vp = Preconditioning("vp", beta_d=beta_d, beta_min=beta_min)
+    bounds = vp.range(epsilon_t=0.01)
+    for t, sigma in zip((0.01, 1.0), bounds, strict=True):
+        middles = (torch.arange(1000, dtype=torch.float64) + 0.5) * t / 1000
+        abar = (-(beta_min + beta_d * middles) * t / 1000).exp().prod()
+        assert sigma == pytest.approx(float((1 / abar - 1).sqrt()), rel=1e-6)
+    assert bounds[1] == pytest.approx(highest, rel=1e-3)
+    assert vp.noise_input(torch.tensor(bounds, dtype=torch.float64)).tolist() == pytest.approx([9.99, 999.0])
 
 
 def test_an_unknown_preconditioning_is_a_sentence():

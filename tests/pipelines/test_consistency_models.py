@@ -149,6 +149,19 @@ def test_a_student_that_began_as_one_keeps_the_boundary(tmp_path, boundary, leve
     torch.testing.assert_close(ours(tmp_path / "s"), stock(tmp_path / "s", **call), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("sigma_data", [0.25, 1.0])
+def test_a_student_of_data_of_another_width_is_itself_in_stock_diffusers(tmp_path, sigma_data):
+    student = Denoiser(tiny_unet(3), EDM(sigma_data)).eval()
+    student.save_pretrained(tmp_path / "s", role="student", levels=(2.5,))
+    noise = [torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(image_seed(0, i))) for i in range(COUNT)]
+    x, c = 2.5 * torch.cat(noise), 2.5**2 + sigma_data**2
+    with torch.no_grad():
+        raw = student.network(x / c**0.5, torch.full((COUNT,), 250 * np.log(2.5)), torch.arange(COUNT)).sample
+    want = (sigma_data**2 / c * x + 2.5 * sigma_data / c**0.5 * raw).clamp(-1, 1)
+    torch.testing.assert_close(stock(tmp_path / "s"), want, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours(tmp_path / "s"), want, rtol=0, atol=1e-5)
+
+
 def test_a_teacher_of_this_package_has_no_boundary_though_its_scheduler_has_a_sigma_min(tmp_path):
     tiny_teacher().save_pretrained(tmp_path / "t", role="teacher")
     assert json.loads((tmp_path / "t" / "scheduler" / "scheduler_config.json").read_text())["sigma_min"] == 0.002

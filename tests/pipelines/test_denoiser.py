@@ -75,6 +75,18 @@ def test_guidance_leads_from_the_null_class_and_past_the_condition(batch, scale)
     assert torch.equal(model.guided(x, sigma, cond, 1.0), with_class)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.5, -1.0])
+def test_guidance_below_one_goes_towards_the_null_class_and_past_it(batch, scale):
+    """2207.12598: w = 0 is the prediction without a class, 1/2 the middle of the two."""
+    x, sigma, cond = batch
+    model = tiny_teacher()
+    without, with_cond = model(x, sigma, torch.full((3,), 3)), model(x, sigma, cond)
+    assert (with_cond - without).abs().max() > 1e-2
+    got, (features,) = model.guided_tapped(x, sigma, cond, scale, ["mid_block"])
+    torch.testing.assert_close(got, scale * with_cond + (1 - scale) * without, rtol=0, atol=1e-5)
+    torch.testing.assert_close(features, model.features(x, sigma, cond, ["mid_block"])[0])
+
+
 def test_guidance_without_a_null_class_is_a_sentence(batch):
     with pytest.raises(ConfigError, match="needs a model with a null class"):
         Denoiser(tiny_unet(), EDM()).guided(*batch, 2.0)

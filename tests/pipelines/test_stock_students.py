@@ -94,6 +94,17 @@ def test_levels_lie_on_whole_training_steps_and_the_schedule_ends_at_the_first()
     torch.testing.assert_close(schedule.scheduler.alphas_cumprod.double(), abar, rtol=2e-5, atol=0)
 
 
+def test_a_chosen_level_goes_to_the_nearest_training_step():
+    """Near in ln sigma, sigma^2 = (1 - abar) / abar of the stock scheduler; never step 0, which draws nothing."""
+    abar = DDPMScheduler().alphas_cumprod.double()
+    steps = ((1 - abar) / abar).sqrt().tolist()
+    between = [steps[t] ** 0.3 * steps[t + 1] ** 0.7 for t in (600, 300, 20)]
+    below = [steps[t] ** 0.7 * steps[t + 1] ** 0.3 for t in (600, 300, 20)]
+    assert near_levels(vp("epsilon"), 3, 2.5, between) == pytest.approx([steps[601], steps[301], steps[21]], rel=1e-5)
+    assert near_levels(vp("epsilon"), 3, 2.5, below) == pytest.approx([steps[600], steps[300], steps[20]], rel=1e-5)
+    assert near_levels(vp("epsilon"), 1, 2.5, [0.9 * steps[0]]) == pytest.approx([steps[1]], rel=1e-5)
+
+
 def test_levels_that_no_two_steps_can_have_and_networks_without_a_stock_pipeline_are_a_sentence():
     with pytest.raises(ConfigError, match="two on one"):
         near_levels(vp("epsilon"), 2, 2.5, (2.5, 2.4999))

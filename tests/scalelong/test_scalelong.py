@@ -105,6 +105,28 @@ def test_kappa_one_is_no_change(name):
     assert torch.equal(call(network), output)
 
 
+@torch.no_grad()
+def test_a_learned_gate_of_a_token_is_that_of_the_papers_network():
+    """2310.13545, section 4.2: sigmoid(W2 relu(W1 z + b1) + b2), z_l the mean of token l over its channels."""
+    network, made = uvit(), []
+    apply_scalelong(network, "ls", start="reference")
+    scale = network.skip_scale
+    w1, b1 = torch.linspace(-2, 3, 17).reshape(1, 17), torch.tensor([1.0])  # 16 patches and the time
+    w2, b2 = torch.linspace(4, -4, 17).reshape(17, 1), torch.linspace(-1, 1, 17)
+    for layer, weight, bias in ((scale.squeeze, w1, b1), (scale.excite, w2, b2)):
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    for block in network.in_blocks:
+        block.register_forward_hook(lambda _, a, output: made.append(output))
+    seen = skips_seen(network)
+    for before, after in zip(reversed(made), seen, strict=True):
+        z = before.sum(2) / 32
+        hidden = (z @ w1.T + b1).clamp(min=0)
+        gate = 1 / (1 + (-(hidden @ w2.T) - b2).exp())
+        assert float(gate.std(1).min()) > 0.03
+        torch.testing.assert_close(after, gate[:, :, None] * before)
+
+
 def test_controlnet_residuals_are_scaled_with_the_skips_they_join():
     network = stable_diffusion()
     residuals = [torch.randn_like(skip) for skip in reversed(skips_seen(network))]

@@ -103,6 +103,29 @@ def test_post_norm_reaches_both_branches_exactly():
         assert torch.equal(after[:, hidden:], factor * before[:, hidden:])
 
 
+@pytest.mark.parametrize("make", [unet, straddling, stable_diffusion], ids=["unet", "straddling", "sd"])
+@torch.no_grad()
+def test_post_norm_scales_the_channels_that_the_encoder_made(make):
+    """As many as the skip has that the encoder hands over, however wide the others are."""
+    network, widths, seen = make(), [], []
+    network.conv_in.register_forward_hook(lambda _, a, output: widths.append(output.shape[1]))
+    for block in network.down_blocks:
+        block.register_forward_hook(lambda _, a, output: widths.extend(skip.shape[1] for skip in output[1]))
+    apply_scalelong(network, kappa=0.5, position="post_norm")
+    for block in network.up_blocks:
+        for resnet in block.resnets:
+            resnet.norm1.register_forward_hook(lambda norm, a, output: seen.append((norm.forward(a[0]), output, a[0])))
+            resnet.conv_shortcut.register_forward_hook(lambda _, a, output: seen.append(a[0]))
+    call(network)
+    assert len(seen) == 2 * len(widths)
+    for j, ((normed, scaled, read), shortcut) in enumerate(zip(seen[::2], seen[1::2], strict=True)):
+        number = len(widths) - j
+        factors = torch.ones(read.shape[1])
+        factors[-widths[number - 1] :] = 0.5 ** (number - 1)
+        assert torch.equal(scaled, normed * factors[:, None, None])
+        assert torch.equal(shortcut, read * factors[:, None, None])
+
+
 def test_pre_norm_reaches_the_shortcut_only():
     network = unet()
     norm, shortcut = read_by_the_first_block(network)
@@ -120,6 +143,10 @@ def test_pre_norm_reaches_the_shortcut_only():
 @pytest.mark.parametrize("mode", ["cs", "rsqrt2"])
 def test_constants_fold_into_the_weights(make, position, mode):
     network = make()
+    with torch.no_grad():  # trained: no norm is where it began, at weight 1 and bias 0
+        for parameter in network.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.3 * torch.randn_like(parameter)
     plain = call(network)
     apply_scalelong(network, mode, kappa=0.7, position=position)
     scaled = call(network)

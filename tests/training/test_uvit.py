@@ -92,6 +92,26 @@ def test_patches_return_to_their_places():
     assert network.feature_map(torch.randn(1, 17, 16)).shape == (1, 16, 4, 4)
 
 
+@pytest.mark.parametrize("classes", [None, 4])
+@torch.no_grad()
+def test_a_patch_that_changes_in_the_input_changes_at_its_place(classes):
+    """With nothing passed between tokens: no attention, and a last convolution that looks at its own pixel."""
+    network = tiny_uvit(classes)
+    for block in (*network.in_blocks, network.mid_block, *network.out_blocks):
+        block.attn.to_out[0].weight.zero_()
+        block.attn.to_out[0].bias.zero_()
+    network.conv_out.weight.zero_()[..., 1, 1] = 1
+    labels = None if classes is None else torch.tensor([2])
+    x = torch.randn(1, 1, 8, 8)
+    plain = network(x, 3.0, labels).sample
+    for row, column in ((0, 0), (0, 3), (1, 2), (3, 3)):
+        changed, place = x.clone(), torch.zeros(4, 4, dtype=torch.bool)
+        changed[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] += 1
+        place[row, column] = True
+        moved = (network(changed, 3.0, labels).sample - plain).abs()[0, 0].unfold(0, 2, 2).unfold(1, 2, 2).amax((2, 3))
+        assert torch.equal(moved > 1e-4, place)
+
+
 def test_every_parameter_has_a_gradient(batch):
     network = tiny_uvit().train()
     network(*batch).sample.square().mean().backward()

@@ -22,7 +22,7 @@ LAYOUTS: dict[str, tuple[type[Any], dict[str, Any]]] = {
 }
 
 
-def tiny_network(layout: str, kind: str = "edm", classes: int = 4, augment: int = 9) -> Any:
+def tiny_network(layout: str, kind: str = "edm", classes: int = 4, augment: int = 9, **more: Any) -> Any:
     """8x8 RGB; four classes and augmentation labels unless told otherwise; in evaluation mode."""
     cls, settings = LAYOUTS[layout]
     network = cls(
@@ -32,7 +32,7 @@ def tiny_network(layout: str, kind: str = "edm", classes: int = 4, augment: int 
         num_class_embeds=classes or None,
         augment_dim=augment,
         preconditioning={"kind": kind},
-        **settings,
+        **settings | more,
     )
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
