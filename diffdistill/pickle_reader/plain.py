@@ -167,9 +167,14 @@ def storage_id(value: Any) -> tuple[torch.dtype, str, int]:
     return kind.make(), key, sizes((count,))[0]
 
 
-def _from_buffer(data: Any, kind: Any, shape: Any, order: Any) -> Array:
-    """How protocol 5 writes an array whose numbers lie in a row."""
-    return Array(_shaped(data, kind, shape, order == "F"))
+def _from_buffer(data: Any, kind: Any, shape: Any, order: Any, axes: Any = None) -> Array:
+    """How protocol 5 writes an array whose numbers lie in a row; of order "K" in rows, its axes then exchanged."""
+    array = _shaped(data, kind, shape, order == "F")
+    if order != "K":
+        return Array(array)
+    if sorted(axes) != list(range(array.dim())):
+        raise Refused(f"the pickle holds an array of {array.dim()} axes in the order {axes!r:.40}")
+    return Array(array.permute(*axes))
 
 
 def _number_type(code: Any, *_: Any) -> NumberType:

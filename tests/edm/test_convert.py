@@ -105,6 +105,7 @@ def test_arrays_are_read_in_the_order_they_lie_in(protocol, tmp_path):
         "rows": np.arange(6.0).reshape(2, 3),
         "columns": np.arange(6.0).reshape(2, 3).T,
         "more": np.asfortranarray(np.arange(24, dtype=np.int32).reshape(2, 3, 4)),
+        "exchanged": np.arange(24.0).reshape(2, 3, 4).transpose(1, 0, 2),
     }
     found = read_tensors(write(given, tmp_path / "arrays.pkl", protocol))
     assert {name: tensor.tolist() for name, tensor in found.items()} == {k: v.tolist() for k, v in given.items()}
