@@ -229,3 +229,19 @@ def test_a_student_starts_by_regression_on_the_guided_teacher(folder, kind, step
     assert "regression/loss" in made.update(0)
     assert "regression/loss" in made.update(1)
     assert "critic/loss" in made.update(2)
+
+
+def test_each_adapter_has_the_alpha_of_its_role(folder):
+    """The adapters' product is scaled by alpha / rank (2106.09685), by 1 where no alpha is given."""
+    made = task(settings(folder, student={"lora": {"rank": 2, "alpha": 6.0}}, critic={"lora": {"rank": 4}}))
+    adapter = made.student.network.low_rank
+    name = adapter.layers[0]
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter)
+    key = name.replace(".", "/")
+    product = (adapter.up[key].flatten(1) @ adapter.down[key].flatten(1)).reshape(adapter.change(name).shape)
+    torch.testing.assert_close(adapter.change(name), 3.0 * product)
+    critic = made.method.critic.network.low_rank
+    torch.nn.init.normal_(critic.up[key])
+    product = (critic.up[key].flatten(1) @ critic.down[key].flatten(1)).reshape(critic.change(name).shape)
+    torch.testing.assert_close(critic.change(name), product)
