@@ -104,6 +104,7 @@ def main() -> None:
     results = accuracies(net, "held_out") | accuracies(net, "test")
     log(**results)
     weights = args.out / "model.safetensors"
+    net.half()  # half the room; read back into float32
     save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, weights)
     shape = {"id": "emoji", "architecture": "EmojiNet", "channels": CHANNELS, "dim": DIM}
     shape |= {"image_channels": 3, "image_size": 32}
