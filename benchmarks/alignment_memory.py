@@ -18,7 +18,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from diffdistill.alignment.lora import add_lora, trainable
+from diffdistill.pipelines.text.lora import SharedWeights
 
 SDXL: dict[str, Any] = {
     "sample_size": 128, "in_channels": 4, "out_channels": 4, "block_out_channels": (320, 640, 1280),
@@ -87,9 +87,12 @@ def count(setting: Setting, size: int, pairs: int) -> dict[str, float]:
     with torch.device("meta"):
         network = UNet2DConditionModel(**SDXL)
     nn.Module.to(network, setting.dtype)
+    trained, extra = list(network.parameters()), 0
     if setting.lora:
-        add_lora(network, 8, ("to_q", "to_k", "to_v", "to_out.0"))
-        network.to("meta")
+        shared = SharedWeights(network)
+        shared.active = shared.adapted(8, None, ("to_q", "to_k", "to_v", "to_out.0")).low_rank
+        trained = list(shared.active.parameters())
+        extra = sum(p.nbytes for p in trained)
     if setting.checkpointing:
         network.enable_gradient_checkpointing()
     network.train()
@@ -97,10 +100,8 @@ def count(setting: Setting, size: int, pairs: int) -> dict[str, float]:
     if setting.checkpointing:
         network.disable_gradient_checkpointing()
         activations += forward_bytes(network, setting.dtype, size, 2 * pairs)[1]
-    weights = sum(p.nbytes for p in network.parameters())
-    trained = trainable(network)
     gb = {
-        "weights": weights,
+        "weights": sum(p.nbytes for p in network.parameters()) + extra,
         "gradients": (max if setting.in_backward else sum)(p.nbytes for p in trained),
         "state": sum(setting.state(p) for p in trained),
         "activations": activations,

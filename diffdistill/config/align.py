@@ -71,7 +71,7 @@ class DiffusionDPO(Section):
 
 
 class PairLora(Lora):
-    """Low-rank adapters (2106.09685), alpha equal to the rank, Gaussian start; needs peft (extra `text`)."""
+    """Low-rank adapters (2106.09685), alpha equal to the rank, Gaussian start."""
 
 
 class Align(Run):

@@ -60,7 +60,7 @@ OPTIONAL = {
     "pyarrow": "parquet files",
     "matplotlib": "curves in reports",
     "transformers": "text-to-image models, CLIP scores and rewards",
-    "peft": "LoRA",
+    "peft": "loading saved adapters with diffusers",
 }
 
 

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from diffdistill import __version__
-from diffdistill.alignment.lora import lora_tensors, merged
 from diffdistill.config import Resolved
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.figures import numbers_of
 from diffdistill.files import new_folder, sha256, write_json, write_text
-from diffdistill.pipelines.folder import METADATA, locate, read_json, weights_digest
+from diffdistill.pipelines.folder import METADATA, forget_origin, locate, read_json, weights_digest
 from diffdistill.pipelines.text.adapter import Adapter
-from diffdistill.pipelines.text.save import copy_parts
+from diffdistill.pipelines.text.save import copy_parts, write_network
 from diffdistill.reporting.model_card import model_card, public_settings, text_card
 from diffdistill.training.tasks.align import AlignTask
 
@@ -110,24 +109,13 @@ class PipelinePublisher:
         self.task, self.resolved = task, resolved
 
     def publish(self, model: Adapter, folder: Path, evaluation: dict[str, Any]) -> None:
-        network = self._network(model, folder.parent / "lora")
         with new_folder(folder) as staged:
             copy_parts(model.source, staged, leave=(model.part,))
-            network.save_pretrained(staged / model.part, safe_serialization=True)
-            # The folder's own names must not depend on where it was trained.
-            for file in (staged / "model_index.json", staged / model.part / "config.json"):
-                write_json(file, {key: value for key, value in read_json(file).items() if key != "_name_or_path"})
+            write_network(self.task.adapted or self.task.network, model, staged, lora=folder.parent / "lora")
+            forget_origin(staged / "model_index.json")
             metadata = self._metadata(model, staged)
             write_json(staged / METADATA, metadata)
             write_text(staged / "README.md", aligned_card(metadata, evaluation, self.resolved.text_yaml))
-
-    def _network(self, model: Adapter, lora_folder: Path) -> Any:
-        lora = self.task.config.lora
-        if lora is None:
-            return self.task.network
-        tensors = {f"{model.part}_lora_layers": lora_tensors(self.task.network)}
-        type(model.pipeline).save_lora_weights(lora_folder, **tensors, safe_serialization=True)
-        return merged(self.task.network, model.source / model.part, lora.rank, lora.targets)
 
     def _metadata(self, model: Adapter, staged: Path) -> dict[str, Any]:
         config, pairs = self.task.config, self.task.pairs

@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from diffdistill.alignment.lora import check_peft
 from diffdistill.config import Resolved
 from diffdistill.config.align import Align
 from diffdistill.config.schema import Distill, Run, Train
@@ -90,8 +89,6 @@ def align(resolved: Resolved[Align]) -> Result:
     """The network of a text-to-image pipeline, trained on pairs, into `model/`."""
     config = resolved.config
     pairs, held_out = training_pairs(config)
-    if config.lora is not None:
-        check_peft()
     device = Device(config.mixed_precision, config.num_threads)
     model = load_pipeline(config.model)
     model.kept.limit = config.data.prompt_cache_gb * 1e9

@@ -292,9 +292,3 @@ def test_what_cannot_work_is_said_before_training(tmp_path, world, capsys, words
     error = capsys.readouterr().err
     assert sentence in error
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
-def test_without_peft_the_extra_is_named(tmp_path, world, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    assert align(world, tmp_path / "run", "lora.rank=2") == 2
-    assert "pip install 'diffdistill[text]'" in capsys.readouterr().err

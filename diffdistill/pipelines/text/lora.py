@@ -24,11 +24,13 @@ SEPARATOR = "/"  # parameters of torch may not have dots in their names
 class LowRank(nn.Module):
     """The matrices A `(rank, in)` and B `(out, rank)` of one role's layers, float32.
 
-    Of convolutions A has their kernel and B is 1x1. A is drawn as a linear layer's weights are, B is 0: at the start
-    the network is unchanged.
+    Of convolutions A has their kernel and B is 1x1. B is 0: at the start the network is unchanged. A is drawn as a
+    linear layer's weights are, or from a Gaussian of that standard deviation.
     """
 
-    def __init__(self, network: nn.Module, rank: int, alpha: float | None, targets: Sequence[str]):
+    def __init__(
+        self, network: nn.Module, rank: int, alpha: float | None, targets: Sequence[str], std: float | None = None
+    ):
         super().__init__()
         check_targets(network, targets)
         self.scale = (rank if alpha is None else alpha) / rank
@@ -36,7 +38,7 @@ class LowRank(nn.Module):
         for name, layer in target_layers(network, targets).items():
             out, *shape = layer.weight.shape
             down = torch.empty(rank, *shape)
-            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5)) if std is None else nn.init.normal_(down, std=std)
             key = name.replace(".", SEPARATOR)
             self.down[key] = nn.Parameter(down.to(layer.weight.device))
             self.up[key] = nn.Parameter(torch.zeros(out, rank, *[1] * (len(shape) - 1), device=layer.weight.device))
@@ -77,9 +79,11 @@ class SharedWeights:
     def __deepcopy__(self, _memo: Any) -> "SharedWeights":
         return self
 
-    def adapted(self, rank: int, alpha: float | None, targets: Sequence[str]) -> "AdaptedNetwork":
+    def adapted(
+        self, rank: int, alpha: float | None, targets: Sequence[str], std: float | None = None
+    ) -> "AdaptedNetwork":
         """The network with a new adapter."""
-        low_rank = LowRank(self.network, rank, alpha, targets)
+        low_rank = LowRank(self.network, rank, alpha, targets, std)
         for name in low_rank.layers:
             if name not in self._hooked:
                 self.network.get_submodule(name).register_forward_hook(self._hook(name))

@@ -36,7 +36,7 @@ def save_text(
 
     def write_parts(staged: Path) -> dict[str, Any]:
         copy_parts(adapter.source, staged, leave=(adapter.part, *(("scheduler",) if schedule else ())))
-        _write_network(model.network, adapter, staged)
+        write_network(model.network, adapter, staged, lora=staged / "lora")
         index = forget_origin(staged / "model_index.json")
         metadata: dict[str, Any] = {"role": role, "levels": list(levels)}
         if schedule is not None:
@@ -50,9 +50,10 @@ def save_text(
     write_model(folder, write_parts, card, **provenance)
 
 
-def _write_network(network: Any, adapter: Adapter, staged: Path) -> None:
+def write_network(network: Any, adapter: Adapter, staged: Path, *, lora: Path) -> None:
+    """The network's part of a pipeline: an adapted one merged, and its adapter in the folder `lora`."""
     if isinstance(network, AdaptedNetwork):
-        _write_lora(staged / "lora", {f"{adapter.part}.{name}": t for name, t in network.tensors().items()})
+        _write_lora(lora, {f"{adapter.part}.{name}": t for name, t in network.tensors().items()})
         network = network.merged(adapter.source / adapter.part)
     network.save_pretrained(staged / adapter.part, safe_serialization=True)
     forget_origin(staged / adapter.part / "config.json")
@@ -61,7 +62,7 @@ def _write_network(network: Any, adapter: Adapter, staged: Path) -> None:
 def _write_lora(folder: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     save_file(tensors, folder / "pytorch_lora_weights.safetensors", metadata={"format": "pt"})
 
 

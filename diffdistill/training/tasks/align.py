@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from diffdistill.alignment import MaPOOutput, NoisedPairs, diffusion_dpo_loss, mapo_loss, noise_pairs
-from diffdistill.alignment.lora import add_lora, trainable
 from diffdistill.alignment.pairs import rows_of_pairs
 from diffdistill.config.align import Align, DiffusionDPO
 from diffdistill.data import batch_indices
@@ -17,6 +16,7 @@ from diffdistill.data.pairs import Pair, PairSet, Picture, picture
 from diffdistill.matching.micro_batches import Metrics, parts_of
 from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.kept import Condition
+from diffdistill.pipelines.text.lora import AdaptedNetwork, SharedWeights
 from diffdistill.pipelines.text.texts import rows_of
 from diffdistill.training.attention import Networks
 from diffdistill.training.device import Device
@@ -39,19 +39,26 @@ class AlignTask:
         self.network = model.network.eval()
         model.to(device.name, device.dtype)
         torch.manual_seed(config.seed)
-        if config.lora is None:
-            self.network.requires_grad_(True)
-        else:
-            nn.Module.to(self.network, device.dtype or torch.float32)  # frozen: half the memory at half precision
-            add_lora(self.network, config.lora.rank, config.lora.targets)
+        self.adapted = self._adapted()
         if config.gradient_checkpointing:
-            self.network.enable_gradient_checkpointing()
+            shared = [] if self.adapted is None else [self.adapted.shared.checkpointed]
+            self.network.enable_gradient_checkpointing(*shared)
         self.reference = self._reference()
-        weights = trainable(self.network)
+        weights = list((self.network.requires_grad_() if self.adapted is None else self.adapted.low_rank).parameters())
         kind = BackwardUpdater if config.update_in_backward else Updater
         self.updater = kind("network", weights, config.optimizer, config.max_train_steps)
         # Only what is trained: the rest is in the folder that the run started from.
         self.parts: Parts = {"network": nn.ParameterList(weights), "optimizer": self.updater.optimizer}
+
+    def _adapted(self) -> AdaptedNetwork | None:
+        """The network with adapters, in use wherever the model is; alpha = rank, and a Gaussian start of 1 / rank."""
+        lora = self.config.lora
+        if lora is None:
+            return None
+        nn.Module.to(self.network, self.device.dtype or torch.float32)  # frozen: half the memory at half precision
+        adapted = SharedWeights(self.network).adapted(lora.rank, None, lora.targets, std=1 / lora.rank)
+        adapted.shared.active = adapted.low_rank
+        return adapted
 
     def _reference(self) -> Any:
         """The frozen copy that Diffusion-DPO compares with. Adapters need none: without them the network is it."""
@@ -61,14 +68,11 @@ class AlignTask:
 
     @contextmanager
     def _as_reference(self) -> Iterator[Any]:
-        if self.reference is not None:
+        if self.adapted is None:
             yield self.reference
             return
-        self.network.disable_adapters()
-        try:
+        with self.adapted.shared.using(None):
             yield self.network
-        finally:
-            self.network.enable_adapters()
 
     def update(self, step: int) -> Metrics:
         count = self.config.train_batch_size
