@@ -19,16 +19,19 @@ VENV := .venv
 TEXT := .venv-text
 FULL := .venv-full
 BIN := $(VENV)/bin
-PIP = -m pip install --quiet --disable-pip-version-check --upgrade $(PIP_ARGS) -c $(VENV)/constraints.txt
+PIP = -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+LOCKED = $(PIP) --require-hashes --no-deps -r
+EDITABLE = $(PIP) --no-deps --no-build-isolation -e .
+UV = uv pip compile --quiet --universal --python-version 3.11 --no-deps --no-header --no-annotate --generate-hashes
 # Test files that the light environment passes over, whole or in part.
 TEXT_FILES = $(shell grep -rlE 'importorskip.{2}(transformers|peft)' --include='test_*.py' tests)
 
 # The environment is set up again when what defines it changes, not when a file is merely newer.
-KEY := $(shell (cat pyproject.toml constraints/cpu.txt; echo "$(PYTHON) $(TORCH)") | cksum | cut -d' ' -f1)
+KEY := $(shell (cat pyproject.toml constraints/*; echo "$(PYTHON) $(TORCH)") | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(KEY)
 TEXT_READY := $(TEXT)/.ready-$(KEY)
 
-.PHONY: help environment text-environment quickstart test test-text mutants lint bench checksums full-environment clean
+.PHONY: help environment text-environment quickstart test test-text mutants lint bench lock sbom checksums full-environment clean
 
 help:
 	@echo 'make quickstart        environment, then distil the bundled teacher, sample, evaluate, write the report'
@@ -38,6 +41,8 @@ help:
 	@echo 'make lint              ruff and mypy'
 	@echo 'make bench             speed and memory on this machine'
 	@echo 'make full-environment  .venv-full: every extra, newest versions, torchvision (several GB)'
+	@echo 'make lock              constraints/*.lock, after a change of constraints/cpu.txt (needs uv)'
+	@echo 'make sbom              what the environments consist of, in CycloneDX (needs cyclonedx-bom)'
 	@echo 'make checksums         assets/SHA256SUMS, after a change of a bundled file'
 	@echo 'make clean             remove environments, caches and builds; runs/ stays'
 
@@ -50,8 +55,9 @@ $(READY):
 		test "$$($(BIN)/python -c "$$version; import pip" 2>/dev/null)" = "$$($(PYTHON) -c "$$version")" || \
 		$(PYTHON) -m venv --clear $(VENV)
 	@echo 'Setting up $(VENV) (once; a minute or two) ...'
-	@grep -v '^torch==' constraints/cpu.txt > $(VENV)/constraints.txt
-	@$(BIN)/python $(PIP) '$(TORCH)' -e '.[dev,data,plot]'
+	@$(BIN)/python $(LOCKED) constraints/light.lock
+	@$(BIN)/python $(PIP) '$(TORCH)'
+	@$(BIN)/python $(EDITABLE)
 	@rm -f $(VENV)/.ready-*
 	@touch $@
 
@@ -64,7 +70,8 @@ $(TEXT_READY): $(READY)
 	@folder='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 		$(BIN)/python -c "$$folder" | sed "s|.*|import site; site.addsitedir('&')|" \
 			> "$$($(TEXT)/bin/python -c "$$folder")/light.pth"
-	@$(TEXT)/bin/python $(PIP) -e '.[text]'
+	@$(TEXT)/bin/python $(LOCKED) constraints/text.lock
+	@$(TEXT)/bin/python $(EDITABLE)
 	@touch $@
 
 quickstart: $(READY)
@@ -93,6 +100,17 @@ full-environment:
 	$(PYTHON) -m venv $(FULL)
 	$(FULL)/bin/python -m pip install --quiet $(PIP_ARGS) -e '.[text,eval,data,plot,dev]'
 	$(FULL)/bin/diffdistill doctor
+
+# After a change of constraints/cpu.txt; needs uv.
+lock:
+	sed '/^# Text/,$$d' constraints/cpu.txt | grep -v '^torch==' | $(UV) - -o constraints/light.lock
+	sed '1,/^# Text/d' constraints/cpu.txt | $(UV) - -o constraints/text.lock
+
+# What the environments consist of, in CycloneDX; needs cyclonedx-py (cyclonedx-bom).
+sbom: $(TEXT_READY)
+	mkdir -p build
+	cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o build/sbom.cdx.json $(BIN)/python
+	cyclonedx-py environment --output-reproducible -o build/sbom-text.cdx.json $(TEXT)/bin/python
 
 checksums:
 	cd assets && find * -type f ! -path SHA256SUMS ! -path README.md -print0 | LC_ALL=C sort -z | xargs -0 sha256sum > SHA256SUMS

@@ -69,6 +69,25 @@ def test_the_constraints_fit_the_ranges_and_bring_no_torchvision(project, root):
         assert pins[requirement.name] in requirement.specifier, requirement
 
 
+def test_every_pinned_package_but_torch_has_its_hashes(root):
+    pins = (root / "constraints" / "cpu.txt").read_text().splitlines()
+    wanted = {line.lower().replace("_", "-") for line in pins if not line.startswith(("#", "torch=="))}
+    entries = [
+        entry
+        for name in ("light", "text")
+        for entry in re.split(r"\n(?=\S)", (root / f"constraints/{name}.lock").read_text())
+    ]
+    assert {entry.split()[0] for entry in entries} == wanted, "run `make lock`"
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
+
+
+def test_what_builds_the_package_is_pinned_as_its_environment_is(root):
+    build = tomllib.loads((root / "pyproject.toml").read_text())["build-system"]["requires"]
+    pins = (root / "constraints" / "cpu.txt").read_text().splitlines()
+    assert build
+    assert set(build) <= set(pins)
+
+
 def test_the_licence_is_apache_2(root):
     digest = hashlib.sha256((root / "LICENSE").read_bytes()).hexdigest()
     assert digest == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
