@@ -42,7 +42,7 @@ def beside(path: Path, what: str = "partial") -> Path:
     return path.with_name(f".{path.stem}.{what}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
 
 
-LEFTOVER = re.compile(r"\..+\.(partial|old)-\d+(-[0-9a-f]{8})?(\.\w+)?")
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<what>partial|old|gone)-\d+(-[0-9a-f]{8})?(?P<ending>\.\w+)?")
 """Names that `beside` gives, and gave earlier: what a killed process leaves."""
 
 

@@ -122,8 +122,14 @@ class Run(Section):
     num_threads: Count | None = Field(None, description="CPU threads; null: all cores")
     log_every: Count = 10
     sample_every: Annotated[int, Field(ge=0)] = Field(100, description="steps between fixed-seed grids; 0: none")
+    allow_changed_inputs: bool = Field(
+        False, description="resume although data, teacher, model or reward are not what the run was made from"
+    )
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(
-        0, description="steps between checkpoints; 0: only at the end"
+        0, description="steps between checkpoints; 0: by checkpoint_minutes, and at the end"
+    )
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
+        10.0, description="a checkpoint as soon as the last one is so old; 0: by steps alone"
     )
     keep_checkpoints: Count = 3
     data: Data = Data()

@@ -39,9 +39,8 @@ def test_a_folder_is_replaced_by_one_that_is_whole(tmp_path, monkeypatch, exchan
             (staged / "weights").write_text(text)
             assert not target.exists() or (target / "weights").read_text() == "first"
         assert (target / "weights").read_text() == text
-    with pytest.raises(RuntimeError), replacing_folder(target) as staged:
-        staged.mkdir()
-        raise RuntimeError
+    with pytest.raises(FileNotFoundError), replacing_folder(target) as staged:
+        (staged / "absent" / "weights").write_text("third")
     assert (target / "weights").read_text() == "second"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
