@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -10,7 +11,16 @@ from diffdistill import __version__
 from diffdistill.config import Resolved
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.figures import numbers_of
-from diffdistill.files import beside, discard, new_folder, put_in_place, sha256, write_json, write_text
+from diffdistill.files import (
+    beside,
+    discard,
+    new_folder,
+    put_in_place,
+    replacing_folder,
+    sha256,
+    write_json,
+    write_text,
+)
 from diffdistill.pipelines.folder import METADATA, forget_origin, locate, read_json, weights_digest
 from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.save import copy_parts, write_network
@@ -149,9 +159,13 @@ class PipelinePublisher:
         self.task, self.resolved = task, resolved
 
     def publish(self, model: Adapter, folder: Path, evaluation: dict[str, Any]) -> None:
-        with new_folder(folder) as staged:
+        adapter = folder.parent / "lora"
+        with (
+            new_folder(folder) as staged,
+            replacing_folder(adapter) if self.task.adapted else nullcontext(adapter) as lora,
+        ):
             copy_parts(model.source, staged, leave=(model.part,))
-            write_network(self.task.adapted or self.task.network, model, staged, lora=folder.parent / "lora")
+            write_network(self.task.adapted or self.task.network, model, staged, lora=lora)
             forget_origin(staged / "model_index.json")
             metadata = self._metadata(model, staged)
             write_json(staged / METADATA, metadata)

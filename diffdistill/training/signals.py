@@ -8,12 +8,16 @@ noted, and obeyed when they are done. In between nothing asks for it, so it cost
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import wraps
 from types import FrameType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from diffdistill.errors import DiffDistillError, Interrupted, Preempted
+
+Params = ParamSpec("Params")
+Value = TypeVar("Value")
 
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU", "SIGINT")
 SAME = 1.0  # seconds in which further signals are the same wish: a scheduler's to the process and to its group
@@ -117,3 +121,14 @@ def stoppable() -> Iterator[None]:
     """Within an update: signals are obeyed at once in here, where no weight has moved yet."""
     with _now.window() if _in_main_thread() else nullcontext():
         yield
+
+
+def stops(function: Callable[Params, Value]) -> Callable[Params, Value]:
+    """A function within `stop_requests`."""
+
+    @wraps(function)
+    def stopping(*args: Params.args, **kwargs: Params.kwargs) -> Value:
+        with stop_requests():
+            return function(*args, **kwargs)
+
+    return stopping

@@ -36,6 +36,8 @@ class Noting(Watcher):
         self.events, self.fids = events, list(fids)
 
     def grid(self, model, file):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
         self.events.append(f"grid {file.stem[-1]}")
 
     def evaluate(self, model):
