@@ -64,11 +64,12 @@ class TrainingRun(Generic[Model]):
     ended: bool = False
     inputs: Inputs = field(default_factory=dict)
     saved: int | None = None
-    saved_at: float = field(default_factory=time.monotonic)
+    saved_at: float = 0.0
     went_back: int | None = None
 
     def __post_init__(self) -> None:
         self.log = Log(self.folder / "metrics.jsonl", self.step)
+        self.saved_at = time.monotonic()
 
     @property
     def last(self) -> bool:
