@@ -10,7 +10,6 @@ from diffdistill.config.align import Align
 from diffdistill.config.schema import Distill, Run, Train
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.figures import numbers_of
-from diffdistill.files import write_json
 from diffdistill.pipelines.text.adapter import load_pipeline
 from diffdistill.reporting.report import write_report
 from diffdistill.training.attention import choose_attention
@@ -24,7 +23,7 @@ from diffdistill.training.monitors.pairs import PairMonitor
 from diffdistill.training.observers import Monitor, usual_observers
 from diffdistill.training.publish import DenoiserPublisher, PipelinePublisher, Publisher, publish
 from diffdistill.training.resume import Inputs
-from diffdistill.training.run_folder import environment, opened, peak_memory
+from diffdistill.training.run_folder import Records, opened
 from diffdistill.training.signals import stop_requests, stops
 from diffdistill.training.tasks.align import AlignTask
 from diffdistill.training.tasks.distill import DistillTask
@@ -125,12 +124,11 @@ def execute(
     inputs: digests of what the task is made from, which a resumed run compares.
     """
     config: Run = resolved.config
-    observers = usual_observers(config, monitor)
-    with opened(config, resolved, record) as folder, stop_requests() as stop:
+    observers = [Records(resolved, record), *usual_observers(config, monitor)]
+    with opened(config) as folder, stop_requests() as stop:
         monitor.begin(folder)
         run = run_loop(task, config, folder, observers, inputs)
         stop.sentence = f"stopped when all {run.step} steps were trained and saved; {GO_ON}"
-        write_json(folder / "environment.json", environment() | record | {"peak_memory_mb": peak_memory() // 10**6})
         published = folder / publisher.name
         publish(publisher, task.averaged(), published, run.evaluation)
         write_report(folder)

@@ -17,16 +17,18 @@ from diffdistill.config.schema import Run
 from diffdistill.errors import ConfigError, DiskError
 from diffdistill.files import read_json, write_json, write_text
 from diffdistill.training.lock import is_ours, locked, remove_leftovers
+from diffdistill.training.loop import Observer, TrainingRun
 from diffdistill.training.resume import differing, settings_of
+
+SETTINGS, MACHINE = "config.yaml", "environment.json"
 
 
 @contextlib.contextmanager
-def opened(config: Run, resolved: Resolved, record: dict[str, str]) -> Iterator[Path]:
+def opened(config: Run) -> Iterator[Path]:
     """The run folder, for this process alone: new, or the one to resume (with the same settings but for length and
     logging).
 
-    record: what `auto` became, for `environment.json`. Raises ConfigError where it holds another run, or a process
-    that is at work; DiskError where it cannot be written.
+    Raises ConfigError where it holds another run, or a process that is at work; DiskError where it cannot be written.
     """
     folder = Path(config.output_dir)
     refuse_taken(config, folder)
@@ -38,18 +40,37 @@ def opened(config: Run, resolved: Resolved, record: dict[str, str]) -> Iterator[
         refuse_taken(config, folder)  # by a run that began meanwhile
         for place in (folder, folder / "samples", folder / "checkpoints"):
             remove_leftovers(place)
-        settings, machine = folder / "config.yaml", folder / "environment.json"
-        if settings.exists():
-            check_same(config, settings)
-            warn_of_precision(machine, record["mixed_precision"])
+        if (folder / SETTINGS).exists():
+            check_same(config, folder / SETTINGS)
         try:
             for place in (folder / "samples", folder / "checkpoints"):
                 place.mkdir(exist_ok=True)
-            write_text(settings, resolved.text_yaml)
-            write_json(machine, environment() | record)
         except OSError as error:
             raise unwritable(folder, error) from error
         yield folder
+
+
+class Records(Observer):
+    """`config.yaml` and `environment.json`: written when the run begins or goes on, not where that is refused.
+
+    record: what `auto` became, for the latter.
+    """
+
+    def __init__(self, resolved: Resolved, record: dict[str, str]):
+        self.resolved, self.record = resolved, record
+
+    def start(self, run: TrainingRun[Any]) -> None:
+        if run.step:
+            warn_of_precision(run.folder / MACHINE, self.record["mixed_precision"])
+        try:
+            write_text(run.folder / SETTINGS, self.resolved.text_yaml)
+            write_json(run.folder / MACHINE, environment() | self.record)
+        except OSError as error:
+            raise unwritable(run.folder, error) from error
+
+    def end(self, run: TrainingRun[Any]) -> None:
+        peak = {"peak_memory_mb": round(peak_memory() / 1e6)}
+        write_json(run.folder / MACHINE, environment() | self.record | peak)
 
 
 def unwritable(folder: Path, error: OSError) -> DiskError:
