@@ -92,7 +92,7 @@ class EvaluationObserver(Observer):
         self.monitor = monitor
 
     def start(self, run: TrainingRun[Any]) -> None:
-        if run.step == 0 and run.config.evaluation.stop is not None:
+        if run.step == 0 and run.config.evaluation.stop is not None:  # to compare with
             self.evaluate(run)
             run.evaluation = {}  # of the start, which is no result
         elif run.step and self.wanted(run) and not run.log.has(run.step, MEASURED):  # a kill came before it
