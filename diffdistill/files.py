@@ -50,7 +50,7 @@ def sync(path: Path) -> None:
     """Have a file, or the names in a folder, survive a loss of power."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folder, and keeps names in order by itself
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError:

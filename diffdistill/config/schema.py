@@ -126,10 +126,10 @@ class Run(Section):
         False, description="resume although data, teacher, model or reward are not what the run was made from"
     )
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(
-        0, description="steps between checkpoints; 0: by checkpoint_minutes, and at the end"
+        0, description="steps between checkpoints; 0: by checkpoint_minutes"
     )
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
-        10.0, description="a checkpoint as soon as the last one is so old; 0: by steps alone"
+        10.0, description="minutes between checkpoints where checkpoint_every is 0; 0: only at the end"
     )
     keep_checkpoints: Count = 3
     data: Data = Data()

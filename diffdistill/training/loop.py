@@ -86,8 +86,8 @@ class TrainingRun(Generic[Model]):
 
     @property
     def overdue(self) -> bool:
-        """Whether the last checkpoint is older than `checkpoint_minutes`."""
-        minutes = self.config.checkpoint_minutes
+        """Whether checkpoints come by time, and the last one is older than `checkpoint_minutes`."""
+        minutes = 0 if self.config.checkpoint_every else self.config.checkpoint_minutes
         return minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
 
     def record(self, values: dict[str, Any]) -> None:

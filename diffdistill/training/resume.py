@@ -1,5 +1,6 @@
 """Going on from a checkpoint: the same run as before, and one branch of it alone."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ Inputs = dict[str, Any]
 
 
 def settings_of(config: Run) -> dict[str, Any]:
-    """The settings that make a run what it is."""
-    return config.model_dump(mode="json", exclude=FREE)
+    """The settings that make a run what it is, as JSON has them."""
+    settings: dict[str, Any] = json.loads(config.model_dump_json(exclude=FREE))
+    return settings
 
 
 def resume(parts: Parts, config: Run, store: CheckpointStore, inputs: Inputs) -> dict[str, Any] | None:

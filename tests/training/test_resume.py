@@ -116,6 +116,8 @@ def test_checkpoints_come_by_time_too(tmp_path, monkeypatch):
     assert saved(tmp_path) == [3, 6]
     count(tmp_path / "never", slow, checkpoint_minutes=0)
     assert saved(tmp_path / "never") == [6]
+    count(tmp_path / "steps", slow, checkpoint_every=5)
+    assert saved(tmp_path / "steps") == [5, 6]
 
 
 FALLING = {"evaluation": {"every": 1, "at_end": False, "stop": {"metric": "fid", "margin": 0.5}}}
