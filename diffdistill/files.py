@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -32,18 +34,111 @@ def read_json(file: Path) -> Any:
     return json.loads(read_text(file))
 
 
+def beside(path: Path, what: str = "partial") -> Path:
+    """A hidden name beside `path` that nobody has, for what is on its way there; it keeps the ending.
+
+    Of the process and of chance: in containers a restarted process has the number of the one that was killed.
+    """
+    return path.with_name(f".{path.stem}.{what}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+
+
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<what>partial|old|gone)-\d+(-[0-9a-f]{8})?(?P<ending>\.\w+)?")
+"""Names that `beside` gives, and gave earlier: what a killed process leaves."""
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, survive a loss of power."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folder, and keeps names in order by itself
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some network file systems sync no folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` of everything in a folder, and of it."""
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            sync(path)
+    sync(folder)
+
+
+def discard(path: Path) -> None:
+    """Remove a file, a link or a folder; OSError where that cannot be."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """A path beside `file` to write to, which takes its place at the end: the old or the new, never half.
 
     The name keeps its ending, by which some writers choose a format. Nothing is left behind by an error.
     """
-    partial = file.with_name(f".{file.stem}.partial-{os.getpid()}{file.suffix}")
+    partial = beside(file)
     try:
         yield partial
+        sync(partial)
         os.replace(partial, file)
+        sync(file.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A path beside `folder` at which to make a folder, which takes its place at the end.
+
+    A whole one is there at every moment, where the system can exchange two names; elsewhere the old one is aside for
+    the time of two renames.
+    """
+    staged = beside(folder)
+    try:
+        yield staged
+        put_in_place(staged, folder)
+    finally:
+        with contextlib.suppress(OSError):  # a leftover, removed later
+            discard(staged)
+
+
+def put_in_place(new: Path, old: Path) -> None:
+    """Give the folder `new` the name `old`; what had it, if anything, has the name `new` afterwards, or is gone."""
+    sync_tree(new)
+    if not old.exists() and not old.is_symlink():
+        new.rename(old)
+    elif not _exchange(new, old):
+        aside = beside(old, "old")
+        old.rename(aside)
+        try:
+            new.rename(old)
+        except BaseException:
+            aside.rename(old)
+            raise
+        with contextlib.suppress(OSError):
+            discard(aside)
+    sync(old.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system or its file system cannot."""
+    import ctypes
+
+    names = os.fsencode(one), os.fsencode(other)
+    try:
+        libc = ctypes.CDLL(None)
+        if sys.platform == "darwin":
+            return libc.renamex_np(*names, 2) == 0  # RENAME_SWAP
+        at_here = -100
+        return libc.renameat2(at_here, names[0], at_here, names[1], 2) == 0  # RENAME_EXCHANGE
+    except (AttributeError, OSError, TypeError):
+        return False
 
 
 def write_text(file: Path, text: str) -> None:
@@ -66,14 +161,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"output folder '{folder}' already holds files; name a new one, nothing is overwritten")
-    staged = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    staged = beside(folder)
     try:
         staged.mkdir(parents=True)
         yield staged
         share(staged)
+        sync_tree(staged)
         if folder.exists():
             folder.rmdir()
         staged.rename(folder)
+        sync(folder.parent)
     except OSError as error:
         raise DiskError(
             f"could not write '{folder}' ({error.strerror or error}); free space or choose another folder"

@@ -122,8 +122,14 @@ class Run(Section):
     num_threads: Count | None = Field(None, description="CPU threads; null: all cores")
     log_every: Count = 10
     sample_every: Annotated[int, Field(ge=0)] = Field(100, description="steps between fixed-seed grids; 0: none")
+    allow_changed_inputs: bool = Field(
+        False, description="resume although data, teacher, model or reward are not what the run was made from"
+    )
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(
-        0, description="steps between checkpoints; 0: only at the end"
+        0, description="steps between checkpoints; 0: by checkpoint_minutes"
+    )
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
+        10.0, description="minutes between checkpoints where checkpoint_every is 0; 0: only at the end"
     )
     keep_checkpoints: Count = 3
     data: Data = Data()

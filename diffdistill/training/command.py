@@ -1,22 +1,33 @@
-"""`diffdistill train|distill|align`: the run, and where its results lie."""
+"""`diffdistill train|distill|align`: the run, and where its results lie.
+
+Signals are taken before anything heavy is imported, which takes seconds: a scheduler may change its mind in them.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from diffdistill.config import Resolved
-from diffdistill.training import run
+from diffdistill.registry import named
+from diffdistill.training.signals import stop_requests
+
+if TYPE_CHECKING:
+    from diffdistill.training.run import Result
 
 
-def train(resolved: Resolved) -> int:
-    return announced(run.train(resolved))
+def train(resolved: Resolved[Any]) -> int:
+    return announced("train", resolved)
 
 
-def distill(resolved: Resolved) -> int:
-    return announced(run.distill(resolved))
+def distill(resolved: Resolved[Any]) -> int:
+    return announced("distill", resolved)
 
 
-def align(resolved: Resolved) -> int:
-    return announced(run.align(resolved))
+def align(resolved: Resolved[Any]) -> int:
+    return announced("align", resolved)
 
 
-def announced(result: run.Result) -> int:
+def announced(verb: str, resolved: Resolved[Any]) -> int:
     """The exit code of a finished run, once the user knows where to look."""
+    with stop_requests():
+        result: Result = named(f"diffdistill.training.run:{verb}")(resolved)
     print(f"{result.model_folder}: the model; {result.folder / 'report.html'}: curves, grids and figures")
     return 0

@@ -30,16 +30,23 @@ class EarlyStopObserver(Observer):
         self.settings, self.evaluate = settings, evaluate
 
     def start(self, run: TrainingRun[Any]) -> None:
-        run.kept_step, run.ended = self.verdict(run.log.file)
+        self.judge(run)
 
     def after(self, run: TrainingRun[Any]) -> None:
-        if run.evaluated != run.step:
-            return
+        if run.evaluated == run.step:
+            self.judge(run)
+
+    def judge(self, run: TrainingRun[Any]) -> None:
+        """End a run that fell: its tensors go back first, then they are measured; a kill in between is caught up."""
         run.kept_step, run.ended = self.verdict(run.log.file)
-        if run.ended and run.kept_step is not None:
-            run.record({STOPPED_FOR: run.kept_step})
+        if not run.ended or run.kept_step is None:
+            return
+        if run.went_back is None:
+            if not run.log.has(run.step, STOPPED_FOR):
+                run.record({STOPPED_FOR: run.kept_step})
             tqdm.write(f"step {run.step}: evaluation.stop ends the run, with the model of step {run.kept_step}")
             run.go_back(run.kept_step)
+        with run.stop.window():
             run.evaluation = self.evaluate(run.task.averaged())
 
     def verdict(self, log: Path) -> tuple[int | None, bool]:

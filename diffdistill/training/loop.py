@@ -1,22 +1,24 @@
 """The loop: one for every task. It knows steps, signals and observers; it knows no loss and no figure."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from diffdistill.config.schema import Run
-from diffdistill.files import read_text, write_text
 from diffdistill.matching.micro_batches import Metrics
 from diffdistill.training.attention import Networks
+from diffdistill.training.log import Log
 from diffdistill.training.randomness import seed_step
-from diffdistill.training.signals import StopRequest, stop_requests
+from diffdistill.training.resume import Inputs, resume, settings_of
+from diffdistill.training.signals import Stopped, StopRequest, stop_requests
 from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
+
+GO_ON = "continue with resume_from_checkpoint=latest"
 
 Model = TypeVar("Model")
 Model_co = TypeVar("Model_co", covariant=True)
@@ -37,37 +39,14 @@ class Task(Protocol[Model_co]):
         """Every network of the run by its role, for its attention."""
 
 
-class Log:
-    """`metrics.jsonl`: one JSON object a line, with the step, the seconds of training and what was measured.
-
-    Of a run that goes on after step `start`, lines of later steps are dropped first; all of them at 0.
-    """
-
-    def __init__(self, file: Path, start: int):
-        self.file = file
-        if file.exists():
-            kept = [line for line in read_text(file).splitlines() if _step_of(line) <= start]
-            write_text(file, "".join(f"{line}\n" for line in kept if start))
-
-    def write(self, values: dict[str, Any]) -> None:
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(values) + "\n")
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # the line that a kill cut short
-        return float("inf")
-
-
 @dataclass
 class TrainingRun(Generic[Model]):
     """A run on its way, as observers see and steer it.
 
     step, seconds: updates done and the time they took, over all sittings. metrics: of the last update. evaluation: the
     last one, made at step `evaluated`. kept_step: the step whose checkpoint must stay. ended: an observer wants no
-    more steps.
+    more steps. inputs: what the run is made from. saved: the step of the last checkpoint, written at `saved_at`.
+    went_back: the step whose tensors these are, where the run went back to them.
     """
 
     task: Task[Model]
@@ -83,9 +62,14 @@ class TrainingRun(Generic[Model]):
     evaluated: int | None = None
     kept_step: int | None = None
     ended: bool = False
+    inputs: Inputs = field(default_factory=dict)
+    saved: int | None = None
+    saved_at: float = 0.0
+    went_back: int | None = None
 
     def __post_init__(self) -> None:
         self.log = Log(self.folder / "metrics.jsonl", self.step)
+        self.saved_at = time.monotonic()
 
     @property
     def last(self) -> bool:
@@ -100,6 +84,12 @@ class TrainingRun(Generic[Model]):
         """Whether something that comes every so many steps comes now; 0: never."""
         return every > 0 and self.step % every == 0
 
+    @property
+    def overdue(self) -> bool:
+        """Whether checkpoints come by time, and the last one is older than `checkpoint_minutes`."""
+        minutes = 0 if self.config.checkpoint_every else self.config.checkpoint_minutes
+        return minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+
     def record(self, values: dict[str, Any]) -> None:
         """Add a line to the log."""
         self.log.write({"step": self.step, "time": round(self.seconds, 3), **values})
@@ -108,16 +98,38 @@ class TrainingRun(Generic[Model]):
         """Put values beside the progress bar."""
         self.bar.set_postfix(values)
 
-    def save(self) -> None:
-        """Write a checkpoint of this step; prune old ones, but that of `kept_step`."""
-        state = {"seconds": self.seconds, "threads": torch.get_num_threads(), "torch": torch.__version__}
-        self.store.save(self.step, self.task.parts, state, spare=self.kept_step)
+    def save(self, replace: bool = False) -> None:
+        """Write a checkpoint of this step, once; prune old ones, but that of `kept_step`."""
+        if self.saved == self.step and not replace:
+            return
+        state = {
+            "seconds": self.seconds,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "settings": settings_of(self.config),
+            "inputs": self.inputs,
+            "went_back": self.went_back,
+        }
+        with self.stop.held():
+            self.log.sync()
+            self.store.save(self.step, self.task.parts, state, spare=self.kept_step, replace=replace)
+        self.saved, self.saved_at = self.step, time.monotonic()
+
+    def stop_here(self, start: int) -> NoReturn:
+        """Save what this sitting trained after step `start`; a signal has come."""
+        if self.step > start:
+            self.save()
+            self.stop.sentence = f"stopped at step {self.step}, state saved; {GO_ON}"
+        raise Stopped
 
     def go_back(self, step: int) -> None:
-        """Everything as it was at `step`; saved again as the last checkpoint, it is what later runs start from."""
+        """Everything as it was at `step`, saved as the checkpoint of this step: what later runs start from."""
         folder, _ = self.store.find(step)
         assert folder is not None  # find refuses a step that it has not
-        load_checkpoint(folder, self.task.parts)
+        with self.stop.held():
+            load_checkpoint(folder, self.task.parts)
+            self.went_back = step
+            self.save(replace=True)
 
 
 class Observer:
@@ -133,54 +145,44 @@ class Observer:
         """After the last step, not where the run was interrupted."""
 
 
-def run_loop(task: Task[Model], config: Run, folder: Path, observers: Sequence[Observer] = ()) -> TrainingRun[Model]:
+def run_loop(
+    task: Task[Model], config: Run, folder: Path, observers: Sequence[Observer] = (), inputs: Inputs | None = None
+) -> TrainingRun[Model]:
     """Train to `max_train_steps`, or until an observer ends the run, from a checkpoint if there is one to resume.
 
     A resumed run is bit-equal to one never stopped, for the same number of threads: step k seeds itself with (seed,
     k), the data order is a function of (seed, epoch), and all tensors are in the checkpoint. Observers are called in
-    their order. Raises Preempted or Interrupted where a signal came, once they have seen the step it came in.
+    their order. Raises Preempted or Interrupted where a signal came, once the last whole step is saved.
     """
     store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)
-    start, seconds = resume(task, config, store)
-    with (
-        stop_requests() as stop,
-        tqdm(total=config.max_train_steps, initial=start, unit="step", mininterval=1.0) as bar,
-    ):
-        run = TrainingRun(task, config, folder, store, stop, bar, start, seconds)
-        for observer in observers:
-            observer.start(run)
-        while not run.over:
-            began = time.perf_counter()
-            seed_step(config.seed, run.step)
-            run.metrics = task.update(run.step)
-            run.seconds += time.perf_counter() - began
-            run.step += 1
-            bar.update()
-            for observer in observers:
-                observer.after(run)
-            if stop.requested and not run.over:
-                raise stop.error(
-                    f"stopped at step {run.step}, state saved; continue with resume_from_checkpoint=latest"
-                )
-        for observer in observers:
-            observer.end(run)
+    with stop_requests() as stop:
+        state = resume(task.parts, config, store, inputs or {}) or {}
+        start = state.get("step")
+        with tqdm(total=config.max_train_steps, initial=start or 0, unit="step", mininterval=1.0) as bar:
+            run = TrainingRun(
+                task, config, folder, store, stop, bar, start or 0, state.get("seconds", 0.0),
+                inputs=inputs or {}, saved=start, went_back=state.get("went_back"),
+            )  # fmt: skip
+            try:
+                _train(run, observers)
+            except Stopped:
+                run.stop_here(start or 0)
     return run
 
 
-def resume(task: Task[Any], config: Run, store: CheckpointStore) -> tuple[int, float]:
-    """`(step, seconds)` of the checkpoint that was loaded into the task; zeros where there is none to load."""
-    if config.resume_from_checkpoint is None:
-        return 0, 0.0
-    folder, skipped = store.find(config.resume_from_checkpoint)
-    for line in skipped:
-        tqdm.write(f"skipped {line}")
-    if folder is None:
-        return 0, 0.0
-    state = load_checkpoint(folder, task.parts)
-    if state["threads"] != torch.get_num_threads():
-        tqdm.write(
-            f"resuming with {torch.get_num_threads()} threads what ran with {state['threads']}: results will "
-            f"differ in the last digits"
-        )
-    tqdm.write(f"resumed {folder.name}")
-    return state["step"], state["seconds"]
+def _train(run: TrainingRun[Any], observers: Sequence[Observer]) -> None:
+    for observer in observers:
+        observer.start(run)
+    while not run.over:
+        with run.stop.held():  # a signal waits for the end of the update, and of what sees it
+            began = time.perf_counter()
+            seed_step(run.config.seed, run.step)
+            run.metrics = run.task.update(run.step)
+            run.seconds += time.perf_counter() - began
+            run.step += 1
+            run.bar.update()
+            for observer in observers:
+                observer.after(run)
+        run.stop.obey()
+    for observer in observers:
+        observer.end(run)

@@ -1,4 +1,8 @@
-"""What happens between the steps of a run, in this order: the log, evaluation, early stop, grids, checkpoints."""
+"""What happens between the steps of a run, in this order: the log, checkpoints, evaluation, early stop, grids.
+
+Saving comes before looking: a kill while the model is drawn or measured, which may take minutes, loses no step. What
+it did not come to is done when the run is resumed.
+"""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -12,11 +16,15 @@ from diffdistill.evaluation.figures import numbers_of
 from diffdistill.matching.micro_batches import Metrics
 from diffdistill.training.early_stop import EarlyStopObserver
 from diffdistill.training.loop import Observer, TrainingRun
+from diffdistill.training.store import name_of
 
 Model_contra = TypeVar("Model_contra", contravariant=True)
 
 SHOWN = {"loss", "critic/loss", "score_gap/relative", "x0/std"}
 """Figures beside the progress bar."""
+
+MEASURED = "evaluation/"
+"""How the names of measured figures begin in the log."""
 
 
 class Monitor(Protocol[Model_contra]):
@@ -40,7 +48,7 @@ def usual_observers(config: Run, monitor: Monitor[Any]) -> list[Observer]:
     """Those of every run; raises ConfigError where early stop watches a score that is not measured."""
     stop = config.evaluation.stop
     ends = [] if stop is None else [EarlyStopObserver(stop, monitor.evaluate, monitor.scores)]
-    return [Steps(), EvaluationObserver(monitor), *ends, Grids(monitor), Checkpoints()]
+    return [Steps(), Checkpoints(), EvaluationObserver(monitor), *ends, Grids(monitor)]
 
 
 class Steps(Observer):
@@ -64,6 +72,19 @@ def finite(metrics: Metrics, step: int) -> dict[str, float]:
     return values
 
 
+class Checkpoints(Observer):
+    """Saves every so many steps or minutes, at the end, and before anything is measured."""
+
+    def start(self, run: TrainingRun[Any]) -> None:
+        if run.step == 0 and run.config.evaluation.stop is not None:  # to go back to
+            run.save()
+
+    def after(self, run: TrainingRun[Any]) -> None:
+        measured = run.due(run.config.evaluation.every)
+        if run.due(run.config.checkpoint_every) or run.overdue or measured or run.over:
+            run.save()
+
+
 class EvaluationObserver(Observer):
     """Measures the model to keep every so many steps and at the end; at the start too where early stop compares."""
 
@@ -71,23 +92,31 @@ class EvaluationObserver(Observer):
         self.monitor = monitor
 
     def start(self, run: TrainingRun[Any]) -> None:
-        if run.step == 0 and run.config.evaluation.stop is not None:
+        if run.step == 0 and run.config.evaluation.stop is not None:  # to compare with
             self.evaluate(run)
             run.evaluation = {}  # of the start, which is no result
+        elif run.step and self.wanted(run) and not run.log.has(run.step, MEASURED):  # a kill came before it
+            self.evaluate(run)
 
     def after(self, run: TrainingRun[Any]) -> None:
-        settings = run.config.evaluation
-        if run.due(settings.every) or (run.last and settings.at_end):
+        if self.wanted(run):
             self.evaluate(run)
 
     def end(self, run: TrainingRun[Any]) -> None:
         if not run.evaluation and run.config.evaluation.at_end:  # a finished run, resumed
-            run.evaluation = self.monitor.evaluate(run.task.averaged())
+            with run.stop.window():
+                run.evaluation = self.monitor.evaluate(run.task.averaged())
+
+    def wanted(self, run: TrainingRun[Any]) -> bool:
+        settings = run.config.evaluation
+        return run.due(settings.every) or (run.last and settings.at_end)
 
     def evaluate(self, run: TrainingRun[Any]) -> None:
-        run.evaluation, run.evaluated = self.monitor.evaluate(run.task.averaged()), run.step
+        with run.stop.window():
+            evaluation = self.monitor.evaluate(run.task.averaged())
+        run.evaluation, run.evaluated = evaluation, run.step
         figures = numbers_of(run.evaluation)
-        run.record({f"evaluation/{name}": value for name, value in figures.items()})
+        run.record({f"{MEASURED}{name}": value for name, value in figures.items()})
         tqdm.write(f"step {run.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
 
@@ -98,25 +127,19 @@ class Grids(Observer):
         self.monitor = monitor
 
     def start(self, run: TrainingRun[Any]) -> None:
-        if run.step == 0 and run.config.sample_every:
+        if self.wanted(run) and (run.step == 0 or not self.file(run).exists()):
             self.draw(run)
 
     def after(self, run: TrainingRun[Any]) -> None:
-        if run.config.sample_every and (run.due(run.config.sample_every) or run.over):
+        if self.wanted(run):
             self.draw(run)
+
+    def wanted(self, run: TrainingRun[Any]) -> bool:
+        return run.config.sample_every > 0 and (run.due(run.config.sample_every) or run.over)
+
+    def file(self, run: TrainingRun[Any]) -> Path:
+        return run.folder / "samples" / f"{name_of(run.step)}.png"
 
     def draw(self, run: TrainingRun[Any]) -> None:
-        self.monitor.grid(run.task.averaged(), run.folder / "samples" / f"step-{run.step:06d}.png")
-
-
-class Checkpoints(Observer):
-    """Saves every so many steps, at the end, where a signal stops the run, and steps that are to be kept."""
-
-    def start(self, run: TrainingRun[Any]) -> None:
-        if run.step == 0 and run.kept_step == 0:
-            run.save()
-
-    def after(self, run: TrainingRun[Any]) -> None:
-        kept = run.kept_step == run.step
-        if run.due(run.config.checkpoint_every) or run.over or run.stop.requested or kept:
-            run.save()
+        with run.stop.window():
+            self.monitor.grid(run.task.averaged(), self.file(run))

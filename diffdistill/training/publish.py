@@ -1,6 +1,9 @@
 """What a finished run publishes: its model with a card, and figures of other models beside its own."""
 
+import contextlib
+import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -8,7 +11,16 @@ from diffdistill import __version__
 from diffdistill.config import Resolved
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.figures import numbers_of
-from diffdistill.files import new_folder, sha256, write_json, write_text
+from diffdistill.files import (
+    beside,
+    discard,
+    new_folder,
+    put_in_place,
+    replacing_folder,
+    sha256,
+    write_json,
+    write_text,
+)
 from diffdistill.pipelines.folder import METADATA, forget_origin, locate, read_json, weights_digest
 from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.save import copy_parts, write_network
@@ -29,6 +41,44 @@ class Publisher(Protocol[Model_contra]):
 
     def others(self, evaluation: dict[str, Any]) -> dict[str, Any]:
         """Evaluations of other models by the protocol of `evaluation`, by role."""
+
+
+def publish(publisher: Publisher[Any], model: Any, folder: Path, evaluation: dict[str, Any]) -> None:
+    """Publish the model and its figures, in the place of those of a shorter run; a whole model is always there.
+
+    The same model without new figures, as of a finished run that was resumed, leaves all as it is.
+    """
+    figures = folder.parent / "evaluation.json"
+    staged = beside(folder)
+    try:
+        publisher.publish(model, staged, evaluation)
+        same = _weights(staged) == _weights(folder)
+        if same:
+            _keep_others(folder, staged)
+        if evaluation or not same or _names(staged) != _names(folder):
+            put_in_place(staged, folder)
+    finally:
+        with contextlib.suppress(OSError):
+            discard(staged)
+    if evaluation:
+        write_json(figures, {publisher.role: evaluation} | publisher.others(evaluation))
+    elif not same:
+        figures.unlink(missing_ok=True)  # of another model
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in folder.rglob("*.safetensors")}
+
+
+def _names(folder: Path) -> set[Path]:
+    return {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
+
+
+def _keep_others(folder: Path, staged: Path) -> None:
+    """What was put beside these same weights since, such as their calibration."""
+    for name in _names(folder) - _names(staged):
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, staged / name)
 
 
 class DenoiserPublisher:
@@ -109,9 +159,13 @@ class PipelinePublisher:
         self.task, self.resolved = task, resolved
 
     def publish(self, model: Adapter, folder: Path, evaluation: dict[str, Any]) -> None:
-        with new_folder(folder) as staged:
+        adapter = folder.parent / "lora"
+        with (
+            new_folder(folder) as staged,
+            replacing_folder(adapter) if self.task.adapted else nullcontext(adapter) as lora,
+        ):
             copy_parts(model.source, staged, leave=(model.part,))
-            write_network(self.task.adapted or self.task.network, model, staged, lora=folder.parent / "lora")
+            write_network(self.task.adapted or self.task.network, model, staged, lora=lora)
             forget_origin(staged / "model_index.json")
             metadata = self._metadata(model, staged)
             write_json(staged / METADATA, metadata)

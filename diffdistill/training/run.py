@@ -10,19 +10,21 @@ from diffdistill.config.align import Align
 from diffdistill.config.schema import Distill, Run, Train
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.figures import numbers_of
-from diffdistill.files import read_json, write_json
 from diffdistill.pipelines.text.adapter import load_pipeline
 from diffdistill.reporting.report import write_report
 from diffdistill.training.attention import choose_attention
 from diffdistill.training.batches import training_data, training_pairs
 from diffdistill.training.device import Device
+from diffdistill.training.inputs import model_digest, pairs_digest, reward_digests
 from diffdistill.training.kinds import kind_of
-from diffdistill.training.loop import Task, run_loop
+from diffdistill.training.loop import GO_ON, Task, run_loop
 from diffdistill.training.monitors.images import ImageMonitor
 from diffdistill.training.monitors.pairs import PairMonitor
 from diffdistill.training.observers import Monitor, usual_observers
-from diffdistill.training.publish import DenoiserPublisher, PipelinePublisher, Publisher
-from diffdistill.training.run_folder import open_folder, peak_memory
+from diffdistill.training.publish import DenoiserPublisher, PipelinePublisher, Publisher, publish
+from diffdistill.training.resume import Inputs
+from diffdistill.training.run_folder import Records, opened
+from diffdistill.training.signals import stop_requests, stops
 from diffdistill.training.tasks.align import AlignTask
 from diffdistill.training.tasks.distill import DistillTask
 from diffdistill.training.tasks.teacher import TeacherTask
@@ -48,6 +50,7 @@ class Result:
         return Denoiser.from_pretrained(self.model_folder)
 
 
+@stops
 def train(resolved: Resolved[Train]) -> Result:
     """A teacher by denoising score matching, into `model/`."""
     config = resolved.config
@@ -56,9 +59,10 @@ def train(resolved: Resolved[Train]) -> Result:
     task = TeacherTask(config, data, device)
     record = choices(task, config, device)
     publisher = DenoiserPublisher(resolved, data, "model", "teacher")
-    return execute(task, resolved, ImageMonitor(config, data), publisher, record)
+    return execute(task, resolved, ImageMonitor(config, data), publisher, record, {"data": data.fingerprint})
 
 
+@stops
 def distill(resolved: Resolved[Distill]) -> Result:
     """A one- or few-step student of a teacher, into `student/`."""
     config = resolved.config
@@ -82,9 +86,11 @@ def distill(resolved: Resolved[Distill]) -> Result:
         resolved, data, "student", "student",
         levels=task.levels, teacher=config.teacher, teacher_source=source, **reward,
     )  # fmt: skip
-    return execute(task, resolved, monitor, publisher, record)
+    inputs = {"data": data.fingerprint, "teacher": model_digest(config.teacher), **reward_digests(config)}
+    return execute(task, resolved, monitor, publisher, record, inputs)
 
 
+@stops
 def align(resolved: Resolved[Align]) -> Result:
     """The network of a text-to-image pipeline, trained on pairs, into `model/`."""
     config = resolved.config
@@ -94,7 +100,8 @@ def align(resolved: Resolved[Align]) -> Result:
     model.kept.limit = config.data.prompt_cache_gb * 1e9
     task = AlignTask(config, model, pairs, device)
     record = choices(task, config, device)
-    return execute(task, resolved, PairMonitor(task, held_out), PipelinePublisher(task, resolved), record)
+    inputs = {"data": pairs_digest(pairs.pairs), "model": model_digest(config.model)}
+    return execute(task, resolved, PairMonitor(task, held_out), PipelinePublisher(task, resolved), record, inputs)
 
 
 def choices(task: Task[Model], config: Run, device: Device) -> dict[str, str]:
@@ -109,22 +116,20 @@ def execute(
     monitor: Monitor[Model],
     publisher: Publisher[Model],
     record: dict[str, str],
+    inputs: Inputs,
 ) -> Result:
     """Run a task in its folder; publish its model with card, figures and report.
 
     Whatever can be refused is refused by the arguments' own making and by the observers', before there is a folder.
+    inputs: digests of what the task is made from, which a resumed run compares.
     """
     config: Run = resolved.config
-    observers = usual_observers(config, monitor)
-    folder = open_folder(config, resolved, record)
-    monitor.begin(folder)
-    run = run_loop(task, config, folder, observers)
-    machine = read_json(folder / "environment.json")
-    write_json(folder / "environment.json", machine | {"peak_memory_mb": round(peak_memory() / 1e6)})
-    published = folder / publisher.name
-    if not published.exists():
-        publisher.publish(task.averaged(), published, run.evaluation)
-    if run.evaluation:
-        write_json(folder / "evaluation.json", {publisher.role: run.evaluation} | publisher.others(run.evaluation))
-    write_report(folder)
+    observers = [Records(resolved, record), *usual_observers(config, monitor)]
+    with opened(config) as folder, stop_requests() as stop:
+        monitor.begin(folder)
+        run = run_loop(task, config, folder, observers, inputs)
+        stop.sentence = f"stopped when all {run.step} steps were trained and saved; {GO_ON}"
+        published = folder / publisher.name
+        publish(publisher, task.averaged(), published, run.evaluation)
+        write_report(folder)
     return Result(folder, published, numbers_of(run.evaluation) if run.evaluation else {})

@@ -1,10 +1,11 @@
 """The folder of a run: opened or refused, its settings, and the machine it ran on."""
 
+import contextlib
 import os
 import platform
-import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,51 +16,88 @@ from diffdistill.config import Resolved, load_config
 from diffdistill.config.schema import Run
 from diffdistill.errors import ConfigError, DiskError
 from diffdistill.files import read_json, write_json, write_text
+from diffdistill.training.lock import is_ours, locked, remove_leftovers
+from diffdistill.training.loop import Observer, TrainingRun
+from diffdistill.training.resume import differing, settings_of
+
+SETTINGS, MACHINE = "config.yaml", "environment.json"
 
 
-def open_folder(config: Run, resolved: Resolved, record: dict[str, str]) -> Path:
-    """The run folder: new, or the one to resume (with the same settings but for length and logging).
+@contextlib.contextmanager
+def opened(config: Run) -> Iterator[Path]:
+    """The run folder, for this process alone: new, or the one to resume (with the same settings but for length and
+    logging).
 
-    record: what `auto` became, for `environment.json`.
+    Raises ConfigError where it holds another run, or a process that is at work; DiskError where it cannot be written.
     """
     folder = Path(config.output_dir)
-    settings = folder / "config.yaml"
-    if folder.exists() and any(folder.iterdir()):
-        if config.resume_from_checkpoint is None:
-            raise ConfigError(
-                f"'{folder}' already holds a run; set output_dir to a new folder, or "
-                f"resume_from_checkpoint=latest to continue it"
-            )
-        if settings.exists():
-            check_same(config, settings)
-            warn_of_precision(folder / "environment.json", record["mixed_precision"])
+    refuse_taken(config, folder)
     try:
-        (folder / "samples").mkdir(parents=True, exist_ok=True)
-        write_text(settings, resolved.text_yaml)
-        write_json(folder / "environment.json", environment() | record)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DiskError(f"cannot write to '{folder}' ({error.strerror}); choose another output_dir") from error
-    return folder
+        raise unwritable(folder, error) from error
+    with locked(folder):
+        refuse_taken(config, folder)  # by a run that began meanwhile
+        for place in (folder, folder / "samples", folder / "checkpoints"):
+            remove_leftovers(place)
+        if (folder / SETTINGS).exists():
+            check_same(config, folder / SETTINGS)
+        try:
+            for place in (folder / "samples", folder / "checkpoints"):
+                place.mkdir(exist_ok=True)
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        yield folder
 
 
-# What may change between a run and its continuation without making it another run.
-FREE = {
-    "output_dir",
-    "resume_from_checkpoint",
-    "max_train_steps",
-    "log_every",
-    "sample_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "evaluation",
-}
+class Records(Observer):
+    """`config.yaml` and `environment.json`: written when the run begins or goes on, not where that is refused.
+
+    record: what `auto` became, for the latter.
+    """
+
+    def __init__(self, resolved: Resolved, record: dict[str, str]):
+        self.resolved, self.record = resolved, record
+
+    def start(self, run: TrainingRun[Any]) -> None:
+        if run.step:
+            warn_of_precision(run.folder / MACHINE, self.record["mixed_precision"])
+        try:
+            write_text(run.folder / SETTINGS, self.resolved.text_yaml)
+            write_json(run.folder / MACHINE, environment() | self.record)
+        except OSError as error:
+            raise unwritable(run.folder, error) from error
+
+    def end(self, run: TrainingRun[Any]) -> None:
+        peak = {"peak_memory_mb": round(peak_memory() / 1e6)}
+        write_json(run.folder / MACHINE, environment() | self.record | peak)
+
+
+def unwritable(folder: Path, error: OSError) -> DiskError:
+    return DiskError(f"cannot write to '{folder}' ({error.strerror}); choose another output_dir")
+
+
+def refuse_taken(config: Run, folder: Path) -> None:
+    """ConfigError for a folder that holds anything, unless its run is to be continued."""
+    try:
+        taken = folder.exists() and not all(is_ours(path) for path in folder.iterdir())
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    if taken and config.resume_from_checkpoint is None:
+        raise ConfigError(
+            f"'{folder}' already holds a run; set output_dir to a new folder, or "
+            f"resume_from_checkpoint=latest to continue it"
+        )
 
 
 def check_same(config: Run, settings: Path) -> None:
-    before = load_config(type(config), settings).config
-    changed = [
-        key for key in type(config).model_fields if key not in FREE and getattr(before, key) != getattr(config, key)
-    ]
+    """ConfigError where `config.yaml` is of another run. A damaged one says nothing: checkpoints say it too."""
+    try:
+        before = load_config(type(config), settings).config
+    except (ConfigError, OSError, ValueError):
+        print(f"warning: '{settings}' is damaged and written anew; the checkpoints say what the run is")
+        return
+    changed = differing(settings_of(before), settings_of(config))
     if changed:
         raise ConfigError(
             f"'{settings.parent}' was run with other {', '.join(changed)}; resume with its own config.yaml, or "
@@ -69,8 +107,11 @@ def check_same(config: Run, settings: Path) -> None:
 
 def warn_of_precision(environment: Path, precision: str) -> None:
     """`auto` may mean another precision on another machine."""
-    before = read_json(environment).get("mixed_precision") if environment.is_file() else None
-    if before not in (None, precision):
+    try:
+        before = read_json(environment)["mixed_precision"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # absent, damaged, or of an older version
+        return
+    if before != precision:
         print(f"resuming with mixed_precision={precision} what ran with {before}: results will differ")
 
 
@@ -101,5 +142,9 @@ def peak_memory() -> int:
     """Most bytes this process ever held: of the GPU where there is one, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":  # which does not say
+        return 0
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -5,20 +5,22 @@ seconds, threads, versions), and `MANIFEST.json` with the size and SHA-256 of ea
 manifest that verifies is not a checkpoint.
 """
 
-import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from diffdistill.errors import CheckpointError, DiskError, NonFiniteError
-from diffdistill.files import read_json, sha256, share, write_json
+from diffdistill.files import beside, discard, read_json, replacing_folder, sha256, share, sync, write_json
+from diffdistill.training.lock import locked, remove_leftovers
 
-MANIFEST = "MANIFEST.json"
-
+MANIFEST, STATE = "MANIFEST.json", "state.json"
 
 Part = nn.Module | torch.optim.Optimizer
 Parts = dict[str, Part]
@@ -44,51 +46,77 @@ def restore(part: Part, tensors: dict[str, Tensor]) -> None:
     part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def problem_of(folder: Path, hashes: bool = True) -> str | None:
+    """What is wrong with a checkpoint folder, or None if every file is as its manifest says.
 
-
-def problem_of(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None if every file is as its manifest says."""
+    hashes: whether to read the files; without, only their sizes are looked at.
+    """
     try:
-        manifest = read_json(folder / MANIFEST)
-        for name, entry in manifest["files"].items():
+        entries = read_json(folder / MANIFEST)["files"]
+        if STATE not in entries:
+            return f"{MANIFEST} names no {STATE}"
+        for name, entry in entries.items():
             file = folder / name
+            if Path(name).name != name:
+                return f"{MANIFEST} names {name!r}, which lies elsewhere"
             if not file.is_file() or file.stat().st_size != entry["size"]:
                 return f"{name} is missing or has another size"
-            if sha256(file) != entry["sha256"]:
+            if hashes and sha256(file) != entry["sha256"]:
                 return f"{name} has another SHA-256"
     except FileNotFoundError:
         return f"it has no {MANIFEST}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} is damaged ({type(error).__name__})"
     return None
 
 
+def step_of(folder: Path) -> int | None:
+    """The step of a checkpoint by the name of its folder; None for another folder."""
+    match = re.fullmatch(r"step-([0-9]{6,})", folder.name)
+    return int(match[1]) if match and folder.name == name_of(int(match[1])) else None
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:06d}"
+
+
 class CheckpointStore:
-    """The checkpoints of one run, newest last."""
+    """The checkpoints of one run, in the order of their steps.
+
+    A checkpoint that this store has written or verified is not read again, but for the sizes of its files.
+    """
 
     def __init__(self, folder: Path, keep: int):
         self.folder = folder
         self.keep = keep
+        self._verified: dict[Path, int] = {}  # when its manifest was written
+        self._stuck: set[Path] = set()
 
     def folders(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
+        by_step = {step: path for path in self.folder.glob("step-*") if (step := step_of(path)) is not None}
+        return [by_step[step] for step in sorted(by_step) if by_step[step].is_dir()]
 
     def of(self, step: int) -> Path:
-        return self.folder / f"step-{step:06d}"
+        return self.folder / name_of(step)
 
-    def save(self, step: int, parts: Parts, state: dict[str, Any], spare: int | None = None) -> Path:
+    def problem(self, folder: Path) -> str | None:
+        """`problem_of`, whose files are read once."""
+        known = folder in self._verified and self._verified[folder] == _written(folder)
+        problem = problem_of(folder, hashes=not known)
+        if problem is None:
+            self._verified[folder] = _written(folder)
+        return problem
+
+    def save(
+        self, step: int, parts: Parts, state: dict[str, Any], spare: int | None = None, replace: bool = False
+    ) -> Path:
         """Publish a checkpoint and prune the old ones, but not that of step `spare`.
 
-        NonFiniteError (nothing written) for non-finite tensors, DiskError if there is no room.
+        One that is there and whole stays, unless it is to be replaced. NonFiniteError (nothing written) for non-finite
+        tensors, DiskError if there is no room.
         """
         target = self.of(step)
-        if target.exists() and problem_of(target) is None:
+        if not replace and target.is_dir() and self.problem(target) is None:
             return target
         flat = {name: tensors_of(part) for name, part in parts.items()}
         for name, tensors in flat.items():
@@ -96,49 +124,55 @@ class CheckpointStore:
                 raise NonFiniteError(
                     f"the {name} holds NaN or infinity at step {step}; no checkpoint was written, resume an older one"
                 )
-        self._check_room(sum(t.nbytes for tensors in flat.values() for t in tensors.values()))
-        staged = self.folder / f".{target.name}.partial-{os.getpid()}"
         try:
-            staged.mkdir(parents=True)
-            for name, tensors in flat.items():
-                save_file(tensors, staged / f"{name}.safetensors")
-            write_json(staged / "state.json", {"step": step, **state})
-            share(staged)
-            files = sorted(staged.iterdir())
-            entries = {file.name: {"size": file.stat().st_size, "sha256": sha256(file)} for file in files}
-            write_json(staged / MANIFEST, {"files": entries})
-            for file in (*files, staged / MANIFEST, staged):
-                _sync(file)
-            shutil.rmtree(target, ignore_errors=True)
-            staged.rename(target)
-            _sync(self.folder)
-        except OSError as error:
+            self._check_room(sum(t.nbytes for tensors in flat.values() for t in tensors.values()))
+            with replacing_folder(target) as staged:
+                _write(staged, flat, {"step": step, **state})
+        except (OSError, SafetensorError) as error:  # the latter is how safetensors reports what the system says
             raise DiskError(
-                f"could not write checkpoint '{target}' ({error.strerror or error}); free space and resume"
+                f"could not write checkpoint '{target}' ({getattr(error, 'strerror', None) or error}); free space and "
+                f"resume"
             ) from error
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
-        if problem := problem_of(target):
-            raise DiskError(f"checkpoint '{target}' does not read back as written: {problem}; check the disk")
+        self._verified[target] = _written(target)
         self.prune(self.keep, spare)
         return target
 
     def _check_room(self, size: int) -> None:
+        """One checkpoint more than there are is on the disk while one is saved: the old ones go after it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if free < 2.5 * size:
+        free, needed = shutil.disk_usage(self.folder).free, 1.01 * size
+        if free < needed:
             raise DiskError(
-                f"a checkpoint needs {2.5 * size / 1e6:.0f} MB and '{self.folder}' has {free / 1e6:.0f} MB; free "
+                f"a checkpoint needs {needed / 1e6:.0f} MB and '{self.folder}' has {free / 1e6:.0f} MB; free "
                 f"space and resume"
             )
 
     def prune(self, keep: int, spare: int | None = None) -> list[Path]:
-        """Remove all but the newest `keep` verified checkpoints (at least one stays) and that of step `spare`."""
-        good = [folder for folder in self.folders() if problem_of(folder) is None]
-        removed = [folder for folder in good[: -max(keep, 1)] if spare is None or folder != self.of(spare)]
-        for folder in removed:
-            shutil.rmtree(folder)
-        return removed
+        """Remove all that is older than the newest `keep` whole checkpoints (at least one stays), but step `spare`.
+
+        One that cannot be removed is a warning: it takes room, and no run should end for it.
+        """
+        whole, removed = 0, []
+        for folder in reversed(self.folders()):
+            if whole < max(keep, 1):
+                whole += self.problem(folder) is None
+            elif (spare is None or folder != self.of(spare)) and self._remove(folder):
+                removed.append(folder)
+        return removed[::-1]
+
+    def _remove(self, folder: Path) -> bool:
+        """Under another name first, so that a kill leaves no half of a checkpoint."""
+        gone = beside(folder, "gone")
+        try:
+            folder.rename(gone)
+            discard(gone)
+        except OSError as error:
+            if folder not in self._stuck:
+                tqdm.write(
+                    f"warning: could not remove old checkpoint '{folder}' ({error.strerror}); remove it by hand"
+                )
+            self._stuck.add(folder)
+        return not folder.exists()
 
     def find(self, wanted: int | str) -> tuple[Path | None, list[str]]:
         """`latest` or a step number -> the newest checkpoint that verifies, and what was skipped and why.
@@ -153,7 +187,7 @@ class CheckpointStore:
                 raise CheckpointError(f"there is no checkpoint of step {wanted} in '{self.folder}'; there are {have}")
         skipped: list[str] = []
         for folder in reversed(folders):
-            if (problem := problem_of(folder)) is None:
+            if (problem := self.problem(folder)) is None:
                 return folder, skipped
             skipped.append(f"{folder.name}: {problem}")
         if skipped:
@@ -163,18 +197,60 @@ class CheckpointStore:
             )
         return None, []
 
+    def after(self, step: int) -> list[Path]:
+        """Checkpoints of later steps, whole or not."""
+        return [folder for folder in self.folders() if (step_of(folder) or 0) > step]
+
+
+def _written(folder: Path) -> int:
+    return (folder / MANIFEST).stat().st_mtime_ns
+
+
+def _write(folder: Path, flat: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    """Fill a checkpoint's folder. Each file is read once, for its hash, when it has reached the disk."""
+    folder.mkdir(parents=True)
+    for name, tensors in flat.items():
+        save_file(tensors, folder / f"{name}.safetensors")
+    write_json(folder / STATE, state)
+    share(folder)
+    entries = {}
+    for file in sorted(folder.iterdir()):
+        sync(file)
+        entries[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
+    write_json(folder / MANIFEST, {"files": entries})
+
 
 def load_checkpoint(folder: Path, parts: Parts) -> dict[str, Any]:
     """Fill `parts` from a verified checkpoint; returns `state.json`."""
+    state = read_state(folder)
+    check_parts(folder, parts)
     for name, part in parts.items():
-        file = folder / f"{name}.safetensors"
-        if not file.is_file():
+        restore(part, load_file(folder / f"{name}.safetensors"))
+    return state
+
+
+def check_parts(folder: Path, parts: Parts) -> None:
+    """CheckpointError where a part is not in the checkpoint."""
+    for name in parts:
+        if not (folder / f"{name}.safetensors").is_file():
             raise CheckpointError(
-                f"checkpoint '{folder}' has no {file.name}: it is of another method; resume with the config it "
+                f"checkpoint '{folder}' has no {name}.safetensors: it is of another method; resume with the config it "
                 f"was made with"
             )
-        restore(part, load_file(file))
-    return read_json(folder / "state.json")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """`state.json` of a verified checkpoint; CheckpointError unless it is of the folder's own step."""
+    try:
+        state = read_json(folder / STATE)
+        if state["step"] == step_of(folder) and isinstance(state.get("seconds", 0.0), int | float):
+            return state
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise CheckpointError(
+        f"checkpoint '{folder}' has a {STATE} that does not say where it stands; resume an older one, by "
+        f"resume_from_checkpoint=STEP"
+    )
 
 
 def command(args: Any) -> int:
@@ -184,12 +260,14 @@ def command(args: Any) -> int:
     if not folders:
         raise CheckpointError(f"'{args.run}' has no checkpoints; give a run folder of train or distill")
     if args.action == "prune":
-        for folder in store.prune(args.keep):
-            print(f"removed {folder.name}")
+        with locked(Path(args.run)):
+            remove_leftovers(store.folder)
+            for folder in store.prune(args.keep):
+                print(f"removed {folder.name}")
         return 0
     broken = False
     for folder in folders:
-        size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e6
         problem = problem_of(folder) if args.action == "verify" else None
         broken |= problem is not None
         print(f"{folder.name}  {size:8.1f} MB" + ("" if args.action == "ls" else f"  {problem or 'ok'}"))

@@ -36,6 +36,8 @@ class Noting(Watcher):
         self.events, self.fids = events, list(fids)
 
     def grid(self, model, file):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
         self.events.append(f"grid {file.stem[-1]}")
 
     def evaluate(self, model):
@@ -63,7 +65,7 @@ def observed(tmp_path, events, fids=(), **more):
 
 def test_a_run_evaluates_draws_and_saves_in_this_order(tmp_path, events):
     observed(tmp_path, events)
-    assert events == ["grid 0", "grid 2", "save 2", "evaluate 3", "grid 3", "save 3"]
+    assert events == ["grid 0", "save 2", "grid 2", "save 3", "evaluate 3", "grid 3"]
     events.clear()
     run = observed(tmp_path, events, resume_from_checkpoint="latest")  # finished: measured for the record alone
     assert events == ["evaluate 3"]
@@ -79,8 +81,8 @@ def test_a_run_that_is_watched_begins_with_an_evaluation_and_ends_with_the_last_
         tmp_path, events, [5.0, 3.0, 9.0, 3.0], max_train_steps=9, sample_every=9, checkpoint_every=0,
         evaluation={"every": 1, "stop": stop},
     )  # fmt: skip
-    fallen = ["evaluate 2", "evaluate 1", "grid 2", "save 2"]
-    assert events == ["evaluate 0", "grid 0", "save 0", "evaluate 1", "save 1", *fallen]
+    fallen = ["save 2", "evaluate 2", "save 2", "evaluate 1", "grid 2"]
+    assert events == ["save 0", "evaluate 0", "grid 0", "save 1", "evaluate 1", *fallen]
     assert (run.step, run.ended, run.kept_step, int(run.task.averaged())) == (2, True, 1, 1)
     assert run.evaluation["metrics"]["fid"]["value"] == 3.0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from diffdistill.config.schema import Distill, Train
@@ -15,6 +16,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation import Evaluator
 from diffdistill.evaluation.metrics import metric
+from diffdistill.files import replacing
 from diffdistill.reporting.grid import image_grid
 from diffdistill.sampling.generate import generate, pick_device
 
@@ -84,5 +86,11 @@ def write_grid(
     captions: Sequence[str] | None = None,
 ) -> None:
     images = torch.cat([batch for batch, _ in batches])
+    save_picture(image_grid(images, columns, captions), file)
+
+
+def save_picture(picture: Image, file: Path) -> None:
+    """A PNG, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(images, columns, captions).save(file)
+    with replacing(file) as partial:
+        picture.save(partial)

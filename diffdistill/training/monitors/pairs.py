@@ -17,6 +17,7 @@ from diffdistill.reporting.grid import image_grid
 from diffdistill.rewards import load_reward
 from diffdistill.rewards.protocol import Reward
 from diffdistill.sampling.noise import image_seed
+from diffdistill.training.monitors.images import save_picture
 from diffdistill.training.randomness import mix
 from diffdistill.training.tasks.align import AlignTask, pictures_of
 
@@ -46,8 +47,8 @@ class PairMonitor:
 
     def grid(self, model: Adapter, file: Path) -> None:
         images = self.draw(self.prompts, range(len(self.prompts)))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        image_grid((images * 255).round().to(torch.uint8), min(len(self.prompts), GRID), self.prompts).save(file)
+        pixels = (images * 255).round().to(torch.uint8)
+        save_picture(image_grid(pixels, min(len(self.prompts), GRID), self.prompts), file)
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[str], numbers: Sequence[int]) -> Tensor:

@@ -24,6 +24,7 @@ from diffdistill.training.device import Device
 from diffdistill.training.optim.muon import split_weights
 from diffdistill.training.optim.updater import Ema, Updater
 from diffdistill.training.randomness import mix
+from diffdistill.training.signals import stoppable
 
 Trajectories = tuple[Tensor, Tensor, Tensor | None]
 """States at the student's K levels `(B, K, C, H, W)`, the images they lead to `(B, C, H, W)`, conditions `(B,)`."""
@@ -147,7 +148,8 @@ class TrajectoryRegression:
             self.updaters.append(Updater("regression_muon", weights, settings.muon, settings.steps))
 
     def update(self, step: int) -> Metrics:
-        x, sigma, target, cond = self.pairs[step]
+        with stoppable():  # making pairs may take minutes, and moves no weight
+            x, sigma, target, cond = self.pairs[step]
         parts = parts_of(len(x), self.part_size)
         of_parts: list[Metrics] = []
         for rows in parts:

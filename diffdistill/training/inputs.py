@@ -1,0 +1,70 @@
+"""What a run is made from, as digests: the same path may hold something else when it is resumed."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffdistill.assets import is_builtin, resolve_builtin
+from diffdistill.config.schema import Distill
+from diffdistill.data.pairs import Pair
+from diffdistill.files import sha256
+from diffdistill.methods.base import Rewarded
+from diffdistill.pipelines.folder import locate
+from diffdistill.registry import is_plugin
+
+SAMPLE = 4096  # bytes at the start, in the middle and at the end of an image that is told by a part of it
+
+
+def model_digest(model: str) -> str:
+    """SHA-256 over the weights of a model and the settings of its parts; its card and figures do not matter."""
+    folder = locate(model)
+    return _digest_of(folder, {*folder.rglob("*.safetensors"), *folder.glob("*/*config.json")})
+
+
+def reward_digests(config: Distill) -> dict[str, str | None]:
+    """Of each reward by name: the SHA-256 of the folder or file it is read from; None for one of the Hub."""
+    method: Any = config.method
+    if not isinstance(method, Rewarded) or method.reward is None:
+        return {}
+    names = [method.reward.name] if method.reward.sum is None else list(method.reward.sum)
+    return {f"reward {name}": _reward_digest(name) for name in names if name is not None}
+
+
+def _reward_digest(name: str) -> str | None:
+    if is_plugin(name):
+        file = Path(name.rpartition(":")[0])
+        return sha256(file) if file.is_file() else None
+    for place in (name, name.partition(":")[2]):
+        folder = resolve_builtin(place) if is_builtin(place) else Path(place).expanduser()
+        if place and folder.is_dir():
+            return _digest_of(folder, (file for file in folder.rglob("*") if file.is_file()))
+    return None
+
+
+def _digest_of(folder: Path, files: Iterable[Path]) -> str:
+    named = sorted((file.relative_to(folder).as_posix(), sha256(file)) for file in files)
+    return hashlib.sha256("".join(f"{name}\0{digest}\0" for name, digest in named).encode()).hexdigest()
+
+
+def pairs_digest(pairs: Sequence[Pair]) -> str:
+    """SHA-256 over captions, ties and images: of files their sizes and three samples of their bytes, which is quicker.
+
+    The fingerprint in records tells files by name and size alone.
+    """
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(f"{pair.text}\0{int(pair.tie)}\0".encode())
+        for _, image in (pair.win, pair.lose):
+            digest.update(hashlib.sha256(image if isinstance(image, bytes) else _sampled(image)).digest())
+    return digest.hexdigest()
+
+
+def _sampled(file: Path) -> bytes:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        parts = []
+        for start in (0, max(0, size // 2 - SAMPLE // 2), max(0, size - SAMPLE)):
+            stream.seek(start)
+            parts.append(stream.read(SAMPLE))
+    return b"".join([str(size).encode(), *parts])

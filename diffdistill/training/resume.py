@@ -1,0 +1,134 @@
+"""Going on from a checkpoint: the same run as before, and one branch of it alone."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from diffdistill.config.schema import Run
+from diffdistill.errors import ConfigError, DiskError
+from diffdistill.training.store import (
+    CheckpointStore,
+    Parts,
+    check_parts,
+    load_checkpoint,
+    name_of,
+    read_state,
+    step_of,
+)
+
+FREE = {
+    "output_dir",
+    "resume_from_checkpoint",
+    "allow_changed_inputs",
+    "max_train_steps",
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "evaluation",
+}
+"""Settings that may change between a run and its continuation without making it another run."""
+
+Inputs = dict[str, Any]
+"""Digests of what a run is made from, by name: data, teacher, reward."""
+
+
+def settings_of(config: Run) -> dict[str, Any]:
+    """The settings that make a run what it is, as JSON has them."""
+    settings: dict[str, Any] = json.loads(config.model_dump_json(exclude=FREE))
+    return settings
+
+
+def resume(parts: Parts, config: Run, store: CheckpointStore, inputs: Inputs) -> dict[str, Any] | None:
+    """Fill `parts` from the checkpoint to go on from; returns its state, None where there is none to go on from.
+
+    Later checkpoints are set aside. Raises ConfigError where the run was made with other settings or inputs, or has
+    gone further than asked for.
+    """
+    if config.resume_from_checkpoint is None:
+        return None
+    folder, skipped = store.find(config.resume_from_checkpoint)
+    for line in skipped:
+        tqdm.write(f"skipped {line}")
+    if folder is None:
+        return None
+    state = read_state(folder)
+    check_parts(folder, parts)
+    check_same_run(folder, state, config, inputs)
+    load_checkpoint(folder, parts)
+    set_aside(store, state["step"])
+    threads = state.get("threads", torch.get_num_threads())
+    if threads != torch.get_num_threads():
+        tqdm.write(
+            f"resuming with {torch.get_num_threads()} threads what ran with {threads}: results will "
+            f"differ in the last digits"
+        )
+    tqdm.write(f"resumed {folder.name}")
+    return state
+
+
+def check_same_run(folder: Path, state: dict[str, Any], config: Run, inputs: Inputs) -> None:
+    """ConfigError unless the checkpoint is of this run; what an older version did not record is taken on trust."""
+    if state["step"] > config.max_train_steps:
+        raise ConfigError(
+            f"max_train_steps is {config.max_train_steps} and '{folder}' is of step {state['step']}; raise it, or go "
+            f"back to an earlier checkpoint by resume_from_checkpoint=STEP"
+        )
+    if changed := differing(state.get("settings"), settings_of(config)):
+        raise ConfigError(
+            f"'{folder}' was made with other {', '.join(changed)}; resume with the run's own settings, or set another "
+            f"output_dir"
+        )
+    changed = differing(state.get("inputs"), inputs)
+    if changed and not config.allow_changed_inputs:
+        raise ConfigError(
+            f"the content of {', '.join(changed)} is not what '{folder}' was trained with; put the former back, or "
+            f"set allow_changed_inputs=true to go on with this"
+        )
+
+
+def differing(before: Any, now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of values that both have and that differ."""
+    names: list[str] = []
+    for key in before.keys() & now.keys() if isinstance(before, dict) else ():
+        if isinstance(before[key], dict) and isinstance(now[key], dict):
+            names += differing(before[key], now[key], f"{prefix}{key}.")
+        elif before[key] != now[key]:
+            names.append(f"{prefix}{key}")
+    return sorted(names)
+
+
+def set_aside(store: CheckpointStore, step: int) -> None:
+    """Move what a run holds of later steps to `RUN/abandoned-N`: another branch begins here.
+
+    Mixed with it, later checkpoints would be taken for the newest, and the new ones pruned as older. The newest goes
+    first, so that a kill in between leaves the old branch, shortened. Its log goes along.
+    """
+    later = store.after(step)
+    if not later:
+        return
+    run = store.folder.parent
+    aside = next(path for n in range(1, 10**6) if not (path := run / f"abandoned-{n}").exists())
+    try:
+        (aside / store.folder.name).mkdir(parents=True)
+        if (run / "metrics.jsonl").is_file():
+            shutil.copyfile(run / "metrics.jsonl", aside / "metrics.jsonl")
+        for folder in reversed(later):
+            folder.rename(aside / store.folder.name / folder.name)
+        (aside / "samples").mkdir()
+        for picture in run.glob("samples/step-*.png"):
+            if (step_of(picture.with_suffix("")) or 0) > step:
+                picture.rename(aside / "samples" / picture.name)
+    except OSError as error:
+        raise DiskError(
+            f"could not set later checkpoints aside in '{aside}' ({error.strerror}); free space, or mend its rights"
+        ) from error
+    tqdm.write(
+        f"going on from {name_of(step)}: {', '.join(folder.name for folder in later)} are in '{aside}', with their "
+        f"log; remove it if that branch is not wanted"
+    )
