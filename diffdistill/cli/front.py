@@ -4,9 +4,10 @@ Each verb is a file of `verbs/`. Flags and settings are checked before anything 
 every usage error come at once. An error is one line on stderr; the exit code is that of its class in `errors.py`.
 """
 
-import errno
+import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,12 +15,12 @@ from difflib import get_close_matches
 from typing import Any
 
 from diffdistill import __version__
+from diffdistill.cli.explain import explained
 from diffdistill.cli.parser import Parser, Verb
-from diffdistill.errors import ConfigError, DiffDistillError, DiskError, Interrupted
+from diffdistill.cli.streams import steady
+from diffdistill.errors import ConfigError
+from diffdistill.machine import stop_signals
 from diffdistill.registry import Registry, allow_code, check_consent, is_plugin, named
-
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 EPILOG = """
 exit codes: 0 ok, 1 failed check or bug, 2 usage or config, 3 data, 4 checkpoint or model folder,
@@ -120,41 +121,51 @@ def _is_code(word: object) -> bool:
     return isinstance(word, str) and is_plugin(word)
 
 
-def explained(error: BaseException) -> DiffDistillError:
-    """The user's error behind any exception: what happened, and what to do."""
-    if isinstance(error, DiffDistillError):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        return Interrupted("interrupted")
-    text = str(error).strip().splitlines() or ["no message"]
-    if isinstance(error, OSError):
-        place = f"'{error.filename}': {error.strerror}" if error.filename else text[0]
-        if error.errno in NO_ROOM:
-            return DiskError(f"no room left on the disk ({place}); free space or choose another folder")
-        if error.errno in NO_PERMISSION:
-            return DiskError(f"no permission ({place}); choose another folder or change its rights")
-    if "No space left on device" in str(error):  # safetensors reports it as an error of its own
-        return DiskError(f"no room left on the disk ({text[0]}); free space or choose another folder")
-    return DiffDistillError(f"unexpected {type(error).__name__}: {text[0]} (--debug shows the traceback)")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     words = normalized(sys.argv[1:] if argv is None else argv)
+    with steady(), asked_to_end():
+        try:
+            code = _dispatch(words)
+            sys.stdout.flush()
+            return code
+        except (Exception, KeyboardInterrupt) as error:
+            if "--debug" in words:
+                traceback.print_exc()
+            return _told(error)
+
+
+def _told(error: BaseException) -> int:
+    """Say on stderr what went wrong; the exit code. What could be printed is, an unwritable stdout is left behind."""
+    known = explained(error)
     try:
-        code = _dispatch(words)
         sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (Exception, KeyboardInterrupt) as error:
-        if "--debug" in words:
-            traceback.print_exc()
-        known = explained(error)
-        for line in str(known).splitlines():
-            print(f"diffdistill: error: {line}", file=sys.stderr)
-        return known.exit_code
+    except OSError:
+        sys.stdout._silence()  # type: ignore[attr-defined]
+    for line in str(known).splitlines():
+        print(f"diffdistill: error: {line}", file=sys.stderr)
+    return known.exit_code
+
+
+@contextlib.contextmanager
+def asked_to_end() -> Iterator[None]:
+    """Within, a signal to end (SIGTERM, a terminal that closes) unwinds as Ctrl-C does, so that nothing half-made is
+    left; verbs that train take the signals over, and save first.
+    """
+
+    def end(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
+
+    before: dict[signal.Signals, object] = {}
+    with contextlib.suppress(ValueError):  # not the main thread: signals are the caller's
+        for number in stop_signals():
+            if signal.getsignal(number) == signal.SIG_DFL:  # nohup, and the caller's own handlers, stay
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
