@@ -4,6 +4,7 @@ Windows has neither `resource` nor most of the signals, and a container has less
 """
 
 import os
+import platform
 import signal
 import sys
 from pathlib import Path
@@ -70,6 +71,20 @@ def peak_memory() -> int | None:
 def cores() -> int:
     """Cores of the machine; 1 where it does not say."""
     return os.cpu_count() or 1
+
+
+def load() -> str:
+    """How many processes want to run, where the system says."""
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "an unknown number of"
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        return platform.processor() or "unknown processor"
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown processor")
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
