@@ -19,6 +19,14 @@ PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 """Endings of files that are, or may be, pickles: opening one can run code, so only `pickle_reader` looks inside."""
 
 
+def expanded(path: str | Path) -> Path:
+    """A path whose `~` is a home folder; as it is where there is nobody of that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def sha256(file: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with file.open("rb") as stream:
@@ -236,7 +244,7 @@ def share(folder: Path) -> None:
 def cache_dir() -> Path:
     """`$DIFFDISTILL_CACHE`, else the platform's place for a user's caches."""
     if given := os.environ.get("DIFFDISTILL_CACHE"):
-        return Path(given).expanduser()
+        return expanded(given)
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "diffdistill"
     if sys.platform == "win32":

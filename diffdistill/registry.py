@@ -24,6 +24,7 @@ from typing import Any, Generic, TypeVar
 
 from diffdistill.assets import example
 from diffdistill.errors import ConfigError
+from diffdistill.files import expanded
 
 PLUGINS = "DIFFDISTILL_PLUGINS"
 OF_PLUGINS = "diffdistill_plugin_"  # what names of the modules of such files begin with
@@ -166,7 +167,7 @@ def named(target: str) -> Any:
 
 def _module(place: str) -> ModuleType:
     try:
-        return _run(Path(place).expanduser().resolve()) if place.endswith(".py") else importlib.import_module(place)
+        return _run(expanded(place).resolve()) if place.endswith(".py") else importlib.import_module(place)
     except FileNotFoundError:
         raise ConfigError(f"the file '{place}' does not exist; give its path from here") from None
     except ImportError as error:

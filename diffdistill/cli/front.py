@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from diffdistill import __version__
@@ -105,10 +106,46 @@ def _dispatch(argv: list[str]) -> int:
         check_consent(name)
     given: Any = args
     if verb.settings:
-        from diffdistill.config import load_config
-
-        given = load_config(named(verb.settings), args.config, args.overrides)
+        given = settings_of(verb, args.config, args.overrides)
     return named(verb.target)(given) or 0
+
+
+def settings_of(verb: Verb, config: str, overrides: Sequence[str]) -> Any:
+    """The settings of a run, what they name looked at; ConfigError for a part of others, or of another verb's."""
+    from diffdistill.cli import early
+    from diffdistill.config import find_config
+
+    resolved = checked_settings(verb, config, overrides)
+    if Path(config).stem.startswith("_base") and find_config(config)[1].startswith("configs/"):
+        raise ConfigError(f"'{config}' is a part of other configs and no recipe; choose one of those beside it")
+    early.settings(resolved.config)
+    return resolved
+
+
+def checked_settings(verb: Verb, config: str, overrides: Sequence[str] = ()) -> Any:
+    """The settings of a config; of one that is another verb's, a ConfigError of one sentence says so."""
+    from diffdistill.config import load_config
+
+    try:
+        return load_config(named(verb.settings or ""), config, overrides)
+    except ConfigError as error:
+        if "\n" not in str(error):
+            raise
+        if (other := _whose(config, verb)) is not None:
+            raise ConfigError(f"'{config}' is a config of {other}, not of {verb.name}; say {other}") from None
+        raise
+
+
+def _whose(config: str, but: Verb) -> str | None:
+    """The verb, another than this, whose settings a config holds."""
+    from diffdistill.config import load_config
+
+    for verb in verbs().values():
+        if verb.settings not in (None, but.settings):
+            with contextlib.suppress(ConfigError):
+                load_config(named(verb.settings), config)
+                return verb.name
+    return None
 
 
 def _names_in(values: Iterable[object]) -> Iterator[str]:

@@ -146,6 +146,17 @@ def attention(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def given(what: str) -> Callable[[str], str]:
+    """A name that a function of `early.py` finds nothing wrong with."""
+
+    def read(text: str) -> str:
+        from diffdistill.cli import early
+
+        return getattr(early, what)(text)
+
+    return read
+
+
 def device(text: str) -> str:
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"'{text}' is no device; give cpu, cuda, cuda:N or mps")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from diffdistill.config.parts import Evaluations, Lora
-from diffdistill.config.schema import Data, Run
+from diffdistill.config.schema import Data, Run, no_part_above
 from diffdistill.data.formats import allowed_pairs
 from diffdistill.evaluation.figures import WATCHED_PAIRS
 from diffdistill.optimizers import Optimizer
@@ -92,6 +92,7 @@ class Align(Run):
 
     @model_validator(mode="after")
     def _one_pass_without_clipping(self) -> "Align":
+        no_part_above(self.micro_batch_size, self.train_batch_size)
         if self.update_in_backward and self.optimizer.max_grad_norm is not None:
             raise ValueError(
                 "update_in_backward moves weights before the norm of all gradients is known; set "

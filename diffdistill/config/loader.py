@@ -5,6 +5,7 @@ Order: defaults < `base:` parents < the file < overrides. No torch here: an erro
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from diffdistill.config.complaints import dotted, sentences, variants
+from diffdistill.config.complaints import dotted, fields_of, sentences, variants
 from diffdistill.config.yaml import Placed, flow, parse, places_in, read
 from diffdistill.errors import ConfigError
 from diffdistill.section import Section
@@ -111,12 +112,32 @@ def _override(text: str) -> Placed:
     if not sign or not all(path):
         raise ConfigError(f"{label} is not allowed after CONFIG; write key=value, e.g. optimizer.learning_rate=1e-4")
     try:
-        data = parse(value, label, numbered=False)
+        data = value.strip() if COMMENT.search(value) else parse(value, label, numbered=False)
     except ConfigError as error:
         raise ConfigError(f"{error}; put quotes around text") from None
     for key in reversed(path):
         data = Placed({key: data}, {key: label})
     return data
+
+
+COMMENT = re.compile(r"^(?!\s*[\"'\[{])(.*\s)?#")
+"""What a YAML line would lose from `#` on. A word of a command line has no comments: `data.path=set #2` is a name."""
+
+
+def _as_text(model: type[BaseModel], given: Placed, overrides: Sequence[str]) -> Placed:
+    """`given`, with overrides of settings that are text as they were written: the shell cannot quote `data.path=2024`
+    for YAML.
+    """
+    texts = {path for path, info in fields_of(model, given) if info.annotation in (str, str | None)}
+    for word in overrides:
+        name, _, value = word.partition("=")
+        path = tuple(name.strip().replace("-", "_").split("."))
+        section: Any = given
+        for key in path[:-1]:
+            section = section.get(key) if isinstance(section, dict) else None
+        if path in texts and isinstance(section, dict) and isinstance(section.get(path[-1]), int | float):
+            section[path[-1]] = value.strip()
+    return given
 
 
 def with_defaults(model: type[BaseModel], data: Placed) -> dict[str, Any]:
@@ -158,7 +179,8 @@ def load_config(model: type[Model], path: str | File, overrides: Sequence[str] =
     or shipped). Raises ConfigError, naming file and line, with one line for every problem.
     """
     given = reduce(merged, map(_override, overrides), _read(str(path)))
-    config = resolve(model.admitting(given), given, find_config(str(path))[1])
+    model = model.admitting(given)
+    config = resolve(model, _as_text(model, given, overrides), find_config(str(path))[1])
     origins = {
         dotted(path): place
         for path, place, value in places_in(given)

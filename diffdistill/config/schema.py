@@ -8,12 +8,13 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field, create_model
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from diffdistill.config.parts import Average, Evaluations, Lora
 from diffdistill.data.formats import allowed
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.metrics import metric
+from diffdistill.files import expanded
 from diffdistill.methods import METHODS
 from diffdistill.methods.base import Method
 from diffdistill.optimizers import Muon, Optimizer
@@ -103,10 +104,21 @@ def no_half(precision: Any) -> Any:
     return precision
 
 
+def at_home(path: str) -> str:
+    """A path whose `~` is the user's home folder."""
+    return str(expanded(path)) if path.startswith("~") else path
+
+
+def no_part_above(part: int | None, whole: int) -> None:
+    """ValueError for a micro-batch larger than the batch that it is a part of."""
+    if part is not None and part > whole:
+        raise ValueError(f"micro_batch_size is {part} and train_batch_size {whole}; a part is at most the whole")
+
+
 class Run(Section):
     """Keys that every verb that trains has."""
 
-    output_dir: str
+    output_dir: Annotated[str, AfterValidator(at_home)]
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     max_train_steps: Count = 1000
     train_batch_size: Count = 64
@@ -119,7 +131,9 @@ class Run(Section):
         description="auto, sdpa, sdpa-flash, sdpa-efficient, sdpa-cudnn, sdpa-math, xformers or a diffusers backend",
     )
     resume_from_checkpoint: Literal["latest"] | Count | None = Field(None, description="latest, or a step number")
-    num_threads: Count | None = Field(None, description="CPU threads; null: all cores")
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="CPU threads; null: all cores"
+    )
     log_every: Count = 10
     sample_every: Annotated[int, Field(ge=0)] = Field(100, description="steps between fixed-seed grids; 0: none")
     allow_changed_inputs: bool = Field(
@@ -270,6 +284,11 @@ class Distill(Run):
         None, description="images in one pass of the networks, whose gradients add up; null: train_batch_size"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+
+    @model_validator(mode="after")
+    def _micro_batches_are_parts(self) -> Self:
+        no_part_above(self.micro_batch_size, self.train_batch_size)
+        return self
 
     @classmethod
     def admitting(cls, data: Mapping[str, Any]) -> type[Self]:

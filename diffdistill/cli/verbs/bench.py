@@ -1,6 +1,6 @@
 """`diffdistill bench`."""
 
-from diffdistill.cli.parser import Parser, Verb, device, whole
+from diffdistill.cli.parser import Parser, Verb, device, given, whole
 
 
 def add_flags(parser: Parser) -> None:
@@ -9,6 +9,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
+        type=given("model"),
         default="builtin:fashion_mnist_teacher",
         help="whose network (default: the bundled teacher)",
     )

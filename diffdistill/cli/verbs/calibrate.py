@@ -1,13 +1,19 @@
 """`diffdistill calibrate`."""
 
-from diffdistill.cli.parser import Parser, Verb, device, sampler, several, whole
+from diffdistill.cli.parser import Parser, Verb, device, given, sampler, several, whole
 from diffdistill.data.formats import allowed
 
 
 def add_flags(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a teacher: folder or Hub id, or builtin:NAME")
     parser.add_argument(
-        "--data", metavar="DATA", required=True, help=f"images like those it was trained on: {allowed()}"
+        "model", metavar="MODEL", type=given("model"), help="a teacher: folder or Hub id, or builtin:NAME"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        type=given("data"),
+        required=True,
+        help=f"images like those it was trained on: {allowed()}",
     )
     parser.add_argument("--out", metavar="FILE", required=True, help="JSON; an unfinished one is continued")
     parser.add_argument("--split", default="train", help="split of the data, where it has several (default: train)")
@@ -25,7 +31,12 @@ def add_flags(parser: Parser) -> None:
         "--method", choices=("variance", "fid"), default="variance", help="fid: the paper's search, 8 values of b"
     )
     parser.add_argument("--metric", choices=("fid", "kid"), default="fid", help="what chooses (default: fid)")
-    parser.add_argument("--features", metavar="ID|PATH", help="feature extractor (default: one that fits the data)")
+    parser.add_argument(
+        "--features",
+        metavar="ID|PATH",
+        type=given("features"),
+        help="feature extractor (default: one that fits the data)",
+    )
     parser.add_argument(
         "--check-seeds", metavar="K", type=whole(0), default=3, help="before and after, on K other seeds (default 3)"
     )
