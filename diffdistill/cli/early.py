@@ -5,6 +5,8 @@ Each function takes what was given and raises the error that the verb itself wou
 
 import os
 import re
+from argparse import Namespace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,16 @@ if TYPE_CHECKING:
     from diffdistill.config.schema import Run
 
 
-def model(name: str) -> str:
+def look_at(args: Namespace, names: Mapping[str, str]) -> None:
+    """Look at the values of flags, each by the function of this file that `names` says."""
+    for flag, what in names.items():
+        value = getattr(args, flag)
+        for name in value if isinstance(value, list) else [value]:
+            if name is not None:
+                LOOKING[what](name)
+
+
+def model(name: str) -> None:
     """MODEL: a folder that is there, with an index; a Hub id, which only the Hub knows, is left to the verb."""
     with reading(name, CheckpointError):
         folder = local(name)
@@ -27,28 +38,23 @@ def model(name: str) -> str:
                 f"model folder '{folder}' has no model_index.json; give a folder in diffusers format, or make or fetch "
                 "it again"
             )
-    return name
 
 
-def model_at_steps(name: str) -> str:
+def model_at_steps(name: str) -> None:
     """The same, perhaps with `@K` behind it."""
     match = re.fullmatch(r"(.+)@(\d+)", name)
     with reading(name, CheckpointError):
         plain = match is None or Path(name).exists()
     model(name if plain or match is None else match[1])
-    return name
 
 
-def data(name: str) -> str:
-    """DATA: what no reader could read is refused, for want of a file, a folder or a name that could be a Hub id."""
-    known_place(name)
-    return name
-
-
-def features(name: str) -> str:
-    """What `load_features` could mean by the name."""
-    check_features(name)
-    return name
+LOOKING: dict[str, Callable[[str], object]] = {
+    "model": model,
+    "model_at_steps": model_at_steps,
+    "data": known_place,
+    "features": check_features,
+}
+"""By the kind of name: what raises the error for one that cannot be."""
 
 
 def settings(config: "Run") -> None:
@@ -57,9 +63,9 @@ def settings(config: "Run") -> None:
         if (name := getattr(config, key, None)) is not None:
             model(name)
     if config.data.prompts is None and not hasattr(config.data, "ties"):  # pairs have forms of their own
-        data(config.data.path)
+        known_place(config.data.path)
     evaluation = config.evaluation
-    for key, check in (("reference", data), ("features", features)):
+    for key, check in (("reference", known_place), ("features", check_features)):
         if (name := getattr(evaluation, key, None)) is not None:
             check(name)
     run_folder(config.output_dir)

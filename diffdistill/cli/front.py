@@ -97,13 +97,18 @@ def _dispatch(argv: list[str]) -> int:
         _front().parse(argv)
         raise ConfigError(f"a verb is missing; choose one of {', '.join(verbs())} (see 'diffdistill --help')")
     verb = _verb(argv[position])
-    args = _verb_parser(verb).parse(argv[:position] + argv[position + 1 :])
+    parser = _verb_parser(verb)
+    args = parser.parse(argv[:position] + argv[position + 1 :])
     allow_code(args.allow_code)
     if args.quiet or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read by tqdm itself, so the bars of every library obey
     logging.getLogger("transformers.utils.import_utils").addFilter(_not_of_torchvision)
     for name in _names_in(vars(args).values()):
         check_consent(name)
+    if parser.names:
+        from diffdistill.cli import early
+
+        early.look_at(args, parser.names)
     given: Any = args
     if verb.settings:
         given = settings_of(verb, args.config, args.overrides)

@@ -36,6 +36,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
         self.checks: list[Callable[[argparse.Namespace], str | None]] = []  # what is wrong with flags together
+        self.names: dict[str, str] = {}  # flags whose values a function of `early.py` looks at, once all are read
 
     def error(self, message: str) -> NoReturn:
         message = message.removeprefix("argument ")
@@ -144,17 +145,6 @@ def attention(text: str) -> str:
         return attention_name(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def given(what: str) -> Callable[[str], str]:
-    """A name that a function of `early.py` finds nothing wrong with."""
-
-    def read(text: str) -> str:
-        from diffdistill.cli import early
-
-        return getattr(early, what)(text)
-
-    return read
 
 
 def device(text: str) -> str:

@@ -1,6 +1,6 @@
 """`diffdistill bench`."""
 
-from diffdistill.cli.parser import Parser, Verb, device, given, whole
+from diffdistill.cli.parser import Parser, Verb, device, whole
 
 
 def add_flags(parser: Parser) -> None:
@@ -9,7 +9,6 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        type=given("model"),
         default="builtin:fashion_mnist_teacher",
         help="whose network (default: the bundled teacher)",
     )
@@ -18,6 +17,7 @@ def add_flags(parser: Parser) -> None:
         "--mixed-precision", choices=("no", "bf16", "fp16"), default="no", help="autocast of the passes (default no)"
     )
     parser.add_argument("--device", type=device, help="cpu, cuda, cuda:N or mps (default: cuda if there is one)")
+    parser.names = {"model": "model"}
 
 
 VERB = Verb(

@@ -1,17 +1,16 @@
 """`diffdistill calibrate`."""
 
-from diffdistill.cli.parser import Parser, Verb, device, given, sampler, several, whole
+from diffdistill.cli.parser import Parser, Verb, device, sampler, several, whole
 from diffdistill.data.formats import allowed
 
 
 def add_flags(parser: Parser) -> None:
     parser.add_argument(
-        "model", metavar="MODEL", type=given("model"), help="a teacher: folder or Hub id, or builtin:NAME"
+        "model", metavar="MODEL", help="a teacher: folder or Hub id, or builtin:NAME"
     )
     parser.add_argument(
         "--data",
         metavar="DATA",
-        type=given("data"),
         required=True,
         help=f"images like those it was trained on: {allowed()}",
     )
@@ -34,7 +33,6 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--features",
         metavar="ID|PATH",
-        type=given("features"),
         help="feature extractor (default: one that fits the data)",
     )
     parser.add_argument(
@@ -42,6 +40,7 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--batch-size", metavar="B", type=whole(1), default=64, help="images at a time (default 64)")
     parser.add_argument("--device", type=device, help="cpu, cuda, cuda:N or mps (default: cuda if there is one)")
+    parser.names = {"model": "model", "data": "data", "features": "features"}
 
 
 VERB = Verb(

@@ -2,7 +2,7 @@
 
 import argparse
 
-from diffdistill.cli.parser import Parser, Verb, given, known, several, whole
+from diffdistill.cli.parser import Parser, Verb, known, several, whole
 from diffdistill.cli.sampling_flags import add_sampling
 from diffdistill.data.formats import allowed
 from diffdistill.evaluation.backends import BACKENDS
@@ -12,18 +12,16 @@ from diffdistill.rewards.kinds import allowed_rewards
 
 def add_flags(parser: Parser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", metavar="DIR", type=given("data"), help="images to judge, in any form of DATA")
+    source.add_argument("--images", metavar="DIR", help="images to judge, in any form of DATA")
     source.add_argument(
         "--model",
         metavar="MODEL",
-        type=given("model_at_steps"),
         action="append",
         help="model to sample from; may be repeated",
     )
     parser.add_argument(
         "--reference",
         metavar="DATA",
-        type=given("data"),
         help=f"images to compare with: {allowed()}; clip and rewards need none",
     )
     parser.add_argument(
@@ -41,7 +39,6 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--features",
         metavar="ID|PATH",
-        type=given("features"),
         help="feature extractor (default: one that fits the reference)",
     )
     parser.add_argument("--clip", metavar="ID|PATH", help="CLIP of the CLIP score (default: the largest of OpenAI's)")
@@ -66,6 +63,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--neighbours", metavar="FILE", help="picture of the nearest training images")
     add_sampling(parser)
     parser.checks.append(_reference_missing)
+    parser.names = {"images": "data", "model": "model_at_steps", "reference": "data", "features": "features"}
 
 
 # Flags that say how images are compared with others.

@@ -2,18 +2,19 @@
 
 import argparse
 
-from diffdistill.cli.parser import Parser, Verb, given, whole
+from diffdistill.cli.parser import Parser, Verb, whole
 from diffdistill.cli.sampling_flags import add_sampling
 
 
 def add_flags(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", type=given("model"), help="folder or Hub id in diffusers format, or builtin:NAME")
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id in diffusers format, or builtin:NAME")
     parser.add_argument(
         "--num-images", metavar="N", type=whole(1), help="may be left out with prompts: then one image of each"
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder; nothing is overwritten")
     add_sampling(parser)
     parser.checks.append(_count_missing)
+    parser.names = {"model": "model"}
 
 
 def _count_missing(args: argparse.Namespace) -> str | None:
