@@ -46,6 +46,12 @@ def read_json(file: Path) -> Any:
         raise ValueError("brackets nested too deep") from None
 
 
+def reason_of(error: BaseException) -> str:
+    """What an error says, on one line and without Python's number and repetition of the path."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:300] or type(error).__name__
+
+
 @contextlib.contextmanager
 def reading(what: str, kind: type[DiffDistillError]) -> Iterator[None]:
     """Within, an OSError is told as an error of `kind`: `what` cannot be read, and why."""

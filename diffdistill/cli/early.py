@@ -35,8 +35,7 @@ def model(name: str) -> None:
         folder = local(name)
         if folder is not None and not (folder / "model_index.json").exists():
             raise CheckpointError(
-                f"model folder '{folder}' has no model_index.json; give a folder in diffusers format, or make or fetch "
-                "it again"
+                f"model folder '{folder}' has no model_index.json; give a folder in diffusers format, or make it again"
             )
 
 

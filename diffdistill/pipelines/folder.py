@@ -44,7 +44,9 @@ def local(model: str) -> Path | None:
         )
     if path.is_dir():
         return path
-    if path.exists() or path.is_absolute() or model.count("/") != 1 or model.startswith((".", "~")):
+    # OWNER/NAME is an id of the Hub, unless OWNER is here: then NAME is mistyped, and asking the Hub takes long.
+    here = path.exists() or path.parent.exists() or path.is_absolute()
+    if here or model.count("/") != 1 or model.startswith((".", "~")):
         raise CheckpointError(
             f"model '{model:.200}' is not a diffusers folder; give a folder with model_index.json, builtin:NAME or a "
             f"Hub id"
@@ -80,7 +82,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, OSError) as error:
         raise CheckpointError(
-            f"'{path}' is not readable JSON ({error}); make or fetch the model folder again"
+            f"'{path}' is not readable JSON ({files.reason_of(error)}); make or fetch the model folder again"
         ) from error
 
 

@@ -13,6 +13,9 @@ from diffdistill.sampling.sampler import SAMPLERS, Sampler
 from diffdistill.sampling.scheduled import Scheduler, levels_of, make_scheduler, scheduler_class, set_steps
 
 
+MOST_STEPS = 10_000  # a typing error above it: no sampler is better for so many
+
+
 @dataclass(frozen=True)
 class Plan:
     """A request, checked against the model: the same plan and the same seed give the same images."""
@@ -71,8 +74,8 @@ def plan_sampling(model: Denoiser, request: SamplingRequest | None = None, **set
     """
     request = replace(request or SamplingRequest(), **settings)
     row = None if request.sampler is None else SAMPLERS.get(request.sampler)
-    if request.steps is not None and request.steps < 1:
-        raise ConfigError(f"steps is {request.steps}; use 1 or more")
+    if request.steps is not None and not 1 <= request.steps <= MOST_STEPS:
+        raise ConfigError(f"steps is {request.steps}; use 1 to {MOST_STEPS}")
     conditions = model.conditions_for(request)
     if model.role == "student":
         return _few_steps(model, row, request, conditions)

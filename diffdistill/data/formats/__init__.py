@@ -66,6 +66,8 @@ def known_place(data: str) -> Path:
     with reading(data, DataError):
         if not data.strip() or not (path.exists() or any(row.matches(data, path) for row in by_rank())):
             raise DataError(f"there is no file or folder {data!r:.200}: give {allowed()}")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DataError(f"{data!r:.200} is a device or a pipe, which has no end or no middle: give {allowed()}")
     return path
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.files import expanded, read_json, reading
+from diffdistill.files import expanded, read_json, reading, reason_of
 from diffdistill.registry import Registry, is_plugin, load
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ def _of_folder(folder: Path, device: "torch.device") -> "FeatureExtractor":
         architecture = read_json(folder / "config.json").get("architecture")
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{folder} has no readable config.json: features lie in config.json and model.safetensors ({error})"
+            f"{folder} has no readable config.json ({reason_of(error)}): features lie in config.json and "
+            "model.safetensors"
         ) from error
     if isinstance(architecture, str) and is_plugin(architecture):
         return load(str(folder / architecture))(folder, device)
