@@ -178,13 +178,35 @@ class Network(Section):
     kind: Literal["unet", "uvit"] = "unet"
     uvit: UViTSize = UViTSize()
     scalelong: ScaleLong | None = Field(None, description="scale the long skips while training; null: do not")
-    block_out_channels: tuple[Count, ...] = (16, 64, 128)
+    block_out_channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (16, 64, 128)
     layers_per_block: Count = 1
     attention_levels: tuple[int, ...] = Field(
         (-1,), description="resolutions with attention, counted from the finest; -1 is the coarsest"
     )
     attention_head_dim: Count = 32
     norm_num_groups: Count = 8
+
+    @model_validator(mode="after")
+    def _unet_can_be_built(self) -> Self:
+        channels, depth = self.block_out_channels, len(self.block_out_channels)
+        if self.kind != "unet":
+            return self
+        if odd := [count for count in channels if count % self.norm_num_groups]:
+            raise ValueError(
+                f"network.block_out_channels has {odd[0]}, which is no multiple of network.norm_num_groups="
+                f"{self.norm_num_groups}; change one of them"
+            )
+        if far := [level for level in self.attention_levels if not -depth <= level < depth]:
+            raise ValueError(
+                f"network.attention_levels has {far[0]}, and there are {depth} resolutions; use {-depth} to {depth - 1}"
+            )
+        attending = [channels[level] for level in {*self.attention_levels, -1}]  # the middle block attends always
+        if min(attending) < self.attention_head_dim:
+            raise ValueError(
+                f"network.attention_head_dim is {self.attention_head_dim}, and a level with attention has "
+                f"{min(attending)} channels; make it at most that"
+            )
+        return self
 
 
 class Train(Average, Run):

@@ -23,7 +23,9 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{file}' is no readable safetensors file ({reason_of(error)}); fetch it again") from error
+        raise CheckpointError(
+            f"'{file}' is no readable safetensors file ({reason_of(error)}); fetch it again"
+        ) from error
 
 
 def read_pickle(file: Path) -> Any:
