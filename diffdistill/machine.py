@@ -59,12 +59,12 @@ def _limit_files() -> list[Path]:
     return files
 
 
-def peak_memory() -> int | None:
-    """Most bytes of memory this process ever held; None where the system does not say."""
+def peak_memory() -> int:
+    """Most bytes of memory this process ever held; 0 where the system does not say."""
     try:
         import resource
     except ImportError:  # Windows
-        return None
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

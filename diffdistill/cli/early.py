@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffdistill.data.formats import known_place
-from diffdistill.errors import CheckpointError, ConfigError, DiskError
+from diffdistill.errors import CheckpointError, ConfigError, DataError, DiskError
 from diffdistill.evaluation.features import check_features
 from diffdistill.files import reading
 from diffdistill.pipelines.folder import local
@@ -47,10 +47,16 @@ def model_at_steps(name: str) -> None:
     model(name if plain or match is None else match[1])
 
 
+def data(name: str) -> None:
+    """DATA: something that is there, or that a format knows by its name."""
+    with reading(name, DataError):
+        known_place(name)
+
+
 LOOKING: dict[str, Callable[[str], object]] = {
     "model": model,
     "model_at_steps": model_at_steps,
-    "data": known_place,
+    "data": data,
     "features": check_features,
 }
 """By the kind of name: what raises the error for one that cannot be."""
@@ -62,9 +68,9 @@ def settings(config: "Run") -> None:
         if (name := getattr(config, key, None)) is not None:
             model(name)
     if config.data.prompts is None and not hasattr(config.data, "ties"):  # pairs have forms of their own
-        known_place(config.data.path)
+        data(config.data.path)
     evaluation = config.evaluation
-    for key, check in (("reference", known_place), ("features", check_features)):
+    for key, check in (("reference", data), ("features", check_features)):
         if (name := getattr(evaluation, key, None)) is not None:
             check(name)
     run_folder(config.output_dir)

@@ -19,7 +19,7 @@ from diffdistill import __version__
 from diffdistill.cli.explain import explained
 from diffdistill.cli.parser import Parser, Verb
 from diffdistill.cli.streams import steady
-from diffdistill.errors import ConfigError
+from diffdistill.errors import ConfigError, Problems
 from diffdistill.machine import stop_signals
 from diffdistill.registry import Registry, allow_code, check_consent, is_plugin, named
 
@@ -134,7 +134,7 @@ def checked_settings(verb: Verb, config: str, overrides: Sequence[str] = ()) -> 
     try:
         return load_config(named(verb.settings or ""), config, overrides)
     except ConfigError as error:
-        if "\n" not in str(error):
+        if not isinstance(error, Problems) or "\n" not in str(error):
             raise
         if (other := _whose(config, verb)) is not None:
             raise ConfigError(f"'{config}' is a config of {other}, not of {verb.name}; say {other}") from None
@@ -184,9 +184,15 @@ def _told(error: BaseException) -> int:
         sys.stdout.flush()
     except OSError:
         sys.stdout._silence()  # type: ignore[attr-defined]
-    for line in str(known).splitlines():
+    text = str(known)
+    for line in text.splitlines() if isinstance(known, Problems) else [escaped(text)]:
         print(f"diffdistill: error: {line}", file=sys.stderr)
     return known.exit_code
+
+
+def escaped(text: str) -> str:
+    """A sentence on one line, though it names a file whose name has several."""
+    return "".join(ascii(part)[1:-1] if not part.isprintable() and part != "\t" else part for part in text)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from diffdistill.config.complaints import dotted, fields_of, sentences, variants
 from diffdistill.config.yaml import Placed, flow, parse, places_in, read
-from diffdistill.errors import ConfigError
+from diffdistill.errors import ConfigError, Problems
+from diffdistill.files import reason_of
 from diffdistill.section import Section
 
 Model = TypeVar("Model", bound=Section)
@@ -82,7 +83,7 @@ def find_config(name: str, beside: File | None = None) -> tuple[File, str]:
         if (shipped / f"{short}.yaml").is_file():
             return shipped / f"{short}.yaml", f"configs/{short}.yaml"
     except (OSError, ValueError) as error:
-        raise ConfigError(f"'{name[:80]}' cannot be a config: {error}") from None
+        raise ConfigError(f"'{name[:80]}' cannot be a config ({reason_of(error)}); name a YAML file") from None
     files = [file for file in shipped.rglob("*.yaml") if file.stem != "_base"]
     names = sorted(file.relative_to(shipped).with_suffix("").as_posix() for file in files)
     close = get_close_matches(short, names, 1)
@@ -169,7 +170,7 @@ def resolve(model: type[Model], given: Placed, label: str) -> Model:
         wrong = ascii(error.object[error.start : error.end])
         raise ConfigError(f"{label}: {wrong} is no character; write the settings as UTF-8 text") from None
     except ValidationError as error:
-        raise ConfigError("\n".join(sentences(error, model, data, given, label))) from None
+        raise Problems("\n".join(sentences(error, model, data, given, label))) from None
 
 
 def load_config(model: type[Model], path: str | File, overrides: Sequence[str] = ()) -> Resolved[Model]:

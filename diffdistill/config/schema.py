@@ -198,7 +198,7 @@ class Network(Section):
             )
         if far := [level for level in self.attention_levels if not -depth <= level < depth]:
             raise ValueError(
-                f"network.attention_levels has {far[0]}, and there are {depth} resolutions; use {-depth} to {depth - 1}"
+                f"network.attention_levels has {far[0]} and there are {depth} resolutions; use {-depth} to {depth - 1}"
             )
         attending = [channels[level] for level in {*self.attention_levels, -1}]  # the middle block attends always
         if min(attending) < self.attention_head_dim:

@@ -12,7 +12,6 @@ from diffdistill.sampling.noise import image_seed
 from diffdistill.sampling.sampler import SAMPLERS, Sampler
 from diffdistill.sampling.scheduled import Scheduler, levels_of, make_scheduler, scheduler_class, set_steps
 
-
 MOST_STEPS = 10_000  # a typing error above it: no sampler is better for so many
 
 

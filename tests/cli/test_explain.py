@@ -79,16 +79,14 @@ def test_an_error_of_a_plug_in_names_its_file_and_line(tmp_path):
     file.write_text("import json\n\n\ndef score(images):\n    return json.loads('{')\n", encoding="utf-8")
     allow_code()
     score = load(f"{file}:score")
-    try:
+    with pytest.raises(ValueError, match="Expecting") as caught:
         score(None)
-    except ValueError as error:
-        known = explained(error)
+    known = explained(caught.value)
     assert type(known) is ConfigError
     assert str(known).startswith(f"'{file}' line 5 (in score) fails (JSONDecodeError: ")
 
 
 def test_an_error_of_ours_is_still_told_as_one():
-    try:
+    with pytest.raises(AttributeError) as caught:
         sys.modules["diffdistill.errors"].nothing  # noqa: B018
-    except AttributeError as error:
-        assert str(explained(error)).startswith("unexpected AttributeError")
+    assert str(explained(caught.value)).startswith("unexpected AttributeError")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffdistill.data.source import SUFFIXES, Pair, Source
 from diffdistill.errors import DataError
-from diffdistill.files import PICKLES, expanded, reading
+from diffdistill.files import PICKLES, expanded
 from diffdistill.registry import Registry
 
 
@@ -61,13 +61,12 @@ def open_source(data: str, split: str) -> Source:
 
 
 def known_place(data: str) -> Path:
-    """The path that DATA may be; DataError where nothing is there and no format knows the name."""
+    """The path that DATA may be; DataError where nothing is there and no format knows the name. Raises OSError too."""
     path = expanded(data)
-    with reading(data, DataError):
-        if not data.strip() or not (path.exists() or any(row.matches(data, path) for row in by_rank())):
-            raise DataError(f"there is no file or folder {data!r:.200}: give {allowed()}")
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise DataError(f"{data!r:.200} is a device or a pipe, which has no end or no middle: give {allowed()}")
+    if not data.strip() or not (path.exists() or any(row.matches(data, path) for row in by_rank())):
+        raise DataError(f"there is no file or folder {data!r:.200}: give {allowed()}")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{data!r:.200} is a device or a pipe, which has no end or no middle: give {allowed()}")
     return path
 
 
