@@ -74,7 +74,7 @@ def beside(path: Path, what: str = "partial") -> Path:
 
 def behind_links(path: Path) -> Path:
     """Where a path leads: itself, unless it is a link, or has no name of its own as `.` has none."""
-    if path.is_symlink() or path.name in ("", ".."):
+    if os.path.islink(path) or path.name in ("", ".."):  # which says no where a name is too long
         end = Path(os.path.realpath(path))
         return path if path.exists() and not end.exists() else end  # /dev/stdout leads to a pipe without a name
     return path

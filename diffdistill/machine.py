@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 STOPPING = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU", "SIGBREAK")
 
 
@@ -40,7 +40,7 @@ def _limits() -> list[int]:
 
 def _limit_files() -> list[Path]:
     try:
-        lines = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
+        lines = OWN_GROUPS.read_text("utf-8").splitlines()
     except (OSError, ValueError):
         return []
     files = []

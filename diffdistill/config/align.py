@@ -42,7 +42,9 @@ class PairEvaluation(Evaluations):
     judges: tuple[str, ...] = Field(
         (), description="rewards that score images of held-out captions, before and after; best not those of the pairs"
     )
-    judged_images: Annotated[int, Field(ge=2)] = Field(64, description="images that each judge sees, captions in turn")
+    judged_images: Annotated[int, Field(ge=2, le=10**9)] = Field(
+        64, description="images that each judge sees, captions in turn"
+    )
 
     def figures(self) -> tuple[str, ...]:
         return (*WATCHED_PAIRS, "judge/", "judge_win_rate/") if self.judges else WATCHED_PAIRS

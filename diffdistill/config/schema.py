@@ -69,7 +69,7 @@ def known_metric(name: str) -> str:
 
 
 class Evaluation(Evaluations):
-    num_images: Annotated[int, Field(ge=2)] = 5000
+    num_images: Annotated[int, Field(ge=2, le=10**9)] = 5000
     metrics: tuple[Annotated[str, AfterValidator(known_metric)], ...] = Field(
         ("fid",), description="what is measured: a metric's name as of evaluate --metrics, or FILE.py:NAME"
     )

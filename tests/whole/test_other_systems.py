@@ -34,7 +34,7 @@ import diffdistill.training.run, diffdistill.evaluation.run, diffdistill.samplin
 from diffusers import ConsistencyModelPipeline, UNet2DModel
 for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU", "SIGALRM", "SIGQUIT", "SIGPIPE"):
     delattr(signal, name)
-for name in ("sysconf", "getloadavg", "fork", "getuid", "statvfs", "mkfifo"):
+for name in ("sysconf", "getloadavg", "fork", "getuid", "mkfifo"):
     delattr(os, name)
 os.open = no_folders
 warnings.filterwarnings("error", category=EncodingWarning, module="diffdistill")
