@@ -130,9 +130,9 @@ def _as_text(model: type[BaseModel], given: Placed, overrides: Sequence[str]) ->
     for YAML.
     """
     texts = {path for path, info in fields_of(model, given) if info.annotation in (str, str | None)}
-    for word in overrides:
-        name, _, value = word.partition("=")
-        path = tuple(name.strip().replace("-", "_").split("."))
+    words = (word.partition("=") for word in overrides)
+    last = {tuple(name.strip().replace("-", "_").split(".")): value for name, _, value in words}
+    for path, value in last.items():
         section: Any = given
         for key in path[:-1]:
             section = section.get(key) if isinstance(section, dict) else None
