@@ -16,6 +16,10 @@ class ConfigError(DiffDistillError):
     exit_code = 2
 
 
+class Problems(ConfigError):
+    """Several settings that are not allowed, a line each."""
+
+
 class DataError(DiffDistillError):
     """Images, labels or prompts that are missing, unreadable or do not fit."""
 

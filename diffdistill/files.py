@@ -1,6 +1,7 @@
 """The ground floor: digests, JSON, caches, and files and folders that appear whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,10 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diffdistill.errors import ConfigError, DiskError
+from diffdistill.errors import ConfigError, DiffDistillError, DiskError
 
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 """Endings of files that are, or may be, pickles: opening one can run code, so only `pickle_reader` looks inside."""
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose `~` is a home folder; as it is where there is nobody of that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def sha256(file: Path) -> str:
@@ -31,7 +40,27 @@ def read_text(file: Path) -> str:
 
 def read_json(file: Path) -> Any:
     """What a JSON file holds; raises OSError or ValueError, which the caller explains."""
-    return json.loads(read_text(file))
+    try:
+        return json.loads(read_text(file))
+    except RecursionError:
+        raise ValueError("brackets nested too deep") from None
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, on one line and without Python's number and repetition of the path."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:300] or type(error).__name__
+
+
+@contextlib.contextmanager
+def reading(what: str, kind: type[DiffDistillError]) -> Iterator[None]:
+    """Within, an OSError is told as an error of `kind`: `what` cannot be read, and why."""
+    try:
+        yield
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename and str(error.filename) != what else ""
+        reason = error.strerror or str(error)
+        raise kind(f"'{what:.200}' cannot be read ({place}{reason}); check the path and its rights") from error
 
 
 def beside(path: Path, what: str = "partial") -> Path:
@@ -39,7 +68,16 @@ def beside(path: Path, what: str = "partial") -> Path:
 
     Of the process and of chance: in containers a restarted process has the number of the one that was killed.
     """
-    return path.with_name(f".{path.stem}.{what}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    stem = os.fsdecode(os.fsencode(path.stem)[:180])  # names of files have an end, of 255 bytes mostly
+    return path.with_name(f".{stem}.{what}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+
+
+def behind_links(path: Path) -> Path:
+    """Where a path leads: itself, unless it is a link, or has no name of its own as `.` has none."""
+    if os.path.islink(path) or path.name in ("", ".."):  # which says no where a name is too long
+        end = Path(os.path.realpath(path))
+        return path if path.exists() and not end.exists() else end  # /dev/stdout leads to a pipe without a name
+    return path
 
 
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<what>partial|old|gone)-\d+(-[0-9a-f]{8})?(?P<ending>\.\w+)?")
@@ -80,8 +118,13 @@ def discard(path: Path) -> None:
 def replacing(file: Path) -> Iterator[Path]:
     """A path beside `file` to write to, which takes its place at the end: the old or the new, never half.
 
-    The name keeps its ending, by which some writers choose a format. Nothing is left behind by an error.
+    The name keeps its ending, by which some writers choose a format. Nothing is left behind by an error. Behind a
+    link the file it leads to is replaced; a device or a pipe, such as /dev/stdout, is written to as it is.
     """
+    file = behind_links(file)
+    if file.exists() and not file.is_file():
+        yield file
+        return
     partial = beside(file)
     try:
         yield partial
@@ -154,29 +197,47 @@ def write_json(file: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder that must not exist yet: written beside it under another name, then renamed. Nothing is
-    overwritten.
+    """Fill a folder that must not exist yet, or be empty: written under another name beside it, then renamed. Nothing
+    is overwritten.
 
-    Raises ConfigError where it holds files already, DiskError where it cannot be written.
+    A link to an empty folder stays, and the folder behind it is filled; so is the current folder, and one that a disk
+    is mounted on, which cannot be exchanged for another. Raises ConfigError where it holds files already, DiskError
+    where it cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"output folder '{folder}' already holds files; name a new one, nothing is overwritten")
-    staged = beside(folder)
-    try:
+    given, folder = folder, behind_links(folder)
+    with _told(given):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"output folder '{given}' already holds files; name a new one, nothing is overwritten")
+        fixed = folder.exists() and (os.path.ismount(folder) or folder.samefile(os.curdir))
+        staged = beside(folder / folder.name if fixed else folder)
         staged.mkdir(parents=True)
-        yield staged
-        share(staged)
-        sync_tree(staged)
-        if folder.exists():
-            folder.rmdir()
-        staged.rename(folder)
-        sync(folder.parent)
-    except OSError as error:
-        raise DiskError(
-            f"could not write '{folder}' ({error.strerror or error}); free space or choose another folder"
-        ) from error
+    try:
+        with _told(given):
+            yield staged
+            share(staged)
+            sync_tree(staged)
+            if fixed:
+                for file in sorted(staged.iterdir()):
+                    file.rename(folder / file.name)
+                staged.rmdir()
+                sync(folder)
+            else:
+                if folder.exists():
+                    folder.rmdir()
+                staged.rename(folder)
+                sync(folder.parent)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        names = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)  # no room on the disk would mend these
+        advice = "give a path that can be a folder" if error.errno in names else "free space or choose another folder"
+        raise DiskError(f"could not write '{folder}' ({error.strerror or error}); {advice}") from error
 
 
 def share(folder: Path) -> None:
@@ -189,7 +250,7 @@ def share(folder: Path) -> None:
 def cache_dir() -> Path:
     """`$DIFFDISTILL_CACHE`, else the platform's place for a user's caches."""
     if given := os.environ.get("DIFFDISTILL_CACHE"):
-        return Path(given).expanduser()
+        return expanded(given)
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "diffdistill"
     if sys.platform == "win32":

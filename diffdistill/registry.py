@@ -24,8 +24,10 @@ from typing import Any, Generic, TypeVar
 
 from diffdistill.assets import example
 from diffdistill.errors import ConfigError
+from diffdistill.files import expanded
 
 PLUGINS = "DIFFDISTILL_PLUGINS"
+OF_PLUGINS = "diffdistill_plugin_"  # what names of the modules of such files begin with
 Row = TypeVar("Row")
 
 
@@ -150,6 +152,13 @@ def _own(place: str) -> Path | None:
     return None if place.startswith(".") else example(place)
 
 
+def plugin_file(module: object) -> str | None:
+    """The file of a module that came from a plug-in; None for any other module, by its name."""
+    if not isinstance(module, str) or not module.startswith(OF_PLUGINS):
+        return None
+    return str(getattr(sys.modules.get(module), "__file__", None) or module.removeprefix(OF_PLUGINS))
+
+
 def named(target: str) -> Any:
     """What the package's own `module:name` is; imported now, so that tables of names stay light."""
     module, _, name = target.partition(":")
@@ -158,7 +167,7 @@ def named(target: str) -> Any:
 
 def _module(place: str) -> ModuleType:
     try:
-        return _run(Path(place).expanduser().resolve()) if place.endswith(".py") else importlib.import_module(place)
+        return _run(expanded(place).resolve()) if place.endswith(".py") else importlib.import_module(place)
     except FileNotFoundError:
         raise ConfigError(f"the file '{place}' does not exist; give its path from here") from None
     except ImportError as error:
@@ -169,7 +178,7 @@ def _module(place: str) -> ModuleType:
 
 def _run(file: Path) -> ModuleType:
     """The module of a file, which runs once: where it imports what asks for plug-ins, it is given as far as it is."""
-    name = f"diffdistill_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    name = f"{OF_PLUGINS}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)

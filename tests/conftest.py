@@ -70,8 +70,12 @@ def ask(capsys):
 
 @pytest.fixture
 def stub(monkeypatch):
-    """Put a function in the place of a verb's; returns what it was called with."""
+    """Put a function in the place of a verb's; returns what it was called with. Names need not be of anything."""
+    from diffdistill.cli import early
     from diffdistill.cli.front import verbs
+
+    for look in ("look_at", "settings"):
+        monkeypatch.setattr(early, look, lambda *_: None)
 
     def place(verb, behaviour=lambda what: 0):
         calls = []

@@ -7,8 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from diffdistill.cli.front import verbs
-from diffdistill.config import load_config
+from diffdistill.cli.front import checked_settings, verbs
 from diffdistill.config.complaints import models_in
 from diffdistill.config.yaml import flow
 from diffdistill.errors import ConfigError
@@ -61,9 +60,12 @@ def run(args: argparse.Namespace) -> int:
     elif args.action == "keys":
         print("\n".join(keys(model)))
     elif args.action == "show":
-        print(load_config(model, args.configs[0], args.settings).text_yaml, end="")
+        print(checked_settings(verbs()[args.verb], args.configs[0], args.settings).text_yaml, end="")
     else:
-        one, two = (dict(leaves(load_config(model, file).config.model_dump(mode="json"))) for file in args.configs)
+        one, two = (
+            dict(leaves(checked_settings(verbs()[args.verb], file).config.model_dump(mode="json")))
+            for file in args.configs
+        )
         different = [key for key in dict.fromkeys([*one, *two]) if one.get(key, key) != two.get(key, key)]
         for key in different:
             print(f"{key}: {flow(one[key]) if key in one else '-'} | {flow(two[key]) if key in two else '-'}")

@@ -4,22 +4,24 @@ Each verb is a file of `verbs/`. Flags and settings are checked before anything 
 every usage error come at once. An error is one line on stderr; the exit code is that of its class in `errors.py`.
 """
 
-import errno
+import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from diffdistill import __version__
+from diffdistill.cli.explain import explained
 from diffdistill.cli.parser import Parser, Verb
-from diffdistill.errors import ConfigError, DiffDistillError, DiskError, Interrupted
+from diffdistill.cli.streams import steady
+from diffdistill.errors import ConfigError, Problems
+from diffdistill.machine import stop_signals
 from diffdistill.registry import Registry, allow_code, check_consent, is_plugin, named
-
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 EPILOG = """
 exit codes: 0 ok, 1 failed check or bug, 2 usage or config, 3 data, 4 checkpoint or model folder,
@@ -95,19 +97,60 @@ def _dispatch(argv: list[str]) -> int:
         _front().parse(argv)
         raise ConfigError(f"a verb is missing; choose one of {', '.join(verbs())} (see 'diffdistill --help')")
     verb = _verb(argv[position])
-    args = _verb_parser(verb).parse(argv[:position] + argv[position + 1 :])
+    parser = _verb_parser(verb)
+    args = parser.parse(argv[:position] + argv[position + 1 :])
     allow_code(args.allow_code)
     if args.quiet or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read by tqdm itself, so the bars of every library obey
     logging.getLogger("transformers.utils.import_utils").addFilter(_not_of_torchvision)
     for name in _names_in(vars(args).values()):
         check_consent(name)
+    if parser.names:
+        from diffdistill.cli import early
+
+        early.look_at(args, parser.names)
     given: Any = args
     if verb.settings:
-        from diffdistill.config import load_config
-
-        given = load_config(named(verb.settings), args.config, args.overrides)
+        given = settings_of(verb, args.config, args.overrides)
     return named(verb.target)(given) or 0
+
+
+def settings_of(verb: Verb, config: str, overrides: Sequence[str]) -> Any:
+    """The settings of a run, what they name looked at; ConfigError for a part of others, or of another verb's."""
+    from diffdistill.cli import early
+    from diffdistill.config import find_config
+
+    resolved = checked_settings(verb, config, overrides)
+    if Path(config).stem.startswith("_base") and find_config(config)[1].startswith("configs/"):
+        raise ConfigError(f"'{config}' is a part of other configs and no recipe; choose one of those beside it")
+    early.settings(resolved.config)
+    return resolved
+
+
+def checked_settings(verb: Verb, config: str, overrides: Sequence[str] = ()) -> Any:
+    """The settings of a config; of one that is another verb's, a ConfigError of one sentence says so."""
+    from diffdistill.config import load_config
+
+    try:
+        return load_config(named(verb.settings or ""), config, overrides)
+    except ConfigError as error:
+        if not isinstance(error, Problems) or "\n" not in str(error):
+            raise
+        if (other := _whose(config, verb)) is not None:
+            raise ConfigError(f"'{config}' is a config of {other}, not of {verb.name}; say {other}") from None
+        raise
+
+
+def _whose(config: str, but: Verb) -> str | None:
+    """The verb, another than this, whose settings a config holds."""
+    from diffdistill.config import load_config
+
+    for verb in verbs().values():
+        if verb.settings not in (None, but.settings):
+            with contextlib.suppress(ConfigError):
+                load_config(named(verb.settings), config)
+                return verb.name
+    return None
 
 
 def _names_in(values: Iterable[object]) -> Iterator[str]:
@@ -120,41 +163,57 @@ def _is_code(word: object) -> bool:
     return isinstance(word, str) and is_plugin(word)
 
 
-def explained(error: BaseException) -> DiffDistillError:
-    """The user's error behind any exception: what happened, and what to do."""
-    if isinstance(error, DiffDistillError):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        return Interrupted("interrupted")
-    text = str(error).strip().splitlines() or ["no message"]
-    if isinstance(error, OSError):
-        place = f"'{error.filename}': {error.strerror}" if error.filename else text[0]
-        if error.errno in NO_ROOM:
-            return DiskError(f"no room left on the disk ({place}); free space or choose another folder")
-        if error.errno in NO_PERMISSION:
-            return DiskError(f"no permission ({place}); choose another folder or change its rights")
-    if "No space left on device" in str(error):  # safetensors reports it as an error of its own
-        return DiskError(f"no room left on the disk ({text[0]}); free space or choose another folder")
-    return DiffDistillError(f"unexpected {type(error).__name__}: {text[0]} (--debug shows the traceback)")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     words = normalized(sys.argv[1:] if argv is None else argv)
+    with steady(), asked_to_end():
+        try:
+            code = _dispatch(words)
+            sys.stdout.flush()
+            return code
+        except (Exception, KeyboardInterrupt) as error:
+            if "--debug" in words:
+                traceback.print_exc()
+            return _told(error)
+
+
+def _told(error: BaseException) -> int:
+    """Say on stderr what went wrong; the exit code. What could be printed is, an unwritable stdout is left behind."""
+    known = explained(error)
     try:
-        code = _dispatch(words)
         sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (Exception, KeyboardInterrupt) as error:
-        if "--debug" in words:
-            traceback.print_exc()
-        known = explained(error)
-        for line in str(known).splitlines():
-            print(f"diffdistill: error: {line}", file=sys.stderr)
-        return known.exit_code
+    except OSError:
+        sys.stdout._silence()  # type: ignore[attr-defined]
+    text = str(known)
+    for line in text.splitlines() if isinstance(known, Problems) else [escaped(text)]:
+        print(f"diffdistill: error: {line}", file=sys.stderr)
+    return known.exit_code
+
+
+def escaped(text: str) -> str:
+    """A sentence on one line, though it names a file whose name has several."""
+    return "".join(ascii(part)[1:-1] if not part.isprintable() and part != "\t" else part for part in text)
+
+
+@contextlib.contextmanager
+def asked_to_end() -> Iterator[None]:
+    """Within, a signal to end (SIGTERM, a terminal that closes) unwinds as Ctrl-C does, so that nothing half-made is
+    left; verbs that train take the signals over, and save first.
+    """
+
+    def end(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
+
+    before: dict[signal.Signals, object] = {}
+    with contextlib.suppress(ValueError):  # not the main thread: signals are the caller's
+        for number in stop_signals():
+            if signal.getsignal(number) == signal.SIG_DFL:  # nohup, and the caller's own handlers, stay
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

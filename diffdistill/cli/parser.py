@@ -36,6 +36,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
         self.checks: list[Callable[[argparse.Namespace], str | None]] = []  # what is wrong with flags together
+        self.names: dict[str, str] = {}  # flags whose values a function of `early.py` looks at, once all are read
 
     def error(self, message: str) -> NoReturn:
         message = message.removeprefix("argument ")

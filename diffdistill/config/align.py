@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from diffdistill.config.parts import Evaluations, Lora
-from diffdistill.config.schema import Data, Run
+from diffdistill.config.schema import Data, Run, no_part_above
 from diffdistill.data.formats import allowed_pairs
 from diffdistill.evaluation.figures import WATCHED_PAIRS
 from diffdistill.optimizers import Optimizer
@@ -42,7 +42,9 @@ class PairEvaluation(Evaluations):
     judges: tuple[str, ...] = Field(
         (), description="rewards that score images of held-out captions, before and after; best not those of the pairs"
     )
-    judged_images: Annotated[int, Field(ge=2)] = Field(64, description="images that each judge sees, captions in turn")
+    judged_images: Annotated[int, Field(ge=2, le=10**9)] = Field(
+        64, description="images that each judge sees, captions in turn"
+    )
 
     def figures(self) -> tuple[str, ...]:
         return (*WATCHED_PAIRS, "judge/", "judge_win_rate/") if self.judges else WATCHED_PAIRS
@@ -92,6 +94,7 @@ class Align(Run):
 
     @model_validator(mode="after")
     def _one_pass_without_clipping(self) -> "Align":
+        no_part_above(self.micro_batch_size, self.train_batch_size)
         if self.update_in_backward and self.optimizer.max_grad_norm is not None:
             raise ValueError(
                 "update_in_backward moves weights before the norm of all gradients is known; set "

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from diffdistill.config.yaml import Path, flow, places_in
+from diffdistill.section import OneOf
 
 ALLOWED = {  # by pydantic's error type; {..} are its numbers
     "int_type": "a whole number",
@@ -119,13 +120,21 @@ def _locate(error: Mapping[str, Any], data: Any) -> Path:
 def _allowed(error: Mapping[str, Any], info: FieldInfo | None) -> str:
     """What may stand there, in words."""
     if error["type"] in ALLOWED:
-        return ALLOWED[error["type"]].format(**error.get("ctx", {}))
+        return ALLOWED[error["type"]].format(**error.get("ctx", {})) + _or_file(info)
     if info is not None and isinstance(info.discriminator, str):
         tags = [tag for one in models_in(info.annotation) for tag in _tags(one, info.discriminator)]
         return f"a section with '{info.discriminator}': one of {_either([repr(tag) for tag in tags])}"
     if info is not None and (sections := models_in(info.annotation)):
         return f"a section with keys of {_either([', '.join(one.model_fields) for one in sections])}"
     return str(error["msg"])
+
+
+def _or_file(info: FieldInfo | None) -> str:
+    """What to add to a list of names where a file of the user's own may be named too."""
+    names = [entry for entry in getattr(info, "metadata", ()) if isinstance(entry, OneOf)]
+    sections = [] if info is None else models_in(info.annotation)
+    of_files = any(entry.files for entry in names) or any(getattr(one, "from_files", False) for one in sections)
+    return ", or FILE.py:NAME" if of_files else ""
 
 
 def _wrong(path: Path, errors: list[Mapping[str, Any]], fields: Mapping[Path, FieldInfo], data: Any) -> str:
@@ -142,7 +151,7 @@ def _wrong(path: Path, errors: list[Mapping[str, Any]], fields: Mapping[Path, Fi
     if kind == "union_tag_invalid" and info is not None:
         tag = str(info.discriminator)
         value, name = value[tag], f"{name}.{tag}"
-        allowed = f"one of {errors[0]['ctx']['expected_tags']}"
+        allowed = f"one of {errors[0]['ctx']['expected_tags']}{_or_file(info)}"
     else:
         allowed = _either(list(dict.fromkeys(_allowed(error, info) for error in errors)))
     words = [] if allowed.startswith("a section") else re.findall(r"'([^']+)'", allowed)
@@ -166,6 +175,8 @@ def sentences(
     order = {path: position for position, path in enumerate(places)}
     lines = []
     for path, items in errors.items():
-        known = next((path[:length] for length in range(len(path), 0, -1) if path[:length] in places), ())
+        # Of a family it is the name that is wrong.
+        wrong = (*path, str(fields[path].discriminator)) if items[0]["type"] == "union_tag_invalid" else path
+        known = next((wrong[:length] for length in range(len(wrong), 0, -1) if wrong[:length] in places), ())
         lines.append((order.get(known, -1), f"{places.get(known, label)}: {_wrong(path, items, fields, data)}"))
     return [line for _, line in sorted(lines, key=lambda pair: pair[0])]

@@ -5,6 +5,7 @@ Order: defaults < `base:` parents < the file < overrides. No torch here: an erro
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,9 +15,10 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from diffdistill.config.complaints import dotted, sentences, variants
+from diffdistill.config.complaints import dotted, fields_of, sentences, variants
 from diffdistill.config.yaml import Placed, flow, parse, places_in, read
-from diffdistill.errors import ConfigError
+from diffdistill.errors import ConfigError, Problems
+from diffdistill.files import reason_of
 from diffdistill.section import Section
 
 Model = TypeVar("Model", bound=Section)
@@ -81,7 +83,7 @@ def find_config(name: str, beside: File | None = None) -> tuple[File, str]:
         if (shipped / f"{short}.yaml").is_file():
             return shipped / f"{short}.yaml", f"configs/{short}.yaml"
     except (OSError, ValueError) as error:
-        raise ConfigError(f"'{name[:80]}' cannot be a config: {error}") from None
+        raise ConfigError(f"'{name[:80]}' cannot be a config ({reason_of(error)}); name a YAML file") from None
     files = [file for file in shipped.rglob("*.yaml") if file.stem != "_base"]
     names = sorted(file.relative_to(shipped).with_suffix("").as_posix() for file in files)
     close = get_close_matches(short, names, 1)
@@ -111,12 +113,32 @@ def _override(text: str) -> Placed:
     if not sign or not all(path):
         raise ConfigError(f"{label} is not allowed after CONFIG; write key=value, e.g. optimizer.learning_rate=1e-4")
     try:
-        data = parse(value, label, numbered=False)
+        data = value.strip() if COMMENT.search(value) else parse(value, label, numbered=False)
     except ConfigError as error:
         raise ConfigError(f"{error}; put quotes around text") from None
     for key in reversed(path):
         data = Placed({key: data}, {key: label})
     return data
+
+
+COMMENT = re.compile(r"^(?!\s*[\"'\[{])(.*\s)?#")
+"""What a YAML line would lose from `#` on. A word of a command line has no comments: `data.path=set #2` is a name."""
+
+
+def _as_text(model: type[BaseModel], given: Placed, overrides: Sequence[str]) -> Placed:
+    """`given`, with overrides of settings that are text as they were written: the shell cannot quote `data.path=2024`
+    for YAML.
+    """
+    texts = {path for path, info in fields_of(model, given) if info.annotation in (str, str | None)}
+    words = (word.partition("=") for word in overrides)
+    last = {tuple(name.strip().replace("-", "_").split(".")): value for name, _, value in words}
+    for path, value in last.items():
+        section: Any = given
+        for key in path[:-1]:
+            section = section.get(key) if isinstance(section, dict) else None
+        if path in texts and isinstance(section, dict) and isinstance(section.get(path[-1]), int | float):
+            section[path[-1]] = value.strip()
+    return given
 
 
 def with_defaults(model: type[BaseModel], data: Placed) -> dict[str, Any]:
@@ -148,7 +170,7 @@ def resolve(model: type[Model], given: Placed, label: str) -> Model:
         wrong = ascii(error.object[error.start : error.end])
         raise ConfigError(f"{label}: {wrong} is no character; write the settings as UTF-8 text") from None
     except ValidationError as error:
-        raise ConfigError("\n".join(sentences(error, model, data, given, label))) from None
+        raise Problems("\n".join(sentences(error, model, data, given, label))) from None
 
 
 def load_config(model: type[Model], path: str | File, overrides: Sequence[str] = ()) -> Resolved[Model]:
@@ -158,7 +180,8 @@ def load_config(model: type[Model], path: str | File, overrides: Sequence[str] =
     or shipped). Raises ConfigError, naming file and line, with one line for every problem.
     """
     given = reduce(merged, map(_override, overrides), _read(str(path)))
-    config = resolve(model.admitting(given), given, find_config(str(path))[1])
+    model = model.admitting(given)
+    config = resolve(model, _as_text(model, given, overrides), find_config(str(path))[1])
     origins = {
         dotted(path): place
         for path, place, value in places_in(given)

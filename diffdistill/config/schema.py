@@ -8,12 +8,13 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field, create_model
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from diffdistill.config.parts import Average, Evaluations, Lora
 from diffdistill.data.formats import allowed
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.metrics import metric
+from diffdistill.files import expanded
 from diffdistill.methods import METHODS
 from diffdistill.methods.base import Method
 from diffdistill.optimizers import Muon, Optimizer
@@ -68,7 +69,7 @@ def known_metric(name: str) -> str:
 
 
 class Evaluation(Evaluations):
-    num_images: Annotated[int, Field(ge=2)] = 5000
+    num_images: Annotated[int, Field(ge=2, le=10**9)] = 5000
     metrics: tuple[Annotated[str, AfterValidator(known_metric)], ...] = Field(
         ("fid",), description="what is measured: a metric's name as of evaluate --metrics, or FILE.py:NAME"
     )
@@ -103,10 +104,21 @@ def no_half(precision: Any) -> Any:
     return precision
 
 
+def at_home(path: str) -> str:
+    """A path whose `~` is the user's home folder."""
+    return str(expanded(path)) if path.startswith("~") else path
+
+
+def no_part_above(part: int | None, whole: int) -> None:
+    """ValueError for a micro-batch larger than the batch that it is a part of."""
+    if part is not None and part > whole:
+        raise ValueError(f"micro_batch_size is {part} and train_batch_size {whole}; a part is at most the whole")
+
+
 class Run(Section):
     """Keys that every verb that trains has."""
 
-    output_dir: str
+    output_dir: Annotated[str, AfterValidator(at_home)]
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     max_train_steps: Count = 1000
     train_batch_size: Count = 64
@@ -119,7 +131,9 @@ class Run(Section):
         description="auto, sdpa, sdpa-flash, sdpa-efficient, sdpa-cudnn, sdpa-math, xformers or a diffusers backend",
     )
     resume_from_checkpoint: Literal["latest"] | Count | None = Field(None, description="latest, or a step number")
-    num_threads: Count | None = Field(None, description="CPU threads; null: all cores")
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="CPU threads; null: all cores"
+    )
     log_every: Count = 10
     sample_every: Annotated[int, Field(ge=0)] = Field(100, description="steps between fixed-seed grids; 0: none")
     allow_changed_inputs: bool = Field(
@@ -164,13 +178,35 @@ class Network(Section):
     kind: Literal["unet", "uvit"] = "unet"
     uvit: UViTSize = UViTSize()
     scalelong: ScaleLong | None = Field(None, description="scale the long skips while training; null: do not")
-    block_out_channels: tuple[Count, ...] = (16, 64, 128)
+    block_out_channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (16, 64, 128)
     layers_per_block: Count = 1
     attention_levels: tuple[int, ...] = Field(
         (-1,), description="resolutions with attention, counted from the finest; -1 is the coarsest"
     )
     attention_head_dim: Count = 32
     norm_num_groups: Count = 8
+
+    @model_validator(mode="after")
+    def _unet_can_be_built(self) -> Self:
+        channels, depth = self.block_out_channels, len(self.block_out_channels)
+        if self.kind != "unet":
+            return self
+        if odd := [count for count in channels if count % self.norm_num_groups]:
+            raise ValueError(
+                f"network.block_out_channels has {odd[0]}, which is no multiple of network.norm_num_groups="
+                f"{self.norm_num_groups}; change one of them"
+            )
+        if far := [level for level in self.attention_levels if not -depth <= level < depth]:
+            raise ValueError(
+                f"network.attention_levels has {far[0]} and there are {depth} resolutions; use {-depth} to {depth - 1}"
+            )
+        attending = [channels[level] for level in {*self.attention_levels, -1}]  # the middle block attends always
+        if min(attending) < self.attention_head_dim:
+            raise ValueError(
+                f"network.attention_head_dim is {self.attention_head_dim}, and a level with attention has "
+                f"{min(attending)} channels; make it at most that"
+            )
+        return self
 
 
 class Train(Average, Run):
@@ -270,6 +306,11 @@ class Distill(Run):
         None, description="images in one pass of the networks, whose gradients add up; null: train_batch_size"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+
+    @model_validator(mode="after")
+    def _micro_batches_are_parts(self) -> Self:
+        no_part_above(self.micro_batch_size, self.train_batch_size)
+        return self
 
     @classmethod
     def admitting(cls, data: Mapping[str, Any]) -> type[Self]:

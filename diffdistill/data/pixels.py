@@ -1,9 +1,7 @@
 """Pixels: decoding what a file holds into uint8, fitting it to one size, and the range of the networks."""
 
 import io
-import os
 import struct
-import sys
 import warnings
 from collections.abc import Iterable
 from itertools import chain, islice
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from diffdistill.data.source import Encoded
 from diffdistill.errors import DataError
+from diffdistill.machine import total_memory
 
 # Only formats that decode pixels: Pillow hands EPS, for one, to an interpreter.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -112,18 +111,13 @@ def stack(images: np.ndarray | Iterable[Encoded], count: int, image_size: int | 
 
 def _allocate(count: int, shape: tuple[int, ...], name: str) -> np.ndarray:
     height, width, channels = shape
-    need, have = count * height * width * channels, _memory()
+    need, have = count * height * width * channels, total_memory()
     if need > have:
         raise DataError(
             f"{name} takes {need / 1e9:.1f} GB of memory ({count} images of {width}x{height}), this machine has "
             f"{have / 1e9:.1f} GB: lower data.image_size or data.limit"
         )
     return np.empty((count, channels, height, width), dtype=np.uint8)
-
-
-def _memory() -> int:
-    """Bytes of memory of this machine, where the system says."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
 
 
 def _formats() -> list[str]:

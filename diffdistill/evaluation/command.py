@@ -3,16 +3,23 @@
 import sys
 from argparse import Namespace
 from dataclasses import fields
+from functools import partial
+from typing import Any, TextIO
 
 from diffdistill.evaluation import table
-from diffdistill.evaluation.run import Request, evaluate
+from diffdistill.evaluation.run import Request, answered
+from diffdistill.outputs import STDOUT
 
 
 def run(args: Namespace) -> int:
-    """Evaluate, print, write; raises the errors of errors.py."""
-    result = evaluate(Request(**{field.name: getattr(args, field.name) for field in fields(Request)}))
-    results = result.get("models") or [result]
-    print(table.one(results[0]) if len(results) == 1 else table.comparison(results))
+    """Evaluate, write, print; raises the errors of errors.py."""
+    request = Request(**{field.name: getattr(args, field.name) for field in fields(Request)})
+    answered(request, partial(show, file=sys.stderr if request.json == STDOUT else sys.stdout))
+    return 0
+
+
+def show(results: list[dict[str, Any]], file: TextIO) -> None:
+    """The table of the results, and their warnings."""
+    print(table.one(results[0]) if len(results) == 1 else table.comparison(results), file=file)
     for text in dict.fromkeys(text for measured in results for text in measured["warnings"]):
         print(f"warning: {text}", file=sys.stderr)
-    return 0

@@ -80,8 +80,10 @@ class Evaluator:
         self.extractor: FeatureExtractor | None = None
         self.reference: Reference | None = None
         self.warnings: list[str] = []
-        if reference is not None and metrics:
+        if reference is not None and (extractor is not None or any(row.looks_at_features for row in self.metrics)):
             self._compare_with(reference, extractor, mode, progress)
+        elif reference is not None and metrics:
+            self.reference = _without_features(reference)
         for row in self.metrics:
             self._check(row)
         clip = self._clip_model(clip_model) if any("clip" in row.needs for row in self.metrics) else None
@@ -221,23 +223,25 @@ class Evaluator:
         return generated, list(resizes), shape
 
     def _real_scores(self, count: int) -> dict[str, float]:
-        if not self.floor or self.reference is None or self.reference.images is None or self.extractor is None:
+        if not self.floor or self.reference is None or self.reference.images is None:
             return {}
         if (key := ("scores", count)) not in self._floors:
-            self._floors[key] = self.scores.of_real(self.reference.images, count, self.extractor.batch_size)
+            size = large_batch(self.device) if self.extractor is None else self.extractor.batch_size
+            self._floors[key] = self.scores.of_real(self.reference.images, count, size)
         return self._floors[key]
 
     def _warnings(self, generated: Generated, resizes: list[str], shape: torch.Size) -> list[str]:
         warnings = list(self.warnings)
         if self.reference is None:
             return warnings
-        warnings += [f"generated images: {problem}" for problem in generated.gaussian.problems()]
-        warnings += [f"reference: {problem}" for problem in self.reference.gaussian.problems()]
+        if self.extractor is not None:
+            warnings += [f"generated images: {problem}" for problem in generated.gaussian.problems()]
+            warnings += [f"reference: {problem}" for problem in self.reference.gaussian.problems()]
         images = self.reference.images
         if images is not None and images.images.shape[1:] != shape:
             ours, theirs = ("x".join(map(str, s)) for s in (shape, images.images.shape[1:]))
             warnings.append(f"the images are {ours} (C x H x W), the reference is {theirs}: a difference in itself")
-        if self.reference.resize is not None and resizes != [self.reference.resize]:
+        if self.extractor is not None and self.reference.resize is not None and resizes != [self.reference.resize]:
             warnings.append(
                 f"resize is {', '.join(resizes)} for the images and {self.reference.resize} for the reference"
             )
@@ -245,20 +249,28 @@ class Evaluator:
 
     def _protocol(self, generated: Generated, resizes: list[str], texts: Sequence[str] | None) -> dict[str, Any]:
         protocol: dict[str, Any] = {"num_images": generated.n}
+        if self.reference is not None:
+            protocol["reference"] = {
+                "name": self.reference.name,
+                "fingerprint": self.reference.fingerprint,
+                "num_images": self.reference.n,
+                "resize": self.reference.resize,
+            }
         if self.reference is not None and self.extractor is not None:
             protocol |= {
                 "features": {"id": self.extractor.id, "sha256": self.extractor.sha256, "dim": self.extractor.dim},
                 "resize": "+".join(resizes),
-                "reference": {
-                    "name": self.reference.name,
-                    "fingerprint": self.reference.fingerprint,
-                    "num_images": self.reference.n,
-                    "resize": self.reference.resize,
-                },
                 "backend": self.backend_version,
                 "seed": self.seed,
             }
         return protocol | self.scores.protocol(texts)
+
+
+def _without_features(reference: ImageSet | Statistics) -> Reference:
+    """What stands beside scores of single images: real ones to score too, where there are some."""
+    if isinstance(reference, Statistics):
+        return Reference(reference.source, None, reference.gaussian.n, reference.gaussian, reference.resize)
+    return Reference(reference.name, reference.fingerprint, len(reference), NO_FEATURES, None, images=reference)
 
 
 def _known(names: Sequence[str], rewards: Sequence[Reward]) -> tuple[Metric, ...]:

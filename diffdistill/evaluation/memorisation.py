@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from diffdistill.evaluation.arrays import as_pair
 from diffdistill.evaluation.frechet import Array
 from diffdistill.evaluation.precision_recall import squared_distances
+from diffdistill.files import replacing
 
 SIDE = 64  # pixels of a thumbnail
 
@@ -58,4 +59,5 @@ def neighbour_picture(path: str | Path, images: Tensor, training: Tensor, neares
         gap = torch.full((3, SIDE, 4), 255, dtype=torch.uint8)
         lines.append(torch.cat([generated, gap, *closest], dim=2))
     sheet = torch.cat(lines, dim=1).permute(1, 2, 0).contiguous().numpy()
-    Image.fromarray(sheet).save(path, format="PNG")
+    with replacing(Path(path)) as partial:
+        Image.fromarray(sheet).save(partial, format="PNG")

@@ -7,14 +7,26 @@ from typing import Any
 
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.figures import label_of
+from diffdistill.files import replacing
+
+ENDINGS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
+
+
+def check_plot(path: str | Path) -> None:
+    """ConfigError where no plot could be drawn into the file: for want of matplotlib, or by its name."""
+    if Path(path).suffix.lower() not in ENDINGS:
+        raise ConfigError(f"'{path}' is no name of a picture; end it in {', '.join(ENDINGS)}")
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("a plot needs matplotlib: pip install 'diffdistill[plot]'") from error
 
 
 def plot_evaluations(results: Sequence[dict[str, Any]], path: str | Path) -> None:
     """Draw the FID of evaluated models (results with `subject`) into a PNG, SVG or PDF; needs matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("a plot needs matplotlib: pip install 'diffdistill[plot]'") from error
+    check_plot(path)
+    from matplotlib.figure import Figure
+
     lines: dict[tuple[str, str], list[tuple[int, float, float]]] = defaultdict(list)
     for result in results:
         about, entry = result["subject"], result["metrics"]["fid"]
@@ -38,4 +50,5 @@ def plot_evaluations(results: Sequence[dict[str, Any]], path: str | Path) -> Non
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.set_xticks([], minor=True)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    with replacing(Path(path)) as partial:
+        figure.savefig(partial, dpi=150, format=Path(path).suffix[1:].lower())

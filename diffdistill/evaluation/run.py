@@ -5,7 +5,7 @@ it holds the answer to the same request; any other file is left alone.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from diffdistill.data import ImageSet, load_images
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.evaluator import Evaluator, check_texts
 from diffdistill.evaluation.metrics import metric
-from diffdistill.evaluation.plot import plot_evaluations
+from diffdistill.evaluation.plot import check_plot, plot_evaluations
 from diffdistill.evaluation.statistics import Statistics, is_statistics, load_statistics
 from diffdistill.evaluation.subjects import Drawing, Pair, Subject, image_subject, model_subjects
-from diffdistill.files import read_json, write_json
+from diffdistill.files import behind_links
+from diffdistill.outputs import STDOUT, check_output, write_answer
 from diffdistill.rewards import load_reward
 from diffdistill.sampling.generate import pick_device
 
@@ -67,6 +68,20 @@ class Request(Drawing):
             object.__setattr__(self, "metrics", () if alone else ("fid",))
         if self.clip is not None and not any("clip" in metric(name).needs for name in self.metrics or ()):
             raise ConfigError("--clip names the CLIP of metric 'clip', which is not asked for: add it to --metrics")
+        self._check_pictures()
+
+    def _check_pictures(self) -> None:
+        """ConfigError for pictures of what is not measured, or of several models in one file."""
+        if self.plot is not None and "fid" not in (self.metrics or ()):
+            raise ConfigError("--plot draws the metric fid, which is not asked for: add it to --metrics")
+        if self.plot is not None and self.model is None:
+            raise ConfigError("--plot draws FID against evaluations of models: give --model, or leave it out")
+        if self.neighbours is not None and "neighbours" not in (self.metrics or ()):
+            raise ConfigError(
+                "--neighbours is the picture of metric 'neighbours', which is not asked for: add it to --metrics"
+            )
+        if self.neighbours is not None and len(self.models) > 1:
+            raise ConfigError("--neighbours is one picture, and there are several models: evaluate them one by one")
 
     def record(self) -> dict[str, Any]:
         """What decides the numbers, as JSON."""
@@ -93,20 +108,43 @@ def evaluate(request: Request | None = None, /, **settings: Any) -> dict[str, An
     known = [field.name for field in fields(Request)]
     if unknown := [name for name in settings if name not in known]:
         raise ConfigError(f"evaluate has no setting '{unknown[0]}'; it must be one of {', '.join(known)}")
-    request = request or Request(**settings)
-    results = measured(request)
-    answer = {"request": request.record(), **(results[0] if len(results) == 1 else {"models": results})}
+    return answered(request or Request(**settings), lambda _: None)
+
+
+def answered(request: Request, show: Callable[[list[dict[str, Any]]], None]) -> dict[str, Any]:
+    """The answer, written where the request says and shown, before anything that can fail once it is measured.
+
+    Where a later one of several models fails, what there is so far is written and shown all the same.
+    """
+    results: list[dict[str, Any]] = []
+    try:
+        for result in measured(request):
+            results.append(result)
+    finally:
+        if results:
+            _kept(request, results, show)
     if request.plot is not None:
         plot_evaluations(results, request.plot)
-    if request.json is not None:
-        write_json(Path(request.json), answer)
-    return answer
+    return answer_of(request, results)
 
 
-def measured(request: Request) -> list[dict[str, Any]]:
+def _kept(request: Request, results: list[dict[str, Any]], show: Callable[[list[dict[str, Any]]], None]) -> None:
+    try:
+        if request.json is not None:
+            write_answer(request.json, answer_of(request, results))
+    finally:
+        show(results)
+
+
+def answer_of(request: Request, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `json` holds: the result of one subject, or `models`, a list, of several, as far as they are measured."""
+    several = len(request.models) > 1
+    return {"request": request.record(), **({"models": results} if several else results[0])}
+
+
+def measured(request: Request) -> Iterator[dict[str, Any]]:
     """The results: one for images, or one for each model. A wrong request is refused before anything is computed."""
-    if request.json is not None:
-        refuse_other(Path(request.json), request.record())
+    check_outputs(request)
     if request.images is not None:
         subjects = [image_subject(request.images, request.num_images, request)]
         check_texts([metric(name) for name in request.metrics or ()], subjects[0](None).texts)
@@ -127,7 +165,8 @@ def measured(request: Request) -> list[dict[str, Any]]:
         progress=True,
     )
     captions = reference.texts if isinstance(reference, ImageSet) else None
-    return [measure(evaluator, open_subject(captions), request.neighbours) for open_subject in subjects]
+    for open_subject in subjects:
+        yield measure(evaluator, open_subject(captions), request.neighbours)
 
 
 def measure(evaluator: Evaluator, subject: Subject, picture: str | Path | None = None) -> dict[str, Any]:
@@ -148,15 +187,17 @@ def read_reference(data: str, split: str) -> ImageSet | Statistics:
     return load_statistics(data) if is_statistics(data) else load_images(data, split=split)
 
 
-def refuse_other(target: Path, request: dict[str, Any]) -> None:
-    """ConfigError where `target` holds anything but the answer to the same request."""
-    if not target.exists():
-        if not target.absolute().parent.is_dir():
-            raise ConfigError(f"--json {target}: there is no folder {target.absolute().parent}; make it first")
-        return
-    try:
-        answered = read_json(target)["request"]
-    except (OSError, ValueError, KeyError, TypeError):
-        answered = None
-    if answered != request:
-        raise ConfigError(f"--json {target} exists and holds something else: delete it or name another file")
+def check_outputs(request: Request) -> None:
+    """ConfigError where a file to write cannot be, or holds anything but the answer to the same request."""
+    record = request.record()
+    again = False
+    if request.json is not None:
+        check_output(request.json, "--json", lambda content: content["request"] == record)
+        again = behind_links(Path(request.json)).is_file() and str(request.json) != STDOUT
+    for flag, file in (("--plot", request.plot), ("--neighbours", request.neighbours)):
+        if file is None:
+            continue
+        if not (again and Path(file).is_file()):  # the pictures of the same request are made again, as its answer is
+            check_output(file, flag)
+    if request.plot is not None:
+        check_plot(request.plot)

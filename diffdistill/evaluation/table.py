@@ -29,11 +29,14 @@ def protocol_lines(result: dict[str, Any]) -> list[str]:
     protocol = result["protocol"]
     if "reference" not in protocol:
         return _text_lines(protocol)
-    reference, features = protocol["reference"], protocol["features"]
+    reference, features = protocol["reference"], protocol.get("features")
     n = f", {reference['num_images']:,} images" if reference["num_images"] else ""
     mark = f", fingerprint {reference['fingerprint'][:12]}" if reference["fingerprint"] else " (statistics only)"
+    name = f"reference  {reference['name']}{n}{mark}"
+    if features is None:  # scores of single images look at none
+        return [name, *_text_lines(protocol)]
     return [
-        f"reference  {reference['name']}{n}{mark}",
+        name,
         f"features   {features['id']}, {features['dim']} a picture, SHA-256 {features['sha256'][:12]}",
         f"resize     {protocol['resize']} (reference {reference['resize'] or 'unknown'})",
         f"backend    {protocol['backend']}, seed {protocol['seed']}",

@@ -44,12 +44,7 @@ class Scores:
         """Images uint8 `(B, C, H, W)` and B texts, or labels `(B,)` -> numbers `(B,)` by name, float64 on the CPU."""
         scores = {}
         for name, function in self.functions.items():
-            scores[name] = torch.as_tensor(function(images, texts)).double().cpu()
-            if scores[name].shape != (len(images),):
-                raise DataError(
-                    f"metric '{name}' gave {tuple(scores[name].shape)} for {len(images)} images: one number an image, "
-                    f"a tensor of shape ({len(images)},), is needed"
-                )
+            scores[name] = one_a_picture(f"metric '{name}'", function(images, texts), len(images))
         if only_functions:
             return scores
         if self.clip is not None:
@@ -57,7 +52,8 @@ class Scores:
             scores["clip"] = cosines(self.clip(images), self.clip.embed_texts(texts))
         for name, reward in self.rewards.items():
             given = list(texts) if texts is not None else labels
-            scores[name] = reward(images.to(self.device).float() / 255, given).double().cpu()
+            scored = reward(images.to(self.device).float() / 255, given)
+            scores[name] = one_a_picture(name.replace("/", " ", 1), scored, len(images))
         return scores
 
     def of_real(self, images: ImageSet, count: int, batch_size: int) -> dict[str, float]:
@@ -87,6 +83,21 @@ class Scores:
             "clip_model": clip,
             "rewards": {name: getattr(reward, "version", None) for name, reward in self.rewards.items()},
         }
+
+
+def one_a_picture(who: str, given: Any, count: int) -> Tensor:
+    """What a function gave for `count` images as float64 `(count,)` on the CPU; DataError for anything else."""
+    try:
+        # float64 on the CPU alone: some accelerators have none.
+        values = torch.as_tensor(given).detach().cpu().double()
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(f"{who} gave {given!r:.60} for {count} images: one number an image is needed") from None
+    if values.shape != (count,):
+        raise DataError(
+            f"{who} gave {tuple(values.shape)} for {count} images: one number an image, a tensor of shape "
+            f"({count},), is needed"
+        )
+    return values
 
 
 def by_name(rewards: Sequence[Reward], kind: str = "reward") -> dict[str, Reward]:

@@ -99,6 +99,7 @@ class Method(Section):
     """What all methods share; a method sets `name` and `form`, and any other choice, fixed or with a default."""
 
     form: ClassVar[Form]
+    from_files: ClassVar[bool] = True  # a method may be FILE.py:CLASS as well
 
     name: str
     level_weight: FisherWeight = "dmd"

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from diffdistill.assets import ROOTS
-from diffdistill.errors import DiskError
 from diffdistill.files import read_text, sha256
+from diffdistill.outputs import STDOUT, check_output, has_keys, write_answer
 
 PIP = f"{shlex.quote(sys.executable)} -m pip"
 GIB = 1 << 30
@@ -122,18 +122,14 @@ def examine() -> list[Check]:
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings; 1 if something fails, else 0."""
+    if args.json is not None:
+        check_output(args.json, "--json", has_keys("ok", "checks"))
     checks = examine()
     failed = any(check.status == "fail" for check in checks)
-    text = json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=2)
-    if args.json == "-":
-        print(text)
+    if args.json is not None:
+        write_answer(args.json, {"ok": not failed, "checks": [asdict(check) for check in checks]})
+    if args.json == STDOUT:
         return int(failed)
-    if args.json:
-        try:
-            # Not by way of a file beside it: a device, such as /dev/stdout, is a file to write to as well.
-            Path(args.json).write_text(text + "\n", "utf-8")
-        except OSError as error:
-            raise DiskError(f"cannot write '{args.json}' ({error.strerror}); name another file") from error
     for check in checks:
         print(f"{check.status:<5} {check.name:<12} {check.detail}")
         if check.fix:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffdistill.errors import CheckpointError
+from diffdistill.files import reason_of
 from diffdistill.pickle_reader.machine import PickleReader, Refused, shown
 from diffdistill.pickle_reader.plain import LEGACY_MAGIC, LEGACY_VERSION, NAMES, Array, Storage, numbers, storage_id
 
@@ -22,7 +23,9 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{file}' is no readable safetensors file ({error}); fetch it again") from error
+        raise CheckpointError(
+            f"'{file}' is no readable safetensors file ({reason_of(error)}); fetch it again"
+        ) from error
 
 
 def read_pickle(file: Path) -> Any:
@@ -75,7 +78,7 @@ def _read_torch_zip(file: Path) -> Any:
     except Refused as error:
         raise CheckpointError(f"{error}; give another file") from None
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise CheckpointError(f"the zip file is damaged ({error}); fetch it again") from error
+        raise CheckpointError(f"the zip file is damaged ({reason_of(error)}); fetch it again") from error
 
 
 def _read_legacy(stream: IO[bytes], length: int) -> Any:

@@ -27,9 +27,16 @@ def weights_digest(folder: Path) -> str:
 
 def locate(model: str) -> Path:
     """The local folder of MODEL: a path, `builtin:NAME`, or a Hub id (downloaded to the Hub's own cache)."""
+    with files.reading(model, CheckpointError):
+        folder = local(model)
+    return _download(model) if folder is None else folder
+
+
+def local(model: str) -> Path | None:
+    """The folder of MODEL where it is one of this machine; None for a Hub id. CheckpointError for what is neither."""
     if is_builtin(model):
         return resolve_builtin(model)
-    path = Path(model)
+    path = files.expanded(model)
     if path.suffix in PICKLES:
         raise CheckpointError(
             f"'{model}' is a pickle, which can run code when opened; give a diffusers folder with safetensors weights "
@@ -37,11 +44,14 @@ def locate(model: str) -> Path:
         )
     if path.is_dir():
         return path
-    if path.exists() or path.is_absolute() or model.count("/") != 1 or model.startswith("."):
+    # OWNER/NAME is an id of the Hub, unless OWNER is here: then NAME is mistyped, and asking the Hub takes long.
+    here = path.exists() or path.parent.exists() or path.is_absolute()
+    if here or model.count("/") != 1 or model.startswith((".", "~")):
         raise CheckpointError(
-            f"model '{model}' is not a diffusers folder; give a folder with model_index.json, builtin:NAME or a Hub id"
+            f"model '{model:.200}' is not a diffusers folder; give a folder with model_index.json, builtin:NAME or a "
+            f"Hub id"
         )
-    return _download(model)
+    return None
 
 
 def _download(model: str) -> Path:
@@ -72,7 +82,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, OSError) as error:
         raise CheckpointError(
-            f"'{path}' is not readable JSON ({error}); make or fetch the model folder again"
+            f"'{path}' is not readable JSON ({files.reason_of(error)}); make or fetch the model folder again"
         ) from error
 
 

@@ -37,7 +37,13 @@ class CallableReward:
         """Scores `(B,)`; DataError if the function returns another number of them."""
         given = texts_of(prompts, len(images), self.name) if self.needs_prompt else prompts
         result = self.function(pictures(images) if self.pil else images, given)
-        scores = torch.as_tensor(result[0] if isinstance(result, tuple) else result, device=images.device)
+        given = result[0] if isinstance(result, tuple) and result else result
+        try:
+            scores = torch.as_tensor(given, device=images.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise DataError(
+                f"the reward {self.name} returned {given!r:.60} for {len(images)} images; give one number an image"
+            ) from None
         if scores.shape != (len(images),):
             raise DataError(
                 f"the reward {self.name} returned {tuple(scores.shape)} for {len(images)} images; one number an image "

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
+from diffdistill.files import expanded
 from diffdistill.registry import load
 from diffdistill.rewards.combine import CallableReward
 from diffdistill.rewards.kinds import REWARDS, RewardKind, allowed_rewards
@@ -27,7 +28,7 @@ def load_reward(name: str, *, batch_size: int = 16) -> Reward:
     kind, _, where = name.partition(":")
     if kind in kinds:
         return kinds[kind].load(where or None, batch_size)
-    folder = resolve_builtin(name) if is_builtin(name) else Path(name).expanduser()
+    folder = resolve_builtin(name) if is_builtin(name) else expanded(name)
     if folder.is_dir():
         return _kind_of(folder, name).load(str(folder), batch_size)
     if _names_code(name):

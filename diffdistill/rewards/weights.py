@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.files import PICKLES, sha256
+from diffdistill.files import PICKLES, expanded, sha256
 from diffdistill.pickle_reader.source import read_pickle, read_safetensors
 
 
@@ -34,7 +34,7 @@ def fetched(reward: str, where: str | None, hub: str, files: list[str]) -> Path:
     """
     if where is not None and is_builtin(where):
         return resolve_builtin(where)
-    folder = Path(where or hub).expanduser()
+    folder = expanded(where or hub)
     if folder.is_dir():
         return folder
     try:

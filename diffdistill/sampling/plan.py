@@ -12,6 +12,8 @@ from diffdistill.sampling.noise import image_seed
 from diffdistill.sampling.sampler import SAMPLERS, Sampler
 from diffdistill.sampling.scheduled import Scheduler, levels_of, make_scheduler, scheduler_class, set_steps
 
+MOST_STEPS = 10_000  # a typing error above it: no sampler is better for so many
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -71,8 +73,8 @@ def plan_sampling(model: Denoiser, request: SamplingRequest | None = None, **set
     """
     request = replace(request or SamplingRequest(), **settings)
     row = None if request.sampler is None else SAMPLERS.get(request.sampler)
-    if request.steps is not None and request.steps < 1:
-        raise ConfigError(f"steps is {request.steps}; use 1 or more")
+    if request.steps is not None and not 1 <= request.steps <= MOST_STEPS:
+        raise ConfigError(f"steps is {request.steps}; use 1 to {MOST_STEPS}")
     conditions = model.conditions_for(request)
     if model.role == "student":
         return _few_steps(model, row, request, conditions)

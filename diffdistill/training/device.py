@@ -8,6 +8,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
+from diffdistill.machine import cores
 
 
 def fast_bf16(device_type: str) -> bool:
@@ -31,6 +32,8 @@ class Device:
 
     def __init__(self, mixed_precision: str, num_threads: int | None = None):
         if num_threads is not None:
+            if num_threads > (most := max(64, 4 * cores())):
+                raise ConfigError(f"num_threads is {num_threads} and there are {cores()} cores; use at most {most}")
             torch.set_num_threads(num_threads)
         self.name = PartialState().device
         if mixed_precision == "auto":

@@ -47,7 +47,7 @@ def _take(file: Path) -> int | None:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             free = _lock(descriptor)
-        except OSError:  # no locks on this file system
+        except (OSError, ImportError):  # no locks on this file system, or system
             os.close(descriptor)
             return _take_by_name(file)
         if not free:

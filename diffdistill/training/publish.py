@@ -136,7 +136,8 @@ def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any]:
     entries: Any = read_json(folder / "evaluations.json")
     for entry in entries:
         measured, protocol = entry["evaluation"], entry["evaluation"]["protocol"]
-        same = all(protocol[key] == evaluation["protocol"][key] for key in ("num_images", "features", "reference"))
+        ours = evaluation["protocol"]
+        same = all(protocol.get(key) == ours.get(key) for key in ("num_images", "features", "reference"))
         if not same or entry["weights_sha256"] != digest:
             continue
         calls = entry["sampling"]["evaluations"]

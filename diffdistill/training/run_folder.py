@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from diffdistill import __version__
+from diffdistill import __version__, machine
 from diffdistill.config import Resolved, load_config
 from diffdistill.config.schema import Run
 from diffdistill.errors import ConfigError, DiskError
@@ -140,11 +140,4 @@ def command_line() -> str:
 
 def peak_memory() -> int:
     """Most bytes this process ever held: of the GPU where there is one, else resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    if sys.platform == "win32":  # which does not say
-        return 0
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else machine.peak_memory()

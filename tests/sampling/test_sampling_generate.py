@@ -142,7 +142,7 @@ def test_a_student_takes_its_levels_or_the_first_alone():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"steps": 0}, "steps is 0; use 1 or more"),
+        ({"steps": 0}, "steps is 0; use 1 to 10000"),
         (
             {"sampler": "magic"},
             r"sampler 'magic' is not known; it must be one of .*heun.*, or FILE\.py:NAME",

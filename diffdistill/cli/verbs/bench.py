@@ -17,6 +17,7 @@ def add_flags(parser: Parser) -> None:
         "--mixed-precision", choices=("no", "bf16", "fp16"), default="no", help="autocast of the passes (default no)"
     )
     parser.add_argument("--device", type=device, help="cpu, cuda, cuda:N or mps (default: cuda if there is one)")
+    parser.names = {"model": "model"}
 
 
 VERB = Verb(

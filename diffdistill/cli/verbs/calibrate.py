@@ -5,9 +5,14 @@ from diffdistill.data.formats import allowed
 
 
 def add_flags(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a teacher: folder or Hub id, or builtin:NAME")
     parser.add_argument(
-        "--data", metavar="DATA", required=True, help=f"images like those it was trained on: {allowed()}"
+        "model", metavar="MODEL", help="a teacher: folder or Hub id, or builtin:NAME"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        required=True,
+        help=f"images like those it was trained on: {allowed()}",
     )
     parser.add_argument("--out", metavar="FILE", required=True, help="JSON; an unfinished one is continued")
     parser.add_argument("--split", default="train", help="split of the data, where it has several (default: train)")
@@ -25,12 +30,17 @@ def add_flags(parser: Parser) -> None:
         "--method", choices=("variance", "fid"), default="variance", help="fid: the paper's search, 8 values of b"
     )
     parser.add_argument("--metric", choices=("fid", "kid"), default="fid", help="what chooses (default: fid)")
-    parser.add_argument("--features", metavar="ID|PATH", help="feature extractor (default: one that fits the data)")
+    parser.add_argument(
+        "--features",
+        metavar="ID|PATH",
+        help="feature extractor (default: one that fits the data)",
+    )
     parser.add_argument(
         "--check-seeds", metavar="K", type=whole(0), default=3, help="before and after, on K other seeds (default 3)"
     )
     parser.add_argument("--batch-size", metavar="B", type=whole(1), default=64, help="images at a time (default 64)")
     parser.add_argument("--device", type=device, help="cpu, cuda, cuda:N or mps (default: cuda if there is one)")
+    parser.names = {"model": "model", "data": "data", "features": "features"}
 
 
 VERB = Verb(

@@ -13,7 +13,12 @@ from diffdistill.rewards.kinds import allowed_rewards
 def add_flags(parser: Parser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", metavar="DIR", help="images to judge, in any form of DATA")
-    source.add_argument("--model", metavar="MODEL", action="append", help="model to sample from; may be repeated")
+    source.add_argument(
+        "--model",
+        metavar="MODEL",
+        action="append",
+        help="model to sample from; may be repeated",
+    )
     parser.add_argument(
         "--reference",
         metavar="DATA",
@@ -32,7 +37,9 @@ def add_flags(parser: Parser) -> None:
         "--num-images", metavar="N", type=whole(2), help="images to judge (default: all of --images, 5000 of a model)"
     )
     parser.add_argument(
-        "--features", metavar="ID|PATH", help="feature extractor (default: one that fits the reference)"
+        "--features",
+        metavar="ID|PATH",
+        help="feature extractor (default: one that fits the reference)",
     )
     parser.add_argument("--clip", metavar="ID|PATH", help="CLIP of the CLIP score (default: the largest of OpenAI's)")
     parser.add_argument(
@@ -56,6 +63,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--neighbours", metavar="FILE", help="picture of the nearest training images")
     add_sampling(parser)
     parser.checks.append(_reference_missing)
+    parser.names = {"images": "data", "model": "model_at_steps", "reference": "data", "features": "features"}
 
 
 # Flags that say how images are compared with others.

@@ -14,6 +14,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder; nothing is overwritten")
     add_sampling(parser)
     parser.checks.append(_count_missing)
+    parser.names = {"model": "model"}
 
 
 def _count_missing(args: argparse.Namespace) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffdistill.data.source import SUFFIXES, Pair, Source
 from diffdistill.errors import DataError
-from diffdistill.files import PICKLES
+from diffdistill.files import PICKLES, expanded
 from diffdistill.registry import Registry
 
 
@@ -57,10 +57,17 @@ def _listed(words: list[str]) -> str:
 
 def open_source(data: str, split: str) -> Source:
     """Reads DATA by the format that recognises it; images stay encoded. DataError if none does."""
-    path = Path(data).expanduser()
+    return open_at(data, known_place(data), split)
+
+
+def known_place(data: str) -> Path:
+    """The path that DATA may be; DataError where nothing is there and no format knows the name. Raises OSError too."""
+    path = expanded(data)
     if not data.strip() or not (path.exists() or any(row.matches(data, path) for row in by_rank())):
-        raise DataError(f"there is no file or folder {data!r}: give {allowed()}")
-    return open_at(data, path, split)
+        raise DataError(f"there is no file or folder {data!r:.200}: give {allowed()}")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{data!r:.200} is a device or a pipe, which has no end or no middle: give {allowed()}")
+    return path
 
 
 def open_at(data: str, path: Path, split: str) -> Source:
@@ -77,7 +84,7 @@ def open_at(data: str, path: Path, split: str) -> Source:
 
 def open_pairs(data: str, split: str, left_out: Counter[str]) -> list[Pair]:
     """Reads DATA as pairs, by the format that recognises it; `left_out` counts rows that are none, by reason."""
-    path = Path(data).expanduser()
+    path = expanded(data)
     for row in by_rank():
         if row.read_pairs is not None and row.matches(data, path):
             return list(row.read_pairs(data, path, split, left_out))

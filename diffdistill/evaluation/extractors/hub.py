@@ -13,7 +13,7 @@ from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.evaluation.extractors.base import FeatureExtractor, large_batch
 from diffdistill.evaluation.resize import resize, with_channels
-from diffdistill.files import read_json, sha256
+from diffdistill.files import expanded, read_json, sha256
 
 # FD-DINOv2 (2306.04675) uses the large model; CMMD (2401.09603) CLIP at 336 pixels.
 DEFAULTS = {"dinov2": "facebook/dinov2-large", "clip": "openai/clip-vit-large-patch14-336"}
@@ -28,8 +28,8 @@ def model_folder(name: str) -> Path:
     """The folder of a model: a local one, `builtin:NAME`, or a snapshot of a Hub id; CheckpointError without any."""
     if is_builtin(name):
         return resolve_builtin(name)
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+    if expanded(name).is_dir():
+        return expanded(name)
     from huggingface_hub import snapshot_download
 
     try:

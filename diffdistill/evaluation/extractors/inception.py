@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from diffdistill.errors import CheckpointError
 from diffdistill.evaluation.extractors.base import FeatureExtractor, large_batch
 from diffdistill.evaluation.extractors.torchscript import load_torchscript
-from diffdistill.files import cache_dir, replacing, sha256
+from diffdistill.files import cache_dir, expanded, replacing, sha256
 
 FILE = "inception-2015-12-05.pt"
 URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{FILE}"
@@ -25,7 +25,7 @@ SIZE = 299
 def find_weights(given: str | None) -> Path:
     """The file given, the one in the cache, or a download into the cache; else CheckpointError."""
     if given:
-        path = Path(given).expanduser()
+        path = expanded(given)
         if not path.is_file():
             raise CheckpointError(f"there is no file {path}: download {URL} and give its path as inception:FILE")
         return path

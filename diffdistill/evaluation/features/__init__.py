@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.files import read_json
+from diffdistill.files import expanded, read_json, reading, reason_of
 from diffdistill.registry import Registry, is_plugin, load
 
 if TYPE_CHECKING:
@@ -64,23 +64,38 @@ def load_features(name: str, *, mode: str | None = None, device: "str | torch.de
 
 
 def _load(name: str, device: "torch.device") -> "FeatureExtractor":
+    check_features(name)
     kind, _, detail = name.partition(":")
     known = FEATURES.rows()
     if kind in known and (not detail or known[kind].takes_detail):
         return known[kind].load(detail or None, device)
     if is_plugin(name):
         return FEATURES.get(name).load(None, device)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return _of_folder(path, device)
     if path.is_file():
         from diffdistill.evaluation.extractors.files import features_of_file
 
         return features_of_file(path, device)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        from diffdistill.evaluation.extractors.hub import HubFeatures
+    from diffdistill.evaluation.extractors.hub import HubFeatures
 
-        return HubFeatures(name, device)
+    return HubFeatures(name, device)
+
+
+def check_features(name: str) -> None:
+    """ConfigError for what can name no extractor; what is in a file or on the Hub only loading tells."""
+    kind, _, detail = name.partition(":")
+    known = FEATURES.rows()
+    if (kind in known and (not detail or known[kind].takes_detail)) or is_plugin(name):
+        return
+    if name.strip():
+        with reading(name, ConfigError):
+            path = expanded(name)
+            if path.is_dir() or path.is_file():
+                return
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
+        return
     near = get_close_matches(name, known, n=1)
     hint = f", did you mean '{near[0]}'?" if near else ""
     raise ConfigError(
@@ -97,7 +112,8 @@ def _of_folder(folder: Path, device: "torch.device") -> "FeatureExtractor":
         architecture = read_json(folder / "config.json").get("architecture")
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{folder} has no readable config.json: features lie in config.json and model.safetensors ({error})"
+            f"{folder} has no readable config.json ({reason_of(error)}): features lie in config.json and "
+            "model.safetensors"
         ) from error
     if isinstance(architecture, str) and is_plugin(architecture):
         return load(str(folder / architecture))(folder, device)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffdistill.errors import ConfigError
 from diffdistill.registry import Registry
 
 if TYPE_CHECKING:
@@ -94,13 +95,34 @@ class Metric:
         return bool({"reference", "images"} & set(self.needs))
 
     @property
+    def looks_at_features(self) -> bool:
+        """Whether it needs the features of images, those of the reference too: not what scores single images."""
+        scores_only = self.score is not None or "clip" in self.needs
+        return self.compares or bool({"classifier", "clip_features"} & set(self.needs)) or not scores_only
+
+    @property
     def numbers(self) -> tuple[Figure, ...]:
         """Its figures, one at least."""
         return self.figures or (Figure(self.name, self.label, self.lower_is_better, self.of_features),)
 
     def measure(self, context: "Context") -> dict[str, Any]:
         """The entry of the result."""
-        return self.compute(context) if self.compute else context.mean_score(self.name)
+        entry = self.compute(context) if self.compute else context.mean_score(self.name)
+        names = [figure.name for figure in self.figures] or ["value"]
+        if not isinstance(entry, dict) or not {"value", *names} & entry.keys():
+            raise ConfigError(
+                f"metric '{self.name}' gave {entry!r:.60}; its compute must return a dict with a number under "
+                f"{' or '.join(map(repr, names))}"
+            )
+        for name in {"value", *names} & entry.keys():
+            entry[name] = self._number(name, entry[name])
+        return entry
+
+    def _number(self, name: str, value: Any) -> float:
+        try:
+            return value if isinstance(value, float) else float(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"metric '{self.name}' gave {name} = {value!r:.60}; it must be a number") from None
 
 
 METRICS: Registry[Metric] = Registry("metric", Metric, "diffdistill.evaluation.metrics", "METRIC")

@@ -21,8 +21,11 @@ def compute(context: "Context") -> dict[str, Any]:
     images, thumbnails = context.reference.images, context.generated.thumbnails
     if context.picture is not None and images is not None and thumbnails is not None:
         assert context.reference.index is not None
-        neighbour_picture(context.picture, thumbnails, images.images[context.reference.index], neighbours)
-        entry["picture"] = str(context.picture)
+        try:
+            neighbour_picture(context.picture, thumbnails, images.images[context.reference.index], neighbours)
+            entry["picture"] = str(context.picture)
+        except OSError as error:  # the figures are there all the same
+            context.warnings.append(f"the picture {context.picture} could not be written ({error.strerror or error})")
     return entry
 
 

@@ -2,13 +2,13 @@
 with the protocol that the figures need to mean anything.
 """
 
+import contextlib
 import copy
 import math
-import os
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ import torch
 from diffdistill.config.schema import Distill, Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
-from diffdistill.errors import ConfigError, DiskError
-from diffdistill.files import write_json
+from diffdistill.errors import ConfigError
+from diffdistill.machine import load, processor
 from diffdistill.methods import METHODS
+from diffdistill.outputs import STDOUT, check_output, has_keys, write_answer
 from diffdistill.parts.attention.kernels import KERNELS, reset_attention, set_attention
 from diffdistill.parts.bench.measure import WORDS, Bare, Row, Seconds, Work, compare, described, needed, timed
 from diffdistill.pipelines.folder import locate, weights_digest
@@ -43,9 +44,17 @@ HEADER = f"{'':<38} {'ours, ms':>24} {'bare, ms':>24} {'ratio':>6} {'peak MB':>8
 
 def run(args: Namespace) -> int:
     """Measure, print, write."""
-    target = None if args.json is None else Path(args.json)
-    if target is not None and not target.absolute().parent.is_dir():
-        raise DiskError(f"--json {target}: there is no folder {target.absolute().parent}; make it first")
+    if args.json is not None:
+        check_output(args.json, "--json", has_keys("protocol", "rows"))
+    with contextlib.redirect_stdout(sys.stderr if args.json == STDOUT else sys.stdout):
+        content = _measured(args)
+    if args.json is not None:
+        write_answer(args.json, content)
+    return 0
+
+
+def _measured(args: Namespace) -> dict[str, Any]:
+    """The figures with their protocol, printed as they come."""
     device = Device(args.mixed_precision)
     if args.device is not None:
         device.name = pick_device(args.device)
@@ -67,17 +76,11 @@ def run(args: Namespace) -> int:
     print("\nbare: the passes of the network alone, timed in turns with ours; of them")
     for name, words in WORDS.items():
         print(f"  {name:<18} {words}")
-    if target is not None:
-        content = {
-            "protocol": about,
-            "rows": [row.record() for row in rows],
-            "attention": {name: None if seconds is None else asdict(seconds) for name, seconds in kernels},
-        }
-        try:
-            write_json(target, content)
-        except OSError as error:
-            raise DiskError(f"cannot write '{target}' ({error.strerror}); name another file") from error
-    return 0
+    return {
+        "protocol": about,
+        "rows": [row.record() for row in rows],
+        "attention": {name: None if seconds is None else asdict(seconds) for name, seconds in kernels},
+    }
 
 
 def protocol(bench: "Bench", args: Namespace) -> dict[str, Any]:
@@ -93,20 +96,11 @@ def protocol(bench: "Bench", args: Namespace) -> dict[str, Any]:
         "device": facts["gpu"] if bench.place.type == "cuda" else f"{bench.place.type}, {processor()}",
         "dtype": str(bench.device.dtype or torch.float32).removeprefix("torch."),
         "threads": facts["threads"],
-        "load": f"{os.getloadavg()[0]:.1f} processes on {facts['cpu_count']} cores when it began",
+        "load": f"{load()} processes on {facts['cpu_count']} cores when it began",
         "repeats": f"{bench.repeats} pairs after one to warm up; median (least to most), ratio of the pairs' median",
         "versions": ", ".join(f"{name} {facts[name]}" for name in ("diffdistill", "torch", "diffusers", "python")),
         "date": facts["started"],
     }
-
-
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return "unknown processor"
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown processor")
 
 
 def milliseconds(seconds: Seconds) -> str:

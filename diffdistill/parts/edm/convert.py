@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.files import read_json
+from diffdistill.files import read_json, reason_of
 from diffdistill.parts.edm.networks import DhariwalUNet, EDMNetwork, SongUNet
 from diffdistill.parts.edm.preconditioning import SIGMA_DATA, Kind, Preconditioning
 from diffdistill.pickle_reader.machine import shown
@@ -208,7 +208,7 @@ def read_config(file: Path) -> dict[str, Any]:
     try:
         content = read_json(file)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--config '{file}' is not readable JSON ({error}); give another file") from error
+        raise ConfigError(f"--config '{file}' is not readable JSON ({reason_of(error)}); give another file") from error
     inner = content.get("network_kwargs", content) if isinstance(content, dict) else None
     if not isinstance(inner, dict):
         raise ConfigError(f"--config '{file}' is no JSON object; give class_name, model_type and their settings")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.files import read_json, write_json
+from diffdistill.files import read_json, reason_of, write_json
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.process import EDM, Process
 
@@ -225,7 +225,9 @@ def read_calibration(path: Path) -> Calibration:
             f"there is no calibration '{path}'; make one with 'diffdistill calibrate MODEL --data DATA --out FILE'"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"'{path}' is not a calibration that can be read ({error}); make it again") from error
+        raise CheckpointError(
+            f"'{path}' is not a calibration that can be read ({reason_of(error)}); make it again"
+        ) from error
 
 
 def _entry(sampler: str, steps: int, fits: dict[str, Fit], report: dict[str, Any]) -> Entry:

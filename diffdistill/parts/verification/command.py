@@ -1,16 +1,17 @@
 """`diffdistill verify [--json FILE]`: every check as a line of a table; exit code 1 if one fails."""
 
+import contextlib
 import math
 import platform
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from diffdistill import __version__
-from diffdistill.files import write_json
+from diffdistill.outputs import STDOUT, check_output, has_keys, write_answer
 from diffdistill.parts.verification import checks_losses, checks_step
 from diffdistill.parts.verification.check import HEADER, Check, table_line
 
@@ -26,6 +27,17 @@ GROUPS = {
 
 def run(args: Namespace) -> int:
     """Print the table, write it to `--json`; 0 if every check holds, else 1."""
+    if args.json is not None:
+        check_output(args.json, "--json", has_keys("ok", "checks"))
+    with contextlib.redirect_stdout(sys.stderr if args.json == STDOUT else sys.stdout):
+        done, seconds = _printed()
+    if args.json is not None:
+        write_answer(args.json, record(done, seconds))
+    return 0 if all(check.ok for check in done) else 1
+
+
+def _printed() -> tuple[list[Check], float]:
+    """The checks, a line each as they come, and the seconds they took."""
     start = time.perf_counter()
     done = []
     for check in all_checks():
@@ -36,9 +48,7 @@ def run(args: Namespace) -> int:
     for check in failed:
         print(f"FAILED: {check.test} {check.quantity}: error {check.error:.3g}, allowed {check.tolerance:g}")
     print(f"{len(done) - len(failed)} of {len(done)} checks hold ({seconds:.0f} s)")
-    if args.json:
-        write_json(Path(args.json), record(done, seconds))
-    return 1 if failed else 0
+    return done, seconds
 
 
 def all_checks() -> Iterator[Check]:

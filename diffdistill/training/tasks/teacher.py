@@ -7,6 +7,7 @@ from diffdistill.config.schema import Network, Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
+from diffdistill.files import reason_of
 from diffdistill.losses import denoising_loss
 from diffdistill.matching.micro_batches import Metrics
 from diffdistill.models import UViT, apply_scalelong
@@ -19,7 +20,17 @@ from diffdistill.training.store import Parts
 
 
 def build_network(settings: Network, image_shape: torch.Size, classes: int | None) -> UNet2DModel | UViT:
-    """A stock UNet2DModel or a U-ViT, with ScaleLong if asked; `classes` counts the null class of guidance too."""
+    """A stock UNet2DModel or a U-ViT, with ScaleLong if asked; `classes` counts the null class of guidance too.
+
+    Raises ConfigError for settings that no network can have.
+    """
+    try:
+        return _built(settings, image_shape, classes)
+    except (ValueError, ArithmeticError, AssertionError) as error:
+        raise ConfigError(f"the settings of network do not fit together ({reason_of(error)}); change them") from error
+
+
+def _built(settings: Network, image_shape: torch.Size, classes: int | None) -> UNet2DModel | UViT:
     if settings.kind == "uvit":
         channels, height, width = image_shape
         size = height if height == width else (height, width)
@@ -34,7 +45,12 @@ def build_network(settings: Network, image_shape: torch.Size, classes: int | Non
 def build_unet(settings: Network, image_shape: torch.Size, classes: int | None) -> UNet2DModel:
     channels, height, width = image_shape
     depth = len(settings.block_out_channels)
-    if height != width or height % 2 ** (depth - 1):
+    if height != width:
+        raise ConfigError(
+            f"images of {height}x{width} are not square, and a network of UNet kind takes square ones; set "
+            "data.image_size, which cuts out the middle"
+        )
+    if height % 2 ** (depth - 1):
         raise ConfigError(
             f"images of {height}x{width} do not fit a network of {depth} resolutions; "
             f"set data.image_size to a multiple of {2 ** (depth - 1)}, or fewer network.block_out_channels"

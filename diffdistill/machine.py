@@ -1,0 +1,92 @@
+"""What differs from machine to machine, each asked for here alone: memory and its limits, cores, signals.
+
+Windows has neither `resource` nor most of the signals, and a container has less memory than its machine.
+"""
+
+import os
+import platform
+import signal
+import sys
+from pathlib import Path
+
+CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+STOPPING = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU", "SIGBREAK")
+
+
+def total_memory() -> int:
+    """Bytes of memory that this process may have: of the machine, or what its container or job is limited to."""
+    return min([_of_machine(), *_limits()])
+
+
+def _of_machine() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # the system does not say
+        return sys.maxsize
+
+
+def _limits() -> list[int]:
+    """What control groups allow: version 2 by `memory.max`, version 1 by `memory.limit_in_bytes`, each level of it."""
+    found = []
+    for file in _limit_files():
+        try:
+            text = file.read_text("utf-8").strip()
+        except (OSError, ValueError):
+            continue
+        if text.isdecimal() and int(text) > 0:  # else "max"
+            found.append(int(text))
+    return found
+
+
+def _limit_files() -> list[Path]:
+    try:
+        lines = OWN_GROUPS.read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+    files = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, place = rest.partition(":")
+        if controllers == "":
+            root, name = CGROUPS, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = CGROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = root / place.lstrip("/")
+        # Within a container the path is often that of the machine, and the group itself lies at the root.
+        files += [level / name for level in (group, *group.parents) if level.is_relative_to(root)]
+    return files
+
+
+def peak_memory() -> int:
+    """Most bytes of memory this process ever held; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def cores() -> int:
+    """Cores of the machine; 1 where it does not say."""
+    return os.cpu_count() or 1
+
+
+def load() -> str:
+    """How many processes want to run, where the system says."""
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "an unknown number of"
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        return platform.processor() or "unknown processor"
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown processor")
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals by which a system, a terminal or a scheduler asks a process to end, of those there are."""
+    return tuple(getattr(signal, name) for name in STOPPING if hasattr(signal, name))

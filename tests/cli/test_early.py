@@ -1,0 +1,71 @@
+"""Names in flags and settings that cannot be are told before torch is imported, in one sentence."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+MAIN = """
+import sys
+from diffdistill.cli import main
+for line in open(sys.argv[1], encoding="utf-8").read().splitlines():
+    code = main(line.split(" "))
+    print("torch" in sys.modules, code)
+"""
+
+REFUSED = {
+    "sample nowhere --num-images 1 --out o": (4, "model 'nowhere' is not a diffusers folder"),
+    "sample folder --num-images 1 --out o": (4, "model folder 'folder' has no model_index.json"),
+    "sample folder/typo --num-images 1 --out o": (4, "model 'folder/typo' is not a diffusers folder"),
+    "evaluate --model nowhere@4 --reference data.npz": (4, "model 'nowhere' is not a diffusers folder"),
+    "evaluate --images data.npz --reference nowhere": (3, "there is no file or folder 'nowhere'"),
+    "evaluate --images data.npz --reference /dev/null": (3, "is a device or a pipe"),
+    "evaluate --images data.npz --reference data.npz --features foo": (2, "no feature extractor 'foo'"),
+    "evaluate --images data.npz --reference data.npz --features ": (2, "no feature extractor ''"),
+    "calibrate nowhere --data data.npz --out c.json": (4, "model 'nowhere' is not a diffusers folder"),
+    "bench --model nowhere": (4, "model 'nowhere' is not a diffusers folder"),
+    "distill fashion_mnist/dmd2 output_dir=o teacher=nowhere": (4, "model 'nowhere' is not a diffusers folder"),
+    "train fashion_mnist/teacher output_dir=o data.path=~nobody/x": (3, "there is no file or folder '~nobody/x'"),
+    "train fashion_mnist/teacher output_dir=data.npz": (2, "output_dir 'data.npz' is no folder"),
+    "train fashion_mnist/teacher output_dir=data.npz/x": (2, "lies in"),
+    f"train fashion_mnist/teacher output_dir={'n' * 300}": (2, "cannot be a folder (File name too long)"),
+    "train fashion_mnist/teacher output_dir=o evaluation.features=foo": (2, "no feature extractor 'foo'"),
+    "distill fashion_mnist/_base output_dir=o": (2, "is a part of other configs and no recipe"),
+    "train fashion_mnist/dmd2 output_dir=o": (2, "'fashion_mnist/dmd2' is a config of distill, not of train"),
+    "config show distill align/mapo_sdxl": (2, "'align/mapo_sdxl' is a config of align, not of distill"),
+    f"config show train {'n' * 300}": (2, "cannot be a config (File name too long)"),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths of POSIX")
+def test_names_that_cannot_be_are_told_at_once(tmp_path, python, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    np.savez("data.npz", images=np.zeros((4, 8, 8), np.uint8))
+    Path("lines").write_text("\n".join(REFUSED), encoding="utf-8")
+    done = python("-c", MAIN, "lines")
+    errors = done.err.splitlines()
+    assert len(errors) == len(REFUSED)
+    for line, answer, error, (code, words) in zip(
+        REFUSED, done.out.splitlines(), errors, REFUSED.values(), strict=True
+    ):
+        assert answer == f"False {code}", line
+        assert words in error, line
+    assert not Path("o").exists()
+
+
+def test_a_sentence_about_a_name_of_several_lines_is_one_line(ask):
+    code, _, err = ask("report", "a\nb")
+    assert code == 4
+    assert err.startswith(r"diffdistill: error: 'a\nb'")
+    assert err.count("\n") == 1
+
+
+def test_several_devices_as_data_do_not_hang(ask, tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("needs FIFOs")
+    os.mkfifo(tmp_path / "pipe")
+    code, _, err = ask("evaluate", "--images", str(tmp_path / "pipe"), "--reference", "builtin:fashion_mnist")
+    assert code == 3
+    assert "is a device or a pipe" in err
