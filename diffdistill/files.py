@@ -15,6 +15,9 @@ from diffdistill.errors import ConfigError, DiskError
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 """Endings of files that are, or may be, pickles: opening one can run code, so only `pickle_reader` looks inside."""
 
+MOST_JSON, MOST_LISTS = 1 << 28, 4_000_000
+"""Bytes of a JSON file, and lists and objects in it: an index of a large set has both below, a hostile file above."""
+
 
 def sha256(file: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
@@ -29,7 +32,20 @@ def read_text(file: Path) -> str:
 
 def read_json(file: Path) -> Any:
     """What a JSON file holds; raises OSError or ValueError, which the caller explains."""
-    return json.loads(read_text(file))
+    if file.stat().st_size > MOST_JSON:
+        raise ValueError(f"it is larger than {MOST_JSON >> 20} MiB")
+    return parse_json(read_text(file))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says; ValueError for text that is none, or of so many lists that they would fill the memory."""
+    opened = (text.count("[") + text.count("{")) if isinstance(text, str) else text.count(b"[") + text.count(b"{")
+    if opened > MOST_LISTS:
+        raise ValueError(f"it holds more than {MOST_LISTS:,} lists")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 @contextlib.contextmanager

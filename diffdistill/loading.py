@@ -95,7 +95,7 @@ def refuse_pickles(folder: Path) -> None:
         wrong = [name for name in _values(shards) if not _is_shard(name)]
         if wrong or not isinstance(shards, dict):
             raise CheckpointError(
-                f"'{index}' names {str(wrong[0])[:80] if wrong else 'no'!r} as a file of weights, and only safetensors "
+                f"'{index}' names {wrong[0][:80] if wrong else 'no'!r} as a file of weights, and only safetensors "
                 f"files beside it are read, for a pickle can run code; fetch the model as safetensors"
             )
     if (folder / "adapter_config.json").exists():

@@ -1,10 +1,12 @@
 """A model folder in diffusers format: finding, reading and writing it, and its diffdistill.json.
 
-Every weights file is named with its SHA-256 in `diffdistill.json`: safetensors carries no checksum, so without it one
-flipped bit would load in silence.
+Every file that is read is named with its SHA-256 in `diffdistill.json`, and that file with its own: neither
+safetensors nor JSON carries a checksum, so without it one flipped bit, or a setting that was lost, would draw other
+pictures in silence.
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError
 from diffdistill.files import PICKLES, new_folder, sha256, write_json
 
-METADATA = "diffdistill.json"
+METADATA, CARD = "diffdistill.json", "README.md"
+SEAL = "own_sha256"  # in diffdistill.json: of all else in it
 Card = Callable[[dict[str, Any]], str]
 """Makes README.md from the content of `diffdistill.json`."""
 
@@ -76,10 +79,38 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def digests_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a model folder that is read again, by its path in it."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {
+        file.relative_to(folder).as_posix(): sha256(file)
+        for file in files
+        if file.relative_to(folder).as_posix() not in (METADATA, CARD)
+    }
+
+
+def sealed(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The content of diffdistill.json with a digest of itself."""
+    return {key: value for key, value in metadata.items() if key != SEAL} | {SEAL: _seal(metadata)}
+
+
+def _seal(metadata: dict[str, Any]) -> str:
+    content = {key: value for key, value in metadata.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def read_metadata(folder: Path) -> dict[str, Any]:
     """The content of diffdistill.json, its digests checked; empty where there is none. CheckpointError for damage."""
-    metadata = read_json(folder / METADATA) if (folder / METADATA).exists() else {}
-    for name, expected in metadata.get("sha256", {}).items():
+    metadata: Any = read_json(folder / METADATA) if (folder / METADATA).exists() else {}
+    digests = metadata.get("sha256", {}) if isinstance(metadata, dict) else None
+    if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
+        raise CheckpointError(f"'{folder / METADATA}' is no record of a model folder; make or fetch the folder again")
+    if metadata.get(SEAL, _seal(metadata)) != _seal(metadata):
+        raise CheckpointError(
+            f"'{folder / METADATA}' is damaged or was changed: its {SEAL} is another; make or fetch the folder again, "
+            f"or take {SEAL} out of it if the change was yours"
+        )
+    for name, expected in digests.items():
         if not (folder / name).is_file():
             raise CheckpointError(f"model folder '{folder}' lacks {name}; make or fetch it again")
         if sha256(folder / name) != expected:
@@ -98,11 +129,10 @@ def write_model(
     """
     with new_folder(folder) as staged:
         metadata = write_parts(staged)
-        weights = {str(f.relative_to(staged)): sha256(f) for f in sorted(staged.rglob("*.safetensors"))}
-        metadata |= {"sha256": weights, **provenance}
+        metadata |= {"sha256": digests_of(staged), **provenance}
         if card is not None:
-            (staged / "README.md").write_text(card(metadata), "utf-8")
-        write_json(staged / METADATA, metadata)
+            (staged / CARD).write_text(card(metadata), "utf-8")
+        write_json(staged / METADATA, sealed(metadata))
 
 
 def forget_origin(config: Path) -> dict[str, Any]:

@@ -8,8 +8,16 @@ from diffdistill import __version__
 from diffdistill.config import Resolved
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.figures import numbers_of
-from diffdistill.files import new_folder, sha256, write_json, write_text
-from diffdistill.pipelines.folder import METADATA, forget_origin, locate, read_json, weights_digest
+from diffdistill.files import new_folder, write_json, write_text
+from diffdistill.pipelines.folder import (
+    METADATA,
+    digests_of,
+    forget_origin,
+    locate,
+    read_json,
+    sealed,
+    weights_digest,
+)
 from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.save import copy_parts, write_network
 from diffdistill.reporting.model_card import model_card, public_settings, text_card
@@ -114,7 +122,7 @@ class PipelinePublisher:
             write_network(self.task.adapted or self.task.network, model, staged, lora=folder.parent / "lora")
             forget_origin(staged / "model_index.json")
             metadata = self._metadata(model, staged)
-            write_json(staged / METADATA, metadata)
+            write_json(staged / METADATA, sealed(metadata))
             write_text(staged / "README.md", aligned_card(metadata, evaluation, self.resolved.text_yaml))
 
     def _metadata(self, model: Adapter, staged: Path) -> dict[str, Any]:
@@ -126,7 +134,7 @@ class PipelinePublisher:
             **{key: source[key] for key in ("guidance_scale",) if key in source},
             "model": config.model,
             "method": config.method.name,
-            "sha256": {str(f.relative_to(staged)): sha256(f) for f in sorted(staged.rglob("*.safetensors"))},
+            "sha256": digests_of(staged),
             "diffdistill": __version__,
             "config_sha256": self.resolved.sha256,
             "data": {"path": pairs.name, "fingerprint": pairs.fingerprint, "pairs": len(pairs)},

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.loading import load_whole
 from diffdistill.pipelines.folder import locate, read_json
+from diffdistill.pipelines.scheduler_values import read_scheduler
 from diffdistill.pipelines.text.kept import Condition
 from diffdistill.pipelines.text.latents import Latents
 from diffdistill.pipelines.text.texts import Texts
@@ -144,6 +145,7 @@ def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None
     cls = getattr(diffusers, name, None)
     if cls is None:
         raise CheckpointError(f"'{model}' is a {name}, which this diffusers lacks; upgrade diffusers")
+    read_scheduler(folder)
     networks = load_networks(folder, cls)
     try:
         pipeline = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **networks)
