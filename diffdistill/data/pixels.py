@@ -1,9 +1,7 @@
 """Pixels: decoding what a file holds into uint8, fitting it to one size, and the range of the networks."""
 
 import io
-import os
 import struct
-import sys
 import warnings
 from collections.abc import Iterable
 from itertools import chain, islice
@@ -14,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffdistill.data.bounds import machine_memory
 from diffdistill.data.source import Encoded
 from diffdistill.errors import DataError
 
@@ -112,18 +111,13 @@ def stack(images: np.ndarray | Iterable[Encoded], count: int, image_size: int | 
 
 def _allocate(count: int, shape: tuple[int, ...], name: str) -> np.ndarray:
     height, width, channels = shape
-    need, have = count * height * width * channels, _memory()
+    need, have = count * height * width * channels, machine_memory()
     if need > have:
         raise DataError(
             f"{name} takes {need / 1e9:.1f} GB of memory ({count} images of {width}x{height}), this machine has "
             f"{have / 1e9:.1f} GB: lower data.image_size or data.limit"
         )
     return np.empty((count, channels, height, width), dtype=np.uint8)
-
-
-def _memory() -> int:
-    """Bytes of memory of this machine, where the system says."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
 
 
 def _formats() -> list[str]:
@@ -142,7 +136,7 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise DataError(f"{name} has more than 16 bits a channel: save it with 8 or 16")
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8))  # 65535 is 255
+        return Image.fromarray(np.rint(values.astype(np.float32) / 257).astype(np.uint8))  # 65535 is 255
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         flat = Image.new("RGBA", image.size, "white")
         flat.alpha_composite(image.convert("RGBA"))

@@ -102,7 +102,7 @@ def test_numbers_that_do_not_fit(here):
 
 def test_more_than_the_memory(here, monkeypatch):
     pictures("set", 4, size=(1000, 1000))
-    monkeypatch.setattr("diffdistill.data.pixels._memory", lambda: 3_000_000)
+    monkeypatch.setattr("diffdistill.data.pixels.machine_memory", lambda: 3_000_000)
     says(
         "set takes 0.0 GB of memory (4 images of 1000x1000), this machine has 0.0 GB: "
         "lower data.image_size or data.limit",

@@ -49,8 +49,8 @@ class TorchScriptFeatures(FeatureExtractor):
         probe = self._call(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device))
         if probe.ndim != 2 or len(probe) != 2:
             raise CheckpointError(
-                f"{path} maps (2, 3, 64, 64) uint8 images to {tuple(probe.shape)}: it must give (2, d), another file is "
-                "needed"
+                f"{path} maps (2, 3, 64, 64) uint8 images to {tuple(probe.shape)}: it must give (2, d), give "
+                "another file"
             )
         self.dim = probe.shape[1]
 

@@ -182,8 +182,8 @@ def _class_of(folder: Path, part: str, entry: list[Any]) -> Any:
     home = homes.get(library) or getattr(diffusers.pipelines, library, None) or sys.modules.get(library)
     if home is None or (folder / part / f"{library}.py").exists():  # which diffusers would take in its place
         raise CheckpointError(
-            f"'{folder}' wants its {part} from the package {str(library)[:60]!r}, and only diffusers, transformers and "
-            f"what is imported already are asked; import it first if you trust it"
+            f"'{folder}' wants its {part} from the package {str(library)[:60]!r}, and only diffusers, transformers "
+            f"and what is imported already are asked; import it first if you trust it"
         )
     return getattr(home, name, None)
 
