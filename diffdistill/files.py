@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,21 @@ from diffdistill.errors import ConfigError, DiskError
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 """Endings of files that are, or may be, pickles: opening one can run code, so only `pickle_reader` looks inside."""
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+ON_DISK = (*PICKLES, ".safetensors", ".json", ".yaml", ".npz", ".npy", ".zip", ".parquet", ".png", ".jpg")
 MOST_JSON, MOST_LISTS = 1 << 28, 4_000_000
 """Bytes of a JSON file, and lists and objects in it: an index of a large set has both below, a hostile file above."""
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can only be OWNER/NAME of the Hub, for what is no file or folder here.
+
+    Where there is a folder OWNER, or NAME ends as a file does, it is a path that was mistyped: asking the Hub would
+    tell it to others, and take half a minute without a network.
+    """
+    if HUB_ID.fullmatch(name) is None or name.lower().endswith(ON_DISK):
+        return False
+    return not (Path(name).exists() or Path(name).parent.exists())
 
 
 def sha256(file: Path) -> str:

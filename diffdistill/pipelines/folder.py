@@ -14,7 +14,7 @@ from typing import Any
 from diffdistill import files
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError
-from diffdistill.files import PICKLES, new_folder, sha256, write_json
+from diffdistill.files import PICKLES, is_hub_id, new_folder, sha256, write_json
 
 METADATA, CARD = "diffdistill.json", "README.md"
 SEAL = "own_sha256"  # in diffdistill.json: of all else in it
@@ -40,9 +40,11 @@ def locate(model: str) -> Path:
         )
     if path.is_dir():
         return path
-    if path.exists() or path.is_absolute() or model.count("/") != 1 or model.startswith("."):
+    if not is_hub_id(model):
+        absent = "" if path.exists() else ", there is nothing of that name"
         raise CheckpointError(
-            f"model '{model}' is not a diffusers folder; give a folder with model_index.json, builtin:NAME or a Hub id"
+            f"model '{model}' is not a diffusers folder{absent}; give a folder with model_index.json, builtin:NAME or "
+            f"a Hub id OWNER/NAME"
         )
     return _download(model)
 
@@ -53,10 +55,13 @@ def _download(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        # diffusers fetches what its own classes load; what is ours besides comes with the second call.
-        folder = DiffusionPipeline.download(model, use_safetensors=True)
+        # diffusers fetches what its own classes load; what is ours besides, and what our record names, comes after.
+        folder = Path(DiffusionPipeline.download(model, use_safetensors=True))
         snapshot_download(model, allow_patterns=[METADATA, "calibration.json"])
-        return Path(folder)
+        named = files.read_json(folder / METADATA).get("sha256") if (folder / METADATA).is_file() else None
+        if missing := [name for name in named or () if not (folder / name).is_file()]:
+            snapshot_download(model, allow_patterns=missing)
+        return folder
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(

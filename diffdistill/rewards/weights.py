@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.files import PICKLES, sha256
+from diffdistill.files import PICKLES, is_hub_id, sha256
 from diffdistill.pickle_reader.source import read_pickle, read_safetensors
 
 
@@ -37,6 +37,11 @@ def fetched(reward: str, where: str | None, hub: str, files: list[str]) -> Path:
     folder = Path(where or hub).expanduser()
     if folder.is_dir():
         return folder
+    if not is_hub_id(where or hub):
+        raise CheckpointError(
+            f"there is no folder '{where or hub}' with the weights of the reward {reward}; give '{reward}:FOLDER', or "
+            f"'{reward}:OWNER/NAME' of the Hub"
+        )
     try:
         return snapshot(where or hub, files)
     except Exception as error:  # the Hub raises many kinds, offline included; all of them mean "not to be had"

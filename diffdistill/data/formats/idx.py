@@ -43,11 +43,11 @@ def read_array(path: Path) -> "np.ndarray":
                 raise DataError(f"{path} is not an IDX file of uint8 values: its first bytes are {head.hex(' ')}")
             shape = struct.unpack(f">{head[3]}I", file.read(4 * head[3]))
             announced = math.prod(shape)
-            check_size(announced, path.stat().st_size, str(path))
             if path.suffix not in OPENERS and announced + 4 + 4 * head[3] != path.stat().st_size:
                 raise DataError(
                     f"{path} is damaged: its header announces {shape} values, it holds another number; fetch it again"
                 )
+            check_size(announced, path.stat().st_size, str(path))
             values = file.read(announced + 1)
     except (OSError, EOFError, lzma.LZMAError, ZlibError, struct.error, OverflowError, MemoryError) as error:
         raise DataError(f"{path} is damaged or cannot be read ({error}): fetch it again") from error

@@ -13,7 +13,7 @@ from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.evaluation.extractors.base import FeatureExtractor, large_batch
 from diffdistill.evaluation.resize import resize, with_channels
-from diffdistill.files import read_json, sha256
+from diffdistill.files import is_hub_id, read_json, sha256
 from diffdistill.loading import load_whole
 
 # FD-DINOv2 (2306.04675) uses the large model; CMMD (2401.09603) CLIP at 336 pixels.
@@ -33,6 +33,11 @@ def model_folder(name: str) -> Path:
         return resolve_builtin(name)
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
+    if not is_hub_id(name):
+        raise CheckpointError(
+            f"there is no folder '{name}': give a folder with config.json and safetensors weights, builtin:NAME or a "
+            "Hub id OWNER/NAME"
+        )
     from huggingface_hub import snapshot_download
 
     try:

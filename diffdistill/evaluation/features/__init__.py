@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.files import read_json
+from diffdistill.files import is_hub_id, read_json
 from diffdistill.registry import Registry, is_plugin, load
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _load(name: str, device: "torch.device") -> "FeatureExtractor":
         from diffdistill.evaluation.extractors.files import features_of_file
 
         return features_of_file(path, device)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if is_hub_id(name):
         from diffdistill.evaluation.extractors.hub import HubFeatures
 
         return HubFeatures(name, device)
