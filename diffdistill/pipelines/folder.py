@@ -7,6 +7,7 @@ pictures in silence.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,23 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     return metadata
 
 
+# A path from the root or a home, of this or another system, among words; what follows its last separator stays.
+PLACE = re.compile(r"(?<![\w/.\\-])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"`,;()/\\]+[/\\])+")
+
+
+def published(value: Any) -> Any:
+    """A value for a model folder, which others get: of a path of this machine in it, only the last part stays."""
+    if isinstance(value, dict):
+        return {published(key): published(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [published(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith(("/", "~", "\\\\")) or re.match(r"[A-Za-z]:[/\\]", value):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return PLACE.sub("", value)
+
+
 def write_model(
     folder: Path, write_parts: Callable[[Path], dict[str, Any]], card: Card | None = None, **provenance: Any
 ) -> None:
@@ -134,7 +152,7 @@ def write_model(
     """
     with new_folder(folder) as staged:
         metadata = write_parts(staged)
-        metadata |= {"sha256": digests_of(staged), **provenance}
+        metadata |= {"sha256": digests_of(staged), **published(provenance)}
         if card is not None:
             (staged / CARD).write_text(card(metadata), "utf-8")
         write_json(staged / METADATA, sealed(metadata))

@@ -9,11 +9,13 @@ from diffdistill.config import Resolved
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.figures import numbers_of
 from diffdistill.files import new_folder, write_json, write_text
+from diffdistill.files import new_folder, write_json, write_text
 from diffdistill.pipelines.folder import (
     METADATA,
     digests_of,
     forget_origin,
     locate,
+    published,
     read_json,
     sealed,
     weights_digest,
@@ -121,7 +123,7 @@ class PipelinePublisher:
             copy_parts(model.source, staged, leave=(model.part,))
             write_network(self.task.adapted or self.task.network, model, staged, lora=folder.parent / "lora")
             forget_origin(staged / "model_index.json")
-            metadata = self._metadata(model, staged)
+            metadata = published(self._metadata(model, staged))
             write_json(staged / METADATA, sealed(metadata))
             write_text(staged / "README.md", aligned_card(metadata, evaluation, self.resolved.text_yaml))
 

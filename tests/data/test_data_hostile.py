@@ -1,4 +1,4 @@
-"""Files whose headers lie, or that unpack to more than any picture: refused in one sentence, before memory is taken."""
+"""Files whose headers lie, or that unpack to more than any picture: refused in a sentence, before memory is taken."""
 
 import io
 import json
@@ -104,7 +104,8 @@ def pipe(folder):
 
 
 def parquet(folder):
-    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow")
+    import pyarrow
     import pyarrow.parquet
 
     table = pyarrow.table({"image": pyarrow.array([b"x"] * 200_000), "label": pyarrow.array([0] * 200_000)})
@@ -113,7 +114,8 @@ def parquet(folder):
 
 
 def packed_parquet(folder):
-    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow")
+    import pyarrow
     import pyarrow.parquet
 
     table = pyarrow.table({"image": pyarrow.array([bytes(5 << 20)])})
