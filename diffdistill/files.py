@@ -44,11 +44,21 @@ def read_text(file: Path) -> str:
     return file.read_text("utf-8")
 
 
+def read_bounded(file: Path, most: int) -> bytes:
+    """The bytes of a file, or of a pipe; ValueError where there are more than `most`, of which no more are read."""
+    with file.open("rb") as stream:
+        parts, left = [], most + 1
+        while left and (part := stream.read(min(left, 1 << 20))):
+            parts.append(part)
+            left -= len(part)
+    if not left:
+        raise ValueError(f"it is larger than {most >> 10:,} KiB")
+    return b"".join(parts)
+
+
 def read_json(file: Path) -> Any:
     """What a JSON file holds; raises OSError or ValueError, which the caller explains."""
-    if file.stat().st_size > MOST_JSON:
-        raise ValueError(f"it is larger than {MOST_JSON >> 20} MiB")
-    return parse_json(read_text(file))
+    return parse_json(read_bounded(file, MOST_JSON).decode("utf-8"))
 
 
 def parse_json(text: str | bytes) -> Any:

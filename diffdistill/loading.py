@@ -4,8 +4,10 @@ Both fill what a file lacks with random numbers, pass over what it has too much,
 may also lead them to a pickle by side doors: an index of shards that names one, an adapter, a name in its config.
 """
 
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +31,29 @@ def load_whole(cls: Any, folder: Path, spare: str = "", **options: Any) -> Any:
     """
     refuse_pickles(folder)
     try:
-        network, info = cls.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
-        )
+        with _without_log():  # what it says of tensors is said below
+            network, info = cls.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+            )
     except Exception as error:  # each package raises many kinds; all of them mean that the folder is not readable
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"'{folder}' could not be loaded ({reason}); make or fetch the model again") from error
     _check_names(folder, info, re.compile(spare) if spare else None)
     check_finite(network, folder)
     return network
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _check_names(folder: Path, info: dict[str, Any], spare: re.Pattern[str] | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffdistill.errors import DataError
-from diffdistill.files import parse_json
+from diffdistill.files import parse_json, read_bounded
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 MARKS = (
@@ -27,9 +27,9 @@ def read_text(path: Path) -> str:
     Latin-1 and its kin are refused: any bytes are valid there, so a wrong guess would draw other words unnoticed.
     """
     try:
-        if path.stat().st_size > MOST_TEXT:
-            raise DataError(f"'{path}' is larger than {MOST_TEXT >> 20} MiB: is it a text? give it in parts")
-        data = path.read_bytes()
+        data = read_bounded(path, MOST_TEXT)
+    except ValueError as error:
+        raise DataError(f"'{path}' is no list that fits, {error}: is it a text? give it in parts") from error
     except OSError as error:
         raise DataError(f"'{path}' cannot be read ({error.strerror}): check the path and its rights") from error
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")

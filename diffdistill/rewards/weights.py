@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.files import PICKLES, is_hub_id, sha256
+from diffdistill.loading import check_finite
 from diffdistill.pickle_reader.source import read_pickle, read_safetensors
 
 
@@ -114,6 +115,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
             f"give the file as published"
         )
     module.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()})
+    check_finite(module, file)
 
 
 def digest(files: list[Path]) -> str:

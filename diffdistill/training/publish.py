@@ -9,7 +9,6 @@ from diffdistill.config import Resolved
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.figures import numbers_of
 from diffdistill.files import new_folder, write_json, write_text
-from diffdistill.files import new_folder, write_json, write_text
 from diffdistill.pipelines.folder import (
     METADATA,
     digests_of,

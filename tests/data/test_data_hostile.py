@@ -12,6 +12,7 @@ import pytest
 
 from diffdistill.config import load_config
 from diffdistill.config.schema import Train
+from diffdistill.config.yaml import read as read_config
 from diffdistill.data import load_images
 from diffdistill.data.prompts import LONGEST, read_prompts
 from diffdistill.data.text import MOST_TEXT
@@ -186,3 +187,20 @@ def test_a_long_or_growing_chain_of_bases_ends(tmp_path):
     for first in ("0.yaml", "twice0.yaml"):
         with pytest.raises(ConfigError, match="leads to more than"):
             load_config(Train, tmp_path / first)
+
+
+def test_an_endless_file_is_left_after_a_while(tmp_path, monkeypatch):
+    from diffdistill.files import read_json
+
+    if not os.path.exists("/dev/zero"):
+        pytest.skip("no endless file here")
+    monkeypatch.setattr("diffdistill.data.text.MOST_TEXT", 1 << 20)
+    monkeypatch.setattr("diffdistill.files.MOST_JSON", 1 << 20)
+    for name in ("p.txt", "c.yaml", "j.json"):
+        (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="larger than"):
+        read_prompts(tmp_path / "p.txt")
+    with pytest.raises(ConfigError, match="larger than"):
+        read_config(tmp_path / "c.yaml", "c.yaml")
+    with pytest.raises(ValueError, match="larger than"):
+        read_json(tmp_path / "j.json")

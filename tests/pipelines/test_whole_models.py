@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffdistill.cli import main
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError
 from diffdistill.pipelines.scheduler_values import problem_of
@@ -114,6 +115,13 @@ def test_a_part_of_a_text_pipeline_that_is_not_whole_is_refused(texts, part, dam
     change(weights_of(texts / part), damage)
     with pytest.raises(CheckpointError, match=part):
         Denoiser.from_pretrained(texts)
+
+
+def test_the_refusal_is_the_one_line_that_is_said(foreign, capfd):
+    change(foreign / WEIGHTS, lacks_one)
+    assert main(["sample", str(foreign), "--num-images", "1", "--out", str(foreign.parent / "out")]) == 4
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("diffdistill: error: the weights in ")
 
 
 def test_what_is_harmless_is_read(texts):
