@@ -1,10 +1,13 @@
 """Where what comes with the package lies, in a clone and in an installed wheel: data, models, examples."""
 
+from functools import cache
 from pathlib import Path, PurePosixPath
 
-from diffdistill.errors import DataError
+from diffdistill.errors import CheckpointError, DataError
+from diffdistill.files import read_text, sha256
 
 BUILTIN = "builtin:"
+SUMS = "SHA256SUMS"
 # A wheel carries assets/ inside the package, a clone keeps it beside. Inside first: beside may lie anyone's folder.
 PACKAGE = Path(__file__).resolve().parent
 ROOTS = (PACKAGE / "assets", PACKAGE.parent / "assets")
@@ -43,5 +46,28 @@ def is_builtin(reference: str) -> bool:
 
 
 def resolve_builtin(reference: str) -> Path:
-    """Folder that `builtin:NAME` stands for, be it a data set or a model; raises DataError as `asset` does."""
-    return asset(reference.removeprefix(BUILTIN))
+    """Folder that `builtin:NAME` stands for, be it a data set or a model; raises what `checked_asset` does."""
+    return checked_asset(reference.removeprefix(BUILTIN))
+
+
+def checked_asset(name: str) -> Path:
+    """As `asset`, for what is read: every file of the folder is the one that was shipped; looked at once a process.
+
+    Raises DataError as `asset` does and for a damaged data set, CheckpointError for a damaged model.
+    """
+    return _checked(asset(name))
+
+
+@cache
+def _checked(folder: Path) -> Path:
+    sums = folder.parent / SUMS
+    if not sums.is_file():
+        return folder  # a folder that was put beside the package by hand
+    for line in read_text(sums).splitlines():
+        digest, _, place = line.partition("  ")
+        file = folder.parent / place
+        if not place.startswith(f"{folder.name}/") or (file.is_file() and sha256(file) == digest):
+            continue
+        kind = DataError if (folder / "manifest.json").exists() else CheckpointError
+        raise kind(f"the bundled {file} is missing or damaged (see {SUMS} beside it): install the package again")
+    return folder

@@ -18,6 +18,22 @@ from diffdistill.errors import ConfigError, DiffDistillError, DiskError
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 """Endings of files that are, or may be, pickles: opening one can run code, so only `pickle_reader` looks inside."""
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+ON_DISK = (*PICKLES, ".safetensors", ".json", ".yaml", ".npz", ".npy", ".zip", ".parquet", ".png", ".jpg")
+MOST_JSON, MOST_LISTS = 1 << 28, 4_000_000
+"""Bytes of a JSON file, and lists and objects in it: an index of a large set has both below, a hostile file above."""
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can only be OWNER/NAME of the Hub, for what is no file or folder here.
+
+    Where there is a folder OWNER, or NAME ends as a file does, it is a path that was mistyped: asking the Hub would
+    tell it to others, and take half a minute without a network.
+    """
+    if HUB_ID.fullmatch(name) is None or name.lower().endswith(ON_DISK):
+        return False
+    return not (Path(name).exists() or Path(name).parent.exists())
+
 
 def expanded(path: str | Path) -> Path:
     """A path whose `~` is a home folder; as it is where there is nobody of that name."""
@@ -38,12 +54,32 @@ def read_text(file: Path) -> str:
     return file.read_text("utf-8")
 
 
+def read_bounded(file: Path, most: int) -> bytes:
+    """The bytes of a file, or of a pipe; ValueError where there are more than `most`, of which no more are read."""
+    with file.open("rb") as stream:
+        parts, left = [], most + 1
+        while left and (part := stream.read(min(left, 1 << 20))):
+            parts.append(part)
+            left -= len(part)
+    if not left:
+        raise ValueError(f"it is larger than {most >> 10:,} KiB")
+    return b"".join(parts)
+
+
 def read_json(file: Path) -> Any:
     """What a JSON file holds; raises OSError or ValueError, which the caller explains."""
+    return parse_json(read_bounded(file, MOST_JSON).decode("utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says; ValueError for text that is none, or of so many lists that they would fill the memory."""
+    opened = (text.count("[") + text.count("{")) if isinstance(text, str) else text.count(b"[") + text.count(b"{")
+    if opened > MOST_LISTS:
+        raise ValueError(f"it holds more than {MOST_LISTS:,} lists")
     try:
-        return json.loads(read_text(file))
+        return json.loads(text)
     except RecursionError:
-        raise ValueError("brackets nested too deep") from None
+        raise ValueError("it is nested too deep") from None
 
 
 def reason_of(error: BaseException) -> str:

@@ -140,7 +140,7 @@ def load(name: str) -> Any:
 
 
 def check_consent(name: str) -> None:
-    """ConfigError for `FILE.py:NAME` that the user has not allowed to run."""
+    """ConfigError for `FILE.py:NAME`, or a file that is a program, that the user has not allowed to run."""
     if not _Consent.given and _own(name.rpartition(":")[0]) is None:
         raise ConfigError(
             f"'{name}' is code, which would be run: say --allow-code if you trust the file (in Python: "

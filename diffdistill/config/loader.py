@@ -91,8 +91,17 @@ def find_config(name: str, beside: File | None = None) -> tuple[File, str]:
     raise ConfigError(f"config '{name}' does not exist; {hint}")
 
 
-def _read(name: str, beside: File | None = None, chain: tuple[File, ...] = ()) -> Placed:
+MOST_PARENTS = 64  # files that one config may be made of
+
+
+def _read(
+    name: str, beside: File | None = None, chain: tuple[File, ...] = (), seen: list[File] | None = None
+) -> Placed:
     path, label = find_config(name, beside)
+    seen = [] if seen is None else seen
+    seen.append(path)
+    if len(seen) > MOST_PARENTS:
+        raise ConfigError(f"{label}: 'base' leads to more than {MOST_PARENTS} files; put the settings into fewer")
     if path.resolve() in chain:
         raise ConfigError(f"{label}: 'base' leads back to this file; remove one link of the circle")
     data = read(path, label)
@@ -103,7 +112,7 @@ def _read(name: str, beside: File | None = None, chain: tuple[File, ...] = ()) -
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise ConfigError(f"{place}: 'base' must be a config or a list of configs")
-    return reduce(merged, [*(_read(parent, path.parent, (*chain, path.resolve())) for parent in parents), data])
+    return reduce(merged, [*(_read(parent, path.parent, (*chain, path.resolve()), seen) for parent in parents), data])
 
 
 def _override(text: str) -> Placed:

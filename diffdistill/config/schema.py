@@ -131,9 +131,7 @@ class Run(Section):
         description="auto, sdpa, sdpa-flash, sdpa-efficient, sdpa-cudnn, sdpa-math, xformers or a diffusers backend",
     )
     resume_from_checkpoint: Literal["latest"] | Count | None = Field(None, description="latest, or a step number")
-    num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None, description="CPU threads; null: all cores"
-    )
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(None, description="CPU threads; null: all cores")
     log_every: Count = 10
     sample_every: Annotated[int, Field(ge=0)] = Field(100, description="steps between fixed-seed grids; 0: none")
     allow_changed_inputs: bool = Field(

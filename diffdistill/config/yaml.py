@@ -15,10 +15,11 @@ from yaml.events import AliasEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from diffdistill.errors import ConfigError
+from diffdistill.files import read_bounded
 
 Path = tuple[str | int, ...]
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 17  # a second to read; configs take some thousand
 MAX_DEPTH = 32
 TAG = "tag:yaml.org,2002:"
 RULES = [  # type, what it looks like (YAML 1.2, core schema), the characters it may start with
@@ -160,14 +161,15 @@ def parse(text: str, source: str, numbered: bool = True) -> Any:
 def read(path: File, label: str) -> Any:
     """Read a file; `label` is what errors call it. Raises ConfigError if it cannot be read or is no UTF-8 text."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(
-                f"{label}: larger than {MAX_BYTES >> 20} MiB; settings are a small text file, is this the one?"
-            )
-        raw = path.read_bytes()
-        return parse(raw.decode("utf-8"), label)
+        raw = read_bounded(path, MAX_BYTES)
     except OSError as error:
         raise ConfigError(f"{label}: cannot be read ({error.strerror}); check its name and rights") from None
+    except ValueError:
+        raise ConfigError(
+            f"{label}: larger than {MAX_BYTES >> 10} KiB; settings are a small text file, is this the one?"
+        ) from None
+    try:
+        return parse(raw.decode("utf-8"), label)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{label}:{line}: not UTF-8 text; save the file as UTF-8") from None

@@ -136,7 +136,7 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise DataError(f"{name} has more than 16 bits a channel: save it with 8 or 16")
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8))  # 65535 is 255
+        return Image.fromarray(np.rint(values.astype(np.float32) / 257).astype(np.uint8))  # 65535 is 255
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         flat = Image.new("RGBA", image.size, "white")
         flat.alpha_composite(image.convert("RGBA"))

@@ -14,6 +14,7 @@ from diffdistill.data.text import Row, json_rows, read_text
 from diffdistill.errors import DataError
 
 COLUMNS = ("prompt", "text")  # the first that is there
+LONGEST = 20_000  # characters of a prompt
 T = TypeVar("T")
 
 
@@ -56,6 +57,8 @@ def problem_of(text: str) -> str | None:
     """What keeps a text from being a prompt, in words; None if nothing does."""
     if not text.strip():
         return "is empty"
+    if len(text) > LONGEST:
+        return f"has {len(text):,} characters, and a model reads a few hundred at most"
     if any("\ud800" <= character <= "\udfff" for character in text):
         return "holds half of a character (a lone surrogate)"
     return None

@@ -1,13 +1,13 @@
 """Text files of data: UTF-8 or with a byte order mark, and JSON lines."""
 
 import codecs
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from diffdistill.errors import DataError
+from diffdistill.files import parse_json, read_bounded
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 MARKS = (
@@ -17,6 +17,7 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+MOST_TEXT, MOST_LINES = 1 << 27, 2_000_000  # bytes and lines of a table or a list, kept in memory as a whole
 Row = tuple[int, dict[str, Any]]
 
 
@@ -26,7 +27,9 @@ def read_text(path: Path) -> str:
     Latin-1 and its kin are refused: any bytes are valid there, so a wrong guess would draw other words unnoticed.
     """
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, MOST_TEXT)
+    except ValueError as error:
+        raise DataError(f"'{path}' is no list that fits, {error}: is it a text? give it in parts") from error
     except OSError as error:
         raise DataError(f"'{path}' cannot be read ({error.strerror}): check the path and its rights") from error
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
@@ -38,6 +41,8 @@ def read_text(path: Path) -> str:
         raise DataError(
             f"{where} is not {encoding.removesuffix('-sig').upper()} (byte {error.start}): save the file as UTF-8"
         ) from error
+    if text.count("\n") + text.count("\r") > MOST_LINES:
+        raise DataError(f"'{path}' has more than {MOST_LINES:,} lines: give it in parts")
     if "\0" in text:
         raise DataError(f"'{path}' holds zero bytes, as UTF-16 without a byte order mark has: save the file as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -50,8 +55,8 @@ def json_rows(text: str, name: str, example: str) -> Iterator[Row]:
         if not words.strip():
             continue
         try:
-            row = json.loads(words)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(words)
+        except ValueError as error:
             raise DataError(f"line {line} of '{name}' is not JSON ({error}): write one object a line") from error
         if not isinstance(row, dict):
             raise DataError(f"line {line} of '{name}' is no JSON object: write {example}")

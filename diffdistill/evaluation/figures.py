@@ -55,7 +55,7 @@ def figure_of(name: str, words: Mapping[str, Any] | None = None) -> Figure:
     if (known := known_figures().get(name)) is not None:
         return known
     if words and name in words:
-        return Figure(name, words[name]["label"], words[name]["lower_is_better"])
+        return Figure(name, words[name].get("label", name), words[name].get("lower_is_better"))
     for family in SCORES:
         if name.startswith(family.name):
             return Figure(name, family.label.format(name.removeprefix(family.name)), family.lower_is_better)
@@ -76,7 +76,8 @@ def values_of(result: Mapping[str, Any]) -> dict[str, Value]:
         floor, n = entry.get("floor") or {}, entry.get("n")
         real, real_n = floor.get("value", entry.get("of_the_reference")), floor.get("n")
         if "value" in entry:
-            values[name] = Value(entry["value"], n, entry.get("standard_error"), real, real_n)
+            one = None if isinstance(real, dict) else real
+            values[name] = Value(entry["value"], n, entry.get("standard_error"), one, real_n)
             continue
         for part in (key for key in entry if key in names):
             values[part] = Value(entry[part], n, None, real.get(part) if isinstance(real, dict) else None, real_n)

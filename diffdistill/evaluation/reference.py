@@ -19,6 +19,7 @@ from diffdistill.evaluation.frechet import Gaussian, Moments
 from diffdistill.files import cache_dir, replacing
 
 FORMAT = "diffdistill-reference-1"
+KEPT = ("mean", "covariance", "features", "index")
 SAMPLE_ENTRIES = 2**26  # features kept of one set: 256 MB, 32,768 rows of Inception
 
 
@@ -93,18 +94,29 @@ def cache_file(images: ImageSet, extractor: FeatureExtractor, resize: str) -> Pa
 def _read(file: Path, n: int) -> dict[str, Tensor] | None:
     try:
         with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in ("mean", "covariance", "features", "index")}
+            tensors = {name: opened.get_tensor(name) for name in KEPT}
             metadata = opened.metadata() or {}
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError):
         return None  # absent or damaged: computed again
-    return tensors if metadata.get("n") == str(n) else None
+    whole = metadata.get("n") == str(n) and metadata.get("sha256") == _digest(tensors)
+    return tensors if whole else None
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and numbers: safetensors carries no checksum."""
+    digest = hashlib.sha256()
+    for name in KEPT:
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()
 
 
 def _write(file: Path, tensors: dict[str, Tensor], n: int) -> str | None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as partial:
-            save_file(tensors, partial, {"n": str(n)})
+            save_file(tensors, partial, {"n": str(n), "sha256": _digest(tensors)})
     except (OSError, SafetensorError) as error:
         return f"the reference features could not be kept in {file.parent} ({error}): set DIFFDISTILL_CACHE"
     return None

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from diffdistill.data.formats.arrays import Npz
 from diffdistill.errors import DataError
 from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.frechet import Gaussian, as_gaussian
 from diffdistill.files import replacing
 
 FORMAT = "diffdistill-statistics-1"
+WORDS = ("mu", "sigma", "n", "extractor_id", "extractor_sha256", "resize")
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,16 @@ def load_statistics(path: str | Path) -> Statistics:
     """Read a statistics file of ours, of EDM or of clean-fid; DataError for anything else, a pickle included."""
     try:
         # Never a pickle: object arrays are refused, and so are files that are not npz.
-        with np.load(path, allow_pickle=False) as file:  # noqa: TID251
-            arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        file = Npz(Path(path), str(path))
+        arrays = {key: file[key] for key in WORDS if key in file}
+    except (OSError, DataError) as error:
         raise DataError(
             f"{path} is no statistics file: give an .npz with 'mu' and 'sigma' and without pickles"
         ) from error
     if not {"mu", "sigma"} <= arrays.keys():
-        raise DataError(f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}: statistics need 'mu' and 'sigma'")
-    n = int(arrays["n"]) if "n" in arrays else -1
+        raise DataError(f"{path} holds {', '.join(sorted(file)[:8]) or 'nothing'}: statistics need 'mu' and 'sigma'")
     try:
+        n = int(arrays["n"]) if "n" in arrays else -1
         gaussian = as_gaussian(arrays["mu"], arrays["sigma"], n if n > 0 else None)
     except (TypeError, ValueError) as error:
         raise DataError(f"{path} holds statistics that are not numbers") from error

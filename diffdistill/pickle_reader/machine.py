@@ -48,6 +48,16 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 KEYS = (str, bytes, int, float, bool, type(None))
 
 
+MOST_STEPS = 3_000_000
+"""Instructions of a file, pickles inside of it too: the largest snapshots have some hundred thousand."""
+
+
+class _Steps:
+    """How many instructions are left of the file that is being read; a pickle inside of it takes from the same."""
+
+    left, depth = 0, 0
+
+
 class PickleReader:
     """One pickle of a stream -> plain data.
 
@@ -66,8 +76,13 @@ class PickleReader:
         Raises CheckpointError, one sentence, if the file is damaged or names what is not in the table.
         """
         self.stack, self.below, self.memo = [], [], {}
+        _Steps.left = _Steps.left if _Steps.depth else MOST_STEPS
+        _Steps.depth += 1
         try:
             for opcode, argument, _ in pickletools.genops(stream):
+                _Steps.left -= 1
+                if _Steps.left < 0:
+                    raise Refused(f"the pickle has more than {MOST_STEPS:,} instructions")
                 self._step(opcode.name, argument)
             (value,) = self.stack
         except Refused as error:
@@ -76,6 +91,8 @@ class PickleReader:
             raise CheckpointError(
                 f"the pickle is damaged or cut short ({type(error).__name__}); fetch the file again"
             ) from None
+        finally:
+            _Steps.depth -= 1
         return value
 
     def _step(self, opcode: str, argument: Any) -> None:

@@ -1,10 +1,13 @@
 """A model folder in diffusers format: finding, reading and writing it, and its diffdistill.json.
 
-Every weights file is named with its SHA-256 in `diffdistill.json`: safetensors carries no checksum, so without it one
-flipped bit would load in silence.
+Every file that is read is named with its SHA-256 in `diffdistill.json`, and that file with its own: neither
+safetensors nor JSON carries a checksum, so without it one flipped bit, or a setting that was lost, would draw other
+pictures in silence.
 """
 
 import hashlib
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,10 @@ from typing import Any
 from diffdistill import files
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError
-from diffdistill.files import PICKLES, new_folder, sha256, write_json
+from diffdistill.files import PICKLES, is_hub_id, new_folder, sha256, write_json
 
-METADATA = "diffdistill.json"
+METADATA, CARD = "diffdistill.json", "README.md"
+SEAL = "own_sha256"  # in diffdistill.json: of all else in it
 Card = Callable[[dict[str, Any]], str]
 """Makes README.md from the content of `diffdistill.json`."""
 
@@ -44,12 +48,11 @@ def local(model: str) -> Path | None:
         )
     if path.is_dir():
         return path
-    # OWNER/NAME is an id of the Hub, unless OWNER is here: then NAME is mistyped, and asking the Hub takes long.
-    here = path.exists() or path.parent.exists() or path.is_absolute()
-    if here or model.count("/") != 1 or model.startswith((".", "~")):
+    if not is_hub_id(model):
+        absent = "" if path.exists() else ", there is nothing of that name"
         raise CheckpointError(
-            f"model '{model:.200}' is not a diffusers folder; give a folder with model_index.json, builtin:NAME or a "
-            f"Hub id"
+            f"model '{model:.200}' is not a diffusers folder{absent}; give a folder with model_index.json, "
+            f"builtin:NAME or a Hub id OWNER/NAME"
         )
     return None
 
@@ -60,10 +63,13 @@ def _download(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        # diffusers fetches what its own classes load; what is ours besides comes with the second call.
-        folder = DiffusionPipeline.download(model, use_safetensors=True)
+        # diffusers fetches what its own classes load; what is ours besides, and what our record names, comes after.
+        folder = Path(DiffusionPipeline.download(model, use_safetensors=True))
         snapshot_download(model, allow_patterns=[METADATA, "calibration.json"])
-        return Path(folder)
+        named = files.read_json(folder / METADATA).get("sha256") if (folder / METADATA).is_file() else None
+        if missing := [name for name in named or () if not (folder / name).is_file()]:
+            snapshot_download(model, allow_patterns=missing)
+        return folder
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(
@@ -86,10 +92,38 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def digests_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a model folder that is read again, by its path in it."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {
+        file.relative_to(folder).as_posix(): sha256(file)
+        for file in files
+        if file.relative_to(folder).as_posix() not in (METADATA, CARD)
+    }
+
+
+def sealed(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The content of diffdistill.json with a digest of itself."""
+    return {key: value for key, value in metadata.items() if key != SEAL} | {SEAL: _seal(metadata)}
+
+
+def _seal(metadata: dict[str, Any]) -> str:
+    content = {key: value for key, value in metadata.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def read_metadata(folder: Path) -> dict[str, Any]:
     """The content of diffdistill.json, its digests checked; empty where there is none. CheckpointError for damage."""
-    metadata = read_json(folder / METADATA) if (folder / METADATA).exists() else {}
-    for name, expected in metadata.get("sha256", {}).items():
+    metadata: Any = read_json(folder / METADATA) if (folder / METADATA).exists() else {}
+    digests = metadata.get("sha256", {}) if isinstance(metadata, dict) else None
+    if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
+        raise CheckpointError(f"'{folder / METADATA}' is no record of a model folder; make or fetch the folder again")
+    if metadata.get(SEAL, _seal(metadata)) != _seal(metadata):
+        raise CheckpointError(
+            f"'{folder / METADATA}' is damaged or was changed: its {SEAL} is another; make or fetch the folder again, "
+            f"or take {SEAL} out of it if the change was yours"
+        )
+    for name, expected in digests.items():
         if not (folder / name).is_file():
             raise CheckpointError(f"model folder '{folder}' lacks {name}; make or fetch it again")
         if sha256(folder / name) != expected:
@@ -97,6 +131,23 @@ def read_metadata(folder: Path) -> dict[str, Any]:
                 f"'{folder / name}' is damaged: its SHA-256 is not the one in {METADATA}; make or fetch it again"
             )
     return metadata
+
+
+# A path from the root or a home, of this or another system, among words; what follows its last separator stays.
+PLACE = re.compile(r"(?<![\w/.\\-])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"`,;()/\\]+[/\\])+")
+
+
+def published(value: Any) -> Any:
+    """A value for a model folder, which others get: of a path of this machine in it, only the last part stays."""
+    if isinstance(value, dict):
+        return {published(key): published(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [published(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith(("/", "~", "\\\\")) or re.match(r"[A-Za-z]:[/\\]", value):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return PLACE.sub("", value)
 
 
 def write_model(
@@ -108,11 +159,10 @@ def write_model(
     """
     with new_folder(folder) as staged:
         metadata = write_parts(staged)
-        weights = {str(f.relative_to(staged)): sha256(f) for f in sorted(staged.rglob("*.safetensors"))}
-        metadata |= {"sha256": weights, **provenance}
+        metadata |= {"sha256": digests_of(staged), **published(provenance)}
         if card is not None:
-            (staged / "README.md").write_text(card(metadata), "utf-8")
-        write_json(staged / METADATA, metadata)
+            (staged / CARD).write_text(card(metadata), "utf-8")
+        write_json(staged / METADATA, sealed(metadata))
 
 
 def forget_origin(config: Path) -> dict[str, Any]:

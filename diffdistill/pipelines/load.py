@@ -11,6 +11,7 @@ from diffdistill.pipelines.pixel.consistency import described
 from diffdistill.pipelines.pixel.denoiser import load_pixels, network_name
 from diffdistill.pipelines.pixel.save import save_pixels
 from diffdistill.pipelines.scheduler_config import process_of
+from diffdistill.pipelines.scheduler_values import read_scheduler
 from diffdistill.pipelines.text.denoiser import load_text_denoiser
 
 
@@ -34,7 +35,7 @@ def load_model(model: str | Path, device: str | torch.device = "cpu", adapter: s
     except CheckpointError as error:
         raise CheckpointError(f"'{folder}': {error}") from error
     metadata = read_metadata(folder)
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    scheduler = read_scheduler(folder)
     try:
         metadata = described(scheduler, metadata)
         process = process_of(scheduler, metadata.get("role", "teacher"))

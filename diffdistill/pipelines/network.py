@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from diffdistill.errors import CheckpointError
+from diffdistill.loading import check_finite, load_whole
 from diffdistill.parts.scalelong import CONFIG_KEY, Settings, install, load_scaled
 from diffdistill.pipelines.folder import read_json
 
@@ -18,14 +19,16 @@ def load_network(folder: Path, component: str, class_name: str) -> nn.Module:
         )
     if not list((folder / component).glob("*.safetensors")):
         raise CheckpointError(f"'{folder / component}' holds no safetensors weights; pickled weights are never loaded")
+    if CONFIG_KEY not in read_json(folder / component / "config.json"):
+        return load_whole(cls, folder / component, low_cpu_mem_usage=False)
     try:
-        if CONFIG_KEY in read_json(folder / component / "config.json"):
-            return load_scaled(cls, folder / component)
-        return cls.from_pretrained(folder / component, use_safetensors=True, low_cpu_mem_usage=False)
+        network = load_scaled(cls, folder / component)
     except Exception as error:
         raise CheckpointError(
             f"'{folder / component}' could not be loaded ({error}); make or fetch the model folder again"
         ) from error
+    check_finite(network, folder / component)
+    return network
 
 
 def network_class(name: str) -> Any:

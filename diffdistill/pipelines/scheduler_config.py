@@ -85,4 +85,9 @@ def _vp(name: str, scheduler: dict[str, Any], kind: str) -> VP:
             f"{name} has timestep_type '{scheduler['timestep_type']}', which tells the network ln(sigma) / 4 in place "
             f"of a training step; only discrete is read"
         )
-    return VP(stock.alphas_cumprod, kind)
+    signal = stock.alphas_cumprod
+    if not (signal.isfinite().all() and 1 >= signal[0] > 0 <= signal[-1] < 1 and (signal.diff() <= 0).all()):
+        raise CheckpointError(
+            f"the betas of {name} make no schedule, along which the signal falls from 1 towards 0; mend its config"
+        )
+    return VP(signal, kind)

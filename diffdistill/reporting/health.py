@@ -142,7 +142,7 @@ def early_stop(run: RunData) -> Verdict | None:
     best, value = (min if lower else max)(series.values), series.values[series.steps.index(kept)]
     text = (
         f"{settings['metric']} was {best:.4g} at best and {series.values[-1]:.4g} at step {series.steps[-1]:g}: the "
-        f"model is that of step {kept:g}, with {value:.4g} the last within the margin of {settings['margin']:g}"
+        f"model is that of step {kept:g}, with {value:.4g} the last within the margin of {settings.get('margin', 0):g}"
     )
     return Verdict("watch", "The run was ended early", f"{text}; lower rates, or less of a reward, may go further.")
 

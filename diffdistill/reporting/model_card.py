@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffdistill.evaluation.figures import label_of, values_of
+from diffdistill.pipelines.folder import published
 from diffdistill.reporting.tables import number, protocol_words
 
 
@@ -179,6 +180,7 @@ same image again call `torch.manual_seed` too."""
 
 def metrics_section(evaluation: dict[str, Any]) -> str:
     """The figures of an evaluation with their protocol; "" without any."""
+    evaluation = published(evaluation)
     values = values_of(evaluation)
     if not values:
         return ""
@@ -235,7 +237,7 @@ def public_settings(config: str) -> str:
 
     settings = yaml.safe_load(config)
     kept = {key: value for key, value in settings.items() if key not in ("output_dir", "resume_from_checkpoint")}
-    return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=110).strip()
+    return yaml.safe_dump(published(kept), sort_keys=False, default_flow_style=None, width=110).strip()
 
 
 def _limits(student: bool) -> str:

@@ -2,18 +2,21 @@
 
 import base64
 import io
+import warnings
 from html import escape
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from diffdistill import __version__
+from diffdistill.data.pixels import UNREADABLE
 from diffdistill.reporting.charts import charts
 from diffdistill.reporting.health import verdicts
 from diffdistill.reporting.rundata import RunData
 from diffdistill.reporting.tables import headline, metrics_table, protocol
 
-SHOWN_GRIDS = 12
+SHOWN_GRIDS, SHOWN_PICTURES = 12, 12
+MOST_PIXELS = 1 << 24  # of a picture: a grid of 100 images with their texts has half as many
 STYLE = Path(__file__).with_name("report.css")
 MARKS = {"good": "✓", "watch": "!", "bad": "✕"}
 
@@ -48,7 +51,7 @@ def _header(run: RunData, title: str) -> str:
     if teacher:
         levels = len(run.model.get("levels", ())) or (run.config.get("student") or {}).get("steps", 1)
         steps = "one-step" if levels == 1 else f"{levels}-step"
-        words = f"A {steps} student of <code>{escape(str(teacher))}</code>"
+        words = f"A {escape(steps)} student of <code>{escape(str(teacher))}</code>"
         words += f", distilled with <code>{escape(str(method))}</code>" if method else ""
     elif run.verb == "align":
         words = f"<code>{escape(str(run.config['model']))}</code> aligned with preferences"
@@ -88,7 +91,8 @@ def _samples(run: RunData) -> str:
         step, file = run.grids[-1]
         label = "Student" if run.config.get("teacher") else "Model"
         shown.append(_picture(file, f"{label}, step {step:,}", "large"))
-    shown += [_picture(file, name.replace("_", " ").capitalize(), "large") for name, file in run.pictures.items()]
+    others = list(run.pictures.items())[:SHOWN_PICTURES]
+    shown += [_picture(file, name.replace("_", " ").capitalize(), "large") for name, file in others]
     return _section("samples", "Samples", f'<div class="pair">{"".join(shown)}</div>' if any(shown) else "")
 
 
@@ -104,21 +108,30 @@ def _history(run: RunData) -> str:
 
 
 def _picture(file: Path, label: str, size: str) -> str:
-    try:
-        with Image.open(file) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError):
+    picture = opened_picture(file)
+    if picture is None:
         return ""
     gray = picture.convert("L")
     if gray.convert("RGB").tobytes() == picture.tobytes():
         picture = gray  # a third of the bytes
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    picture.save(buffer, "PNG", optimize=picture.width * picture.height <= MOST_PIXELS // 4)
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
         f'<figure class="{size}"><img alt="{escape(label)}" width="{picture.width}" height="{picture.height}" '
         f'src="data:image/png;base64,{data}"><figcaption>{escape(label)}</figcaption></figure>'
     )
+
+
+def opened_picture(file: Path) -> Image.Image | None:
+    """A PNG or JPEG of at most so many pixels in RGB; None for anything else. Pillow would hand EPS to a program."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=("PNG", "JPEG")) as opened:
+                return opened.convert("RGB") if opened.width * opened.height <= MOST_PIXELS else None
+    except (*UNREADABLE, Image.DecompressionBombError):
+        return None
 
 
 def _health(run: RunData) -> str:

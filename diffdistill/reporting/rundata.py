@@ -2,12 +2,18 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffdistill.errors import CheckpointError
+from diffdistill.config.yaml import MAX_BYTES, parse
+from diffdistill.errors import CheckpointError, ConfigError
+from diffdistill.files import parse_json
+from diffdistill.reporting.forms import CONFIG, ENVIRONMENT, EVALUATIONS, MODEL, MOST, formed, number
 
+MOST_LOG, MOST_JSON, LONGEST_NAME = 1 << 26, 1 << 24, 200  # bytes of a log and of other records; of a metric's name
+STEP = re.compile(r"step-([0-9]{1,18})")
 STOPPED_FOR = "early_stop/kept"  # in the log of a run that ended early: the step whose model it kept
 
 
@@ -65,28 +71,28 @@ class RunData:
 
 
 def read_run(folder: Path) -> RunData:
-    """Read a run folder; CheckpointError if it is none. Damaged or missing parts are left out."""
+    """Read a run folder; CheckpointError if it is none. Damaged or missing parts are left out, and so is what a report
+    does not need: the folder may be a stranger's.
+    """
     config_file, log = folder / "config.yaml", folder / "metrics.jsonl"
     if not config_file.is_file() and not log.is_file():
         raise CheckpointError(
             f"'{folder}' is no run folder (no config.yaml, no metrics.jsonl); give the output_dir of train or distill"
         )
-    text = _text(config_file)
-    samples = sorted((folder / "samples").glob("*.png"))
-    grids = [(int(file.stem[5:]), file) for file in samples if file.stem[:5] == "step-" and file.stem[5:].isdigit()]
+    text = _text(folder, config_file, MAX_BYTES)
+    samples = sorted(file for file in (folder / "samples").glob("*.png") if _within(folder, file))
+    grids = [(int(step[1]), file) for file in samples if (step := STEP.fullmatch(file.stem))]
     known = {file for _, file in grids}
     return RunData(
         folder=folder,
         config_text=text,
-        config=_yaml(text),
-        metrics=read_metrics(_text(log)),
+        config=formed(_yaml(text), CONFIG),
+        metrics=_drawn(read_metrics(_text(folder, log, MOST_LOG))),
         grids=sorted(grids),
         pictures={file.stem: file for file in samples if file not in known},
-        evaluation={
-            name: value for name, value in _json(folder / "evaluation.json").items() if isinstance(value, dict)
-        },
-        environment=_json(folder / "environment.json"),
-        model=_json(folder / "student" / "diffdistill.json") or _json(folder / "model" / "diffdistill.json"),
+        evaluation=formed(_json(folder, "evaluation.json"), EVALUATIONS),
+        environment=formed(_json(folder, "environment.json"), ENVIRONMENT),
+        model=formed(_json(folder, "student/diffdistill.json") or _json(folder, "model/diffdistill.json"), MODEL),
     )
 
 
@@ -97,11 +103,12 @@ def read_metrics(text: str) -> dict[str, Series]:
         try:
             entry = json.loads(line)
             step, seconds = float(entry["step"]), float(entry.get("time", 0.0))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+            continue
+        if not (number(step) and number(seconds)):
             continue
         for name, value in entry.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if name in ("step", "time") or not number or not math.isfinite(value):
+            if name in ("step", "time") or not number(value):
                 continue
             series = metrics.setdefault(name, Series())
             series.steps.append(step)
@@ -110,26 +117,39 @@ def read_metrics(text: str) -> dict[str, Series]:
     return metrics
 
 
-def _text(file: Path) -> str:
+def _drawn(metrics: dict[str, Series]) -> dict[str, Series]:
+    """The first few hundred series, with names that fit on a page."""
+    return dict([(name, series) for name, series in metrics.items() if len(name) <= LONGEST_NAME][:MOST])
+
+
+def _within(folder: Path, file: Path) -> bool:
+    """Whether a file lies in the folder itself: a link of a stranger's could show any file of this machine."""
+    return file.is_file() and file.resolve().is_relative_to(folder.resolve())
+
+
+def _text(folder: Path, file: Path, most: int) -> str:
+    """The text of a file of the folder, its end where it is longer than `most` bytes."""
+    if not _within(folder, file):
+        return ""
     try:
-        return file.read_text("utf-8", errors="replace")
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - most))
+            return stream.read(most).decode("utf-8", errors="replace").replace("\r\n", "\n")
     except OSError:
         return ""
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(_text(file))
+        value = parse_json(_text(folder, folder / name, MOST_JSON))
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def _yaml(text: str) -> dict[str, Any]:
-    import yaml
-
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse(text, "config.yaml")
+    except ConfigError:
         return {}
     return value if isinstance(value, dict) else {}

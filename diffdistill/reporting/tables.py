@@ -87,7 +87,7 @@ def metrics_table(run: RunData) -> str:
 
 def _calls(run: RunData, name: str) -> str:
     calls = evaluations(run, name)
-    return "" if calls is None else f"<small>{calls} evaluation{'' if calls == 1 else 's'}</small>"
+    return "" if calls is None else f"<small>{escape(str(calls))} evaluation{'' if calls == 1 else 's'}</small>"
 
 
 def _cell(value: Value | None) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffdistill.assets import asset
+from diffdistill.assets import checked_asset
 from diffdistill.errors import DataError
 from diffdistill.models.conv_net import load_conv_net
 from diffdistill.rewards.protocol import Prompts
@@ -22,7 +22,7 @@ class ClassifierReward:
     name, differentiable, needs_prompt = "classifier", True, False
 
     def __init__(self, folder: Path | None = None):
-        self.net, config = load_conv_net(folder or asset("fashion_mnist_features"))
+        self.net, config = load_conv_net(folder or checked_asset("fashion_mnist_features"))
         self.version = f"classifier {config['sha256'][:12]}"
         self.shape = (config["image_channels"], config["image_size"], config["image_size"])
 

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from diffdistill.errors import CheckpointError
 from diffdistill.files import PICKLES
+from diffdistill.loading import load_whole
 from diffdistill.rewards.clip_weights import TOKENIZER_FILES, ClipWeights
 from diffdistill.rewards.open_clip import VIT_H_14, clip_of_open_clip
 from diffdistill.rewards.preprocess import preprocess
@@ -85,18 +85,13 @@ class ClipReward:
 
 def read_clip(folder: Path) -> Any:
     """A transformers CLIPModel, safetensors only; CheckpointError if the folder holds none."""
-    try:
-        return transformers().CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(
-            f"'{folder}' is no CLIP that transformers can open ({error}); it needs config.json and *.safetensors"
-        ) from error
+    return load_whole(transformers().CLIPModel, folder)
 
 
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder; CheckpointError if there is none."""
     try:
-        return transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"'{folder}' has no tokenizer ({error}); put tokenizer.json, or vocab.json and merges.txt, there"

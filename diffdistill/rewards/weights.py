@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.files import PICKLES, expanded, sha256
+from diffdistill.files import PICKLES, expanded, is_hub_id, sha256
+from diffdistill.loading import check_finite
 from diffdistill.pickle_reader.source import read_pickle, read_safetensors
 
 
@@ -37,6 +38,11 @@ def fetched(reward: str, where: str | None, hub: str, files: list[str]) -> Path:
     folder = expanded(where or hub)
     if folder.is_dir():
         return folder
+    if not is_hub_id(where or hub):
+        raise CheckpointError(
+            f"there is no folder '{where or hub}' with the weights of the reward {reward}; give '{reward}:FOLDER', or "
+            f"'{reward}:OWNER/NAME' of the Hub"
+        )
     try:
         return snapshot(where or hub, files)
     except Exception as error:  # the Hub raises many kinds, offline included; all of them mean "not to be had"
@@ -109,6 +115,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
             f"give the file as published"
         )
     module.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()})
+    check_finite(module, file)
 
 
 def digest(files: list[Path]) -> str:

@@ -21,7 +21,16 @@ from diffdistill.files import (
     write_json,
     write_text,
 )
-from diffdistill.pipelines.folder import METADATA, forget_origin, locate, read_json, weights_digest
+from diffdistill.pipelines.folder import (
+    METADATA,
+    digests_of,
+    forget_origin,
+    locate,
+    published,
+    read_json,
+    sealed,
+    weights_digest,
+)
 from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.save import copy_parts, write_network
 from diffdistill.reporting.model_card import model_card, public_settings, text_card
@@ -168,8 +177,8 @@ class PipelinePublisher:
             copy_parts(model.source, staged, leave=(model.part,))
             write_network(self.task.adapted or self.task.network, model, staged, lora=lora)
             forget_origin(staged / "model_index.json")
-            metadata = self._metadata(model, staged)
-            write_json(staged / METADATA, metadata)
+            metadata = published(self._metadata(model, staged))
+            write_json(staged / METADATA, sealed(metadata))
             write_text(staged / "README.md", aligned_card(metadata, evaluation, self.resolved.text_yaml))
 
     def _metadata(self, model: Adapter, staged: Path) -> dict[str, Any]:
@@ -181,7 +190,7 @@ class PipelinePublisher:
             **{key: source[key] for key in ("guidance_scale",) if key in source},
             "model": config.model,
             "method": config.method.name,
-            "sha256": {str(f.relative_to(staged)): sha256(f) for f in sorted(staged.rglob("*.safetensors"))},
+            "sha256": digests_of(staged),
             "diffdistill": __version__,
             "config_sha256": self.resolved.sha256,
             "data": {"path": pairs.name, "fingerprint": pairs.fingerprint, "pairs": len(pairs)},

@@ -166,7 +166,7 @@ def test_missing_and_unreadable_files(config, tmp_path):
     Path("latin.yaml").write_bytes("out: a\nnames: [caf\xe9]".encode("latin-1"))
     assert complaint("latin.yaml") == "latin.yaml:2: not UTF-8 text; save the file as UTF-8"
     Path("big.yaml").write_bytes(b"#" * (2 << 20))
-    assert complaint("big.yaml").startswith("big.yaml: larger than 1 MiB")
+    assert complaint("big.yaml").startswith("big.yaml: larger than 128 KiB")
 
 
 # ---- what does not fit ----

@@ -19,6 +19,8 @@ from edm_tiny import tiny_network
 
 from diffdistill.cli import main
 from diffdistill.errors import CheckpointError
+from diffdistill.parts.edm.convert import Source, build
+from diffdistill.pickle_reader import machine
 from diffdistill.pickle_reader.machine import PickleReader
 from diffdistill.pickle_reader.plain import NAMES, Record
 
@@ -283,3 +285,33 @@ def test_a_broken_zip_is_a_sentence(content, refused):
 
 def test_text_of_the_file_cannot_write_to_the_terminal(refused):
     refused(b"\x80\x04\x8c\x05\x1b[2Jx\x8c\x01y\x93.", "asks for '?[2Jx.y'")
+
+
+def test_the_instructions_of_a_file_are_counted_those_of_pickles_inside_too(monkeypatch, refused):
+    monkeypatch.setattr(machine, "MOST_STEPS", 1000)
+    refused(b"\x80\x02(" + b"]" * 2000 + b"l.", "more than 1,000 instructions")
+    inner = b"\x80\x02(" + b"]" * 300 + b"l."
+    nested = {("m", "n"): lambda data: PickleReader({}).read(io.BytesIO(data))}
+    call = b"cm\nn\n(B" + struct.pack("<I", len(inner)) + inner + b"tR0"
+    assert PickleReader(nested).read(io.BytesIO(b"\x80\x02" + call + b"N.")) is None
+    with pytest.raises(CheckpointError, match="more than 1,000 instructions"):
+        PickleReader(nested).read(io.BytesIO(b"\x80\x02" + call * 4 + b"N."))
+    assert machine._Steps.depth == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"num_blocks": 65536}, "blocks"),
+        ({"model_channels": 65536, "channel_mult": [65536] * 16}, "channels|blocks"),
+        ({"model_type": "SongUNet", "num_blocks": 65536, "model_channels": 4}, "blocks"),
+        ({"class_name": "iDDPMPrecond", "M": 10**9}, "M is no number"),
+        ({"model_channels": 1}, "makes no network"),
+        ({"model_channels": 1, "num_blocks": 1, "channel_mult": [1] * 16}, "blocks"),
+    ],
+)
+def test_a_description_larger_than_its_file_builds_nothing(settings, sentence):
+    tensors = {"enc.8x8_conv.weight": torch.zeros(4, 3, 3, 3), "out_conv.bias": torch.zeros(3)}
+    plain = {"class_name": "EDMPrecond", "model_type": "DhariwalUNet", "num_blocks": 1, "channel_mult": [1]}
+    with pytest.raises(CheckpointError, match=sentence):
+        build(Source(plain | settings, tensors))

@@ -132,6 +132,17 @@ def test_a_damaged_cache_is_computed_again(cache: Path):
     assert Evaluator(image_set(), pixels())(pictures(50, 5))["metrics"] == first["metrics"]
 
 
+@pytest.mark.parametrize("place", [9, 40, 200, 420, 460, -1, -900, -4000])
+def test_one_flipped_bit_of_a_cache_is_noticed(cache: Path, place: int):
+    first = Evaluator(image_set(), pixels())(pictures(50, 5))
+    (file,) = (cache / "references").iterdir()
+    content = bytearray(file.read_bytes())
+    content[place] ^= 4
+    file.write_bytes(content)
+    assert Evaluator(image_set(), pixels())(pictures(50, 5))["metrics"] == first["metrics"]
+    assert file.read_bytes() != content
+
+
 def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path / "file"))

@@ -125,7 +125,7 @@ def test_features_that_are_not_finite_are_refused():
         def embed(self, images: Tensor) -> Tensor:
             return torch.full((len(images), 2), float("inf"))
 
-    with pytest.raises(DataError, match="features 'broken' are NaN or infinite for 3 images"):
+    with pytest.raises(CheckpointError, match="features 'broken' are NaN or infinite for 3 images"):
         Broken()(pictures(3))
 
 
@@ -143,13 +143,66 @@ class Halves(nn.Module):
         return torch.stack([x[:, :half].mean(1), x[:, half:].mean(1)], 1)
 
 
-def test_a_torchscript_network_of_the_users(tmp_path: Path):
+def test_a_torchscript_network_of_the_users(tmp_path: Path, consent: None):
     file = tmp_path / "halves.pt"
     torch.jit.save(torch.jit.script(Halves()), str(file))
     extractor = load_features(str(file))
     images = pictures(4)
     assert (extractor.dim, extractor.sha256) == (2, sha256(file))
     assert torch.allclose(extractor(images)[:, 0], images[..., :14].double().mean((1, 2, 3)), atol=1e-3)
+
+
+class Writer(nn.Module):
+    """TorchScript is a program: this one writes a file when it is called, another when it is only opened."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place = place
+
+    def forward(self, images: Tensor) -> Tensor:
+        torch.save(images, self.place)  # noqa: TID251
+        return images.float().mean((2, 3))
+
+
+def test_torchscript_of_a_stranger_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file, marker = tmp_path / "features.pt", tmp_path / "written"
+    torch.jit.save(torch.jit.script(Writer(str(marker))), str(file))
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(ConfigError, match="--allow-code"):
+        load_features(str(file))
+    assert not marker.exists()
+
+
+class Flat(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float().mean((1, 2, 3))
+
+
+class Whole(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :4]
+
+
+class Few(nn.Module):
+    """One row too few wherever it can."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.float().mean((2, 3))
+        return x if images.size(2) == 64 else x[:-1]
+
+
+@pytest.mark.parametrize(("network", "sentence"), [(Flat, "must give"), (Whole, "no tensor of floats")])
+def test_torchscript_of_another_shape_is_a_broken_model(tmp_path: Path, consent: None, network, sentence):
+    torch.jit.save(torch.jit.script(network()), str(tmp_path / "net.pt"))
+    with pytest.raises(CheckpointError, match=sentence):
+        load_features(str(tmp_path / "net.pt"))
+
+
+def test_an_extractor_measures_each_image(tmp_path: Path, consent: None):
+    torch.jit.save(torch.jit.script(Few()), str(tmp_path / "net.pt"))
+    extractor = load_features(str(tmp_path / "net.pt"))
+    with pytest.raises(CheckpointError, match="does not measure each image"):
+        extractor(pictures(extractor.batch_size, 3))
 
 
 def test_pickles_are_refused_and_not_run(tmp_path: Path):
@@ -181,6 +234,19 @@ def test_missing_inception_says_where_to_put_it(tmp_path: Path, monkeypatch: pyt
     assert inception.URL in str(error.value)
     with pytest.raises(CheckpointError, match="there is no file"):
         load_features("inception:/absent/inception.pt")
+
+
+def test_a_damaged_download_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    kept = tmp_path / "cache" / "features" / inception.FILE
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"half of it")
+    monkeypatch.setattr(inception, "_download", asked.append)
+    assert inception.find_weights(None) == kept
+    assert asked == [kept]
+    monkeypatch.setattr(inception, "SHA256", sha256(kept))
+    assert inception.find_weights(None) == kept
+    assert asked == [kept]
 
 
 class Stand(nn.Module):

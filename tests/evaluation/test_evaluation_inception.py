@@ -110,7 +110,7 @@ class Named(torch.nn.Module):
         return images.float().mean((2, 3))
 
 
-def test_a_network_of_the_users_does_not_earn_it_by_its_name(tmp_path: Path):
+def test_a_network_of_the_users_does_not_earn_it_by_its_name(tmp_path: Path, consent: None):
     file = tmp_path / inception.FILE
     torch.jit.save(torch.jit.script(Named()), str(file))
     assert label_of("fid", load_features(str(file)).id) == "FID (torchscript:inception-2015-12-05)"

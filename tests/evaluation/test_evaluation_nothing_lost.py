@@ -15,7 +15,7 @@ from diffdistill.evaluation.run import Request
 from diffdistill.evaluation.text_scores import one_a_picture
 from diffdistill.registry import allow_code
 
-MINE = '''
+MINE = """
 from diffdistill.evaluation.metrics import Metric
 
 def brightness(images, texts):
@@ -29,7 +29,7 @@ BROKEN = Metric(name="broken", label="Broken", score=broken)
 WORDS = Metric(name="words", label="Words", score=lambda images, texts: "very bright")
 EMPTY = Metric(name="nothing", label="Nothing", compute=lambda context: None)
 NAN = Metric(name="nan", label="NaN", compute=lambda context: context.entry(float("nan")))
-'''
+"""
 
 
 @pytest.fixture(autouse=True)

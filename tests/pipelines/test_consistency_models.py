@@ -198,12 +198,16 @@ def test_what_it_cannot_do_is_a_sentence(gray):
 def test_settings_that_do_not_fit_are_a_sentence(gray, tmp_path):
     import shutil
 
-    for change in ({"rho": 0}, {"sigma_max": "eighty"}, {"num_train_timesteps": 1}):
+    for change, sentence in (
+        ({"rho": 0}, "the rho 0, and it must be"),
+        ({"sigma_max": "eighty"}, "the sigma_max 'eighty', and it must be"),
+        ({"num_train_timesteps": 1}, "settings of its CMStochasticIterativeScheduler do not fit"),
+    ):
         folder = tmp_path / next(iter(change))
         shutil.copytree(gray, folder)
         file = folder / "scheduler" / "scheduler_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | change))
-        with pytest.raises(CheckpointError, match="settings of its CMStochasticIterativeScheduler do not fit"):
+        with pytest.raises(CheckpointError, match=sentence):
             Denoiser.from_pretrained(folder)
 
 

@@ -5,9 +5,7 @@ from diffdistill.data.formats import allowed
 
 
 def add_flags(parser: Parser) -> None:
-    parser.add_argument(
-        "model", metavar="MODEL", help="a teacher: folder or Hub id, or builtin:NAME"
-    )
+    parser.add_argument("model", metavar="MODEL", help="a teacher: folder or Hub id, or builtin:NAME")
     parser.add_argument(
         "--data",
         metavar="DATA",

@@ -1,18 +1,20 @@
 """Images with a `dataset.json` of labels, in a zip or a folder: the format of StyleGAN and EDM (Karras et al.)."""
 
-import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from diffdistill.data.bounds import RATIO
 from diffdistill.data.formats import Format
 from diffdistill.data.formats.images import files_source, pictures
 from diffdistill.data.source import Encoded, Source, as_labels, inside, is_picture, only_split
 from diffdistill.errors import DataError
+from diffdistill.files import MOST_JSON, parse_json
 
 LABELS = "dataset.json"
+MAX_PACKED_WELL = 2**24  # bytes up to which a file may be nothing but zeros
 MAX_MEMBER = 2**28  # bytes; no picture of a data set is larger, a zip bomb is
 
 
@@ -33,6 +35,11 @@ def read_zip(name: str, path: Path, split: str) -> Source:
                     raise DataError(
                         f"{name} has the file {member.filename}, which unpacks to more than 256 MB: take it out"
                     )
+                if member.file_size > MAX_PACKED_WELL and member.file_size > RATIO * member.compress_size:
+                    raise DataError(
+                        f"{name} has the file {member.filename}, which unpacks to {member.file_size} bytes from "
+                        f"{member.compress_size}: no picture packs so well, take it out"
+                    )
             names = sorted({member.filename for member in members if is_picture(PurePosixPath(member.filename))})
             listing = archive.read(LABELS) if LABELS in archive.NameToInfo else b"{}"
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
@@ -49,13 +56,15 @@ def read_unpacked(name: str, folder: Path, split: str) -> Source:
     only_split(split, name)
     files = pictures(folder)
     names = [file.relative_to(folder).as_posix() for file in files]
+    if (folder / LABELS).stat().st_size > MOST_JSON:
+        raise DataError(f"{LABELS} in {name} is larger than {MOST_JSON >> 20} MiB: give the labels of fewer images")
     return files_source(name, files, labels_of((folder / LABELS).read_bytes(), names, f"{LABELS} in {name}"))
 
 
 def labels_of(listing: bytes, names: Sequence[str], name: str) -> list[Any] | None:
     """The label of each file from the text of a `dataset.json`, or None where it has no labels."""
     try:
-        entries = json.loads(listing).get("labels")
+        entries = parse_json(listing).get("labels")
         if entries is None:
             return None
         labels = dict(entries)

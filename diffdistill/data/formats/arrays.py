@@ -1,10 +1,14 @@
 """Numpy files: `.npz` with `images` and `labels`, `.npy` with images; object arrays are pickles, and refused."""
 
+import math
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from diffdistill.data.bounds import check_size
 from diffdistill.data.formats import Format
 from diffdistill.data.source import SPLITS, Source, as_labels, canonical_split, only_split
 from diffdistill.errors import DataError
@@ -20,7 +24,7 @@ def read_npz(name: str, path: Path, split: str) -> Source:
 
     With splits, the keys of Keras (`x_train`, `y_train`) or MedMNIST (`train_images`, `train_labels`).
     """
-    arrays = _load_npz(path, name)
+    arrays = Npz(path, name)
     of_split = {
         image.format(spelling): label.format(spelling)
         for spelling in SPLITS.get(canonical_split(split), (split,))
@@ -50,22 +54,39 @@ def read_npz(name: str, path: Path, split: str) -> Source:
 def read_npy(name: str, path: Path, split: str) -> Source:
     """Images of an `.npy`, without labels."""
     only_split(split, name)
+    size = path.stat().st_size
     with open(path, "rb") as file:
-        images = _as_images(_load(file, name), name)
+        images = _as_images(_load(file, name, size, size), name)
     return Source(len(images), images)
 
 
-def _load_npz(path: Path, name: str) -> "dict[str, np.ndarray]":
-    """All arrays of an `.npz`; DataError if it is damaged or would need a pickle to be opened."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {
-                member.removesuffix(".npy"): _load(archive.open(member), f"{member} in {name}")
-                for member in archive.namelist()
-                if member.endswith(".npy")
-            }
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{name} is damaged or not an npz file ({error}): make it again") from error
+class Npz(Mapping[str, "np.ndarray"]):
+    """The arrays of an `.npz`, each read when it is asked for; DataError for one that is damaged or a pickle."""
+
+    def __init__(self, path: Path, name: str):
+        self.path, self.name = path, name
+        with self._opened() as archive:
+            arrays = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+            self.members = {member.filename.removesuffix(".npy"): member for member in arrays}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, key: str) -> "np.ndarray":
+        member = self.members[key]
+        with self._opened() as archive, archive.open(member) as file:
+            return _load(file, f"{member.filename} in {self.name}", member.file_size, member.compress_size)
+
+    @contextmanager
+    def _opened(self) -> Iterator[zipfile.ZipFile]:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                yield archive
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise DataError(f"{self.name} is damaged or not an npz file ({error}): make it again") from error
 
 
 def _as_images(array: "np.ndarray", name: str) -> "np.ndarray":
@@ -81,16 +102,23 @@ def _as_images(array: "np.ndarray", name: str) -> "np.ndarray":
     raise DataError(f"{name} has the shape {array.shape}: images are (N, H, W), (N, H, W, 3) or (N, 3, H, W)")
 
 
-def _load(file: IO[bytes], name: str) -> "np.ndarray":
+def _load(file: IO[bytes], name: str, size: int, packed: int) -> "np.ndarray":
+    """The array of a file of `size` bytes, of which `packed` are stored; its header is believed when it fits them."""
     from numpy.lib import format as npy
 
     try:
+        version = npy.read_magic(file)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        if dtype.hasobject:
+            raise DataError(f"{name} holds Python objects, and opening those can run code: save plain numbers")
+        announced = math.prod(shape) * dtype.itemsize
+        check_size(announced, packed, name)
+        if announced > size or min(shape, default=0) < 0:
+            raise DataError(f"{name} is damaged: its header announces {announced} bytes of {size}; make it again")
+        file.seek(0)
         return npy.read_array(file, allow_pickle=False)
-    except ValueError as error:
-        if "Object arrays" in str(error):
-            raise DataError(
-                f"{name} holds Python objects, and opening those can run code: save plain numbers"
-            ) from error
+    except (ValueError, TypeError, OverflowError, MemoryError, SyntaxError, RecursionError) as error:
         raise DataError(f"{name} is damaged or not a numpy file: make it again") from error
 
 

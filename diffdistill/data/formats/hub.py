@@ -1,6 +1,5 @@
 """Data sets of the Hugging Face Hub, through the package `datasets` where it is installed."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,7 @@ from typing import Any
 from diffdistill.data.formats import Format
 from diffdistill.data.source import Encoded, Source, as_labels, as_texts, image_column
 from diffdistill.errors import DataError
-
-HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-
-
-def is_hub_id(data: str, path: Path) -> bool:
-    """OWNER/NAME, and no such folder OWNER: where it is here, NAME is mistyped, and asking the Hub would take half a
-    minute without a network.
-    """
-    return HUB_ID.fullmatch(data) is not None and not path.exists() and not path.parent.exists()
+from diffdistill.files import is_hub_id
 
 
 def read_hub(name: str, _path: Path, split: str) -> Source:
@@ -50,4 +41,4 @@ def _images(table: Any, column: str, name: str) -> Iterator[Encoded]:
         yield f"row {row} of {name}", Path(path) if data is None else data
 
 
-FORMAT = Format("hub", 90, "a Hub id OWNER/NAME", is_hub_id, read_hub)
+FORMAT = Format("hub", 90, "a Hub id OWNER/NAME", lambda data, _: is_hub_id(data), read_hub)

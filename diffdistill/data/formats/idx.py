@@ -2,12 +2,14 @@
 
 import gzip
 import lzma
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import error as ZlibError
 
+from diffdistill.data.bounds import check_size
 from diffdistill.data.formats import Format
 from diffdistill.data.source import Source, as_labels, canonical_split, only_split, pick_split
 from diffdistill.errors import DataError
@@ -40,11 +42,17 @@ def read_array(path: Path) -> "np.ndarray":
             if head[:3] != b"\0\0\x08" or not 1 <= head[3] <= 4:
                 raise DataError(f"{path} is not an IDX file of uint8 values: its first bytes are {head.hex(' ')}")
             shape = struct.unpack(f">{head[3]}I", file.read(4 * head[3]))
-            values = file.read(int(np.prod(shape, dtype=object)) + 1)
+            announced = math.prod(shape)
+            if path.suffix not in OPENERS and announced + 4 + 4 * head[3] != path.stat().st_size:
+                raise DataError(
+                    f"{path} is damaged: its header announces {shape} values, it holds another number; fetch it again"
+                )
+            check_size(announced, path.stat().st_size, str(path))
+            values = file.read(announced + 1)
     except (OSError, EOFError, lzma.LZMAError, ZlibError, struct.error, OverflowError, MemoryError) as error:
         raise DataError(f"{path} is damaged or cannot be read ({error}): fetch it again") from error
     array = np.frombuffer(values, np.uint8)
-    if array.size != np.prod(shape, dtype=object):
+    if array.size != announced:
         raise DataError(
             f"{path} is damaged: its header announces {shape} values, it holds another number; fetch it again"
         )

@@ -42,7 +42,9 @@ def read_images(name: str, folder: Path, split: str) -> Source:
 
 def pictures(folder: Path) -> list[Path]:
     """All image files below a folder, sorted."""
-    return sorted(path for path in folder.rglob("*") if is_picture(path.relative_to(folder)))
+    found = (path for path in folder.rglob("*") if is_picture(path.relative_to(folder)))
+    # A link that leads nowhere is named later; a pipe or a device, which might never end, is no picture.
+    return sorted(path for path in found if path.is_file() or (path.is_symlink() and not path.exists()))
 
 
 def files_source(

@@ -1,6 +1,5 @@
 """Parquet files: a column `image` (bytes, or a struct with `bytes`), and `label` or `text`; pairs as Pick-a-Pic's."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from diffdistill.data.bounds import check_size
 from diffdistill.data.formats import Format
 from diffdistill.data.source import (
     SPLIT_NAMES,
@@ -22,6 +22,7 @@ from diffdistill.data.source import (
     pick_split,
 )
 from diffdistill.errors import DataError
+from diffdistill.files import parse_json
 
 PAIR_COLUMNS = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
 BATCH_ROWS = 256
@@ -113,7 +114,20 @@ def open_table(file: Path) -> Any:
     except ImportError as error:
         raise DataError(f"reading {file} needs pyarrow: pip install 'diffdistill[data]'") from error
     with _damage_named(file):
-        return pyarrow.parquet.ParquetFile(file)
+        table = pyarrow.parquet.ParquetFile(file)
+        _check_size(table.metadata, file)
+        return table
+
+
+def _check_size(metadata: Any, file: Path) -> None:
+    """DataError for a file that announces more than it can hold: rows, or bytes of a column of a group of rows."""
+    size = file.stat().st_size
+    if metadata.num_rows > size:
+        raise DataError(f"{file} announces {metadata.num_rows} rows and has {size} bytes: it is damaged, take another")
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(column)
+            check_size(chunk.total_uncompressed_size, size, f"'{chunk.path_in_schema}' of {file}")
 
 
 @contextmanager
@@ -153,9 +167,12 @@ def _images(tables: list[Any], files: list[Path], column: str) -> Iterator[Encod
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> tuple[str, ...] | None:
     """The names that Hugging Face data sets keep in the schema."""
-    info = json.loads((metadata or {}).get(b"huggingface", b"{}"))
-    names = info.get("info", {}).get("features", {}).get("label", {}).get("names")
-    return tuple(names) if names else None
+    try:
+        info = parse_json((metadata or {}).get(b"huggingface", b"{}"))
+        names = info.get("info", {}).get("features", {}).get("label", {}).get("names")
+    except (ValueError, AttributeError):  # other packages' words under that key
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
 
 
 FORMAT = Format(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffdistill.errors import DataError
+from diffdistill.errors import CheckpointError
 from diffdistill.evaluation.resize import check_images, resize, with_channels
 
 
@@ -69,10 +69,13 @@ class FeatureExtractor:
         check_images(images)
         chunks = [self._embed_chunk(self.prepare(x)).double().cpu() for x in images.split(self.batch_size) if len(x)]
         features = torch.cat(chunks) if chunks else torch.empty(0, self.dim, dtype=torch.float64)
-        if features.ndim != 2 or features.shape[1] != self.dim:
-            raise DataError(f"features '{self.id}' have shape {tuple(features.shape)}, expected (N, {self.dim})")
+        if features.shape != (len(images), self.dim):
+            raise CheckpointError(
+                f"features '{self.id}' have shape {tuple(features.shape)}, expected {(len(images), self.dim)}: "
+                "the extractor does not measure each image"
+            )
         if not features.isfinite().all():
-            raise DataError(
+            raise CheckpointError(
                 f"features '{self.id}' are NaN or infinite for {int((~features.isfinite()).any(1).sum())} images: "
                 "the extractor's weights are damaged; load them again"
             )

@@ -11,14 +11,20 @@ from diffdistill.evaluation.extractors.inception import InceptionFeatures
 from diffdistill.evaluation.extractors.inception_weights import InceptionWeights
 from diffdistill.evaluation.extractors.torchscript import TorchScriptFeatures, is_torchscript
 from diffdistill.files import sha256
+from diffdistill.registry import check_consent
 
 
 def features_of_file(path: Path, device: torch.device) -> FeatureExtractor:
-    """The extractor of `--features FILE`; CheckpointError for a file of anything else."""
+    """The extractor of `--features FILE`; CheckpointError for a file of anything else, ConfigError for code that the
+    user has not allowed.
+    """
     if not is_torchscript(path):
         return InceptionWeights(path, device)
     # The published file resizes and classifies by itself when it is called as a user's network is.
-    return (InceptionFeatures if sha256(path) == inception.SHA256 else TorchScriptFeatures)(path, device)
+    if sha256(path) == inception.SHA256:
+        return InceptionFeatures(path, device)
+    check_consent(str(path))
+    return TorchScriptFeatures(path, device)
 
 
 def published_inception(path: Path, device: torch.device) -> FeatureExtractor:

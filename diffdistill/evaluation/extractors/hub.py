@@ -13,10 +13,13 @@ from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.evaluation.extractors.base import FeatureExtractor, large_batch
 from diffdistill.evaluation.resize import resize, with_channels
-from diffdistill.files import expanded, read_json, sha256
+from diffdistill.files import expanded, is_hub_id, read_json, sha256
+from diffdistill.loading import load_whole
 
 # FD-DINOv2 (2306.04675) uses the large model; CMMD (2401.09603) CLIP at 336 pixels.
 DEFAULTS = {"dinov2": "facebook/dinov2-large", "clip": "openai/clip-vit-large-patch14-336"}
+# Of a ViT only the last norm is read; what its checkpoints have or lack above it is not.
+UNUSED = r"^(pooler|classifier)\."
 VITS = ("dinov2", "dinov2_with_registers", "vit")
 DINOV2_SIZE = 224  # trained at 518, measured at 224 (2306.04675)
 CLIP_SCALE = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -30,6 +33,11 @@ def model_folder(name: str) -> Path:
         return resolve_builtin(name)
     if expanded(name).is_dir():
         return expanded(name)
+    if not is_hub_id(name):
+        raise CheckpointError(
+            f"there is no folder '{name}': give a folder with config.json and safetensors weights, builtin:NAME or a "
+            "Hub id OWNER/NAME"
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -76,9 +84,9 @@ class HubFeatures(FeatureExtractor):
             self.kind = config["model_type"]
             self.sha256 = weights_sha256(folder)
             if self.kind == "clip":
-                self.model = transformers.CLIPModel.from_pretrained(folder, use_safetensors=True)
+                self.model = load_whole(transformers.CLIPModel, folder)
             elif self.kind in VITS:
-                self.model = transformers.AutoModel.from_pretrained(folder, use_safetensors=True)
+                self.model = load_whole(transformers.AutoModel, folder, UNUSED, trust_remote_code=False)
             else:
                 raise ConfigError(f"{name} is a '{self.kind}' model: features are read from clip, {', '.join(VITS)}")
         except (OSError, KeyError, ValueError, RuntimeError) as error:
@@ -125,7 +133,9 @@ class HubFeatures(FeatureExtractor):
 
     @cached_property
     def tokenizer(self) -> Any:
-        return _transformers().AutoTokenizer.from_pretrained(self.folder)
+        return _transformers().AutoTokenizer.from_pretrained(
+            self.folder, local_files_only=True, trust_remote_code=False
+        )
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:

@@ -30,7 +30,7 @@ def find_weights(given: str | None) -> Path:
             raise CheckpointError(f"there is no file {path}: download {URL} and give its path as inception:FILE")
         return path
     path = cache_dir() / "features" / FILE
-    if not path.is_file():
+    if not path.is_file() or sha256(path) != SHA256:  # absent, or damaged since
         _download(path)
     return path
 

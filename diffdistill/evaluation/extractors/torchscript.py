@@ -25,9 +25,8 @@ def is_torchscript(path: Path) -> bool:
 def load_torchscript(path: Path, device: torch.device) -> nn.Module:
     """Open a TorchScript file; CheckpointError for anything else.
 
-    `torch.jit.load` reads the archive with its own typed reader: the names in it resolve to TorchScript types only, so
-    opening runs no Python of the author's. Calling the module runs its TorchScript, which computes on tensors. Where a
-    digest is known the caller checks it first.
+    TorchScript is a program: it can read and write files (`torch.from_file`, `torch.save`), so the caller has checked
+    a digest that is known, or asked the user for leave (`--allow-code`).
     """
     try:
         with warnings.catch_warnings():
@@ -49,7 +48,10 @@ class TorchScriptFeatures(FeatureExtractor):
         self.device, self.batch_size = device, large_batch(device)
         probe = self._call(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device))
         if probe.ndim != 2 or len(probe) != 2:
-            raise DataError(f"{path} maps (2, 3, 64, 64) uint8 images to {tuple(probe.shape)}: it must give (2, d)")
+            raise CheckpointError(
+                f"{path} maps (2, 3, 64, 64) uint8 images to {tuple(probe.shape)}: it must give (2, d), give "
+                "another file"
+            )
         self.dim = probe.shape[1]
 
     def embed(self, images: Tensor) -> Tensor:
@@ -58,8 +60,11 @@ class TorchScriptFeatures(FeatureExtractor):
     @torch.no_grad()
     def _call(self, images: Tensor) -> Tensor:
         try:
-            return self.net(images)
+            features = self.net(images)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             given = f"uint8 images {tuple(images.shape)}"
             raise DataError(f"the network '{self.id}' does not take {given}: {reason}") from error
+        if not isinstance(features, Tensor) or not features.is_floating_point():
+            raise CheckpointError(f"the network '{self.id}' returns no tensor of floats: it must give features (N, d)")
+        return features

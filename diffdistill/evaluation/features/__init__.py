@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.files import expanded, read_json, reading, reason_of
+from diffdistill.files import expanded, is_hub_id, read_json, reading, reason_of
 from diffdistill.registry import Registry, is_plugin, load
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def check_features(name: str) -> None:
             path = expanded(name)
             if path.is_dir() or path.is_file():
                 return
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
+    if is_hub_id(name):
         return
     near = get_close_matches(name, known, n=1)
     hint = f", did you mean '{near[0]}'?" if near else ""

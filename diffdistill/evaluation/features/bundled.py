@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from diffdistill.assets import asset
+from diffdistill.assets import checked_asset
 from diffdistill.evaluation.features import Features
 
 if TYPE_CHECKING:
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 def fashion_mnist(detail: str | None, device: "torch.device") -> "FeatureExtractor":
     from diffdistill.evaluation.extractors.bundled import ClassifierFeatures
 
-    return ClassifierFeatures(asset("fashion_mnist_features"), device)
+    return ClassifierFeatures(checked_asset("fashion_mnist_features"), device)
 
 
 def emoji(detail: str | None, device: "torch.device") -> "FeatureExtractor":
     from diffdistill.evaluation.extractors.bundled import EmojiFeatures
 
-    return EmojiFeatures(asset("emoji_features"), device)
+    return EmojiFeatures(checked_asset("emoji_features"), device)
 
 
 def pixels(detail: str | None, device: "torch.device") -> "FeatureExtractor":

@@ -29,6 +29,7 @@ PRECONDITIONERS: Mapping[str, Kind] = {
 }
 # EDM's words for the settings of a preconditioning, and ours; epsilon_t only bounds the levels.
 CONSTANTS = {"beta_d": "beta_d", "beta_min": "beta_min", "M": "steps", "C_1": "c_1", "C_2": "c_2"}
+MOST_LEVELS = 100_000  # of iDDPM; they are computed one after the other
 # The range that EDM's sampler takes of any network (2206.00364, Table 1).
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 # Where snapshots keep the network: `ema` in EDM's snapshots, `net` in its training states.
@@ -73,8 +74,13 @@ def build(source: Source) -> Denoiser:
 
 def _filled(network_class: type[EDMNetwork], config: dict[str, Any], state: dict[str, Tensor]) -> EDMNetwork:
     """The network with the tensors of `state`, each checked by name and shape before memory is taken for it."""
-    with torch.device("meta"):
-        expected = network_class(**config).state_dict()
+    _check_extent(config, state)
+    try:
+        with torch.device("meta"):
+            expected = network_class(**config).state_dict()
+    except (ArithmeticError, ValueError, RuntimeError, TypeError, LookupError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"the description makes no network ({reason}); check it") from error
     filters = {name: state.pop(name) for name in list(state) if name.endswith("resample_filter")}
     _check_filters(filters, config.get("resample_filter", (1, 1)))
     for name in [*sorted(expected.keys() - state.keys()), *sorted(state.keys() - expected.keys())]:
@@ -89,6 +95,19 @@ def _filled(network_class: type[EDMNetwork], config: dict[str, Any], state: dict
     network = network_class(**config)
     network.load_state_dict(state)
     return network
+
+
+def _check_extent(config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """The description is no deeper and no wider than the file's tensors: even an empty network takes time to build."""
+    blocks = config.get("num_blocks", 1) * len(config.get("channel_mult", (1,)))
+    width = config.get("model_channels", 1) * max(config.get("channel_mult", (1,)))
+    widest = max((size for tensor in state.values() for size in tensor.shape), default=0)
+    for what, described, held in (("blocks", blocks, len(state)), ("channels", width, widest)):
+        if described > held:
+            raise CheckpointError(
+                f"the description has {described} {what}, and the file has tensors for {held} at most; check "
+                f"num_blocks, model_channels and channel_mult"
+            )
 
 
 def _check_filters(filters: dict[str, Tensor], taps: Any) -> None:
@@ -145,7 +164,7 @@ def _settings(description: dict[str, Any], network_class: type[EDMNetwork]) -> d
 
 def _constants(description: dict[str, Any]) -> dict[str, Any]:
     given = {
-        ours: _number(description, theirs, None, 0.0, 1e6)
+        ours: _number(description, theirs, None, 0.0, MOST_LEVELS if theirs == "M" else 1e6)
         for theirs, ours in CONSTANTS.items()
         if theirs in description
     }

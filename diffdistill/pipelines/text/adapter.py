@@ -3,14 +3,18 @@
 No forward is copied. An adapter knows what differs from class to class; everything else is the same for all.
 """
 
+import inspect
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffdistill.errors import CheckpointError, ConfigError
+from diffdistill.loading import load_whole
 from diffdistill.pipelines.folder import locate, read_json
+from diffdistill.pipelines.scheduler_values import read_scheduler
 from diffdistill.pipelines.text.kept import Condition
 from diffdistill.pipelines.text.latents import Latents
 from diffdistill.pipelines.text.texts import Texts
@@ -138,14 +142,50 @@ def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None
         raise ConfigError("a text-to-image pipeline needs transformers: pip install 'diffdistill[text]'") from error
     import diffusers
 
+    cls = getattr(diffusers, name, None)
+    if cls is None:
+        raise CheckpointError(f"'{model}' is a {name}, which this diffusers lacks; upgrade diffusers")
+    read_scheduler(folder)
+    networks = load_networks(folder, cls)
     try:
-        pipeline = getattr(diffusers, name).from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        pipeline = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **networks)
     except Exception as error:
         raise CheckpointError(
             f"'{model}' could not be loaded ({' '.join(str(error).split())[:200]}); make or fetch the folder again"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return known[name].adapter(pipeline, folder)
+
+
+def load_networks(folder: Path, pipeline: type) -> dict[str, nn.Module]:
+    """The networks that model_index.json names, each read whole; CheckpointError where one is not, or is of a package
+    whose code would have to be imported for it.
+    """
+    networks: dict[str, nn.Module] = {}
+    wanted = inspect.signature(pipeline.__init__).parameters  # type: ignore[misc]
+    for part, entry in read_json(folder / "model_index.json").items():
+        if not isinstance(entry, list) or part not in wanted or entry == [None, None]:
+            continue
+        cls = _class_of(folder, part, entry)
+        if isinstance(cls, type) and issubclass(cls, nn.Module) and (folder / part).is_dir():
+            networks[part] = load_whole(cls, folder / part)
+    return networks
+
+
+def _class_of(folder: Path, part: str, entry: list[Any]) -> Any:
+    """The class of a part, of a package that is known: diffusers would import any, and run what it does then."""
+    import diffusers
+    import transformers
+
+    library, name = entry if len(entry) == 2 and all(isinstance(word, str) for word in entry) else ("", "")
+    homes = {"diffusers": diffusers, "transformers": transformers}
+    home = homes.get(library) or getattr(diffusers.pipelines, library, None) or sys.modules.get(library)
+    if home is None or (folder / part / f"{library}.py").exists():  # which diffusers would take in its place
+        raise CheckpointError(
+            f"'{folder}' wants its {part} from the package {str(library)[:60]!r}, and only diffusers, transformers "
+            f"and what is imported already are asked; import it first if you trust it"
+        )
+    return getattr(home, name, None)
 
 
 def load_pipeline(model: str) -> Adapter:

@@ -1,0 +1,21 @@
+"""What a file may ask for before it is believed: memory for what its header announces, or for what it unpacks to."""
+
+from diffdistill.errors import DataError
+from diffdistill.machine import total_memory
+
+FREE = 1 << 28  # bytes that anything may unpack to
+RATIO = 200  # times its own size, beyond that; pictures and numbers pack five times, a bomb a thousand times
+
+
+def check_size(unpacked: int, packed: int, name: str) -> None:
+    """DataError where `packed` bytes of a file announce so many that they cannot be pictures, or do not fit here."""
+    if unpacked > FREE and unpacked > RATIO * packed:
+        raise DataError(
+            f"{name} announces {unpacked:.3g} bytes and is packed in {packed}: no pictures pack so well, it is "
+            "damaged or made to fill the memory; take another"
+        )
+    if unpacked > total_memory():
+        raise DataError(
+            f"{name} takes {unpacked / 1e9:.1f} GB of memory, this machine has {total_memory() / 1e9:.1f} GB: "
+            "give a smaller set"
+        )
