@@ -17,6 +17,11 @@ class Adversarial:
     weight: lambda_G of the student's term, for a score gap averaged over C, H, W. features: whose they are. taps: the
     layers that they are outputs of. critic_weight: lambda_D beside the denoising loss, on the critic's features. r1:
     weight of R1 at the heads' inputs.
+
+    >>> from diffdistill.matching.settings import Choices, Ratio
+    >>> f_distill = Choices("score_gap", divergence="forward_kl", adversarial=Adversarial(weight=0.0), ratio=Ratio())
+    >>> f_distill.adversarial.taps  # weight 0: its heads there only tell the ratio
+    ('mid_block',)
     """
 
     weight: float = 1e-3
@@ -28,7 +33,15 @@ class Adversarial:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How logits become density ratios r: bounds of r; bins of u in which E[r] is made 1, and that mean's memory."""
+    """How logits become density ratios r: bounds of r; bins of u in which E[r] is made 1, and that mean's memory.
+
+    >>> import torch
+    >>> from diffdistill.matching.ratio import RatioTracker
+    >>> ratio = Ratio(clip=(0.1, 10.0))
+    >>> log_r = RatioTracker(ratio.bins, ratio.decay, ratio.clip)(torch.tensor([-5.0, 0.0, 5.0]), u=torch.rand(3))
+    >>> [round(r, 4) for r in log_r.exp().tolist()]
+    [0.1, 1.0, 10.0]
+    """
 
     clip: tuple[float, float] = (1e-2, 1e2)
     bins: int = 10
