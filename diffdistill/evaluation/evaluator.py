@@ -55,6 +55,17 @@ class Evaluator:
     Raises:
         ConfigError: an unknown metric, backend or extractor; a metric whose needs are not met. CheckpointError:
             weights missing or damaged. DataError: statistics of another extractor, images that do not fit.
+
+    Real images against themselves:
+
+    >>> from diffdistill.data import load_images
+    >>> emoji = load_images("builtin:emoji", split="held_out")
+    >>> evaluator = Evaluator(emoji, metrics=["fid", "prdc"], resamples=0)
+    >>> result = evaluator(emoji.images)
+    >>> round(result["metrics"]["fid"]["value"], 6), result["metrics"]["prdc"]["recall"]
+    (0.0, 1.0)
+    >>> result["protocol"]["num_images"], result["protocol"]["reference"]["name"]
+    (190, 'builtin:emoji')
     """
 
     def __init__(
@@ -288,6 +299,13 @@ def evaluate_images(
     num_images: int | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Metrics of generated images, once; the arguments are those of `Evaluator` and of calling it."""
+    """Metrics of generated images, once; arguments, result and errors are those of `Evaluator` and of calling it.
+
+    >>> from diffdistill.data import load_images
+    >>> emoji = load_images("builtin:emoji", split="held_out")
+    >>> result = evaluate_images(emoji.images, emoji, metrics=["fid"], extractor="pixels", resamples=0, floor=False)
+    >>> round(result["metrics"]["fid"]["value"], 6), result["protocol"]["features"]["id"]
+    (0.0, 'pixels-3x16x16')
+    """
     evaluator = Evaluator(reference, extractor, metrics, **settings)
     return evaluator(images, labels=labels, texts=texts, num_images=num_images)
