@@ -10,7 +10,7 @@ from diffdistill import models, schedulers
 FLOOR = ("diffdistill.errors", "diffdistill.process")
 NETWORKS = {
     "attention": ["attention/names.py", "attention/probe.py", "attention/kernels.py"],
-    "scalelong": ["scalelong.py"],
+    "scalelong": ["scalelong.py", "scalelong_places.py"],
     "edm": ["edm/layers.py", "edm/preconditioning.py", "edm/networks.py"],
 }
 LOWER = ("coordinates", "epsilon_scaling", "time_shift", "scheduler", "corrections")
