@@ -6,12 +6,14 @@ A level is `sigma`, the noise-to-signal ratio sigma / alpha of the process, in u
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
+
+Law = Literal["lognormal", "karras", "uniform", "loguniform", "shifted", "timestep"]
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -27,12 +29,14 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 class Level:
     """Which law of the level sigma, and its numbers; `LevelLaw` says what they mean. None: the network's own bound.
 
+    Raises ConfigError for another law.
+
     >>> from diffdistill.process import LevelLaw
     >>> LevelLaw(Level("uniform", sigma_min=1.0, sigma_max=3.0)).sigma(torch.tensor([0.0, 0.5, 1.0]))
     tensor([1., 2., 3.])
     """
 
-    law: Literal["lognormal", "karras", "uniform", "loguniform", "shifted", "timestep"] = "karras"
+    law: Law = "karras"
     mean: float = -1.2
     std: float = 1.2
     sigma_min: float | None = None
@@ -41,6 +45,10 @@ class Level:
     u_min: float = 0.0
     u_max: float = 1.0
     shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.law not in get_args(Law):
+            raise ConfigError(f"level law '{self.law}' is unknown; use {', '.join(get_args(Law))}")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from diffdistill.evaluation.frechet import Gaussian, Moments
 from diffdistill.evaluation.memorisation import thumbnails
 from diffdistill.evaluation.metrics import Metric, metric, metrics
 from diffdistill.evaluation.reference import Reference, load_reference, sample_rows
+from diffdistill.evaluation.resize import check_mode
 from diffdistill.evaluation.statistics import Statistics, check_same_features
 from diffdistill.evaluation.text_scores import Scores, joined
 from diffdistill.rewards.protocol import Reward
@@ -53,7 +54,7 @@ class Evaluator:
         warnings: those that every result carries, such as that the extractor does not fit the reference.
 
     Raises:
-        ConfigError: an unknown metric, backend or extractor; a metric whose needs are not met. CheckpointError:
+        ConfigError: an unknown metric, backend, extractor or mode; a metric whose needs are not met. CheckpointError:
             weights missing or damaged. DataError: statistics of another extractor, images that do not fit.
 
     Real images against themselves:
@@ -107,10 +108,11 @@ class Evaluator:
         mode: str | None,
         progress: bool,
     ) -> None:
+        if mode is not None:
+            check_mode(mode)
         self.extractor, warning = choose_features(extractor, reference, self.device)
         self.warnings += [] if warning is None else [warning]
-        if mode is not None:
-            self.extractor.mode = mode
+        self.extractor.mode = mode or self.extractor.mode
         if isinstance(reference, Statistics):
             check_same_features(reference, self.extractor)
             g = reference.gaussian

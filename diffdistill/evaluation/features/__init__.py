@@ -67,13 +67,12 @@ def load_features(name: str, *, mode: str | None = None, device: "str | torch.de
     """
     import torch
 
-    from diffdistill.evaluation.resize import MODES
+    from diffdistill.evaluation.resize import check_mode
 
-    if mode is not None and mode not in MODES:
-        raise ConfigError(f"unknown resize mode '{mode}': allowed are {', '.join(MODES)}")
-    extractor = _load(name, torch.device(device))
     if mode is not None:
-        extractor.mode = mode
+        check_mode(mode)
+    extractor = _load(name, torch.device(device))
+    extractor.mode = mode or extractor.mode
     return extractor
 
 
