@@ -23,8 +23,10 @@ class Reward(Protocol):
 
     >>> class Brightness:
     ...     name, differentiable, needs_prompt = "brightness", True, False
+    ...
     ...     def __call__(self, images, prompts=None):
     ...         return images.mean((1, 2, 3))
+    ...
     ...     def to(self, device):
     ...         return self
     >>> isinstance(Brightness(), Reward), Brightness()(torch.ones(2, 3, 8, 8))
