@@ -24,7 +24,22 @@ if TYPE_CHECKING:
 
 
 def train(config: "Config", /, *, allow_code: bool = False, **settings: Any) -> "Result":
-    """Train a teacher on images, as `diffdistill train` does; arguments and errors as of `distill`."""
+    """Train a teacher on images, as `diffdistill train` does; arguments, result and errors as of `distill`.
+
+    Two steps on made-up images of a size that the recipe does not have:
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> quick = {"max_train_steps": 2, "train_batch_size": 4, "sample_every": 0, "evaluation__at_end": False}
+    >>> tiny = {"block_out_channels": [8, 8], "norm_num_groups": 4, "attention_head_dim": 8}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pixels, labels = np.zeros((16, 8, 8), np.uint8), np.arange(16) % 2
+    ...     np.savez(f"{folder}/mine.npz", images=pixels, labels=labels)
+    ...     settings = {"data__path": f"{folder}/mine.npz", "output_dir": f"{folder}/run", "network": tiny, **quick}
+    ...     run = train("fashion_mnist/teacher", **settings)
+    ...     run.model.image_shape, run.model.num_classes
+    ((1, 8, 8), 2)
+    """
     return _run("train", "diffdistill.config.schema:Train", config, allow_code, settings)
 
 
@@ -39,12 +54,39 @@ def distill(config: "Config", /, *, allow_code: bool = False, **settings: Any) -
     Returns the finished run: its folder, the figures of its last evaluation, and its model, read at first use. Raises
     ConfigError for settings that are not allowed, and the other errors of `diffdistill.errors`, such as Interrupted
     for Ctrl-C, after which `resume_from_checkpoint="latest"` goes on.
+
+    One step of a recipe, on made-up images:
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> quick = {"max_train_steps": 1, "train_batch_size": 2, "sample_every": 0, "evaluation__at_end": False}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pixels, labels = np.zeros((20, 28, 28), np.uint8), np.arange(20) % 10
+    ...     np.savez(f"{folder}/mine.npz", images=pixels, labels=labels)
+    ...     settings = {"data__path": f"{folder}/mine.npz", "output_dir": f"{folder}/run", **quick}
+    ...     run = distill("fashion_mnist/dmd2", student__regression=None, **settings)
+    ...     run.model.role, run.model.levels, sorted(path.name for path in run.model_folder.glob("*.json"))
+    ('student', (2.5,), ['diffdistill.json', 'model_index.json'])
+    >>> distill("fashion_mnist/dmd2", output_dir="runs/mine", student__stepz=2)
+    Traceback (most recent call last):
+    diffdistill.errors.ConfigError: override 'student.stepz=2': unknown key 'student.stepz' (did you mean ...?)
     """
     return _run("distill", "diffdistill.config.schema:Distill", config, allow_code, settings)
 
 
 def align(config: "Config", /, *, allow_code: bool = False, **settings: Any) -> "Result":
-    """Align a text-to-image pipeline with pairs, as `diffdistill align` does; arguments and errors as of `distill`."""
+    """Align a text-to-image pipeline with pairs, as `diffdistill align` does; arguments, result and errors as of
+    `distill`.
+
+    One step of MaPO on the bundled emoji and their pairs:
+
+    >>> import tempfile
+    >>> quick = {"max_train_steps": 1, "train_batch_size": 2, "sample_every": 0, "evaluation__at_end": False}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = align("emoji/mapo", output_dir=f"{folder}/run", data__limit=8, **quick)
+    ...     type(run.model.network).__name__, run.model.image_shape
+    ('UNet2DConditionModel', (8, 8, 8))
+    """
     return _run("align", "diffdistill.config.align:Align", config, allow_code, settings)
 
 

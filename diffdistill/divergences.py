@@ -60,6 +60,14 @@ class Divergence:
     adversarial:  -∫ h dl, the loss on the student's logits whose gradient -h grad l is the same field, because
                   grad l = -(grad log q - grad log p) for the optimal discriminator. Constant of integration free.
     needs_ratio:  False if h is constant, so that no discriminator is needed.
+
+    >>> import torch
+    >>> def r(logit):
+    ...     return logit.exp()
+    >>> kl = Divergence("my_forward_kl", weight=r, weight_slope=r, adversarial=lambda logit: -r(logit))
+    >>> logit = torch.tensor(0.5, requires_grad=True)
+    >>> bool(torch.autograd.grad(kl.adversarial(logit), logit)[0] == -kl.weight(logit))  # -h, as it must be
+    True
     """
 
     name: str
@@ -150,7 +158,18 @@ def divergence_names() -> tuple[str, ...]:
 
 
 def register_divergence(divergence: Divergence) -> Divergence:
-    """Make `divergence` available under its name. Raises ConfigError if the name is taken."""
+    """Make `divergence` available under its name, and return it. Raises ConfigError if the name is taken.
+
+    >>> from diffdistill.divergences import Divergence, get_divergence
+    >>> gentle = Divergence(
+    ...     "gentle",
+    ...     weight=lambda log_r: (0.3 * log_r).exp(),
+    ...     weight_slope=lambda log_r: 0.3 * (0.3 * log_r).exp(),
+    ...     adversarial=lambda log_r: -(0.3 * log_r).exp() / 0.3,
+    ... )
+    >>> register_divergence(gentle) is get_divergence("gentle")
+    True
+    """
     if divergence.name in _DIVERGENCES or divergence.name.startswith("alpha:"):
         raise ConfigError(f"divergence {divergence.name!r} exists already; choose another name.")
     _DIVERGENCES[divergence.name] = divergence

@@ -202,7 +202,16 @@ def alpha_bounds(alpha: float) -> tuple[float, float]:
 
 
 def warn_if_unstable(alpha: float) -> None:
-    """Warn, with the bound, outside [0.5, 1.2]; a student that starts as a denoiser is narrow enough for 1.2."""
+    """Warn, with the bound of `alpha_bounds`, outside [0.5, 1.2]; a student that starts as a denoiser is narrow enough
+    for 1.2.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warn_if_unstable(1.0)
+    ...     warn_if_unstable(1.5)
+    >>> [str(warning.message) for warning in caught]
+    ["alpha = 1.5 drives away a student whose variance is broader than 2 times the teacher's; choose 0.5 to 1, ..."]
+    """
     if 0.5 <= alpha <= 1.2:
         return
     low, high = alpha_bounds(alpha)
@@ -246,6 +255,7 @@ def native_weight(process: Process, sigma: Tensor) -> Tensor:
     epsilon: 1 / sigma^2; v: 1 + 1 / sigma^2; flow: (1 + 1 / sigma)^2; sample: 1; EDM: lambda(sigma), `edm_weight`.
     sigma: (B,). Returns (B,).
 
+    >>> from diffdistill.process import Flow
     >>> native_weight(Flow(), torch.tensor([1.0]))
     tensor([4.])
     """

@@ -6,12 +6,14 @@ A level is `sigma`, the noise-to-signal ratio sigma / alpha of the process, in u
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
+
+Law = Literal["lognormal", "karras", "uniform", "loguniform", "shifted", "timestep"]
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -25,9 +27,16 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Level:
-    """Which law of the level sigma, and its numbers; `LevelLaw` says what they mean. None: the network's own bound."""
+    """Which law of the level sigma, and its numbers; `LevelLaw` says what they mean. None: the network's own bound.
 
-    law: Literal["lognormal", "karras", "uniform", "loguniform", "shifted", "timestep"] = "karras"
+    Raises ConfigError for another law.
+
+    >>> from diffdistill.process import LevelLaw
+    >>> LevelLaw(Level("uniform", sigma_min=1.0, sigma_max=3.0)).sigma(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([1., 2., 3.])
+    """
+
+    law: Law = "karras"
     mean: float = -1.2
     std: float = 1.2
     sigma_min: float | None = None
@@ -36,6 +45,10 @@ class Level:
     u_min: float = 0.0
     u_max: float = 1.0
     shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.law not in get_args(Law):
+            raise ConfigError(f"level law '{self.law}' is unknown; use {', '.join(get_args(Law))}")
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,7 @@ class LevelLaw:
     - timestep: uniform between the parts u_min and u_max of the training steps of a VP network (2006.11239,
       Algorithm 1), as in the papers on Stable Diffusion
 
+    >>> from diffdistill.process import Level
     >>> law = LevelLaw(Level("lognormal", mean=0.0))
     >>> u, sigma = law.draw(64)
     >>> u.shape, law.sigma(torch.tensor([0.5]))  # the median
@@ -152,7 +166,16 @@ def prediction_from_x0(x0: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, kind
 
 
 def prediction_of(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
-    """What a network should predict where x0 and eps are known; all broadcastable to `(B, C, H, W)`."""
+    """What a network should predict where x0 and eps are known; all broadcastable to `(B, C, H, W)`.
+
+    kind: "sample" (x0), "epsilon", "v_prediction" (alpha eps - sigma x0, 2202.00512) or "flow" (eps - x0, 2209.03003);
+    ConfigError for another.
+
+    >>> x0, eps, alpha, sigma = torch.tensor([2.0, 1.0, 0.8, 0.6])
+    >>> kinds = "sample", "epsilon", "v_prediction", "flow"
+    >>> [round(prediction_of(x0, eps, alpha, sigma, kind).item(), 4) for kind in kinds]
+    [2.0, 1.0, -0.4, -1.0]
+    """
     if kind == "sample":
         return x0
     if kind == "epsilon":
@@ -214,6 +237,16 @@ class VP:
     """Discrete variance-preserving schedule: alpha = sqrt(abar_t), s = sqrt(1 - abar_t), level sigma = s / alpha.
 
     Between two time steps, t is interpolated linearly in ln sigma (networks take fractional time steps).
+
+    alphas_cumprod: `(T,)`, abar of the T training steps, falling; steps without signal (abar 0) are left out. kind:
+    what the network predicts, epsilon, v_prediction or sample.
+
+    >>> process = VP(torch.tensor([0.9, 0.5, 0.2]), "epsilon")
+    >>> process.level_at(torch.tensor([0.0, 1.0, 2.0]))  # sqrt((1 - abar) / abar)
+    tensor([0.3333, 1.0000, 2.0000])
+    >>> x = torch.full((1, 1, 1, 1), 3.0)  # x0 = 2 and eps = 1, at the level 1
+    >>> round(process.to_x0(torch.ones(1, 1, 1, 1), x, torch.tensor([1.0])).item(), 4)
+    2.0
     """
 
     def __init__(self, alphas_cumprod: Tensor, kind: str):
@@ -263,7 +296,18 @@ PURE_NOISE = 2.0**24
 
 @dataclass(frozen=True)
 class Flow:
-    """Rectified flow: x_t = (1 - t) x0 + t eps, sigma = t / (1 - t), output eps - x0 (2209.03003)."""
+    """Rectified flow: x_t = (1 - t) x0 + t eps, sigma = t / (1 - t), output eps - x0 (2209.03003).
+
+    The network's time is time_scale t.
+
+    >>> x0, eps = torch.full((1, 1, 1, 1), 2.0), torch.ones(1, 1, 1, 1)
+    >>> sigma = torch.tensor([1.0])  # t = 1 / 2
+    >>> x_in, time = Flow().to_network(x0 + sigma * eps, sigma)  # (1 - t) x0 + t eps
+    >>> x_in.item(), time.item()
+    (1.5, 500.0)
+    >>> Flow().to_x0(eps - x0, x0 + sigma * eps, sigma).item()
+    2.0
+    """
 
     time_scale: float = 1000.0
     sigma_min: float = 1e-3

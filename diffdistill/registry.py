@@ -36,7 +36,18 @@ class _Consent:
 
 
 def allow_code(allowed: bool = True) -> None:
-    """Let `FILE.py:NAME` run the file, as `--allow-code` does; the user says so, never a config."""
+    """Let `FILE.py:NAME` run the file, as `--allow-code` does; the user says so, never a config.
+
+    allowed: False takes the leave back; it is of this process and holds for every file.
+
+    >>> from diffdistill.registry import check_consent
+    >>> allow_code()
+    >>> check_consent("my_metric.py:METRIC")
+    >>> allow_code(False)
+    >>> check_consent("my_metric.py:METRIC")
+    Traceback (most recent call last):
+    diffdistill.errors.ConfigError: 'my_metric.py:METRIC' is code, which would be run: say --allow-code ...
+    """
     _Consent.given = allowed
 
 
@@ -45,6 +56,14 @@ class Registry(Generic[Row]):
 
     kind: what it is called in messages, "metric". row: the class of its rows, or that the rows are subclasses of.
     attribute: the module-level name of a row, or of a tuple of rows, in a file. name_of: the name of a row.
+
+    >>> from diffdistill.sampling.sampler import Sampler
+    >>> samplers: Registry[Sampler] = Registry("sampler", Sampler, "diffdistill.sampling.samplers", "SAMPLER")
+    >>> samplers.get("heun").name, "ddpm" in samplers.names()
+    ('heun', True)
+    >>> samplers.get("huen")
+    Traceback (most recent call last):
+    diffdistill.errors.ConfigError: sampler 'huen' is not known (did you mean heun?); it must be one of ...
     """
 
     def __init__(
@@ -110,7 +129,18 @@ def _modules(package: str) -> tuple[ModuleType, ...]:
 
 
 def plugins() -> tuple[ModuleType, ...]:
-    """The modules of the files in DIFFDISTILL_PLUGINS, separated as in PATH."""
+    """The modules of the files in DIFFDISTILL_PLUGINS, separated as in PATH; ConfigError for one that cannot be run.
+
+    >>> import os, tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "mine.py")
+    ...     count = file.write_text("WHERE = 'here'")
+    ...     os.environ["DIFFDISTILL_PLUGINS"] = str(file)
+    ...     [module.WHERE for module in plugins()]
+    ['here']
+    >>> del os.environ["DIFFDISTILL_PLUGINS"]
+    """
     files = [file for file in os.environ.get(PLUGINS, "").split(os.pathsep) if file]
     try:
         return tuple(_module(file) for file in files)
@@ -119,7 +149,11 @@ def plugins() -> tuple[ModuleType, ...]:
 
 
 def is_plugin(name: str) -> bool:
-    """Whether a name has the form `FILE.py:NAME`."""
+    """Whether a name has the form `FILE.py:NAME`.
+
+    >>> is_plugin("my_metric.py:METRIC"), is_plugin("fid"), is_plugin("alpha:0.5")
+    (True, False, False)
+    """
     place, _, attribute = name.rpartition(":")
     return place.endswith(".py") and attribute.isidentifier()
 
@@ -129,6 +163,12 @@ def load(name: str) -> Any:
 
     FILE.py is relative to the current folder; `examples/...` means the package's own file where there is one, which
     runs without leave, and `./examples/...` the user's.
+
+    >>> load("examples/emoji/judge.py:STYLES")
+    ('noto', 'twemoji')
+    >>> load("my_metric.py:METRIC")
+    Traceback (most recent call last):
+    diffdistill.errors.ConfigError: 'my_metric.py:METRIC' is code, which would be run: say --allow-code ...
     """
     check_consent(name)
     place, _, attribute = name.rpartition(":")
@@ -140,7 +180,13 @@ def load(name: str) -> Any:
 
 
 def check_consent(name: str) -> None:
-    """ConfigError for `FILE.py:NAME`, or a file that is a program, that the user has not allowed to run."""
+    """ConfigError for `FILE.py:NAME`, or a file that is a program, that the user has not allowed to run.
+
+    >>> check_consent("examples/emoji/judge.py:noto")
+    >>> check_consent("my_reward.py:noto")
+    Traceback (most recent call last):
+    diffdistill.errors.ConfigError: 'my_reward.py:noto' is code, which would be run: say --allow-code ...
+    """
     if not _Consent.given and _own(name.rpartition(":")[0]) is None:
         raise ConfigError(
             f"'{name}' is code, which would be run: say --allow-code if you trust the file (in Python: "
@@ -160,7 +206,11 @@ def plugin_file(module: object) -> str | None:
 
 
 def named(target: str) -> Any:
-    """What the package's own `module:name` is; imported now, so that tables of names stay light."""
+    """What the package's own `module:name` is; imported now, so that tables of names stay light.
+
+    >>> named("diffdistill.losses:alpha_bounds")(1.5)
+    (0.0, 2.0)
+    """
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -4,6 +4,7 @@ The mathematics knows no section: it takes frozen dataclasses, which `plain` fil
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Self, TypeVar, get_args, get_type_hints
 
@@ -18,8 +19,20 @@ Count = Annotated[int, Field(ge=1, le=10**9)]  # above is a typing error, and ov
 Plain = TypeVar("Plain")
 
 
+def meaning(section: type[BaseModel]) -> str:
+    """What a section says that it is: its docstring without the examples in Python; its name where it has none."""
+    return inspect.cleandoc(section.__doc__ or section.__name__).partition("\n\n>>> ")[0]
+
+
+def _described(schema: dict[str, Any], section: type[BaseModel]) -> None:
+    if "description" in schema:
+        schema["description"] = meaning(section)
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True, json_schema_extra=_described
+    )
 
     @classmethod
     def admitting(cls, data: Mapping[str, Any]) -> type[Self]:

@@ -31,6 +31,13 @@ def diffusion_dpo_loss(
     beta: 5000 for SDXL, 2500 or 2000 for SD1.5. label_smoothing, weights: as in `mapo_loss`.
     Returns loss, margin h, the implicit rewards (r - l) / 2 of both images, and acc. Raises ConfigError for another
     variant.
+
+    >>> import torch
+    >>> ref_w, ref_l = torch.tensor([0.3]), torch.tensor([0.2])
+    >>> diffusion_dpo_loss(ref_w, ref_l, ref_w, ref_l).loss  # the network is the reference still: ln 2
+    tensor(0.6931)
+    >>> diffusion_dpo_loss(ref_w - 0.25, ref_l, ref_w, ref_l, variant="ipo", beta=4.0).loss  # h = 1 / (2 beta)
+    tensor(0.)
     """
     loss_w, loss_l, ref_w, ref_l = (single(x) for x in (loss_w, loss_l, ref_w.detach(), ref_l.detach()))
     reward_w, reward_l = (ref_w - loss_w) / 2, (ref_l - loss_l) / 2
@@ -57,6 +64,11 @@ def diffusion_orpo_loss(
     The log likelihood is replaced by -l, and the odds ratio by the ratio, as in the scripts in use; those have the
     sign of the second term the wrong way round and push l_w up against l_l.
     loss_w, loss_l: `(B,)`. Returns loss, margin l_l - l_w, rewards -l, acc.
+
+    >>> import torch
+    >>> losses = torch.tensor([0.2, 0.4])
+    >>> round(diffusion_orpo_loss(losses, losses).loss.item(), 4)  # a tie: 0.3 + 0.1 ln 2
+    0.3693
     """
     loss_w, loss_l = single(loss_w), single(loss_l)
     margin = loss_l - loss_w

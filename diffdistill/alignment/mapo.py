@@ -17,7 +17,14 @@ NEAR = 0.1
 
 
 class MaPOOutput(NamedTuple):
-    """loss: scalar with a graph; the others are for the log: margin, reward_w, reward_l `(B,)`, acc a scalar."""
+    """What a preference loss gives. loss: scalar with a graph; the others are for the log: margin, reward_w, reward_l
+    `(B,)`, acc a scalar.
+
+    >>> from diffdistill.alignment import mapo_loss
+    >>> output: MaPOOutput = mapo_loss(torch.tensor([0.1, 0.3]), torch.tensor([0.3, 0.1]))
+    >>> torch.equal(output.margin, output.reward_w - output.reward_l), output.acc  # one pair is in order
+    (True, tensor(0.5000))
+    """
 
     loss: Tensor
     margin: Tensor
@@ -32,6 +39,9 @@ def bernoulli_link(x: Tensor) -> Tensor:
     Value and gradient are accurate for every finite x: near zero by the series 1 - x/2 + x^2/12 - ..., far from it as
     |x| exp(-|x|) / (1 - exp(-|x|)), with phi(-x) = phi(x) + x. The plain quotient is NaN at 0, and its gradient is NaN
     where exp overflows. Half precision is computed, and returned, in float32: in float16 phi would exceed 1.
+
+    >>> bernoulli_link(torch.tensor([-1.0, 0.0, 1.0]))  # 1 / (e - 1) + 1, 1, 1 / (e - 1)
+    tensor([1.5820, 1.0000, 0.5820])
     """
     x = single(x)
     near = x.abs() < NEAR
@@ -75,6 +85,13 @@ def mapo_loss(
 
     Returns margin m, rewards phi(c l) (phi^beta for "power") and acc = mean(m > 0) + mean(m = 0) / 2 without a graph.
     Raises ConfigError for "power" without beta, and for beta beside margin_scale or margin_weight.
+
+    >>> losses = torch.tensor([0.2, 0.4])
+    >>> tie = mapo_loss(losses, losses)
+    >>> round(tie.loss.item(), 4), tie.margin  # 0.3 + 0.1 ln 2
+    (0.3693, tensor([0., 0.]))
+    >>> mapo_loss(losses, losses + 0.1).loss < tie.loss  # in order: less is left of the margin's term
+    tensor(True)
     """
     if link_mode not in ("scale", "power"):
         raise ConfigError(f"link_mode '{link_mode}' is unknown; use scale or power")

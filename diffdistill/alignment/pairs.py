@@ -22,6 +22,14 @@ class NoisedPairs:
 
     x_t, eps, target: `(2B, C, H, W)`; t: `(2B,)`, in the units of the network; alpha, sigma: `(2B,)`. eps, t, alpha
     and sigma are equal in the two rows of a pair. kind: what the network predicts (`process.prediction_from_x0`).
+
+    >>> from diffusers import DDPMScheduler
+    >>> from diffdistill.alignment import noise_pairs
+    >>> noised: NoisedPairs = noise_pairs(DDPMScheduler(), torch.zeros(3, 4, 8, 8), torch.ones(3, 4, 8, 8))
+    >>> noised.x_t.shape, noised.kind
+    (torch.Size([6, 4, 8, 8]), 'epsilon')
+    >>> noised.losses(noised.eps)  # of a network that knows the noise
+    (tensor([0., 0., 0.]), tensor([0., 0., 0.]))
     """
 
     x_t: Tensor
@@ -88,6 +96,15 @@ def noise_pairs(
         training steps. Flow matching: s = sigmoid(z), z ~ N(0, 1) (2403.03206, section 3.1), shifted as in sampling.
     shift: of the flow time; None: the scheduler's own. Models with dynamic shifting (Flux) need exp(mu) here.
     Raises ConfigError for latents of different shapes, and for a scheduler that has no training levels.
+
+    >>> from diffusers import FlowMatchEulerDiscreteScheduler
+    >>> wanted, other = torch.zeros(2, 4, 8, 8), torch.ones(2, 4, 8, 8)
+    >>> noised = noise_pairs(FlowMatchEulerDiscreteScheduler(), wanted, other, u=torch.tensor([0.5, 0.5]))
+    >>> noised.t  # s = 1 / 2 for both images of both pairs
+    tensor([500., 500., 500., 500.])
+    >>> of_wanted, of_other = noised.x_t.chunk(2)
+    >>> torch.allclose(of_other - of_wanted, 0.5 * (other - wanted))  # one noise a pair: (1 - s) (other - wanted)
+    True
     """
     if latents_w.shape != latents_l.shape:
         raise ConfigError(
@@ -145,6 +162,15 @@ def paired_denoising_losses(
     loss_space: native (the network's own), epsilon or x0; v- and flow losses are larger than epsilon losses, and
         MaPO's link saturates, so lower c there, or take epsilon.
     Others as in `noise_pairs`, whose result serves a second network, such as a reference model, at the same noise.
+    Raises ConfigError as `noise_pairs` does, and for another loss_space.
+
+    >>> from diffusers import DDPMScheduler
+    >>> wanted, other = torch.zeros(2, 4, 8, 8), torch.ones(2, 4, 8, 8)
+    >>> def network(x_t, t, cond):  # it takes every noise to be 0, and is wrong by eps^2 in both images of a pair
+    ...     return torch.zeros_like(x_t)
+    >>> l_w, l_l, t = paired_denoising_losses(network, DDPMScheduler(), wanted, other)
+    >>> torch.equal(l_w, l_l), t.shape
+    (True, torch.Size([2]))
     """
     noised = noise_pairs(scheduler, latents_w, latents_l, generator=generator, shift=shift)
     l_w, l_l = noised.losses(model_fn(noised.x_t, noised.t, cond), loss_space)

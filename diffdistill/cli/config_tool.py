@@ -12,7 +12,7 @@ from diffdistill.config.complaints import models_in
 from diffdistill.config.yaml import flow
 from diffdistill.errors import ConfigError
 from diffdistill.registry import named
-from diffdistill.section import Section
+from diffdistill.section import Section, meaning
 
 FILES = {"show": 1, "keys": 0, "schema": 0, "diff": 2}
 
@@ -34,7 +34,7 @@ def keys(model: type[BaseModel], defaults: BaseModel | None = None, prefix: str 
             yield from keys(type(value), value, f"{prefix}{name}.")
         elif sections := models_in(info.annotation):
             for section in sections:
-                yield f"# {prefix}{name}: {' '.join((section.__doc__ or section.__name__).split())}"
+                yield f"# {prefix}{name}: {' '.join(meaning(section).split())}"
                 yield from keys(section, None, f"{prefix}{name}.")
         else:
             shown = "REQUIRED" if info.is_required() and defaults is None else flow(value)

@@ -13,12 +13,12 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from diffdistill import __version__
 from diffdistill.cli.explain import explained
 from diffdistill.cli.parser import Parser, Verb
-from diffdistill.cli.streams import steady
+from diffdistill.cli.streams import Steady, steady
 from diffdistill.errors import ConfigError, Problems
 from diffdistill.machine import stop_signals
 from diffdistill.registry import Registry, allow_code, check_consent, is_plugin, named
@@ -183,7 +183,7 @@ def _told(error: BaseException) -> int:
     try:
         sys.stdout.flush()
     except OSError:
-        sys.stdout._silence()  # type: ignore[attr-defined]
+        cast(Steady, sys.stdout).silence()
     text = str(known)
     for line in text.splitlines() if isinstance(known, Problems) else [escaped(text)]:
         print(f"diffdistill: error: {line}", file=sys.stderr)

@@ -35,16 +35,16 @@ class Steady:
         try:
             return self.stream.write(text)
         except BrokenPipeError:
-            self._silence()
+            self.silence()
             return len(text)
 
     def flush(self) -> None:
         try:
             self.stream.flush()
         except BrokenPipeError:
-            self._silence()
+            self.silence()
 
-    def _silence(self) -> None:
+    def silence(self) -> None:
         """Send the rest nowhere; what the stream still holds goes there too, so no later flush fails."""
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -122,7 +122,7 @@ def _override(text: str) -> Placed:
     if not sign or not all(path):
         raise ConfigError(f"{label} is not allowed after CONFIG; write key=value, e.g. optimizer.learning_rate=1e-4")
     try:
-        data = value.strip() if COMMENT.search(value) else parse(value, label, numbered=False)
+        data: Any = value.strip() if COMMENT.search(value) else parse(value, label, numbered=False)
     except ConfigError as error:
         raise ConfigError(f"{error}; put quotes around text") from None
     for key in reversed(path):

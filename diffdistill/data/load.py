@@ -22,6 +22,14 @@ class ImageSet:
     images: uint8 (N, C, H, W), C is 1 (gray) or 3 (RGB). labels: int64 (N,), or None. texts: N captions, or None.
     class_names: names of the classes where the data has them. name: DATA as it was given.
     fingerprint: see `fingerprint`.
+
+    >>> from diffdistill.data import load_images
+    >>> emoji: ImageSet = load_images("builtin:emoji", split="held_out")
+    >>> len(emoji), emoji.images.shape, emoji.texts[0]
+    (190, torch.Size([190, 3, 32, 32]), 'a noto style emoji of cow')
+    >>> x0, labels = emoji.draw(size=4, seed=0, step=0)  # the first batch of a training
+    >>> x0.shape, bool(x0.abs().max() <= 1)
+    (torch.Size([4, 3, 32, 32]), True)
     """
 
     images: Tensor
@@ -67,6 +75,18 @@ def load_images(
     image_size: resize the shorter side to so many pixels and cut out the middle; None: images must be of one size.
     limit: use the first so many images. channels: what the model takes, 1 or 3; None: any.
     Raises DataError, one sentence, for anything missing, unreadable or unfit.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pixels = np.zeros((5, 8, 12, 3), np.uint8)
+    ...     np.savez(f"{folder}/mine.npz", images=pixels, labels=[0, 1, 1, 2, 2])
+    ...     mine = load_images(f"{folder}/mine.npz", image_size=4)  # the middle 8x8, made 4x4
+    >>> mine.images.shape, mine.num_classes
+    (torch.Size([5, 3, 4, 4]), 3)
+    >>> load_images("builtin:emoji", split="held_out", channels=1)
+    Traceback (most recent call last):
+    diffdistill.errors.DataError: builtin:emoji is RGB (3 channels), but the model takes grayscale (1 channel): ...
     """
     for key, value in (("image_size", image_size), ("limit", limit)):
         if value is not None and value < 1:
@@ -100,7 +120,17 @@ def load_images(
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray | None, texts: tuple[str, ...] | None = None) -> str:
-    """SHA-256 of the shape (int64, little-endian), the pixels (N, C, H, W), labels (int64) and texts (UTF-8)."""
+    """SHA-256 of the shape (int64, little-endian), the pixels (N, C, H, W), labels (int64) and texts (UTF-8).
+
+    images: uint8 (N, C, H, W); labels: (N,). Equal where two sets are, whatever format or place they were read from.
+
+    >>> import hashlib
+    >>> import numpy as np
+    >>> images = np.arange(2 * 3 * 8 * 8, dtype=np.uint8).reshape(2, 3, 8, 8)
+    >>> content = np.array([2, 3, 8, 8], "<i8").tobytes() + images.tobytes()
+    >>> fingerprint(images, None) == hashlib.sha256(content).hexdigest()
+    True
+    """
     digest = hashlib.sha256(np.asarray(images.shape, dtype="<i8").tobytes())
     digest.update(np.ascontiguousarray(images).data)
     if labels is not None:

@@ -14,6 +14,13 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
 
     Position p = step * batch_size + j of the endless stream is element p mod n of the permutation of epoch p // n,
     so every image comes once an epoch and a batch may straddle two. No history is needed: any step can be asked first.
+    Raises ValueError for n or batch_size below 1 and a negative step.
+
+    >>> epoch = torch.cat([batch_indices(6, batch_size=2, seed=0, step=step) for step in range(3)])
+    >>> sorted(epoch.tolist())
+    [0, 1, 2, 3, 4, 5]
+    >>> torch.equal(batch_indices(6, batch_size=2, seed=0, step=1), epoch[2:4])
+    True
     """
     if n < 1 or batch_size < 1 or step < 0:
         raise ValueError(f"n and batch_size are at least 1 and step at least 0, not {n}, {batch_size}, {step}")

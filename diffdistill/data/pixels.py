@@ -34,12 +34,24 @@ TURNS = {
 
 
 def to_model_range(images: Tensor) -> Tensor:
-    """x = u8 / 127.5 - 1: uint8 (B, C, H, W) to float32 in [-1, 1]."""
+    """x = u8 / 127.5 - 1: uint8 (B, C, H, W) to float32 in [-1, 1].
+
+    >>> to_model_range(torch.tensor([0, 255], dtype=torch.uint8))
+    tensor([-1.,  1.])
+    """
     return images.to(torch.float32) / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """u8 = round((x + 1) * 127.5), clamped to 0 .. 255: the inverse of `to_model_range`, exactly."""
+    """u8 = round((x + 1) * 127.5), clamped to [0, 255]: the inverse of `to_model_range`, exactly.
+
+    Of floats (B, C, H, W), in [-1, 1] but for what is clamped; returns uint8 of that shape.
+
+    >>> from diffdistill.data import to_model_range
+    >>> every = torch.arange(256, dtype=torch.uint8)
+    >>> torch.equal(to_uint8(to_model_range(every)), every), to_uint8(torch.tensor([-1.3, 0.0, 7.0]))
+    (True, tensor([  0, 128, 255], dtype=torch.uint8))
+    """
     return ((images.to(torch.float32) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

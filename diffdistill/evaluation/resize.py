@@ -14,11 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffdistill.errors import DataError
+from diffdistill.errors import ConfigError, DataError
 
 Mode = Literal["tf", "clean"]
 MODES: tuple[str, ...] = get_args(Mode)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
+
+
+def check_mode(mode: str) -> None:
+    """Raise ConfigError unless it is one of `MODES`."""
+    if mode not in MODES:
+        raise ConfigError(f"unknown resize mode '{mode}': allowed are {', '.join(MODES)}")
 
 
 def check_images(images: Tensor) -> None:

@@ -28,6 +28,12 @@ class LevelWeight:
     of_images: of a sample's images, (x0, teacher_x0, critic_x0) -> (B, 1, 1, 1). of_level: of the level, (law, u) ->
     (B,). of_batch: of the whole batch and those before; the step keeps it (`LevelNormaliser`). forms: where it has a
     meaning. weighs_guidance: whether it also weighs guidance outside the gap.
+
+    >>> import torch
+    >>> from diffdistill.process import Level, LevelLaw
+    >>> exact = LevelWeight("exact", "1 / sigma^2", of_level=lambda law, u: law.sigma(u) ** -2)
+    >>> exact.argument(LevelLaw(Level("uniform", sigma_min=1.0, sigma_max=3.0)), torch.tensor([0.5]))
+    tensor([0.2500])
     """
 
     name: str
@@ -127,7 +133,11 @@ def level_weight_names(form: str | None = None) -> tuple[str, ...]:
 
 
 def get_level_weight(name: str) -> LevelWeight:
-    """The row of that name, or the `LevelWeight` that `FILE.py:NAME` is; ConfigError where there is none."""
+    """The row of that name, or the `LevelWeight` that `FILE.py:NAME` is; ConfigError where there is none.
+
+    >>> get_level_weight("dmd").meaning, get_level_weight("expansion").forms
+    ('1 / mean|x0 - D_T| per sample', ('fisher',))
+    """
     if name in LEVEL_WEIGHTS:
         return LEVEL_WEIGHTS[name]
     if not registry.is_plugin(name):

@@ -1,13 +1,21 @@
 """The choices that make a method of the one step: plain data, without torch and without a schema."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from diffdistill.divergences import Divergence, get_divergence
 from diffdistill.errors import ConfigError
 from diffdistill.matching.level_weights import get_level_weight, level_weight_names
 
 Form = Literal["score_gap", "fisher"]
+Features = Literal["teacher", "critic"]
+Guidance = Literal["inside", "outside"]
+
+
+def _one_of(allowed: Any, name: str, given: str) -> None:
+    """ConfigError where a choice is none of a Literal's."""
+    if given not in get_args(allowed):
+        raise ConfigError(f"{name} '{given}' is unknown; use {' or '.join(get_args(allowed))}")
 
 
 @dataclass(frozen=True)
@@ -16,19 +24,35 @@ class Adversarial:
 
     weight: lambda_G of the student's term, for a score gap averaged over C, H, W. features: whose they are. taps: the
     layers that they are outputs of. critic_weight: lambda_D beside the denoising loss, on the critic's features. r1:
-    weight of R1 at the heads' inputs.
+    weight of R1 at the heads' inputs. Raises ConfigError for other features.
+
+    >>> from diffdistill.matching.settings import Choices, Ratio
+    >>> f_distill = Choices("score_gap", divergence="forward_kl", adversarial=Adversarial(weight=0.0), ratio=Ratio())
+    >>> f_distill.adversarial.taps  # weight 0: its heads there only tell the ratio
+    ('mid_block',)
     """
 
     weight: float = 1e-3
-    features: Literal["teacher", "critic"] = "teacher"
+    features: Features = "teacher"
     taps: tuple[str, ...] = ("mid_block",)
     critic_weight: float = 1e-2
     r1: float = 0.0
 
+    def __post_init__(self) -> None:
+        _one_of(Features, "method.adversarial.features", self.features)
+
 
 @dataclass(frozen=True)
 class Ratio:
-    """How logits become density ratios r: bounds of r; bins of u in which E[r] is made 1, and that mean's memory."""
+    """How logits become density ratios r: bounds of r; bins of u in which E[r] is made 1, and that mean's memory.
+
+    >>> import torch
+    >>> from diffdistill.matching.ratio import RatioTracker
+    >>> ratio = Ratio(clip=(0.1, 10.0))
+    >>> log_r = RatioTracker(ratio.bins, ratio.decay, ratio.clip)(torch.tensor([-5.0, 0.0, 5.0]), u=torch.rand(3))
+    >>> [round(r, 4) for r in log_r.exp().tolist()]
+    [0.1, 1.0, 10.0]
+    """
 
     clip: tuple[float, float] = (1e-2, 1e2)
     bins: int = 10
@@ -46,7 +70,7 @@ class Choices:
     of its own. critic_warmup: part of the run that trains the critic only. fisher_warmup: part of it, from the start,
     with alpha 1, reverse KL, no adversarial term.
 
-    Raises ConfigError for choices that exclude each other.
+    Raises ConfigError for choices that are not known or exclude each other.
 
     >>> Choices("fisher", level_weight="pseudo_huber", alpha=1.0).divergence  # SIM
     'reverse_kl'
@@ -64,11 +88,13 @@ class Choices:
     adversarial: Adversarial | None = None
     ratio: Ratio | None = None
     guidance_scale: float = 1.0
-    guidance: Literal["inside", "outside"] = "inside"
+    guidance: Guidance = "inside"
     critic_warmup: float = 0.0
     fisher_warmup: float = 0.0
 
     def __post_init__(self) -> None:
+        _one_of(Form, "form", self.form)
+        _one_of(Guidance, "method.guidance", self.guidance)
         divergence = get_divergence(self.divergence)
         if divergence.needs_ratio and self.adversarial is None:
             raise ConfigError(

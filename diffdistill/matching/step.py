@@ -32,11 +32,22 @@ from diffdistill.matching.ratio import RatioTracker
 from diffdistill.matching.settings import Choices
 from diffdistill.process import LevelLaw, per_sample
 
+__all__ = ["DistributionMatching", "RewardLike"]
+
 LEVEL_BINS = 5
 
 
 class RewardLike(Protocol):
-    """What the step asks of a reward; `rewards.term.RewardTerm` is one."""
+    """What the step asks of a reward; `rewards.term.RewardTerm` is one.
+
+    >>> from diffdistill.rewards import CallableReward
+    >>> from diffdistill.rewards.term import RewardTerm
+    >>> bright = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "bright")
+    >>> reward: RewardLike = RewardTerm(bright, weight=1.0)
+    >>> gradient, figures = reward.gradient(torch.zeros(2, 1, 4, 4))
+    >>> gradient.unique(), figures  # -C H W d mean((x + 1) / 2) / dx; the mean score
+    (tensor([-0.5000]), {'reward/score': tensor(0.5000)})
+    """
 
     def check(self, num_classes: int | None) -> None:
         """Raises ConfigError where it cannot score images of so many classes."""
@@ -63,6 +74,21 @@ class DistributionMatching:
     eps. level: law of sigma in the student's gradient and of the discriminator; critic_level: in the critic's loss.
     autocast: the precision of the passes; float32_gap: not that of the two whose difference is the gap. reward: what
     else the student follows.
+
+    Raises ConfigError for guidance of a teacher without a null class, and for a reward that cannot score its images.
+
+    A loop of one's own is in the docstring of `diffdistill.matching`. The gap to a critic that is still the teacher:
+
+    >>> from diffdistill import load_model
+    >>> from diffdistill.matching.settings import Choices
+    >>> from diffdistill.process import Level, LevelLaw
+    >>> teacher, critic = (load_model("builtin:fashion_mnist_teacher") for _ in range(2))
+    >>> law = LevelLaw(Level("karras"))
+    >>> step = DistributionMatching(Choices("score_gap"), teacher, critic, law, law)
+    >>> x0, labels = torch.randn(2, 1, 28, 28), torch.tensor([0, 9])
+    >>> gradient, metrics = step.student_gradient(x0, labels, progress=0.0)
+    >>> gradient.shape, float(gradient.abs().max())
+    (torch.Size([2, 1, 28, 28]), 0.0)
     """
 
     def __init__(

@@ -20,7 +20,12 @@ from diffdistill.section import Count, Fraction, OneOf, Positive, Section, plain
 
 
 class Adversarial(Section):
-    """The discriminator: heads on features of a network, at the levels of the score gap."""
+    """The discriminator: heads on features of a network, at the levels of the score gap.
+
+    >>> from diffdistill.methods.dmd2 import DMD2
+    >>> DMD2(adversarial=Adversarial(weight=1e-2, features="critic")).choices().adversarial  # as in DMD2's paper
+    Adversarial(weight=0.01, features='critic', taps=('mid_block',), critic_weight=0.01, r1=0.0)
+    """
 
     weight: Annotated[float, Field(ge=0)] = Field(
         1e-3, description="lambda_G, in the papers' convention (score gap: mean over C, H, W)"
@@ -48,7 +53,12 @@ class Adversarial(Section):
 
 
 class Ratio(Section):
-    """How the discriminator's logits become density ratios r = p_teacher / p_student."""
+    """How the discriminator's logits become density ratios r = p_teacher / p_student.
+
+    >>> from diffdistill.methods.f_distill import FDistill
+    >>> FDistill(ratio=Ratio(clip=(0.1, 20.0))).choices().ratio  # the bounds of 2502.15681
+    Ratio(clip=(0.1, 20.0), bins=10, decay=0.98)
+    """
 
     clip: tuple[Positive, Positive] = Field((1e-2, 1e2), description="bounds of r")
     bins: Count = Field(10, description="bins of the level law's uniform variable in which E[r] is made 1")
@@ -56,7 +66,16 @@ class Ratio(Section):
 
 
 class Reward(Section):
-    """What a student is rewarded for, beside staying near its teacher; see docs/rewards.md."""
+    """What a student is rewarded for, beside staying near its teacher; see docs/rewards.md.
+
+    >>> from diffdistill.methods.diff_instruct_star import DiffInstructStar
+    >>> DiffInstructStar(reward=Reward(sum={"pickscore": 1.0, "aesthetic": 0.5}, weight=0.1)).reward.sum
+    {'pickscore': 1.0, 'aesthetic': 0.5}
+    >>> Reward(weight=0.1)
+    Traceback (most recent call last):
+    pydantic_core._pydantic_core.ValidationError: 1 validation error for Reward
+      Value error, method.reward has neither 'name' nor 'sum'; give one reward's name, or the weights of several ...
+    """
 
     name: str | None = Field(None, description=allowed_rewards(of_package=True))
     sum: dict[str, float] | None = Field(None, description="in place of name: weights of several rewards, by name")
@@ -96,7 +115,19 @@ DivergenceName = Annotated[str, AfterValidator(_known_divergence)]
 
 
 class Method(Section):
-    """What all methods share; a method sets `name` and `form`, and any other choice, fixed or with a default."""
+    """What all methods share; a method sets `name` and `form`, and any other choice, fixed or with a default.
+
+    A field that `Choices` has too is that choice; a class variable is a choice that users cannot change.
+
+    >>> from typing import ClassVar, Literal
+    >>> class Plain(Method):
+    ...     form: ClassVar = "score_gap"
+    ...     name: Literal["plain"] = "plain"
+    ...     level_weight: Literal["none"] = "none"
+    >>> choices = Plain(guidance_scale=2.0).choices()
+    >>> choices.form, choices.level_weight, choices.guidance_scale
+    ('score_gap', 'none', 2.0)
+    """
 
     form: ClassVar[Form]
     from_files: ClassVar[bool] = True  # a method may be FILE.py:CLASS as well
@@ -128,7 +159,18 @@ class Method(Section):
 
 
 class Rewarded(Method):
-    """What the methods that follow a reward share; `plain_method`: what they are without reward and guidance."""
+    """What the methods that follow a reward share; `plain_method`: what they are without reward and guidance.
+
+    >>> from typing import ClassVar, Literal
+    >>> from diffdistill.methods.base import Reward
+    >>> class Mine(Rewarded):
+    ...     form: ClassVar = "fisher"
+    ...     plain_method: ClassVar = "sid"
+    ...     name: Literal["mine"] = "mine"
+    >>> method = Mine(reward=Reward(name="classifier", weight=0.1), guidance="outside")
+    >>> method.choices().guidance, method.reward.weight
+    ('outside', 0.1)
+    """
 
     plain_method: ClassVar[str]
 

@@ -51,6 +51,12 @@ class UViT(ModelMixin, ConfigMixin):
     guidance counted. The paper's U-ViT-S/2 for CIFAR-10 is the default but for the channels: 44 million parameters.
 
     Raises ConfigError where sizes do not divide.
+
+    >>> network = UViT(sample_size=8, hidden_size=32, depth=2, num_attention_heads=2, num_class_embeds=10)
+    >>> network(torch.randn(2, 3, 8, 8), torch.tensor([0, 500]), torch.tensor([3, 9])).sample.shape
+    torch.Size([2, 3, 8, 8])
+    >>> network.num_tokens  # time, class, 4 x 4 patches
+    18
     """
 
     _supports_gradient_checkpointing = True

@@ -18,6 +18,10 @@ class CallableReward:
             tensor or a list.
         differentiable: a gradient reaches the images; never with `pil`.
         needs_prompt: refuse to be called without texts.
+
+    >>> brightness = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "brightness")
+    >>> brightness(torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)]))
+    tensor([0., 1.])
     """
 
     def __init__(
@@ -66,7 +70,15 @@ def pictures(images: Tensor) -> list[Any]:
 
 
 class WeightedReward:
-    """R = sum_k w_k R_k. A weight is in the units of its reward: HPSv2 differs by hundredths, PickScore by ones."""
+    """R = sum_k w_k R_k. A weight is in the units of its reward: HPSv2 differs by hundredths, PickScore by ones.
+
+    >>> from diffdistill.rewards import CallableReward
+    >>> bright = CallableReward(lambda images, prompts: images.mean((1, 2, 3)))
+    >>> dark = CallableReward(lambda images, prompts: 1 - images.mean((1, 2, 3)))
+    >>> reward = WeightedReward({"bright": (3.0, bright), "dark": (1.0, dark)})
+    >>> reward.name, reward(torch.full((2, 3, 8, 8), 0.5))
+    ('3 bright + 1 dark', tensor([2., 2.]))
+    """
 
     def __init__(self, terms: Mapping[str, tuple[float, Reward]]):
         """terms: weight and reward by the name that logs use."""

@@ -20,6 +20,17 @@ class Reward(Protocol):
         name: what scores, for logs.
         differentiable: whether a gradient reaches the images.
         needs_prompt: whether it reads texts.
+
+    >>> class Brightness:
+    ...     name, differentiable, needs_prompt = "brightness", True, False
+    ...
+    ...     def __call__(self, images, prompts=None):
+    ...         return images.mean((1, 2, 3))
+    ...
+    ...     def to(self, device):
+    ...         return self
+    >>> isinstance(Brightness(), Reward), Brightness()(torch.ones(2, 3, 8, 8))
+    (True, tensor([1., 1.]))
     """
 
     name: str
@@ -34,7 +45,16 @@ class Reward(Protocol):
 
 
 class PairScores(NamedTuple):
-    """margin: R(a, c) - R(b, c), `(B,)`; accuracy: part of the pairs in which a wins, ties counted half."""
+    """What a reward says of pairs. margin: R(a, c) - R(b, c), `(B,)`; accuracy: part of the pairs in which a wins,
+    ties counted half.
+
+    >>> from diffdistill.rewards import CallableReward, score_pairs
+    >>> brightness = CallableReward(lambda images, prompts: images.mean((1, 2, 3)))
+    >>> images = torch.rand(4, 3, 8, 8)
+    >>> scores: PairScores = score_pairs(brightness, images, images)
+    >>> scores.margin, scores.accuracy
+    (tensor([0., 0., 0., 0.]), 0.5)
+    """
 
     margin: Tensor
     accuracy: float
@@ -45,6 +65,11 @@ def score_pairs(reward: Reward, a: Tensor, b: Tensor, prompts: Prompts = None) -
     """Which of two images a reward prefers: to label pairs, or to test a reward on pairs people have judged.
 
     a, b: `(B, C, H, W)` in [0, 1], of the same prompts. Raises DataError if their numbers differ.
+
+    >>> from diffdistill.rewards import CallableReward
+    >>> brightness = CallableReward(lambda images, prompts: images.mean((1, 2, 3)))
+    >>> score_pairs(brightness, torch.full((2, 3, 8, 8), 0.75), torch.full((2, 3, 8, 8), 0.25))
+    PairScores(margin=tensor([0.5000, 0.5000]), accuracy=1.0)
     """
     if len(a) != len(b):
         raise DataError(f"{len(a)} and {len(b)} images cannot be paired; give as many of one as of the other")

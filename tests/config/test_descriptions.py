@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import json
 import re
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from diffdistill.cli import front as cli
+from diffdistill.cli.config_tool import keys
 from diffdistill.config.align import Align
 from diffdistill.config.complaints import models_in
 from diffdistill.config.schema import Distill, Train
@@ -67,6 +69,14 @@ def test_descriptions_of_settings_are_whole(model):
                     seen += 1
                     assert problem_of(text) is None, f"{section.__name__}.{name} {problem_of(text)}: {text!r}"
     assert seen > 20
+
+
+@pytest.mark.parametrize("model", [Train, Distill, Align])
+def test_what_sections_say_of_themselves_has_no_python(model):
+    """Their docstrings have examples, which are for `help(...)`."""
+    assert any(">>> " in (section.__doc__ or "") for section in sections(Distill))
+    told = [*(line for line in keys(model) if line[0] == "#"), json.dumps(model.model_json_schema())]
+    assert [text for text in told if ">>> " in text] == []
 
 
 def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

@@ -187,6 +187,14 @@ def test_an_unknown_preconditioning_is_a_sentence():
         Preconditioning("flow")
 
 
+@pytest.mark.parametrize(
+    "setting", [{"embedding_type": "fourrier"}, {"encoder_type": "skip"}], ids=["embedding_type", "encoder_type"]
+)
+def test_an_unknown_kind_of_network_is_a_sentence(setting):
+    with pytest.raises(ConfigError, match=r"(embedding|encoder)_type '\w+' of a SongUNet is unknown; use"):
+        tiny_network("ddpmpp", **setting)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
 def test_no_class_is_the_zero_vector_and_no_augmentation_is_zeros(layout):

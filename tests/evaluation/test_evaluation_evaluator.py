@@ -207,6 +207,8 @@ def test_wishes_that_cannot_be_met_are_refused():
         Evaluator(image_set(), pixels(), ("fd",))
     with pytest.raises(ConfigError, match="backend 'scipy' is not known"):
         Evaluator(image_set(), pixels(), backend="scipy")
+    with pytest.raises(ConfigError, match="unknown resize mode 'bilinear': allowed are tf, clean"):
+        Evaluator(image_set(), pixels(), mode="bilinear")
     with pytest.raises(ConfigError, match="is no classifier"):
         Evaluator(image_set(), pixels(), ("is",))(pictures(20, 0))
     with pytest.raises(ConfigError, match="is defined on CLIP features"):

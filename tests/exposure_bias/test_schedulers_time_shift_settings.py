@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -12,7 +13,7 @@ from diffusers import (
 )
 
 from diffdistill.errors import ConfigError
-from diffdistill.schedulers import time_shift_sampler
+from diffdistill.schedulers import level_statistic, time_shift_sampler
 
 
 def test_data_of_unit_variance_say_nothing_in_variance_preserving_schedules() -> None:
@@ -38,6 +39,11 @@ def test_data_of_unit_variance_say_nothing_in_variance_preserving_schedules() ->
 def test_settings_that_are_not_allowed(settings: dict, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         time_shift_sampler(DDIMScheduler(), **{"window": 40, "cutoff": 100, **settings})
+
+
+def test_the_statistic_of_data_has_the_same_names() -> None:
+    with pytest.raises(ConfigError, match="statistic 'mean' is unknown; use corrected, paper, haar"):
+        level_statistic(torch.zeros(1, 3, 8, 8), "mean")
 
 
 def test_solvers_that_cannot_follow_are_named() -> None:

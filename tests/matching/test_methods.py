@@ -8,6 +8,7 @@ from tiny import tiny_teacher
 
 from diffdistill.errors import ConfigError
 from diffdistill.losses import denoising_loss
+from diffdistill.matching.settings import Adversarial as PlainAdversarial
 from diffdistill.matching.settings import Choices
 from diffdistill.matching.step import DistributionMatching
 from diffdistill.methods.base import Adversarial
@@ -195,6 +196,21 @@ def test_a_tap_that_gives_no_map_is_refused():
 def test_a_tap_named_twice_is_refused():
     with pytest.raises(ValidationError, match="name each layer once"):
         Adversarial(taps=("mid_block", "mid_block"))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Choices("scoregap"), "form 'scoregap' is unknown; use score_gap or fisher"),
+        (lambda: Choices("fisher", guidance="outsid"), "guidance 'outsid' is unknown; use inside or outside"),
+        (lambda: PlainAdversarial(features="critics"), "features 'critics' is unknown; use teacher or critic"),
+    ],
+    ids=["form", "guidance", "features"],
+)
+def test_a_choice_that_is_none_is_refused(make, sentence):
+    """In Python, where no schema checks them: taken for the other one, it would train another method in silence."""
+    with pytest.raises(ConfigError, match=sentence):
+        make()
 
 
 @pytest.mark.parametrize("settings", [DiffInstruct, DMD2, FDistill])

@@ -127,6 +127,11 @@ def test_shifted_law_is_the_shifted_flow_time():
     assert sigma.item() == pytest.approx(3.0)  # t' = 1.5 / 2 = 0.75
 
 
+def test_unknown_law_is_a_sentence():
+    with pytest.raises(ConfigError, match="level law 'log_normal' is unknown; use lognormal, karras, uniform"):
+        Level("log_normal")
+
+
 def test_unknown_prediction_is_a_sentence():
     x = torch.zeros(1, 1, 2, 2)
     with pytest.raises(ConfigError, match="'score' is unknown; use epsilon"):

@@ -1,8 +1,6 @@
-"""`sample` from Python: the images and the record of the command line; and the examples of the documentation."""
+"""`sample` from Python: the images and the record of the command line."""
 
-import doctest
 import json
-from importlib import import_module
 
 import pytest
 import torch
@@ -11,11 +9,6 @@ import diffdistill
 from diffdistill.errors import ConfigError
 from diffdistill.sampling.generate import generate
 from tests.worlds.tiny import tiny_teacher
-
-EXAMPLES = (
-    "denoiser", "pipelines.load", "sampling.levels", "sampling.run", "sampling.sampler", "sampling.samplers.euler",
-    "sampling.samplers.heun",
-)  # fmt: skip
 
 
 def test_the_images_are_those_of_generate_with_their_settings():
@@ -57,10 +50,3 @@ def test_loading_needs_no_import_but_that_of_the_denoiser(python):
         "from diffdistill.denoiser import Denoiser; print(Denoiser.from_pretrained('builtin:fashion_mnist_teacher')"
     )
     assert python("-c", f"{words}.image_shape)").out.strip() == "(1, 28, 28)"
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_examples_of_the_documentation_run(name):
-    found = doctest.testmod(import_module(f"diffdistill.{name}"))
-    assert found.attempted > 0
-    assert found.failed == 0

@@ -12,7 +12,7 @@ from tiny import tiny_unet, tiny_uvit
 from diffdistill.cli import main
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError
-from diffdistill.models import apply_scalelong, load_scaled, remove_scalelong
+from diffdistill.models import UViT, apply_scalelong, load_scaled, remove_scalelong
 from diffdistill.pipelines.network import clone_network
 from diffdistill.process import EDM
 from diffdistill.training.device import Device
@@ -46,6 +46,12 @@ CASES = [
 def batch():
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     return x, torch.tensor([0.1, 1.0, 40.0]), torch.tensor([0, 1, 2])
+
+
+def test_a_folder_without_it_is_read_as_any_other(tmp_path):
+    tiny_uvit().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no ScaleLong in its config.json; read it with from_pretrained"):
+        load_scaled(UViT, tmp_path)
 
 
 @pytest.mark.parametrize(("make", "variant"), CASES)

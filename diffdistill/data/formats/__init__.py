@@ -23,6 +23,18 @@ class Format:
     or of pairs, of this form; None where it holds none. matches: whether DATA, which lies at the path, is of this
     form. read: `(name for messages, path, split) -> Source`. read_pairs: the same, to pairs; it counts in its last
     argument what it leaves out. Readers raise DataError, or OSError, which the callers explain.
+
+    In a file that DIFFDISTILL_PLUGINS names, `data.path=my/images.raw28` is then DATA:
+
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from diffdistill.data.source import Source
+    >>> def read(name, path, split):
+    ...     pixels = np.fromfile(path, np.uint8).reshape(-1, 28, 28, 1)
+    ...     return Source(len(pixels), pixels)
+    >>> FORMAT = Format("raw28", 0, "a .raw28 file", lambda data, path: path.suffix == ".raw28", read)
+    >>> FORMAT.matches("my/images.raw28", Path("my/images.raw28")), FORMAT.matches("my/pngs", Path("my/pngs"))
+    (True, False)
     """
 
     name: str
@@ -42,12 +54,20 @@ def by_rank(of_package: bool = False) -> list[Format]:
 
 
 def allowed(of_package: bool = False) -> str:
-    """What DATA may be, in words. of_package: see `Registry.rows`."""
+    """What DATA may be, in words. of_package: see `Registry.rows`.
+
+    >>> allowed(of_package=True)
+    'builtin:NAME, a folder with metadata.jsonl or metadata.csv, a parquet file or folder, a zip, an npz, an npy, ...'
+    """
     return _listed([row.images for row in by_rank(of_package) if row.images])
 
 
 def allowed_pairs(of_package: bool = False) -> str:
-    """What a set of pairs may be, in words."""
+    """What a set of pairs may be, in words. of_package: see `Registry.rows`.
+
+    >>> allowed_pairs(of_package=True)
+    'builtin:NAME, a folder with a metadata.jsonl of lines {"win": FILE, "lose": FILE, "text": CAPTION} or ...'
+    """
     return _listed([row.pairs for row in by_rank(of_package) if row.pairs])
 
 
@@ -56,7 +76,12 @@ def _listed(words: list[str]) -> str:
 
 
 def open_source(data: str, split: str) -> Source:
-    """Reads DATA by the format that recognises it; images stay encoded. DataError if none does."""
+    """Reads DATA by the format that recognises it; images stay encoded. DataError if none does.
+
+    >>> source = open_source("builtin:emoji", "held_out")
+    >>> source.count, source.texts[0]
+    (190, 'a noto style emoji of cow')
+    """
     return open_at(data, known_place(data), split)
 
 
@@ -71,7 +96,19 @@ def known_place(data: str) -> Path:
 
 
 def open_at(data: str, path: Path, split: str) -> Source:
-    """Reads what lies at `path`, called `data` in messages, by the format that recognises it."""
+    """Reads what lies at `path`, called `data` in messages, by the format that recognises it.
+
+    Raises DataError if none does, and for pickles and single images, with what to give instead.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "unpacked.npy")
+    ...     np.save(path, np.zeros((3, 8, 8), np.uint8))
+    ...     open_at("the set of my archive", path, "train").images.shape
+    (3, 8, 8, 1)
+    """
     for row in by_rank():
         if row.matches(data, path):
             return row.read(data, path, split)
@@ -83,7 +120,15 @@ def open_at(data: str, path: Path, split: str) -> Source:
 
 
 def open_pairs(data: str, split: str, left_out: Counter[str]) -> list[Pair]:
-    """Reads DATA as pairs, by the format that recognises it; `left_out` counts rows that are none, by reason."""
+    """Reads DATA as pairs, by the format that recognises it; `left_out` counts rows that are none, by reason.
+
+    Images stay encoded. Raises DataError if no format reads pairs of it.
+
+    >>> from collections import Counter
+    >>> pairs = open_pairs("builtin:emoji_pairs", "held_out", Counter())
+    >>> pairs[0].text, pairs[0].win[0], pairs[0].lose[0]
+    ('an emoji of cow', 'a noto style emoji of cow', 'a twemoji style emoji of cow')
+    """
     path = expanded(data)
     for row in by_rank():
         if row.read_pairs is not None and row.matches(data, path):

@@ -27,7 +27,14 @@ SMALL = 32  # pixels: gray images of at most so many are measured by the bundled
 
 @dataclass(frozen=True)
 class Features:
-    """A row: `load(detail, device)` makes the extractor of `NAME` or, where it takes a detail, of `NAME:DETAIL`."""
+    """A row: `load(detail, device)` makes the extractor of `NAME` or, where it takes a detail, of `NAME:DETAIL`.
+
+    >>> import torch
+    >>> from diffdistill.evaluation.extractors.bundled import PixelFeatures
+    >>> FEATURES = Features("thumbnails", lambda detail, device: PixelFeatures(size=(4, 4)))
+    >>> FEATURES.load(None, torch.device("cpu")).dim  # 3 x 4 x 4
+    48
+    """
 
     name: str
     load: "Callable[[str | None, torch.device], FeatureExtractor]"
@@ -50,16 +57,22 @@ def load_features(name: str, *, mode: str | None = None, device: "str | torch.de
 
     Raises:
         ConfigError: an unknown name or mode. CheckpointError: weights that are missing or damaged.
+
+    >>> import torch
+    >>> white = torch.full((2, 3, 32, 32), 255, dtype=torch.uint8)
+    >>> load_features("pixels")(white).unique()  # gray values
+    tensor([1.], dtype=torch.float64)
+    >>> load_features("emoji")(white).shape
+    torch.Size([2, 128])
     """
     import torch
 
-    from diffdistill.evaluation.resize import MODES
+    from diffdistill.evaluation.resize import check_mode
 
-    if mode is not None and mode not in MODES:
-        raise ConfigError(f"unknown resize mode '{mode}': allowed are {', '.join(MODES)}")
-    extractor = _load(name, torch.device(device))
     if mode is not None:
-        extractor.mode = mode
+        check_mode(mode)
+    extractor = _load(name, torch.device(device))
+    extractor.mode = mode or extractor.mode
     return extractor
 
 
@@ -136,6 +149,11 @@ def choose_features(
     classifier, with a warning; statistics, which belong to one extractor, are refused.
 
     Raises what `load_features` raises.
+
+    >>> from diffdistill.data import load_images
+    >>> extractor, warning = choose_features(None, load_images("builtin:emoji", split="held_out"))
+    >>> extractor.dim, warning
+    (128, None)
     """
     if name is not None:
         return (load_features(name, device=device) if isinstance(name, str) else name), None

@@ -42,6 +42,10 @@ class Figure:
 
     label: its name in tables and charts. lower_is_better: None where neither direction is. of_features: the label is
     that of the Inception of 2015 only; with other features the name of these is added.
+
+    >>> from diffdistill.evaluation.metrics import metric
+    >>> metric("prdc").numbers[0]
+    Figure(name='precision', label='Precision', lower_is_better=False, of_features=False)
     """
 
     name: str
@@ -70,6 +74,13 @@ class Metric:
 
     Raises:
         ValueError: no way to compute it or two, or a need that is not known.
+
+    >>> import torch
+    >>> def brightness(images, texts):
+    ...     return images.double().mean((1, 2, 3))
+    >>> METRIC = Metric(name="brightness", label="Brightness", score=brightness, lower_is_better=None)
+    >>> METRIC.score(torch.full((2, 1, 28, 28), 7, dtype=torch.uint8), None)
+    tensor([7., 7.], dtype=torch.float64)
     """
 
     name: str
@@ -130,7 +141,11 @@ _GIVEN: dict[str, Metric] = {}  # those that were named as FILE.py:NAME
 
 
 def metrics() -> dict[str, Metric]:
-    """Every metric by name, in the order of lists; those given as FILE.py:NAME so far come along."""
+    """Every metric by name, in the order of lists; those given as FILE.py:NAME so far come along.
+
+    >>> metrics()["kid"].label, metrics()["kid"].lower_is_better
+    ('KID', True)
+    """
     return dict(sorted((METRICS.rows() | _GIVEN).items(), key=lambda item: item[1].order))
 
 
@@ -138,6 +153,12 @@ def metric(name: str) -> Metric:
     """The metric of that name, or of `FILE.py:NAME`, which is known by its own name from then on.
 
     Raises ConfigError where there is none, with the names there are.
+
+    >>> metric("fid").summary
+    'Distance to real images'
+    >>> metric("fit")
+    Traceback (most recent call last):
+    diffdistill.errors.ConfigError: metric 'fit' is not known (did you mean fid?); it must be one of clip, ...
     """
     if name in (known := metrics()):
         return known[name]

@@ -55,6 +55,12 @@ class Attention:
     """What a network attends by: the policy asked for, and the kernels seen to run, the most frequent first.
 
     layers: how many layers attend; 0 for a network without attention, or with a form of its own.
+
+    >>> from diffdistill import load_model
+    >>> from diffdistill.parts.attention.kernels import set_attention
+    >>> seen: Attention = set_attention(load_model("builtin:fashion_mnist_teacher").network, "sdpa-math")
+    >>> str(seen), seen.layers
+    ('sdpa-math: math', 4)
     """
 
     policy: str
@@ -85,6 +91,14 @@ def set_attention(
 
     run: calls the network once (default: one image, as a UNet of diffusers is called); context: the autocast it will
     be used in. To be called before `torch.compile`, on the device and in the dtype of use.
+
+    >>> from diffdistill import load_model
+    >>> teacher = load_model("builtin:fashion_mnist_teacher")
+    >>> set_attention(teacher.network, "sdpa-math").kernels
+    ('math',)
+    >>> set_attention(teacher.network, "sdpa-flsh")
+    Traceback (most recent call last):
+    diffdistill.errors.ConfigError: attention 'sdpa-flsh' is unknown; did you mean 'sdpa-flash'?
     """
     try:
         names.attention_name(policy)
@@ -99,7 +113,18 @@ def set_attention(
 
 
 def reset_attention(network: nn.Module) -> None:
-    """Undo `set_attention`: classes, processors and backends are those from before it, and so is every bit."""
+    """Undo `set_attention`: classes, processors and backends are those from before it, and so is every bit.
+
+    >>> from diffdistill import load_model
+    >>> from diffdistill.parts.attention.kernels import set_attention
+    >>> teacher = load_model("builtin:fashion_mnist_teacher")
+    >>> x, sigma, labels = torch.randn(2, 1, 28, 28), torch.tensor([0.5, 5.0]), torch.tensor([0, 9])
+    >>> before = teacher(x, sigma, labels)
+    >>> seen = set_attention(teacher.network, "sdpa-math")
+    >>> reset_attention(teacher.network)
+    >>> torch.equal(teacher(x, sigma, labels), before)
+    True
+    """
     for layer in network.modules():
         if isinstance(layer, _Chosen):
             layer.__class__ = _plain(type(layer))

@@ -16,6 +16,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffdistill.errors import ConfigError
 from diffdistill.parts.edm.layers import Block, Conv, PyramidDown, geometric_frequencies, group_norm, sinusoids
 from diffdistill.parts.edm.preconditioning import Preconditioning
 
@@ -155,6 +156,20 @@ class SongUNet(EDMNetwork):
 
     Levels halve the resolution; each has `num_blocks` residual blocks (one more on the way up), attention at
     `attn_resolutions` (pixels). NCSN++ feeds a pyramid of filtered images into every level of the encoder.
+
+    sample_size: pixels a side; label_dim: classes, 0 for none; num_class_embeds: the same and one for "no class", as
+    diffusers counts; augment_dim: 9 if trained with augmentation, else 0; model_channels times channel_mult: the
+    channels of each level. Raises ConfigError for another embedding_type or encoder_type.
+
+    It is called with c_in x and 250 ln(sigma), which a `Denoiser` does:
+
+    >>> from diffdistill import Denoiser
+    >>> from diffdistill.process import EDM
+    >>> unet = SongUNet(sample_size=8, model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,))
+    >>> denoiser, x, sigma = Denoiser(unet.eval(), EDM()), torch.randn(2, 3, 8, 8), torch.tensor([0.002, 80.0])
+    >>> x0 = denoiser(x, sigma)
+    >>> x0.shape, bool((x0[0] - x[0]).abs().max() < 0.02)  # hardly any noise: D(x) is about x
+    (torch.Size([2, 3, 8, 8]), True)
     """
 
     __module__ = "diffdistill.models"
@@ -182,6 +197,12 @@ class SongUNet(EDMNetwork):
         preconditioning: dict[str, Any] | None = None,
     ):
         super().__init__()
+        for name, given, allowed in (
+            ("embedding_type", embedding_type, ("positional", "fourier")),
+            ("encoder_type", encoder_type, ("standard", "residual")),
+        ):
+            if given not in allowed:
+                raise ConfigError(f"{name} '{given}' of a SongUNet is unknown; use {' or '.join(allowed)}")
         self.outer = Preconditioning(**(preconditioning or {}))
         noise, self.embedding_channels = model_channels * channel_mult_noise, model_channels * channel_mult_emb
         self.map_noise = FourierNoise(noise) if embedding_type == "fourier" else None
@@ -268,7 +289,17 @@ class FourierNoise(nn.Module):
 class DhariwalUNet(EDMNetwork):
     """ADM: the embedding scales and shifts each block's second norm, attention has heads of 64 channels.
 
-    The defaults are the ImageNet-64 network; `attn_resolutions` are in pixels.
+    The defaults are the ImageNet-64 network; `attn_resolutions` are in pixels. Other arguments are those of
+    `SongUNet`; the lowest level has attention, and so 64 channels or a multiple.
+
+    >>> from diffdistill import Denoiser
+    >>> from diffdistill.process import EDM
+    >>> sizes = {"sample_size": 8, "model_channels": 32, "channel_mult": (1, 2), "num_blocks": 1}
+    >>> unet = DhariwalUNet(**sizes, attn_resolutions=(4,), label_dim=10, num_class_embeds=11)
+    >>> denoiser = Denoiser(unet.eval(), EDM(), null_class=10)
+    >>> x0 = denoiser(torch.randn(2, 3, 8, 8), torch.tensor([0.5, 5.0]), torch.tensor([3, 9]))
+    >>> x0.shape, denoiser.num_classes
+    (torch.Size([2, 3, 8, 8]), 10)
     """
 
     __module__ = "diffdistill.models"

@@ -72,6 +72,14 @@ def coordinates(scheduler: Any, index: int) -> tuple[float, float]:
 
     `index == len(timesteps)` is the state after the last step. Needs `set_timesteps`. Works for the classes in
     `BASES`, corrected or plain; ConfigError for any other.
+
+    >>> from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+    >>> scheduler, flow = DDIMScheduler(), FlowMatchEulerDiscreteScheduler()
+    >>> scheduler.set_timesteps(10)
+    >>> flow.set_timesteps(10)
+    >>> alpha, s = coordinates(scheduler, 3)
+    >>> round(alpha**2 + s**2, 4), round(sum(coordinates(flow, 3)), 4)
+    (1.0, 1.0)
     """
     if family(scheduler) != "table":
         return from_sigma(family(scheduler), float(evaluation_sigmas(scheduler, index)))

@@ -45,6 +45,13 @@ class EpsilonScaleSchedule:
       levels and not to steps, so they keep their meaning at another number of steps. b and k stay at 1 and 0
 
     Raises ConfigError for lambda <= 0 and for knots that do not increase.
+
+    >>> line = EpsilonScaleSchedule(b=1.005, k=0.001)
+    >>> [round(line(index=i, num_steps=3, alpha=0.6, s=0.8), 4) for i in range(3)]
+    [1.007, 1.006, 1.005]
+    >>> knots = EpsilonScaleSchedule(knots=((-2.0, 1.01), (2.0, 1.03)))
+    >>> round(knots(index=0, num_steps=3, alpha=0.5**0.5, s=0.5**0.5), 4)  # at log-SNR 0
+    1.02
     """
 
     b: float = 1.0
@@ -146,6 +153,12 @@ def scale_model_output(
     x: `(B, C, H, W)`. Half precision is computed and returned in float32 (in bf16, 1.001 is no change at all).
     `lam == 1` returns `out` itself, and so does a state whose signal alpha / n is under 1e-3 (but for residual flow).
     Raises ConfigError for lam <= 0 and for names it does not know.
+
+    >>> x0, eps, alpha, s = torch.tensor([1.0, 2.0, 0.6, 0.8])[:, None, None, None, None]
+    >>> x = alpha * x0 + s * eps
+    >>> scaled_x0 = scale_model_output(x0, x, 1.25, 0.6, 0.8, "sample")
+    >>> round(((x - alpha * scaled_x0) / s).item(), 4)  # eps / 1.25
+    1.6
     """
     kind = NAMES.get(prediction_type, prediction_type)
     if not lam > 0 or not math.isfinite(lam):

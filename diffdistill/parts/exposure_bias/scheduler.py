@@ -48,7 +48,8 @@ def epsilon_scaling(
     Applied to what the pipeline passes to `step`, hence after guidance. Raises ConfigError for lambda <= 0 and for
     schedulers that cannot be corrected.
 
-    >>> scheduler = epsilon_scaling(diffusers.DDIMScheduler(), b=1.005)
+    >>> from diffusers import DDIMScheduler
+    >>> scheduler = epsilon_scaling(DDIMScheduler(), b=1.005)
     >>> type(scheduler).__name__, scheduler.config.epsilon_scale
     ('CorrectedDDIMScheduler', 1.005)
     """
@@ -69,7 +70,9 @@ def time_shift_sampler(
     Raises ConfigError for a window or cutoff outside the schedule, for data whose variance says nothing about the
     level (unit variance in a variance-preserving schedule), and for schedulers whose solver cannot follow.
 
-    >>> scheduler = time_shift_sampler(diffusers.DDIMScheduler(), window=40, cutoff=300)
+    >>> from diffusers import DDIMScheduler
+    >>> from diffdistill.schedulers import epsilon_scaling
+    >>> scheduler = time_shift_sampler(DDIMScheduler(), window=40, cutoff=300)
     >>> both = epsilon_scaling(scheduler, b=1.005)
     >>> both.config.time_shift_sampler_window, both.config.epsilon_scale
     (40, 1.005)
@@ -84,24 +87,56 @@ def enable_epsilon_scaling(
 
     For pipelines that rebuild their scheduler when they are made (DDIMPipeline turns any into a plain DDIMScheduler),
     call it on the finished pipeline. The object stays the same; only its class changes.
+
+    >>> from diffusers import DDIMPipeline, DDIMScheduler
+    >>> pipe = DDIMPipeline(unet=None, scheduler=DDIMScheduler())  # yours has a network
+    >>> enable_epsilon_scaling(pipe, b=1.005)
+    >>> type(pipe.scheduler).__name__, pipe.scheduler.config.epsilon_scale
+    ('CorrectedDDIMScheduler', 1.005)
     """
     _correct_pipeline(pipe, _epsilon_settings(b, k, knots, flow_mode))
 
 
 def disable_epsilon_scaling(pipe: Any) -> None:
-    """Undo `enable_epsilon_scaling`; without any correction left the scheduler is of its diffusers class again."""
+    """Undo `enable_epsilon_scaling`; without any correction left the scheduler is of its diffusers class again.
+
+    >>> from diffusers import DDIMPipeline, DDIMScheduler
+    >>> from diffdistill.schedulers import enable_epsilon_scaling
+    >>> pipe = DDIMPipeline(unet=None, scheduler=DDIMScheduler())
+    >>> enable_epsilon_scaling(pipe, b=1.005)
+    >>> disable_epsilon_scaling(pipe)
+    >>> type(pipe.scheduler).__name__
+    'DDIMScheduler'
+    """
     _correct_pipeline(pipe, _epsilon_settings(1.0, 0.0, None, "residual"))
 
 
 def enable_time_shift_sampler(
     pipe: Any, *, window: int, cutoff: int, statistic: str = "corrected", data_variance: float | None = None
 ) -> None:
-    """`time_shift_sampler` for the scheduler that a pipeline holds, in place; see `enable_epsilon_scaling`."""
+    """`time_shift_sampler` for the scheduler that a pipeline holds, in place; see `enable_epsilon_scaling`.
+
+    >>> from diffusers import DDIMPipeline, DDIMScheduler
+    >>> pipe = DDIMPipeline(unet=None, scheduler=DDIMScheduler())
+    >>> enable_time_shift_sampler(pipe, window=40, cutoff=300)
+    >>> type(pipe.scheduler).__name__, pipe.scheduler.config.time_shift_sampler_cutoff
+    ('CorrectedDDIMScheduler', 300)
+    """
     _correct_pipeline(pipe, _shift_settings(window, cutoff, statistic, data_variance))
 
 
 def disable_time_shift_sampler(pipe: Any) -> None:
-    """Undo `enable_time_shift_sampler`."""
+    """Undo `enable_time_shift_sampler`; Epsilon Scaling, if there is any, stays.
+
+    >>> from diffusers import DDIMPipeline, DDIMScheduler
+    >>> from diffdistill.schedulers import enable_epsilon_scaling, enable_time_shift_sampler
+    >>> pipe = DDIMPipeline(unet=None, scheduler=DDIMScheduler())
+    >>> enable_epsilon_scaling(pipe, b=1.005)
+    >>> enable_time_shift_sampler(pipe, window=40, cutoff=300)
+    >>> disable_time_shift_sampler(pipe)
+    >>> pipe.scheduler.config.time_shift_sampler_window, pipe.scheduler.config.epsilon_scale
+    (0, 1.005)
+    """
     _correct_pipeline(pipe, _shift_settings(0, 0, "corrected", None))
 
 
@@ -110,6 +145,15 @@ def load_scheduler(model: str | Path, subfolder: str | None = None, **options: A
 
     Stock `from_pretrained` of a pipeline finds corrected classes too, once `diffdistill.schedulers` is imported.
     Raises CheckpointError for a folder without a scheduler or with a class that diffusers does not have.
+
+    >>> import tempfile
+    >>> from diffusers import DDIMScheduler
+    >>> from diffdistill.schedulers import epsilon_scaling
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     epsilon_scaling(DDIMScheduler(), b=1.005).save_pretrained(folder)
+    ...     scheduler = load_scheduler(folder)
+    >>> type(scheduler).__name__, scheduler.config.epsilon_scale
+    ('CorrectedDDIMScheduler', 1.005)
     """
     try:
         config = diffusers.DDIMScheduler.load_config(model, subfolder=subfolder, **options)

@@ -27,8 +27,16 @@ def level_statistic(x: Tensor, statistic: Statistic = "corrected") -> float:
       all of the noise and little of a smooth image; averaged over the batch
 
     Of clean data, the same number is the `data_variance` of `time_shift_sampler`: white noise of deviation s adds
-    s^2 to it. Raises ConfigError for haar on anything but images or frames of at least 2 x 2.
+    s^2 to it. Raises ConfigError for haar on anything but images or frames of at least 2 x 2, and for another name.
+
+    >>> ramp = torch.linspace(-1, 1, 64).expand(8, 3, 64, 64)
+    >>> noisy = ramp + 2 * torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    >>> [round(level_statistic(x), 1) for x in (ramp, noisy)]
+    [0.3, 4.4]
+    >>> [round(level_statistic(x, "haar"), 1) for x in (ramp, noisy)]  # the noise alone
+    [0.0, 4.0]
     """
+    _check_statistic(statistic)
     x = x.float()
     if statistic != "haar":
         return float(x.flatten(1).var(dim=1).mean())
@@ -154,6 +162,11 @@ def _between_steps(scheduler: Any) -> bool:
     return scheduler.order == 1 or scheduler.state_in_first_order
 
 
+def _check_statistic(name: str) -> None:
+    if name not in STATISTICS:
+        raise ConfigError(f"the Time-Shift statistic '{name}' is unknown; use {', '.join(STATISTICS)}")
+
+
 def _check_settings(scheduler: Any, window: int, cutoff: int, statistic: str, data_variance: float | None) -> None:
     steps = int(scheduler.config.num_train_timesteps)
     if not BASES[base_name(scheduler)].time_shift:
@@ -165,8 +178,7 @@ def _check_settings(scheduler: Any, window: int, cutoff: int, statistic: str, da
         )
     if not 0 <= cutoff <= steps:
         raise ConfigError(f"the Time-Shift cutoff {cutoff} is outside the schedule; it may be 0 to {steps}")
-    if statistic not in STATISTICS:
-        raise ConfigError(f"the Time-Shift statistic '{statistic}' is unknown; use {', '.join(STATISTICS)}")
+    _check_statistic(statistic)
     if data_variance is None:
         return
     if statistic == "paper":

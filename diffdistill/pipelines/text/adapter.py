@@ -26,6 +26,16 @@ class Adapter(Texts, Latents):
 
     To support another class, subclass this with its `text` and `arguments` (and `predict`, where the network is called
     otherwise), and declare `ADAPTER = AdapterFor("ItsPipeline", Subclass)` in a file of `adapters/` or of your own.
+
+    pipeline: of diffusers; its networks are frozen here. source: the folder it was read from.
+
+    >>> from diffdistill.pipelines.text.adapter import load_pipeline
+    >>> emoji: Adapter = load_pipeline("builtin:emoji_teacher")
+    >>> emoji.image_size, emoji.latent_shape
+    (32, (8, 8, 8))
+    >>> cond = emoji.joined(["an emoji of cow", None])  # None: what guidance leads away from
+    >>> emoji.predict(emoji.network, torch.randn(2, 8, 8, 8), torch.tensor([999, 999]), cond).shape
+    torch.Size([2, 8, 8, 8])
     """
 
     def __init__(self, pipeline: Any, source: Path):
@@ -89,7 +99,20 @@ class Adapter(Texts, Latents):
 
 
 class TransformerAdapter(Adapter):
-    """What pipelines with a transformer share: latents cut into patches, features that are tokens."""
+    """What pipelines with a transformer share: latents cut into patches, features that are tokens.
+
+    Of a stand-in for a pipeline of 64 pixels, whose network sees latents of 8 x 8 in patches of 2 x 2:
+
+    >>> from pathlib import Path
+    >>> from types import SimpleNamespace as Stub
+    >>> network, vae = Stub(config=Stub(sample_size=8, patch_size=2)), Stub(config=Stub(latent_channels=4))
+    >>> pipeline = Stub(transformer=network, vae=vae, vae_scale_factor=8, components={})
+    >>> adapter = TransformerAdapter(pipeline, Path("my/pipeline"))
+    >>> adapter.image_size, adapter.size_multiple, adapter.latent_shape
+    (64, 16, (4, 8, 8))
+    >>> adapter.feature(torch.randn(1, 16, 32)).shape  # 16 tokens of the image
+    torch.Size([1, 32, 4, 4])
+    """
 
     part = "transformer"
 
@@ -114,7 +137,17 @@ class TransformerAdapter(Adapter):
 
 @dataclass(frozen=True)
 class AdapterFor:
-    """A pipeline class of diffusers, its adapter, and whether `align` was tested with it."""
+    """A pipeline class of diffusers, its adapter, and whether `align` was tested with it.
+
+    >>> from diffdistill.pipelines.text.adapter import TransformerAdapter
+    >>> class Mine(TransformerAdapter):
+    ...     def text(self, prompt):  # what its encoders say of one prompt, a row each
+    ...         embeds, mask, _, _ = self.pipeline.encode_prompt(prompt, False, device=self.device)
+    ...         return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
+    >>> ADAPTER = AdapterFor("MyPipeline", Mine)
+    >>> ADAPTER.adapter.part, ADAPTER.align
+    ('transformer', False)
+    """
 
     name: str
     adapter: type[Adapter]
@@ -129,6 +162,13 @@ def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None
 
     model: what the user calls it; adapter: `FILE.py:NAME` of an `AdapterFor`, in place of the known one. Raises
     ConfigError for a class without adapter and without transformers, CheckpointError for a folder that is damaged.
+
+    >>> from diffdistill.assets import asset
+    >>> load_adapter(asset("emoji_teacher"), "StableDiffusionPipeline", "my model").latent_shape
+    (8, 8, 8)
+    >>> load_adapter(asset("emoji_teacher"), "KandinskyPipeline", "my model")
+    Traceback (most recent call last):
+    diffdistill.errors.ConfigError: 'my model' is a KandinskyPipeline, and there are adapters for ...
     """
     known = ADAPTERS.rows() | ({} if adapter is None else {name: ADAPTERS.get(adapter)})
     if name not in known:
@@ -193,6 +233,13 @@ def load_pipeline(model: str) -> Adapter:
 
     Raises ConfigError for other classes, CheckpointError for a folder that is missing or damaged, and what
     `load_adapter` raises.
+
+    >>> emoji = load_pipeline("builtin:emoji_teacher")
+    >>> type(emoji.pipeline).__name__, emoji.image_size
+    ('StableDiffusionPipeline', 32)
+    >>> load_pipeline("builtin:fashion_mnist_teacher")
+    Traceback (most recent call last):
+    diffdistill.errors.ConfigError: 'builtin:fashion_mnist_teacher' is a ConsistencyModelPipeline, and align has ...
     """
     folder = locate(model)
     name = str(read_json(folder / "model_index.json").get("_class_name"))

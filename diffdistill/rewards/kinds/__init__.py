@@ -20,6 +20,16 @@ class RewardKind:
     name: in settings, also as `NAME:FOLDER` and `NAME:HUB_ID`. label: for people. load: `(folder, Hub id or None for
     the published weights, images at a time) -> Reward`, on the CPU and frozen. contents: patterns of files, any of
     which tells a folder of it; contents_text: the same in words; rank: lower ones are looked for first.
+
+    In a file that DIFFDISTILL_PLUGINS names, `brightness` is then a reward as `pickscore` is:
+
+    >>> import torch
+    >>> from diffdistill.rewards import CallableReward
+    >>> def load(where, batch_size):
+    ...     return CallableReward(lambda images, prompts: images.mean((1, 2, 3)))
+    >>> REWARD = RewardKind("brightness", "Brightness", load)
+    >>> REWARD.load(None, 16)(torch.ones(2, 3, 8, 8))
+    tensor([1., 1.])
     """
 
     name: str
@@ -34,5 +44,9 @@ REWARDS: Registry[RewardKind] = Registry("reward", RewardKind, __name__, "REWARD
 
 
 def allowed_rewards(of_package: bool = False) -> str:
-    """What may stand where a reward is named, in words. of_package: see `Registry.rows`."""
+    """What may stand where a reward is named, in words. of_package: see `Registry.rows`.
+
+    >>> allowed_rewards(of_package=True)
+    'aesthetic, classifier, clip, hps_v2, imagereward, pickscore, NAME:FOLDER, a folder, or FILE.py:function'
+    """
     return f"{', '.join(REWARDS.rows(of_package))}, NAME:FOLDER, a folder, or FILE.py:function"
