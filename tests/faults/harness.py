@@ -45,8 +45,8 @@ class Done:
         return f"exit {self.code}: {' '.join(self.text.split())[-300:]}"
 
 
-def spawn(words: Sequence[object], log: Path, hook: Hook | None = None) -> int:
-    """Fork a child that runs a command line, its output in `log`; the hook is called in it first. Returns its pid."""
+def spawn_function(function: Callable[[], int | None]) -> int:
+    """Fork a child that calls a function and ends with what it returns, 99 for an exception. Returns its pid."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -56,6 +56,19 @@ def spawn(words: Sequence[object], log: Path, hook: Hook | None = None) -> int:
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        code = function() or 0
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def spawn(words: Sequence[object], log: Path, hook: Hook | None = None) -> int:
+    """Fork a child that runs a command line, its output in `log`; the hook is called in it first. Returns its pid."""
+
+    def run() -> int:
         warnings.resetwarnings()
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(descriptor, 1)
@@ -65,13 +78,9 @@ def spawn(words: Sequence[object], log: Path, hook: Hook | None = None) -> int:
             hook()
         from diffdistill.cli import main
 
-        code = main([str(word) for word in words])
-    except BaseException:
-        traceback.print_exc()
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
+        return main([str(word) for word in words])
+
+    return spawn_function(run)
 
 
 def wait(pid: int, timeout: float = TIMEOUT) -> int:
