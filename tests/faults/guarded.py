@@ -2,6 +2,7 @@
 
 import faulthandler
 import json
+import os
 import resource
 import signal
 import time
@@ -27,6 +28,9 @@ def _memory(key: str) -> int:
 def _limited(attempt: Attempt, seeds: range, results: Path) -> None:
     """In a child: a line of JSON a try. A try may take SECONDS, and BYTES more than the process has."""
     faulthandler.disable()
+    silent = os.open(results.with_name("said.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)  # loggers of libraries hold on to it
     room = _memory("VmSize") + 2 * BYTES  # address space, some of which is only reserved
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, so that C code stops too
@@ -92,3 +96,26 @@ def refused_or(read: Callable[[], str]) -> tuple[str | None, str]:
         return f"{type(error).__name__}: {str(known)[:200]}", ""
 
 
+
+
+def told(words: list[object]) -> Callable[[], str]:
+    """A command line in this process, for `refused_or`: says "accepted", or raises what it was refused with."""
+
+    def run() -> str:
+        import contextlib
+        import io
+
+        from diffdistill.cli import main
+        from diffdistill.errors import DiffDistillError
+
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            code = main([str(word) for word in words])
+        text = said.getvalue().strip()
+        if code == 0:
+            return "accepted"
+        error = DiffDistillError(text.rpartition("diffdistill: error: ")[2])
+        error.exit_code = 1 if "unexpected" in text or "Traceback" in text else code
+        raise error
+
+    return run
