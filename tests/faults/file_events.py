@@ -36,7 +36,11 @@ class FileEvents:
 
     def tell(self, kind: str, path: Any) -> None:
         """One more event, unless it lies elsewhere, or what is done at an event made it."""
-        if getattr(self.inside, "busy", False) or not self._mine(path) or not (self.kinds is None or kind in self.kinds):
+        if (
+            getattr(self.inside, "busy", False)
+            or not self._mine(path)
+            or not (self.kinds is None or kind in self.kinds)
+        ):
             return
         self.inside.busy = True
         try:

@@ -1,4 +1,4 @@
-"""Tries in forked children that are cut short by time and memory, so that what hangs, crashes or eats is only counted."""
+"""Tries in forked children with limits of time and memory: what hangs, crashes or eats is only counted."""
 
 import faulthandler
 import json
@@ -33,16 +33,16 @@ def _limited(attempt: Attempt, seeds: range, results: Path) -> None:
     os.dup2(silent, 2)  # loggers of libraries hold on to it
     room = _memory("VmSize") + 2 * BYTES  # address space, some of which is only reserved
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, so that C code stops too
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, so that C code stops too
     with results.open("a", buffering=1) as stream:
         for seed in seeds:
             stream.write(json.dumps({"seed": seed}) + "\n")
             Path("/proc/self/clear_refs").write_text("5")  # the highest resident size begins anew
-            before, began = _memory("VmRSS"), time.monotonic()
-            signal.alarm(SECONDS)
+            before, began = _memory("VmRSS"), time.process_time()
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of this process, however busy the machine is
             problem, outcome = attempt(seed)
-            signal.alarm(0)
-            took, grown = time.monotonic() - began, _memory("VmHWM") - before
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            took, grown = time.process_time() - began, _memory("VmHWM") - before
             if problem is None and grown > BYTES:
                 problem = f"{grown / 1e9:.1f} GB"
             line = {"seed": seed, "problem": problem, "outcome": outcome, "seconds": took, "bytes": grown}
@@ -56,14 +56,14 @@ def attempts(attempt: Attempt, count: int, folder: Path, first: int = 0) -> list
     while seed < end:
         results.unlink(missing_ok=True)
         seeds = range(seed, min(seed + BATCH, end))
-        code = wait(spawn_function(lambda seeds=seeds: _limited(attempt, seeds, results)), SECONDS * len(seeds))
+        code = wait(spawn_function(lambda seeds=seeds: _limited(attempt, seeds, results)), 60 + 2 * len(seeds))
         lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
         done = [line for line in lines if "outcome" in line]
         found += done
         seed = seeds.stop
         if len(done) < len(seeds):
             at = seeds[len(done)]
-            why = f"over {SECONDS} s" if code == -signal.SIGALRM else f"the process ended with {code}"
+            why = f"over {SECONDS} s" if code == -signal.SIGPROF else f"the process ended with {code}"
             found.append({"seed": at, "problem": why, "outcome": "", "seconds": SECONDS, "bytes": 0})
             seed = at + 1
     return found
@@ -94,8 +94,6 @@ def refused_or(read: Callable[[], str]) -> tuple[str | None, str]:
         if known.exit_code in REFUSALS and "\n" not in str(known):
             return None, f"refused, exit {known.exit_code}"
         return f"{type(error).__name__}: {str(known)[:200]}", ""
-
-
 
 
 def told(words: list[object]) -> Callable[[], str]:

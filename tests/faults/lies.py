@@ -23,7 +23,8 @@ class Tensors:
 
     def pack(self, head: Any, body: bytes | None = None, length: int | None = None) -> bytes:
         text = head if isinstance(head, bytes) else json.dumps(head).encode()
-        return struct.pack("<Q", len(text) if length is None else length) + text + (self.body if body is None else body)
+        count = struct.pack("<Q", len(text) if length is None else length)
+        return count + text + (self.body if body is None else body)
 
     def lie(self, random_: random.Random) -> bytes:
         """One lie: of a tensor's entry, of the header as a whole, or of its length."""
@@ -124,11 +125,10 @@ def zipped(data: bytes, random_: random.Random) -> bytes:
         return data[: random_.randrange(len(data))]
     if kind == 1:
         changed = bytearray(data)
-        changed[at + random_.randrange(4, size + 12 if size < 46 else size) if at + size + 12 < len(data) else at + 5] = (
-            random_.randrange(256)
-        )
+        changed[min(at + random_.randrange(4, size + 12), len(data) - 1)] = random_.randrange(256)
         return bytes(changed)
-    return lie_of_numbers(data, random_, [(at + place, "<H" if place % 4 else "<I") for place in range(4, size - 4, 2)])
+    places = [(at + place, "<H" if place % 4 else "<I") for place in range(4, size - 4, 2)]
+    return lie_of_numbers(data, random_, places)
 
 
 def _found(data: bytes, mark: bytes) -> list[int]:

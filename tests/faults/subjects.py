@@ -55,10 +55,10 @@ class Subject:
 
 def quietly(function: Callable[[], Any]) -> Any:
     """Its result, with what it prints thrown away."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return function()
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function()
 
 
 def digest(*parts: Any) -> str:

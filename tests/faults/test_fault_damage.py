@@ -1,4 +1,4 @@
-"""Damaged files: a bit flipped, a tail lost, files gone or exchanged. Each is refused or made anew, never read as new."""
+"""Damaged files: a bit flipped, a tail lost, files gone or exchanged. Each is refused or made anew."""
 
 import random
 import shutil
@@ -55,7 +55,7 @@ def _cuts(size: int) -> list[int]:
 def _damages(file: Path, files: list[Path], data: bytes) -> Iterator[tuple[str, Damage]]:
     size, other = len(data), files[(files.index(file) + 1) % len(files)]
     cuts = _cuts(size)
-    for cut in cuts if len(cuts) < 14 else [*cuts[:5], *cuts[5:-2:len(cuts) // 6], *cuts[-2:]]:
+    for cut in cuts if len(cuts) < 14 else [*cuts[:5], *cuts[5 : -2 : len(cuts) // 6], *cuts[-2:]]:
         yield f"cut to {cut} bytes", lambda f, d, cut=cut: f.write_bytes(d[:cut])
     for tail in {1, size // 2, size}:
         yield f"last {tail} bytes zero", lambda f, d, t=tail: f.write_bytes(d[: len(d) - t] + bytes(t))

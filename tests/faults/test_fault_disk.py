@@ -1,4 +1,4 @@
-"""A disk that is full, over quota, broken or too small for a file, at every single write: exit 6, nothing of worth lost."""
+"""A disk that is full, over quota, broken or too small for a file, at every write: exit 6, nothing lost."""
 
 import errno
 import os

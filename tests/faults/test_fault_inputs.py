@@ -1,4 +1,4 @@
-"""Inputs by a fuzzer: settings, overrides, prompt files, flags, data files. A sentence and an exit code, never a traceback.
+"""Inputs by a fuzzer: settings, overrides, prompt files, flags, data. A sentence and an exit code, never a traceback.
 
 The verbs themselves are put aside: what is tested is what stands before them.
 """
@@ -120,7 +120,8 @@ def test_overrides(shop):
     @st.composite
     def lines(draw: st.DrawFn) -> tuple[str, list[str]]:
         verb = draw(st.sampled_from(sorted(VERBS)))
-        key = st.one_of(st.sampled_from(known[verb]), st.text(max_size=10), st.sampled_from(["a..b", ".", "", "=", "-x"]))
+        odd = st.one_of(st.text(max_size=10), st.sampled_from(["a..b", ".", "", "=", "-x"]))
+        key = st.one_of(st.sampled_from(known[verb]), odd)
         pair = st.tuples(key, VALUES).map(lambda pair: f"{pair[0]}={_flow(pair[1])}")
         return verb, draw(st.lists(st.one_of(pair, WORDS), min_size=1, max_size=4))
 
@@ -146,8 +147,8 @@ def test_config_files(shop):
         if kind == 0:
             return verb, draw(st.binary(max_size=200))
         if kind == 1:
-            text = "".join(draw(st.lists(st.one_of(WORDS, st.sampled_from([": ", "\n", "  ", "- ", "#"])), max_size=20)))
-            return verb, text.encode("utf-8", "surrogatepass")
+            pieces = st.one_of(WORDS, st.sampled_from([": ", "\n", "  ", "- ", "#"]))
+            return verb, "".join(draw(st.lists(pieces, max_size=20))).encode("utf-8", "surrogatepass")
         tree: dict[str, object] = {}
         for key in draw(st.lists(st.sampled_from(known[verb]), max_size=6)):
             section, value = tree, draw(VALUES)
@@ -161,7 +162,8 @@ def test_config_files(shop):
         data = text.encode("utf-8", "surrogatepass")
         if kind == 3 and data:
             random_ = random.Random(len(data))
-            data = data[: random_.randrange(len(data))] + draw(st.binary(max_size=3)) + data[random_.randrange(len(data)) :]
+            start, end = random_.randrange(len(data)), random_.randrange(len(data))
+            data = data[:start] + draw(st.binary(max_size=3)) + data[end:]
         return verb, data
 
     def attempt(value: tuple[str, bytes]) -> str | None:
@@ -203,7 +205,8 @@ def test_flags_of_every_verb(shop):
 TEXTS = st.one_of(
     st.text(max_size=60),
     st.sampled_from([
-        "", " ", "a cow", "\x00", "\ufeffa", "a\r\nb\rc", "\ud800", "\u202eabc", "👩‍👩‍👧", "x" * 100_000, '"', 'a,b', "\u2028",
+        "", " ", "a cow", "\x00", "\ufeffa", "a\r\nb\rc", "\ud800", "\u202eabc", "👩‍👩‍👧", "x" * 100_000, '"', "a,b",
+        "\u2028",
     ]),
 )  # fmt: skip
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "cp1252", "utf-7")
@@ -228,8 +231,8 @@ def test_prompt_files(shop):
             entries = draw(st.lists(st.dictionaries(names, VALUES, max_size=4), max_size=5))
             text = "\n".join(json.dumps(entry) for entry in entries)
         else:
-            head = draw(st.sampled_from(["", "prompt\n", "prompt,negative_prompt,seed\n", 'text,"a\n', "prompt,prompt\n"]))
-            text = head + draw(st.sampled_from(["\n", "\r\n", "\r", ","])).join(rows)
+            heads = ["", "prompt\n", "prompt,negative_prompt,seed\n", 'text,"a\n', "prompt,prompt\n"]
+            text = draw(st.sampled_from(heads)) + draw(st.sampled_from(["\n", "\r\n", "\r", ","])).join(rows)
         return suffix, text.encode(draw(st.sampled_from(ENCODINGS)), "replace")
 
     def attempt(value: tuple[str, bytes]) -> str | None:

@@ -18,7 +18,7 @@ Case = tuple[str, list[object]]
 
 def _doors(shop: Workshop, file: Path, out: Path) -> Iterator[Case]:
     """Command lines that are given one file, by the flag that takes it."""
-    student, data, images = shop.root / "student" / "student", shop.root / "data.npz", shop.root / "data.npz"
+    student, data = shop.root / "student" / "student", shop.root / "data.npz"
     drawn = shop.root / "sd" if "align" in shop.configs else student
     draw = ["sample", drawn, "--num-images", 1, "--steps", 1, "--out", out / "images"]
     weights = next((shop.root / "teacher" / "model").rglob("*.safetensors"))
@@ -83,7 +83,8 @@ def test_weights_inside_a_model_folder(shop):
     sources = {"pixels": shop.root / "teacher" / "model"}
     if "align" in shop.configs:
         sources["texts"] = shop.root / "sd"
-    forms = {name: form for name, form in bombs.of_every_format(marker).items() if "torch.save" in name or name == "pickle 4"}
+    every = bombs.of_every_format(marker)
+    forms = {name: form for name, form in every.items() if "torch.save" in name or name == "pickle 4"}
     cases = [
         (kind, part, how, form)
         for kind, source in sources.items()
@@ -99,7 +100,8 @@ def test_weights_inside_a_model_folder(shop):
             _arm(model / part, how, forms[form])
             shutil.rmtree(out, ignore_errors=True)
             words = ["sample", model, "--num-images", 1, "--steps", 1, "--out", out]
-            _judge(shop, counts, words if kind == "pixels" else [*words, "--prompt", "a"], marker, f"{part}, {how}, {form}")
+            words = words if kind == "pixels" else [*words, "--prompt", "a"]
+            _judge(shop, counts, words, marker, f"{part}, {how}, {form}")
 
 
 def _arm(part: Path, how: str, bomb: bytes) -> None:
@@ -129,12 +131,14 @@ def test_code_that_a_model_folder_brings(shop):
     changes = [
         ("model_index.json", {"unet": ["mine", "Net"]}), ("model_index.json", {"_class_name": ["mine", "Net"]}),
         ("model_index.json", {"scheduler": ["mine", "Net"]}), ("unet/config.json", {"_class_name": "mine.Net"}),
-        ("unet/config.json", {"auto_map": {"AutoModel": "mine.Net"}}), ("model_index.json", {"custom_pipeline": "mine"}),
+        ("unet/config.json", {"auto_map": {"AutoModel": "mine.Net"}}),
+        ("model_index.json", {"custom_pipeline": "mine"}),
         ("scheduler/scheduler_config.json", {"_class_name": "mine.Net"}),
         ("scheduler/scheduler_config.json", {"trained_betas": {"__reduce__": "os.system"}}),
         ("unet/config.json", {"act_fn": f"__import__('os').system('touch {marker}')"}),
     ]  # fmt: skip
-    with counting("pickles", "code that a model folder brings", "it does not run; refused, or drawn without it") as counts:
+    right = "it does not run; refused, or drawn without it"
+    with counting("pickles", "code that a model folder brings", right) as counts:
         for name, change in chosen(changes, 4):
             shutil.rmtree(model, ignore_errors=True)
             shutil.copytree(shop.root / "teacher" / "model", model)

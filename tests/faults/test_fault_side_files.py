@@ -1,4 +1,4 @@
-"""A run folder whose side files a power loss emptied, tore or filled with zeros: it is resumed, or refused in a sentence."""
+"""A run folder whose side files a power loss emptied, tore or filled with zeros: resumed, or refused in a sentence."""
 
 import hashlib
 import json
@@ -63,8 +63,8 @@ CASES: dict[str, Damage] = {
         f"{name}: {what}": _text(name, data)
         for name in ("environment.json", "metrics.jsonl", "config.yaml", f"{LAST}/MANIFEST.json")
         for what, data in {
-            "empty": b"", "zeros": bytes(4096), "no text": b"\xff\xfe\x00" * 50, "a list": b"[1]\n", "a number": b"3\n4\n",
-            "null": b"null\n", "deep": b"[" * 100_000, "cut": b'{"step": 1, "ti',
+            "empty": b"", "zeros": bytes(4096), "no text": b"\xff\xfe\x00" * 50, "a list": b"[1]\n",
+            "a number": b"3\n4\n", "null": b"null\n", "deep": b"[" * 100_000, "cut": b'{"step": 1, "ti',
         }.items()
     },
     "metrics.jsonl: a step that is text": _text("metrics.jsonl", b'{"step": "x"}\n'),
