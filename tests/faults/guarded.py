@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import spawn_function, wait
+from harness import BUG, spawn_function, wait
 
 SECONDS, BYTES = 10, 2**30
 BATCH = 200
@@ -113,7 +113,7 @@ def told(words: list[object]) -> Callable[[], str]:
         if code == 0:
             return "accepted"
         error = DiffDistillError(text.rpartition("diffdistill: error: ")[2])
-        error.exit_code = 1 if "unexpected" in text or "Traceback" in text else code
+        error.exit_code = 1 if BUG.search(text) else code
         raise error
 
     return run

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -18,6 +19,8 @@ import numpy as np
 import yaml
 
 TIMEOUT = 120.0
+BUG = re.compile(r"Traceback \(most recent|error: unexpected [A-Za-z_]+: |panicked at")
+"""What a command says of an exception that nobody explained."""
 Hook = Callable[[], Any]
 
 COMMON: dict[str, Any] = {
@@ -38,8 +41,7 @@ class Done:
     @property
     def clean(self) -> bool:
         """No traceback, nothing unexpected; a failure is a sentence."""
-        words = ("Traceback", "unexpected", "panicked")
-        return not any(word in self.text for word in words) and (self.code == 0 or "diffdistill: error:" in self.text)
+        return not BUG.search(self.text) and (self.code == 0 or "diffdistill: error:" in self.text)
 
     def __str__(self) -> str:
         return f"exit {self.code}: {' '.join(self.text.split())[-300:]}"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from counts import counting, tries
+from harness import BUG
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
@@ -50,7 +51,7 @@ def _ask(words: list[str]) -> str | None:
     except BaseException as error:
         return f"{type(error).__name__}: {error}"
     said = err.getvalue()
-    if code not in CODES or "Traceback" in said or "unexpected" in said.replace("unexpected '", ""):
+    if code not in CODES or BUG.search(said):
         return f"exit {code}: {said[:300]}"
     lines = [line for line in said.splitlines() if line]
     if code and not (lines and all(line.startswith("diffdistill: error: ") for line in lines)):
