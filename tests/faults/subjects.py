@@ -199,5 +199,4 @@ NAMES = (*MAKERS, *BUNDLED)
 def subject(shop: Workshop, name: str, patch: pytest.MonkeyPatch) -> Subject:
     if name == "aligned pipeline":
         pytest.importorskip("transformers")
-        pytest.importorskip("peft")
     return bundled(shop, name, patch) if name in BUNDLED else MAKERS[name](shop)

@@ -66,7 +66,7 @@ def _pairs(count: int) -> list[tuple[int, int]]:
 def test_a_run_whose_disk_fails_at_any_write(shop, verb):
     """A resumed run: its first checkpoint is there, the next is written, the model published, the report."""
     if verb == "align":
-        pytest.importorskip("peft")
+        pytest.importorskip("transformers")
     home = shop.folder(f"disk-{verb}")
     run, base = home / "run", home / "base"
     shop.must(shop.words(verb, base, 1, "evaluation.at_end=false"))

@@ -84,9 +84,8 @@ def test_weights_inside_a_model_folder(shop):
     if "align" in shop.configs:
         sources["texts"] = shop.root / "sd"
     every = bombs.of_every_format(marker)
-    forms = {name: form for name, form in every.items() if "torch.save" in name or name == "pickle 4"} | {
-        "harmless": b""
-    }
+    forms = {name: form for name, form in every.items() if "torch.save" in name or name == "pickle 4"}
+    forms["harmless"] = b""
     cases = [
         (kind, part, how, form)
         for kind, source in sources.items()

@@ -9,7 +9,8 @@ from harness import spawn, wait
 
 GROWTH = 0.01
 NETWORK = {"network.block_out_channels": "[4]", "network.attention_levels": "[]", "train_batch_size": "2"}
-EVERY = 0.1  # seconds between two looks
+LEAST = 500  # updates or images, of which anything can be seen
+EVERY = 0.02  # seconds between two looks
 
 
 def _look(pid: int) -> tuple[int, int, int] | None:
@@ -62,7 +63,7 @@ RIGHT = "resident memory grows by less than 1 % from the first fifth on, open fi
 
 
 def test_updates(shop):
-    count, out = tries(20_000, 300), shop.folder("soak") / "run"
+    count, out = max(LEAST, tries(20_000, LEAST)), shop.folder("soak") / "run"
     settings = [f"{key}={value}" for key, value in NETWORK.items()]
     rare = [f"log_every={max(1, count // 200)}", f"checkpoint_every={max(1, count // 20)}"]
     with counting("soak", "updates of train", RIGHT) as counts:
@@ -70,7 +71,7 @@ def test_updates(shop):
 
 
 def test_images(shop):
-    count, out = tries(50_000, 500), shop.folder("soak-images") / "images"
+    count, out = max(LEAST, tries(50_000, LEAST)), shop.folder("soak-images") / "images"
     student = shop.root / "student" / "student"
     with counting("soak", "images of sample", RIGHT) as counts:
         _judge(shop, counts, ["sample", student, "--num-images", count, "--out", out], count)
