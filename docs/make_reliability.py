@@ -22,7 +22,8 @@ Written by `make faults` (`docs/make_reliability.py`), from the counts of the ru
 are made by the real command line, or the function that a command reads a file with, on networks of a few thousand
 parameters; each has a seed, so a wrong one can be made again. **Wrong** counts the tries that did not end as they
 must: a lost checkpoint, another result without a word, a traceback, code that ran. The suite is `tests/faults/`; a
-small part of it (`make faults-ci`) is run with every change."""
+small part of it (`make faults-ci`) is run with every change, and `FAULTS=20 pytest -m fault tests/faults` tries each
+attack twenty times."""
 FAMILIES = {
     "kills": "Kills",
     "damage": "Damaged files",

@@ -164,7 +164,10 @@ def workshop(root: Path, texts: bool) -> Workshop:
     shop.config("train", data=data, network=NETWORK)
     shop.must(shop.words("train", root / "teacher", 3))
     teacher = str(root / "teacher" / "model")
-    shop.config("distill", data=data, teacher=teacher, method={"name": "dmd2"})
+    shop.config(
+        "distill", data=data, teacher=teacher, method={"name": "dmd2"}, critic={"updates_per_step": 1},
+        train_batch_size=2,
+    )  # fmt: skip
     shop.must(shop.words("distill", root / "student", 3))
     if texts:
         _add_texts(shop)

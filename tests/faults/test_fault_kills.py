@@ -10,7 +10,8 @@ import pytest
 from counts import counting, tries
 from harness import Workshop, spawn, tensors, wait, whole
 
-STEPS = {"train": 10, "distill": 8, "distill_text": 5, "align": 12}
+STEPS = {"train": 10, "distill": 6, "distill_text": 5, "align": 12}
+KILLS = {"train": (160, 8), "distill": (150, 6), "distill_text": (60, 4), "align": (150, 6)}
 MOST_IN_A_ROW = 6
 
 
@@ -60,7 +61,7 @@ def test_sigkill_at_a_random_moment(shop, kind):
     with counting("kills", f"SIGKILL at random, {kind}", right) as counts:
         counts.facts["resumed to the end"] = 0
         seed = 0
-        while counts.tried < tries(130, 8):
+        while counts.tried < tries(*KILLS[kind]):
             _chain(shop, kind, run, seed, first, want, counts)
             seed += 1
 
