@@ -5,6 +5,7 @@ import os
 import pickle  # noqa: TID251 - to write what must not be opened with it
 import struct
 import subprocess
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -108,7 +109,9 @@ def forward(self, x: Tensor) -> Tensor:
     module = torch.jit.ScriptModule()
     module.define(source)
     stream = io.BytesIO()
-    torch.jit.save(module, stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the format is deprecated, and strangers use it
+        torch.jit.save(module, stream)
     return stream.getvalue()
 
 

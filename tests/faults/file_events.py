@@ -59,7 +59,7 @@ class FileEvents:
         if event == "open" and isinstance(args[0], str | bytes | os.PathLike):
             if isinstance(args[2], int) and args[2] & WRITES:
                 self.tell("open", args[0])
-        elif event in AUDITED:
+        elif event in AUDITED and not (event == "os.mkdir" and os.path.isdir(args[0])):  # nothing is made there
             self.tell(AUDITED[event], args[0])
 
     def _wrap_descriptors(self) -> None:
