@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import sys
+import textwrap
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -59,7 +60,7 @@ def number(value: float) -> str:
 def table(rows: list[Row]) -> str:
     lines = ["| attack | tries | what came of them | wrong | seconds |", "|---|---|---|---|---|"]
     for row in sorted(rows, key=lambda row: row["attack"]):
-        outcomes = ", ".join(f"{name}: {count:,}" for name, count in row["outcomes"].items())
+        outcomes = "; ".join(f"{name}: {count:,}" for name, count in row["outcomes"].items())
         facts = ", ".join(f"{name}: {number(value)}" for name, value in row["facts"].items())
         came = "; ".join(filter(None, [outcomes, facts]))
         wrong = f"**{row['wrong']:,}**" if row["wrong"] else "0"
@@ -67,24 +68,17 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def must(rows: list[Row]) -> str:
-    """What must come of every try, once where it is the same for all."""
-    by_right: dict[str, list[str]] = {}
+def tables(rows: list[Row]) -> list[str]:
+    """What must come of every try, then the attacks of which it must."""
+    by_right: dict[str, list[Row]] = {}
     for row in rows:
-        by_right.setdefault(row["right"], []).append(row["attack"])
-    if len(by_right) == 1:
-        return f"Must hold: {next(iter(by_right))}."
-    return "\n".join(["Must hold:", "", *(f"- {' / '.join(names)}: {right}" for right, names in by_right.items())])
+        by_right.setdefault(row["right"], []).append(row)
+    return [part for right, own in by_right.items() for part in (wrapped(f"Must: {right}."), table(own))]
 
 
 def wrapped(text: str) -> str:
     """Lines of prose of at most 119 characters."""
-    import textwrap
-
-    return "\n".join(
-        textwrap.fill(line, 119, subsequent_indent="  " if line.startswith("- ") else "", break_on_hyphens=False)
-        for line in text.split("\n")
-    )
+    return textwrap.fill(text, 119, break_on_hyphens=False, break_long_words=False)
 
 
 def page(counts: dict[str, Any]) -> str:
@@ -103,7 +97,7 @@ def page(counts: dict[str, Any]) -> str:
     parts = [HEAD, wrapped(facts)]
     for family, title in FAMILIES.items():
         if own := [row for row in rows if row["family"] == family]:
-            parts += [f"## {title}", wrapped(must(own)), table(own)]
+            parts += [f"## {title}", *tables(own)]
     return "\n\n".join(parts) + "\n"
 
 
