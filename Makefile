@@ -31,12 +31,14 @@ KEY := $(shell (cat pyproject.toml constraints/*; echo "$(PYTHON) $(TORCH)") | c
 READY := $(VENV)/.ready-$(KEY)
 TEXT_READY := $(TEXT)/.ready-$(KEY)
 
-.PHONY: help environment text-environment quickstart test test-text mutants lint bench lock sbom checksums full-environment clean
+.PHONY: help environment text-environment quickstart test test-text faults faults-ci mutants lint bench lock sbom checksums full-environment clean
 
 help:
 	@echo 'make quickstart        environment, then distil the bundled teacher, sample, evaluate, write the report'
 	@echo 'make test              environment, then the tests'
 	@echo 'make test-text         .venv-text, then the tests that need transformers and peft'
+	@echo 'make faults            kills, damaged files, full disks, lying headers, ..., counted (20 minutes); docs/reliability.md'
+	@echo 'make faults-ci         a small part of it'
 	@echo 'make mutants           deliberate errors, and whether the tests notice them (long)'
 	@echo 'make lint              ruff and mypy'
 	@echo 'make bench             speed and memory on this machine'
@@ -83,6 +85,16 @@ test: $(READY)
 test-text: $(TEXT_READY)
 	$(TEXT)/bin/python -c 'import peft, transformers'
 	OMP_NUM_THREADS=1 $(TEXT)/bin/python -m pytest -q -n auto $(TESTS) $(TEXT_FILES)
+
+# The page is written of a run with wrong tries too; make fails all the same.
+faults: $(TEXT_READY)
+	rm -rf runs/faults
+	FAULTS=full FAULTS_OUT=$(CURDIR)/runs/faults OMP_NUM_THREADS=1 \
+		$(TEXT)/bin/python -m pytest -q -n 2 --dist worksteal -m fault tests/faults; \
+		code=$$?; $(TEXT)/bin/python docs/make_reliability.py runs/faults && exit $$code
+
+faults-ci: $(TEXT_READY)
+	FAULTS=ci OMP_NUM_THREADS=1 $(TEXT)/bin/python -m pytest -q -n auto --dist worksteal -m fault tests/faults
 
 mutants: $(READY)
 	$(BIN)/python -m tests.mutants $(MUTANTS)

@@ -4,13 +4,14 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import json
 import re
 import shlex
 import textwrap
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -281,13 +282,26 @@ def test_the_level_weight_of_the_page():
     assert torch.allclose(space["gradient"], (critic_x0 - teacher_x0) / rms, atol=1e-6)
 
 
-def test_the_page_of_public_names_is_up_to_date():
-    spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+def script(name: str) -> ModuleType:
+    """One of docs/, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    maker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(maker)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_public_names_is_up_to_date():
+    maker = script("make_api")
     assert maker.page() == maker.PAGE.read_text("utf-8"), "run python docs/make_api.py"
+
+
+def test_the_page_of_reliability_is_that_of_its_counts():
+    maker = script("make_reliability")
+    counts = json.loads(maker.COUNTS.read_text("utf-8"))
+    assert maker.page(counts) == maker.PAGE.read_text("utf-8"), "run python docs/make_reliability.py"
+    assert {row["family"] for row in counts["attacks"]} == set(maker.FAMILIES)
 
 
 # ---- files
