@@ -55,7 +55,7 @@ def test_the_network_of_a_model_folder(shop):
 
         return refused_or(read)
 
-    _attack(shop, "safetensors, network of a model folder", attempt, 1500, 40)
+    _attack(shop, "safetensors, network of a model folder", attempt, 1200, 30)
 
 
 EDM_WORDS = {
