@@ -5,6 +5,7 @@ seconds, threads, versions), and `MANIFEST.json` with the size and SHA-256 of ea
 manifest that verifies is not a checkpoint.
 """
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffdistill.errors import CheckpointError, DiskError, NonFiniteError
-from diffdistill.files import beside, discard, read_json, replacing_folder, sha256, share, sync, write_json
+from diffdistill.files import beside, discard, read_json, replacing_folder, sha256, share
 from diffdistill.training.lock import locked, remove_leftovers
 
 MANIFEST, STATE = "MANIFEST.json", "state.json"
@@ -207,17 +208,15 @@ def _written(folder: Path) -> int:
 
 
 def _write(folder: Path, flat: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-    """Fill a checkpoint's folder. Each file is read once, for its hash, when it has reached the disk."""
+    """Fill a checkpoint's folder, which nobody sees yet. Each file is read once, for its hash."""
     folder.mkdir(parents=True)
     for name, tensors in flat.items():
         save_file(tensors, folder / f"{name}.safetensors")
-    write_json(folder / STATE, state)
+    (folder / STATE).write_text(json.dumps(state, indent=2, allow_nan=False), "utf-8")
     share(folder)
-    entries = {}
-    for file in sorted(folder.iterdir()):
-        sync(file)
-        entries[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
-    write_json(folder / MANIFEST, {"files": entries})
+    files = sorted(folder.iterdir())
+    entries = {file.name: {"size": file.stat().st_size, "sha256": sha256(file)} for file in files}
+    (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=2), "utf-8")
 
 
 def load_checkpoint(folder: Path, parts: Parts) -> dict[str, Any]:
