@@ -8,7 +8,12 @@ import platform
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    import torch
+
+WITHOUT_FLOAT64 = {"mps"}
 CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 STOPPING = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU", "SIGBREAK")
 
@@ -71,6 +76,13 @@ def peak_memory() -> int:
 def cores() -> int:
     """Cores of the machine; 1 where it does not say."""
     return os.cpu_count() or 1
+
+
+def finest(device: "torch.device") -> "torch.dtype":
+    """The finest floating numbers of a device: float64, or float32 where it has no others (Apple's GPUs)."""
+    import torch
+
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 def load() -> str:

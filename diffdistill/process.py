@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
+from diffdistill.machine import finest
 
 Law = Literal["lognormal", "karras", "uniform", "loguniform", "shifted", "timestep"]
 
@@ -89,7 +90,7 @@ class LevelLaw:
     def sigma(self, u: Tensor) -> Tensor:
         """Level at `u` in [0, 1], same shape; increasing in u, computed in float64, returned in float32."""
         s = self.settings
-        u = u.double()
+        u = u.to(finest(u.device))
         lowest, highest = s.sigma_min or self.network_min, s.sigma_max or self.network_max
         if s.law == "lognormal":
             inside = u.clamp(1e-6, 1 - 1e-6)
@@ -112,7 +113,7 @@ class LevelLaw:
     def slope(self, u: Tensor) -> Tensor:
         """d sigma / du at `u`, same shape: one over the density of sigma under the law."""
         with torch.enable_grad():
-            u = u.detach().double().requires_grad_()
+            u = u.detach().to(finest(u.device)).requires_grad_()
             (slope,) = torch.autograd.grad(self.sigma(u).sum(), u)
         return slope.float()
 
@@ -257,18 +258,21 @@ class VP:
         self.sigma_min, self.sigma_max = (float(v.exp()) for v in (self.log_sigmas[0], self.log_sigmas[-1]))
 
     def time(self, sigma: Tensor) -> Tensor:
-        table = self.log_sigmas.to(sigma.device)
-        wanted = sigma.double().log().clamp(table[0], table[-1]).contiguous()
+        table = self._table(sigma.device)
+        wanted = sigma.to(table.dtype).log().clamp(table[0], table[-1]).contiguous()
         upper = torch.searchsorted(table, wanted).clamp(1, len(table) - 1)
         below, above = table[upper - 1], table[upper]
         time = upper - 1 + (wanted - below) / (above - below)
         # A level in float32 is some 1e-5 steps off the step it was taken from; the network was trained on whole steps.
         return torch.where((time - time.round()).abs() < 1e-3, time.round(), time).float()
 
+    def _table(self, device: torch.device) -> Tensor:
+        return self.log_sigmas.to(finest(device)).to(device)
+
     def level_at(self, time: Tensor) -> Tensor:
         """The level of training steps (whole or not), the inverse of `time`; float32, same shape."""
-        table = self.log_sigmas.to(time.device)
-        below = time.double().floor().clamp(0, len(table) - 2)
+        table = self._table(time.device)
+        below = time.to(table.dtype).floor().clamp(0, len(table) - 2)
         low, high = table[below.long()], table[below.long() + 1]
         return (low + (time - below) * (high - low)).exp().float()
 
@@ -315,7 +319,7 @@ class Flow:
 
     def level_at(self, time: Tensor) -> Tensor:
         """The level of the network's time: t / (1 - t), and `PURE_NOISE` for t = 1; float32, same shape."""
-        t = time.double() / self.time_scale
+        t = time.to(finest(time.device)) / self.time_scale
         return (t / (1 - t)).clamp(max=PURE_NOISE).float()
 
     def start_scale(self, sigma: float) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
+from diffdistill.machine import finest
 from diffdistill.process import per_sample, prediction_of
 
 if TYPE_CHECKING:
@@ -132,11 +133,11 @@ def times(scheduler: Any, u: Tensor, shift: float | None) -> tuple[Tensor, Tenso
     steps = scheduler.config.num_train_timesteps
     if hasattr(scheduler, "alphas_cumprod"):
         t = (u * steps).long().clamp(max=steps - 1)
-        abar = scheduler.alphas_cumprod.to(u.device).double()[t]
+        abar = scheduler.alphas_cumprod.to(u.device).to(finest(u.device))[t]
         return t, abar.sqrt(), (1 - abar).sqrt(), scheduler.config.prediction_type
     if type(scheduler).__name__.startswith("FlowMatch"):
         factor = scheduler.config.shift if shift is None else shift
-        s = torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6)).sigmoid()
+        s = torch.special.ndtri(u.to(finest(u.device)).clamp(1e-6, 1 - 1e-6)).sigmoid()
         s = factor * s / (1 + (factor - 1) * s)
         return (s * steps).float(), 1 - s, s, "flow"
     raise ConfigError(

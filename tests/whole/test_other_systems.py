@@ -9,6 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from diffdistill.process import EDM, VP, Flow, Level, LevelLaw
 
 PACKAGE = Path(__file__).resolve().parents[2] / "diffdistill"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -154,3 +158,56 @@ def test_only_the_tested_system_is_named(root):
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
     systems = [line for line in project["classifiers"] if line.startswith("Operating System")]
     assert systems == ["Operating System :: POSIX :: Linux"]
+
+
+class NoFloat64(TorchFunctionMode):
+    """An accelerator without float64, played by the CPU: whoever makes a tensor of it raises, as MPS does."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float64:
+            raise TypeError(f"{function}: this device has no float64")
+        return made
+
+
+@pytest.fixture
+def without_float64(monkeypatch):
+    monkeypatch.setattr("diffdistill.machine.WITHOUT_FLOAT64", {"cpu"})
+
+
+def processes():
+    vp = VP(torch.linspace(0.9999, 0.01, 100).cumprod(0).clamp(min=1e-6), "epsilon")
+    vp.log_sigmas = vp.log_sigmas.float()  # that it leaves the CPU as float32 is what `_table` sees to
+    return [EDM(), vp, Flow()]
+
+
+@pytest.mark.parametrize("process", processes(), ids=lambda process: type(process).__name__)
+def test_what_runs_on_an_accelerator_needs_no_float64(process, without_float64):
+    x, sigma = torch.randn(2, 1, 4, 4), torch.tensor([0.5, 2.0])
+    wanted = process.to_network(x, sigma)
+    with NoFloat64():
+        for one, other in zip(process.to_network(x, sigma), wanted, strict=True):
+            assert torch.allclose(one, other, rtol=1e-4)
+        process.to_x0(x, x, sigma)
+        if hasattr(process, "level_at"):
+            process.level_at(torch.tensor([3.0, 50.0]))
+        laws = ["lognormal", "karras", "uniform", "loguniform", "shifted"]
+        for law in [*laws, *(["timestep"] if isinstance(process, VP) else [])]:
+            u, levels = LevelLaw(Level(law=law, sigma_min=0.01, sigma_max=50.0), process=process).draw(4)
+            assert levels.dtype == torch.float32
+            assert LevelLaw(Level(law=law, sigma_min=0.01, sigma_max=50.0), process=process).slope(u).isfinite().all()
+
+
+ON_DEVICES = ("process.py", "denoiser.py", "losses.py", "matching", "alignment", "methods", "models", "pipelines")
+
+
+def test_tensors_of_a_device_are_made_float64_nowhere():
+    files = [file for file in FILES if file.relative_to(PACKAGE).parts[0] in ON_DEVICES]
+    found = {
+        f"{file.relative_to(PACKAGE)}:{call.lineno}"
+        for file in files
+        for call in calls(ast.parse(file.read_text("utf-8")))
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "double"
+    }
+    assert len(found) == 1  # a scheduler's table, on the CPU
+    assert next(iter(found)).startswith("process.py:")

@@ -67,7 +67,7 @@ class FeatureExtractor:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         check_images(images)
-        chunks = [self._embed_chunk(self.prepare(x)).double().cpu() for x in images.split(self.batch_size) if len(x)]
+        chunks = [self._embed_chunk(self.prepare(x)).cpu().double() for x in images.split(self.batch_size) if len(x)]
         features = torch.cat(chunks) if chunks else torch.empty(0, self.dim, dtype=torch.float64)
         if features.shape != (len(images), self.dim):
             raise CheckpointError(

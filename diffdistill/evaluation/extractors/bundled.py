@@ -37,7 +37,7 @@ class ClassifierFeatures(FeatureExtractor):
 
     @torch.no_grad()
     def probabilities(self, features: Tensor) -> Tensor:
-        return self.net.head(features.float().to(self.device).relu()).double().softmax(1).cpu()
+        return self.net.head(features.float().to(self.device).relu()).cpu().double().softmax(1)
 
 
 class EmojiNet(ConvNet):
@@ -69,7 +69,7 @@ class EmojiFeatures(ClassifierFeatures):
     def styles(self, features: Tensor) -> Tensor:
         """Probabilities `(N, 2)` of the styles, noto and twemoji, of features."""
         assert isinstance(self.net, EmojiNet)
-        return self.net.style(features.float().to(self.device).relu()).double().softmax(1).cpu()
+        return self.net.style(features.float().to(self.device).relu()).cpu().double().softmax(1)
 
 
 class PixelFeatures(FeatureExtractor):

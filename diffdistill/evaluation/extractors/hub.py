@@ -148,5 +148,5 @@ class HubFeatures(FeatureExtractor):
             part = list(texts[start : start + self.batch_size])
             tokens = self.tokenizer(part, padding=True, truncation=True, max_length=length, return_tensors="pt")
             tokens = {key: tokens[key].to(self.device) for key in ("input_ids", "attention_mask")}
-            chunks.append(_tensor(self.model.get_text_features(**tokens)).double().cpu())
+            chunks.append(_tensor(self.model.get_text_features(**tokens)).cpu().double())
         return torch.cat(chunks)

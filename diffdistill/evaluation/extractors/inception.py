@@ -80,4 +80,4 @@ class InceptionFeatures(Inception):
     def probabilities(self, features: Tensor) -> Tensor:
         """The 1,008 classes without the output bias, as in the original Inception Score (1606.03498)."""
         weight = self.net.output.weight
-        return F.linear(features.to(weight), weight).double().softmax(1).cpu()
+        return F.linear(features.to(weight), weight).cpu().double().softmax(1)

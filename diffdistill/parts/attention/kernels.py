@@ -212,7 +212,7 @@ class _Trial:
         if not bool(exact.isfinite().all()):  # nothing to compare with, and whoever uses the network will say so
             return True
         tolerance = SAGE_TOLERANCE if "sage" in self.policy else TOLERANCE[self.dtype()]
-        return bool((output - exact).double().norm() <= tolerance * exact.double().norm())
+        return bool((output - exact).cpu().double().norm() <= tolerance * exact.cpu().double().norm())
 
 
 def _in_words(error: Exception) -> str:

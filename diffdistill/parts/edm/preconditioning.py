@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
+from diffdistill.machine import finest
 from diffdistill.process import per_sample
 
 Kind = Literal["edm", "vp", "ve", "iddpm"]
@@ -64,7 +65,7 @@ class Preconditioning:
         """What N sees, of `scaled` = x / sqrt(sigma^2 + 1/4), `(B, C, H, W)`, and `time` = 250 ln(sigma), `(B,)`."""
         if self.kind == "edm":
             return scaled, time / 1000
-        sigma = (time.double() / 250).exp()
+        sigma = (time.to(finest(time.device)) / 250).exp()
         root = (sigma**2 + SIGMA_DATA**2).sqrt()
         factor = root if self.kind == "ve" else root / (sigma**2 + 1).sqrt()
         return scaled * per_sample(factor.to(scaled.dtype), scaled), self.noise_input(sigma).float()
@@ -76,7 +77,7 @@ class Preconditioning:
         """
         if self.kind == "edm":
             return output
-        sigma = (time.double() / 250).exp()
+        sigma = (time.to(finest(time.device)) / 250).exp()
         sign = 1 if self.kind == "ve" else -1
         of_input, of_output = sigma / SIGMA_DATA, sign * (sigma**2 + SIGMA_DATA**2).sqrt() / SIGMA_DATA
         return per_sample(of_input.float(), scaled) * scaled + per_sample(of_output.float(), output) * output
@@ -86,7 +87,7 @@ class Preconditioning:
         if self.kind == "ve":
             return (0.5 * sigma).log()
         if self.kind == "iddpm":
-            gaps = (sigma[:, None] - self.iddpm_levels.to(sigma.device)[None]).abs()
+            gaps = (sigma[:, None] - self.iddpm_levels.to(sigma.dtype).to(sigma.device)[None]).abs()
             return self.steps - 1.0 - gaps.argmin(dim=1)
         growth = self.beta_min**2 + 2 * self.beta_d * (sigma**2).log1p()
         return (self.steps - 1) * (growth.sqrt() - self.beta_min) / self.beta_d

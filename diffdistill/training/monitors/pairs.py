@@ -77,7 +77,7 @@ class PairMonitor:
         for numbers in torch.arange(count).split(self.settings.batch_size):
             prompts = [texts[i % len(texts)] for i in numbers.tolist()]
             images = self.draw(prompts, numbers.tolist()).to(self.task.device.name)
-            parts.append({name: judge(images, prompts).double().cpu() for name, judge in self.judges.items()})
+            parts.append({name: judge(images, prompts).cpu().double() for name, judge in self.judges.items()})
         return joined(parts)
 
     def evaluate(self, model: Adapter) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class _Watch:
         self.rows: dict[int, list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]] = {}
 
     def __call__(self, index: int, x: Tensor, alpha: Tensor, s: Tensor) -> None:
-        x, alpha, s = x.double().cpu(), alpha.double().cpu(), s.double().cpu()
+        x, alpha, s = x.cpu().double(), alpha.cpu().double(), s.cpu().double()
         centred = x - alpha * self.moments.mean
         energy = centred.square().mean((1, 2, 3))
         signal, noise = alpha.flatten().expand(len(x)) ** 2, s.flatten().expand(len(x)) ** 2
