@@ -127,6 +127,6 @@ def test_the_command_writes_figures_with_their_protocol(tmp_path, python):
 
 def test_a_folder_that_is_not_there_is_refused_before_anything_is_measured(tmp_path, python):
     done = python("-m", "diffdistill", "bench", "--json", str(tmp_path / "none" / "b.json"))
-    assert done.code == 6
+    assert done.code == 2
     assert "there is no folder" in done.err
     assert done.out == ""
