@@ -69,7 +69,7 @@ def distill(config: "Config", /, *, allow_code: bool = False, **settings: Any) -
     ('student', (2.5,), ['diffdistill.json', 'model_index.json'])
     >>> distill("fashion_mnist/dmd2", output_dir="runs/mine", student__stepz=2)
     Traceback (most recent call last):
-    diffdistill.errors.ConfigError: override 'student.stepz=2': unknown key 'student.stepz' (did you mean ...?)
+    diffdistill.errors.Problems: override 'student.stepz=2': unknown key 'student.stepz' (did you mean ...?)
     """
     return _run("distill", "diffdistill.config.schema:Distill", config, allow_code, settings)
 

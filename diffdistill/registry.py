@@ -199,7 +199,11 @@ def _own(place: str) -> Path | None:
 
 
 def plugin_file(module: object) -> str | None:
-    """The file of a module that came from a plug-in; None for any other module, by its name."""
+    """The file of a module that came from a plug-in; None for any other module, by its name.
+
+    >>> print(plugin_file("diffdistill.losses"))
+    None
+    """
     if not isinstance(module, str) or not module.startswith(OF_PLUGINS):
         return None
     return str(getattr(sys.modules.get(module), "__file__", None) or module.removeprefix(OF_PLUGINS))

@@ -135,7 +135,7 @@ class Run(Section):
     log_every: Count = 10
     sample_every: Annotated[int, Field(ge=0)] = Field(100, description="steps between fixed-seed grids; 0: none")
     allow_changed_inputs: bool = Field(
-        False, description="resume although data, teacher, model or reward are not what the run was made from"
+        False, description="resume although data, teacher, model or reward are not those of the run so far"
     )
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(
         0, description="steps between checkpoints; 0: by checkpoint_minutes"

@@ -23,8 +23,7 @@ Model_contra = TypeVar("Model_contra", contravariant=True)
 SHOWN = {"loss", "critic/loss", "score_gap/relative", "x0/std"}
 """Figures beside the progress bar."""
 
-MEASURED = "evaluation/"
-"""How the names of measured figures begin in the log."""
+MEASURED = "evaluation/"  # begins the names of measured figures in the log
 
 
 class Monitor(Protocol[Model_contra]):

@@ -93,7 +93,17 @@ def test_samples_record_their_kernels(tmp_path, python):
 
 def test_evaluate_takes_the_flag_with_a_model_only(python):
     done = python(
-        *("-m", "diffdistill", "evaluate", "--images", "x", "--reference", "y", "--attention", "sdpa"),
+        *(
+            "-m",
+            "diffdistill",
+            "evaluate",
+            "--images",
+            "builtin:emoji",
+            "--reference",
+            "builtin:emoji",
+            "--attention",
+            "sdpa",
+        ),
         timeout=120,
     )
     assert done.code == 2

@@ -184,7 +184,7 @@ BREAKS = {
     "no index": (lambda folder: (folder / "model_index.json").unlink(), "has no model_index.json"),
     "no scheduler": (
         lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(),
-        "has no scheduler_config.json",
+        "lacks scheduler/scheduler_config.json",
     ),
     "broken index": (lambda folder: (folder / "model_index.json").write_text("{"), "not readable JSON"),
     "other pipeline": (

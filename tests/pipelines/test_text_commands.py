@@ -110,7 +110,9 @@ def test_what_cannot_be_drawn_is_one_sentence_and_leaves_nothing(models, capsys,
 
 
 def test_calibrate_says_that_it_is_not_for_texts(models, capsys):
-    assert main(["calibrate", str(models / "sd"), "--data", "absent", "--out", "c.json", "--device", "cpu"]) == 2
+    assert (
+        main(["calibrate", str(models / "sd"), "--data", "builtin:emoji", "--out", "c.json", "--device", "cpu"]) == 2
+    )
     assert "draws texts, and calibrate compares states with images, not with latents" in refused(capsys)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ import torch
 from diffusers import UNet2DModel
 from PIL import Image
 
-from diffdistill import files
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError, DataError, DiskError
 from diffdistill.process import EDM
@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_nothing_behind(model, tmp_path, monkeypatch):
     def full(*_args, **_settings):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.json, "dumps", full)
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(DiskError, match="could not write"):
         command.run(arguments(model, tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []

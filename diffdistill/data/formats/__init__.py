@@ -86,7 +86,14 @@ def open_source(data: str, split: str) -> Source:
 
 
 def known_place(data: str) -> Path:
-    """The path that DATA may be; DataError where nothing is there and no format knows the name. Raises OSError too."""
+    """The path that DATA may be; DataError where nothing is there and no format knows the name. Raises OSError too.
+
+    >>> known_place("builtin:emoji").name
+    'builtin:emoji'
+    >>> known_place("no such folder")
+    Traceback (most recent call last):
+    diffdistill.errors.DataError: there is no file or folder 'no such folder': give ...
+    """
     path = expanded(data)
     if not data.strip() or not (path.exists() or any(row.matches(data, path) for row in by_rank())):
         raise DataError(f"there is no file or folder {data!r:.200}: give {allowed()}")

@@ -97,7 +97,13 @@ def _load(name: str, device: "torch.device") -> "FeatureExtractor":
 
 
 def check_features(name: str) -> None:
-    """ConfigError for what can name no extractor; what is in a file or on the Hub only loading tells."""
+    """ConfigError for what can name no extractor; what is in a file or on the Hub only loading tells.
+
+    >>> check_features("facebook/dinov2-small")
+    >>> check_features("fashion-mnist")
+    Traceback (most recent call last):
+    diffdistill.errors.ConfigError: no feature extractor 'fashion-mnist', did you mean ...
+    """
     kind, _, detail = name.partition(":")
     known = FEATURES.rows()
     if (kind in known and (not detail or known[kind].takes_detail)) or is_plugin(name):

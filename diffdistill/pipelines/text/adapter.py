@@ -186,7 +186,7 @@ def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None
     if cls is None:
         raise CheckpointError(f"'{model}' is a {name}, which this diffusers lacks; upgrade diffusers")
     read_scheduler(folder)
-    networks = load_networks(folder, cls)
+    networks = _load_networks(folder, cls)
     try:
         pipeline = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **networks)
     except Exception as error:
@@ -197,7 +197,7 @@ def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None
     return known[name].adapter(pipeline, folder)
 
 
-def load_networks(folder: Path, pipeline: type) -> dict[str, nn.Module]:
+def _load_networks(folder: Path, pipeline: type) -> dict[str, nn.Module]:
     """The networks that model_index.json names, each read whole; CheckpointError where one is not, or is of a package
     whose code would have to be imported for it.
     """
