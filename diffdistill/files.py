@@ -9,6 +9,8 @@ import re
 import secrets
 import shutil
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,11 @@ PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 """Endings of files that are, or may be, pickles: opening one can run code, so only `pickle_reader` looks inside."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+BROKEN_ZIP = (
+    zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError, OverflowError,
+)  # fmt: skip
+"""What `zipfile` raises for a damaged file, besides OSError: lengths, versions, names, passwords."""
+
 ON_DISK = (*PICKLES, ".safetensors", ".json", ".yaml", ".npz", ".npy", ".zip", ".parquet", ".png", ".jpg")
 MOST_JSON, MOST_LISTS = 1 << 28, 4_000_000
 """Bytes of a JSON file, and lists and objects in it: an index of a large set has both below, a hostile file above."""
@@ -120,6 +127,11 @@ LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<what>partial|old|gone)-\d+(-[0-9a-f]
 """Names that `beside` gives, and gave earlier: what a killed process leaves."""
 
 
+MANY = 256  # files, each of which takes milliseconds to be synced
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+"""What file systems say that sync no folders, as some of networks."""
+
+
 def sync(path: Path) -> None:
     """Have a file, or the names in a folder, survive a loss of power."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folder, and keeps names in order by itself
@@ -127,19 +139,21 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():  # some network file systems sync no folders
+    except OSError as error:
+        if not (path.is_dir() and error.errno in NO_SYNC):
             raise
     finally:
         os.close(descriptor)
 
 
 def sync_tree(folder: Path) -> None:
-    """`sync` of everything in a folder, and of it."""
-    for path in folder.rglob("*"):
-        if not path.is_symlink():
-            sync(path)
-    sync(folder)
+    """`sync` of everything in a folder, and of it; of very many files, as of images, the system's own in one go."""
+    paths = [path for path in folder.rglob("*") if not path.is_symlink()]
+    if len(paths) > MANY and hasattr(os, "sync"):
+        os.sync()
+        return
+    for path in (*paths, folder):
+        sync(path)
 
 
 def discard(path: Path) -> None:

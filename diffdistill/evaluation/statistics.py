@@ -14,7 +14,7 @@ from diffdistill.data.formats.arrays import Npz
 from diffdistill.errors import DataError
 from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.frechet import Gaussian, as_gaussian
-from diffdistill.files import replacing
+from diffdistill.files import BROKEN_ZIP, replacing
 
 FORMAT = "diffdistill-statistics-1"
 WORDS = ("mu", "sigma", "n", "extractor_id", "extractor_sha256", "resize")
@@ -91,5 +91,5 @@ def is_statistics(path: str | Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, *BROKEN_ZIP):
         return False

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffdistill.errors import CheckpointError
-from diffdistill.files import reason_of
+from diffdistill.files import BROKEN_ZIP, reason_of
 from diffdistill.pickle_reader.machine import PickleReader, Refused, shown
 from diffdistill.pickle_reader.plain import LEGACY_MAGIC, LEGACY_VERSION, NAMES, Array, Storage, numbers, storage_id
 
@@ -77,7 +77,7 @@ def _read_torch_zip(file: Path) -> Any:
                 return PickleReader(NAMES, storage).read(stream)
     except Refused as error:
         raise CheckpointError(f"{error}; give another file") from None
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+    except (KeyError, *BROKEN_ZIP) as error:
         raise CheckpointError(f"the zip file is damaged ({reason_of(error)}); fetch it again") from error
 
 

@@ -7,6 +7,7 @@ pictures in silence.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,7 @@ def _download(model: str) -> Path:
         # diffusers fetches what its own classes load; what is ours besides, and what our record names, comes after.
         folder = Path(DiffusionPipeline.download(model, use_safetensors=True))
         snapshot_download(model, allow_patterns=[METADATA, "calibration.json"])
-        named = files.read_json(folder / METADATA).get("sha256") if (folder / METADATA).is_file() else None
+        named = files.read_json(folder / METADATA).get("sha256") if _has_record(folder) else None
         if missing := [name for name in named or () if not (folder / name).is_file()]:
             snapshot_download(model, allow_patterns=missing)
         return folder
@@ -112,9 +113,14 @@ def _seal(metadata: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _has_record(folder: Path) -> bool:
+    """Whether there is a diffdistill.json, be it a link that leads nowhere: that is damage, and not a foreign folder."""
+    return os.path.lexists(folder / METADATA)
+
+
 def read_metadata(folder: Path) -> dict[str, Any]:
     """The content of diffdistill.json, its digests checked; empty where there is none. CheckpointError for damage."""
-    metadata: Any = read_json(folder / METADATA) if (folder / METADATA).exists() else {}
+    metadata: Any = read_json(folder / METADATA) if _has_record(folder) else {}
     digests = metadata.get("sha256", {}) if isinstance(metadata, dict) else None
     if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
         raise CheckpointError(f"'{folder / METADATA}' is no record of a model folder; make or fetch the folder again")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffdistill.errors import CheckpointError, DiskError, NonFiniteError
-from diffdistill.files import beside, discard, read_json, replacing_folder, sha256, share
+from diffdistill.files import beside, discard, read_json, reason_of, replacing_folder, sha256, share
 from diffdistill.training.lock import locked, remove_leftovers
 
 MANIFEST, STATE = "MANIFEST.json", "state.json"
@@ -224,7 +224,13 @@ def load_checkpoint(folder: Path, parts: Parts) -> dict[str, Any]:
     state = read_state(folder)
     check_parts(folder, parts)
     for name, part in parts.items():
-        restore(part, load_file(folder / f"{name}.safetensors"))
+        try:
+            restore(part, load_file(folder / f"{name}.safetensors"))
+        except (RuntimeError, KeyError, ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{name}.safetensors in '{folder}' does not hold the {name} of this run ({reason_of(error)}); resume "
+                f"from another checkpoint, or with the config it was made with"
+            ) from error
     return state
 
 

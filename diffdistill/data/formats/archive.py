@@ -1,7 +1,6 @@
 """Images with a `dataset.json` of labels, in a zip or a folder: the format of StyleGAN and EDM (Karras et al.)."""
 
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,7 +10,7 @@ from diffdistill.data.formats import Format
 from diffdistill.data.formats.images import files_source, pictures
 from diffdistill.data.source import Encoded, Source, as_labels, inside, is_picture, only_split
 from diffdistill.errors import DataError
-from diffdistill.files import MOST_JSON, parse_json
+from diffdistill.files import BROKEN_ZIP, MOST_JSON, parse_json
 
 LABELS = "dataset.json"
 MAX_PACKED_WELL = 2**24  # bytes up to which a file may be nothing but zeros
@@ -42,7 +41,7 @@ def read_zip(name: str, path: Path, split: str) -> Source:
                     )
             names = sorted({member.filename for member in members if is_picture(PurePosixPath(member.filename))})
             listing = archive.read(LABELS) if LABELS in archive.NameToInfo else b"{}"
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except BROKEN_ZIP as error:
         raise DataError(f"{name} is damaged or not a zip file ({error}): make it again") from error
     labels = labels_of(listing, names, f"{LABELS} in {name}")
     if labels is None:
@@ -81,7 +80,7 @@ def _members(path: Path, name: str, names: Sequence[str]) -> Iterator[Encoded]:
         for member in names:
             try:
                 data = archive.read(member)
-            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            except BROKEN_ZIP as error:
                 raise DataError(f"{member} in {name} is damaged ({error}): make the zip again") from error
             yield f"{member} in {name}", data
 

@@ -2,7 +2,6 @@
 
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from diffdistill.data.bounds import check_size
 from diffdistill.data.formats import Format
 from diffdistill.data.source import SPLITS, Source, as_labels, canonical_split, only_split
 from diffdistill.errors import DataError
+from diffdistill.files import BROKEN_ZIP
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +85,7 @@ class Npz(Mapping[str, "np.ndarray"]):
         try:
             with zipfile.ZipFile(self.path) as archive:
                 yield archive
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except BROKEN_ZIP as error:
             raise DataError(f"{self.name} is damaged or not an npz file ({error}): make it again") from error
 
 

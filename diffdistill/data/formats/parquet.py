@@ -136,7 +136,7 @@ def _damage_named(file: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError, OverflowError) as error:
         raise DataError(f"{file} is damaged, or not a parquet file: fetch it again") from error
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffdistill.errors import CheckpointError, DataError
 from diffdistill.evaluation.extractors.base import FeatureExtractor, large_batch
-from diffdistill.files import sha256
+from diffdistill.files import BROKEN_ZIP, sha256
 
 
 def is_torchscript(path: Path) -> bool:
@@ -17,7 +17,7 @@ def is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             inside = [name.partition("/")[2] for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError):
+    except (OSError, *BROKEN_ZIP):
         return False
     return "constants.pkl" in inside or any(name.startswith("code/") for name in inside)
 
