@@ -114,7 +114,7 @@ def _seal(metadata: dict[str, Any]) -> str:
 
 
 def _has_record(folder: Path) -> bool:
-    """Whether there is a diffdistill.json, be it a link that leads nowhere: that is damage, and not a foreign folder."""
+    """Whether there is a diffdistill.json, be it a link to nowhere: that is damage, and not a foreign folder."""
     return os.path.lexists(folder / METADATA)
 
 

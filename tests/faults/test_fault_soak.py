@@ -46,8 +46,8 @@ def _judge(shop, counts, words: list[object], count: int) -> None:
     fifth = len(looks) // 10
     early, late = looks[2 * fifth : 4 * fifth], looks[-3 * fifth : -fifth]
     growth = _middle([look[0] for look in late]) / _middle([look[0] for look in early]) - 1
-    # The least: between two looks a picture is open for writing, or not; what is never closed raises it.
-    files, threads = ([min(look[i] for look in part) for part in (early, late)] for i in (1, 2))
+    # A picture is open for writing at one look and not at the next; what is never closed passes the most of before.
+    files, threads = ((max(look[i] for look in early), min(look[i] for look in late)) for i in (1, 2))
     counts.facts |= {"growth in %": round(100 * growth, 3), "open files": files[1], "threads": threads[1]}
     wrong = []
     if growth >= GROWTH and SCALE == "full":  # of a short run the warming up is too large a part
