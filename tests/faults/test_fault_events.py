@@ -114,12 +114,12 @@ def test_the_copy_is_what_a_kill_leaves(shop):
 
 
 def _shape(folder: Path) -> list[tuple[str, int]]:
-    """Names and sizes, with the number of the process taken out; files with times in them by name alone."""
+    """Names and sizes, without the number of the process and that of chance; files with times in them by name alone."""
     import re
 
     told = ("metrics.jsonl", "environment.json", "state.json", "MANIFEST.json", "report.html")
     files = ((str(path.relative_to(folder)), path) for path in sorted(folder.rglob("*")))
     return sorted(
-        (re.sub(r"-\d{3,}", "-N", name), path.stat().st_size if path.is_file() and path.name not in told else 0)
+        (re.sub(r"-\d{3,}(-[0-9a-f]{8})?", "-N", name), path.stat().st_size if path.is_file() and path.name not in told else 0)
         for name, path in files
     )

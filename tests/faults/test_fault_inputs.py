@@ -30,10 +30,11 @@ def aside(monkeypatch):
     """The functions of all verbs do nothing; what stands before them is real."""
     from diffdistill.cli.front import verbs
 
+    fakes: dict[str, types.ModuleType] = {}  # several verbs may have one module
     for verb in verbs().values():
         module, _, name = verb.target.partition(":")
         if verb.name != "config":
-            fake = types.ModuleType(module)
+            fake = fakes.setdefault(module, types.ModuleType(module))
             setattr(fake, name, lambda _given: 0)
             monkeypatch.setitem(sys.modules, module, fake)
 
