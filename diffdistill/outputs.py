@@ -10,7 +10,10 @@ from typing import Any
 from diffdistill.errors import ConfigError, DiskError
 from diffdistill.files import behind_links, read_json, write_text
 
-STDOUT = "-"
+
+def is_stdout(target: str | Path) -> bool:
+    """`-`, and the name that systems give it: a file opened by that would be written over by what is printed."""
+    return str(target) in ("-", "/dev/stdout")
 
 
 def check_output(target: str | Path, flag: str, ours: Callable[[Any], bool] | None = None) -> None:
@@ -19,7 +22,7 @@ def check_output(target: str | Path, flag: str, ours: Callable[[Any], bool] | No
     flag: what names it, for messages. ours: of the content of an existing JSON file, whether it may be replaced; None:
     no file is. Empty files, devices and pipes may be written to. Raises ConfigError, DiskError without permission.
     """
-    if str(target) == STDOUT:
+    if is_stdout(target):
         return
     file, what = behind_links(Path(target)), f"{flag} {target}"
     try:
@@ -52,7 +55,7 @@ def has_keys(*names: str) -> Callable[[Any], bool]:
 def write_answer(target: str | Path, value: Any) -> None:
     """Write JSON to a file, whole or not at all, or print it; numbers that JSON has no words for are text, "nan"."""
     text = json.dumps(_json(value), indent=2, allow_nan=False)
-    if str(target) == STDOUT:
+    if is_stdout(target):
         print(text, flush=True)
         return
     try:

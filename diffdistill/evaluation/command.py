@@ -8,13 +8,13 @@ from typing import Any, TextIO
 
 from diffdistill.evaluation import table
 from diffdistill.evaluation.run import Request, answered
-from diffdistill.outputs import STDOUT
+from diffdistill.outputs import is_stdout
 
 
 def run(args: Namespace) -> int:
     """Evaluate, write, print; raises the errors of errors.py."""
     request = Request(**{field.name: getattr(args, field.name) for field in fields(Request)})
-    answered(request, partial(show, file=sys.stderr if request.json == STDOUT else sys.stdout))
+    answered(request, partial(show, file=sys.stderr if is_stdout(request.json) else sys.stdout))
     return 0
 
 

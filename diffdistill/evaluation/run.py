@@ -21,7 +21,7 @@ from diffdistill.evaluation.plot import check_plot, plot_evaluations
 from diffdistill.evaluation.statistics import Statistics, is_statistics, load_statistics
 from diffdistill.evaluation.subjects import Drawing, Pair, Subject, image_subject, model_subjects
 from diffdistill.files import behind_links
-from diffdistill.outputs import STDOUT, check_output, write_answer
+from diffdistill.outputs import check_output, is_stdout, write_answer
 from diffdistill.rewards import load_reward
 from diffdistill.sampling.generate import pick_device
 
@@ -199,7 +199,7 @@ def check_outputs(request: Request) -> None:
     again = False
     if request.json is not None:
         check_output(request.json, "--json", lambda content: content["request"] == record)
-        again = behind_links(Path(request.json)).is_file() and str(request.json) != STDOUT
+        again = behind_links(Path(request.json)).is_file() and not is_stdout(request.json)
     for flag, file in (("--plot", request.plot), ("--neighbours", request.neighbours)):
         if file is None:
             continue

@@ -19,7 +19,7 @@ from typing import Any
 
 from diffdistill.assets import ROOTS
 from diffdistill.files import read_text, sha256
-from diffdistill.outputs import STDOUT, check_output, has_keys, write_answer
+from diffdistill.outputs import check_output, has_keys, is_stdout, write_answer
 
 PIP = f"{shlex.quote(sys.executable)} -m pip"
 GIB = 1 << 30
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     failed = any(check.status == "fail" for check in checks)
     if args.json is not None:
         write_answer(args.json, {"ok": not failed, "checks": [asdict(check) for check in checks]})
-    if args.json == STDOUT:
+    if is_stdout(args.json):
         return int(failed)
     for check in checks:
         print(f"{check.status:<5} {check.name:<12} {check.detail}")

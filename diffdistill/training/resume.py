@@ -25,6 +25,7 @@ FREE = {
     "resume_from_checkpoint",
     "allow_changed_inputs",
     "max_train_steps",
+    "num_threads",
     "log_every",
     "sample_every",
     "checkpoint_every",
@@ -33,6 +34,9 @@ FREE = {
     "evaluation",
 }
 """Settings that may change between a run and its continuation without making it another run."""
+
+PLACES = {"data.path", "teacher", "model"}
+"""Settings that say where an input lies; it is known by its digest, wherever it has been moved to."""
 
 Inputs = dict[str, Any]
 """Digests of what a run is made from, by name: data, teacher, reward."""
@@ -79,7 +83,9 @@ def check_same_run(folder: Path, state: dict[str, Any], config: Run, inputs: Inp
             f"max_train_steps is {config.max_train_steps} and '{folder}' is of step {state['step']}; raise it, or go "
             f"back to an earlier checkpoint by resume_from_checkpoint=STEP"
         )
-    if changed := differing(state.get("settings"), settings_of(config)):
+    known_by_digest = PLACES if state.get("inputs") else set()
+    changed = [name for name in differing(state.get("settings"), settings_of(config)) if name not in known_by_digest]
+    if changed:
         raise ConfigError(
             f"'{folder}' was made with other {', '.join(changed)}; resume with the run's own settings, or set another "
             f"output_dir"

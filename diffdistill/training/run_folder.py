@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -18,9 +19,11 @@ from diffdistill.errors import ConfigError, DiskError
 from diffdistill.files import read_json, write_json, write_text
 from diffdistill.training.lock import is_ours, locked, remove_leftovers
 from diffdistill.training.loop import Observer, TrainingRun
-from diffdistill.training.resume import differing, settings_of
+from diffdistill.training.resume import PLACES, differing, settings_of
 
 SETTINGS, MACHINE = "config.yaml", "environment.json"
+OWN_FOLDERS = ("samples", "checkpoints")
+OF_A_SITTING = {"resume_from_checkpoint": "null", "allow_changed_inputs": "false"}
 
 
 @contextlib.contextmanager
@@ -38,13 +41,13 @@ def opened(config: Run) -> Iterator[Path]:
         raise unwritable(folder, error) from error
     with locked(folder):
         refuse_taken(config, folder)  # by a run that began meanwhile
-        for place in (folder, folder / "samples", folder / "checkpoints"):
+        for place in (folder, *(folder / name for name in OWN_FOLDERS)):
             remove_leftovers(place)
         if (folder / SETTINGS).exists():
             check_same(config, folder / SETTINGS)
         try:
-            for place in (folder / "samples", folder / "checkpoints"):
-                place.mkdir(exist_ok=True)
+            for name in OWN_FOLDERS:
+                (folder / name).mkdir(exist_ok=True)
         except OSError as error:
             raise unwritable(folder, error) from error
         yield folder
@@ -63,7 +66,7 @@ class Records(Observer):
         if run.step:
             warn_of_precision(run.folder / MACHINE, self.record["mixed_precision"])
         try:
-            write_text(run.folder / SETTINGS, self.resolved.text_yaml)
+            write_text(run.folder / SETTINGS, lasting(self.resolved.text_yaml))
             write_json(run.folder / MACHINE, environment() | self.record)
         except OSError as error:
             raise unwritable(run.folder, error) from error
@@ -73,21 +76,36 @@ class Records(Observer):
         write_json(run.folder / MACHINE, environment() | self.record | peak)
 
 
+def lasting(settings: str) -> str:
+    """The settings without what was said for this sitting: said again by the file, a run would go back once more."""
+    for name, value in OF_A_SITTING.items():
+        settings = re.sub(rf"^{name}: .*$", f"{name}: {value}", settings, flags=re.MULTILINE)
+    return settings
+
+
 def unwritable(folder: Path, error: OSError) -> DiskError:
     return DiskError(f"cannot write to '{folder}' ({error.strerror}); choose another output_dir")
 
 
 def refuse_taken(config: Run, folder: Path) -> None:
-    """ConfigError for a folder that holds anything, unless its run is to be continued."""
+    """ConfigError for a folder that holds anything, unless it is a run's that is to be continued."""
     try:
-        taken = folder.exists() and not all(is_ours(path) for path in folder.iterdir())
+        taken = folder.exists() and not all(is_ours(path) or _just_made(path) for path in folder.iterdir())
+        run = (folder / "checkpoints").is_dir()
     except OSError as error:
         raise unwritable(folder, error) from error
+    if taken and not run:
+        raise ConfigError(f"'{folder}' holds files and no run (no checkpoints/); set output_dir to a new folder")
     if taken and config.resume_from_checkpoint is None:
         raise ConfigError(
             f"'{folder}' already holds a run; set output_dir to a new folder, or "
             f"resume_from_checkpoint=latest to continue it"
         )
+
+
+def _just_made(path: Path) -> bool:
+    """Whether a run was stopped before it put anything into this folder of its own."""
+    return path.name in OWN_FOLDERS and path.is_dir() and not any(path.iterdir())
 
 
 def check_same(config: Run, settings: Path) -> None:
@@ -97,7 +115,8 @@ def check_same(config: Run, settings: Path) -> None:
     except (ConfigError, OSError, ValueError):
         print(f"warning: '{settings}' is damaged and written anew; the checkpoints say what the run is")
         return
-    changed = differing(settings_of(before), settings_of(config))
+    # Where data and models lie may change: the checkpoint knows whether they are the same.
+    changed = [name for name in differing(settings_of(before), settings_of(config)) if name not in PLACES]
     if changed:
         raise ConfigError(
             f"'{settings.parent}' was run with other {', '.join(changed)}; resume with its own config.yaml, or "

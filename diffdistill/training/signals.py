@@ -35,7 +35,7 @@ class StopRequest:
 
     requested = False
     error: type[DiffDistillError] = Preempted
-    sentence = "stopped before a step was trained; start it again the same way"
+    sentence = "stopped before a step was trained; start it again with resume_from_checkpoint=latest"
 
     def __init__(self) -> None:
         self.holds = 0

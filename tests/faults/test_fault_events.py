@@ -120,6 +120,9 @@ def _shape(folder: Path) -> list[tuple[str, int]]:
     told = ("metrics.jsonl", "environment.json", "state.json", "MANIFEST.json", "report.html")
     files = ((str(path.relative_to(folder)), path) for path in sorted(folder.rglob("*")))
     return sorted(
-        (re.sub(r"-\d{3,}(-[0-9a-f]{8})?", "-N", name), path.stat().st_size if path.is_file() and path.name not in told else 0)
+        (
+            re.sub(r"-\d{3,}(-[0-9a-f]{8})?", "-N", name),
+            path.stat().st_size if path.is_file() and path.name not in told else 0,
+        )
         for name, path in files
     )

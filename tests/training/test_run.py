@@ -111,6 +111,44 @@ def test_a_folder_with_a_run_is_refused_and_one_with_leftovers_is_not(made):
     assert not [path.name for path in (other / "run").iterdir() if path.name.startswith(".")]
 
 
+def test_a_folder_with_files_and_no_run_is_refused_though_a_run_is_to_be_continued(tmp_path):
+    images(tmp_path / "data.npz")
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    mine = {"config.yaml": "mine", "model/precious.txt": "mine", ".thesis.old-2024": "mine"}
+    for name, text in mine.items():
+        (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(ConfigError, match="holds files and no run"):
+        train(tmp_path, 2, "resume_from_checkpoint=latest")
+    found = {p.relative_to(tmp_path / "run").as_posix(): p for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert {name: path.read_text() for name, path in found.items()} == mine
+
+
+def test_a_run_that_was_stopped_before_it_wrote_anything_begins_the_same_way(tmp_path):
+    images(tmp_path / "data.npz")
+    for name in ("samples", "checkpoints"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    assert train(tmp_path, 1).model_folder.is_dir()
+
+
+def test_what_was_said_for_one_sitting_is_not_said_by_the_settings_of_the_run(made):
+    train(made, 3, "resume_from_checkpoint=2", "allow_changed_inputs=true")
+    settings = (made / "run" / "config.yaml").read_text()
+    assert "\nresume_from_checkpoint: null\n" in settings
+    assert "\nallow_changed_inputs: false\n" in settings
+    assert load_config(Train, made / "run" / "config.yaml").config.max_train_steps == 3
+
+
+def test_data_and_threads_may_have_moved(made, monkeypatch):
+    (made / "elsewhere").mkdir()
+    (made / "data.npz").rename(made / "elsewhere" / "data.npz")
+    moved = f"data.path={made / 'elsewhere' / 'data.npz'}"
+    assert train(made, 3, "resume_from_checkpoint=latest", moved, "num_threads=1").folder == made / "run"
+    assert same_as_checkpoint(made, 3)
+    images(made / "elsewhere" / "data.npz", seed=1)
+    with pytest.raises(ConfigError, match="the content of data is not what"):
+        train(made, 4, "resume_from_checkpoint=latest", moved)
+
+
 class Publishing:
     name = role = "student"
 

@@ -19,7 +19,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.machine import load, processor
 from diffdistill.methods import METHODS
-from diffdistill.outputs import STDOUT, check_output, has_keys, write_answer
+from diffdistill.outputs import check_output, has_keys, is_stdout, write_answer
 from diffdistill.parts.attention.kernels import KERNELS, reset_attention, set_attention
 from diffdistill.parts.bench.measure import WORDS, Bare, Row, Seconds, Work, compare, described, needed, timed
 from diffdistill.pipelines.folder import locate, weights_digest
@@ -46,7 +46,7 @@ def run(args: Namespace) -> int:
     """Measure, print, write."""
     if args.json is not None:
         check_output(args.json, "--json", has_keys("protocol", "rows"))
-    with contextlib.redirect_stdout(sys.stderr if args.json == STDOUT else sys.stdout):
+    with contextlib.redirect_stdout(sys.stderr if is_stdout(args.json) else sys.stdout):
         content = _measured(args)
     if args.json is not None:
         write_answer(args.json, content)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from diffdistill import __version__
-from diffdistill.outputs import STDOUT, check_output, has_keys, write_answer
+from diffdistill.outputs import check_output, has_keys, is_stdout, write_answer
 from diffdistill.parts.verification import checks_losses, checks_step
 from diffdistill.parts.verification.check import HEADER, Check, table_line
 
@@ -29,7 +29,7 @@ def run(args: Namespace) -> int:
     """Print the table, write it to `--json`; 0 if every check holds, else 1."""
     if args.json is not None:
         check_output(args.json, "--json", has_keys("ok", "checks"))
-    with contextlib.redirect_stdout(sys.stderr if args.json == STDOUT else sys.stdout):
+    with contextlib.redirect_stdout(sys.stderr if is_stdout(args.json) else sys.stdout):
         done, seconds = _printed()
     if args.json is not None:
         write_answer(args.json, record(done, seconds))
