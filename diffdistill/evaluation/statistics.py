@@ -3,7 +3,9 @@
 Ours say more: `n`, and which extractor and resize made them, so that a comparison of different features is refused.
 """
 
+import hashlib
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,7 @@ from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.frechet import Gaussian, as_gaussian
 from diffdistill.files import BROKEN_ZIP, replacing
 
-FORMAT = "diffdistill-statistics-1"
-WORDS = ("mu", "sigma", "n", "extractor_id", "extractor_sha256", "resize")
+SEAL = "sha256"  # of all else in a file of ours
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,6 @@ def save_statistics(path: str | Path, statistics: Statistics) -> None:
         "extractor_id": statistics.extractor_id,
         "extractor_sha256": statistics.extractor_sha256,
         "resize": statistics.resize,
-        "format": FORMAT,
     }
     arrays: dict[str, Any] = {
         "mu": g.mean.numpy(),
@@ -47,8 +47,17 @@ def save_statistics(path: str | Path, statistics: Statistics) -> None:
         "n": np.int64(-1 if g.n is None else g.n),
     }
     arrays |= {key: np.asarray(value) for key, value in words.items() if value is not None}
+    # The seal first: of a directory that is cut short, the end is lost.
     with replacing(path) as partial, partial.open("wb") as stream:
-        np.savez(stream, **arrays)
+        np.savez(stream, **{SEAL: np.asarray(_digest(arrays))}, **arrays)
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    whole = hashlib.sha256()
+    for key in sorted(arrays):
+        array = np.ascontiguousarray(arrays[key])
+        whole.update(f"{key} {array.dtype} {array.shape}\0".encode() + array.tobytes())
+    return whole.hexdigest()
 
 
 def load_statistics(path: str | Path) -> Statistics:
@@ -56,13 +65,15 @@ def load_statistics(path: str | Path) -> Statistics:
     try:
         # Never a pickle: object arrays are refused, and so are files that are not npz.
         file = Npz(Path(path), str(path))
-        arrays = {key: file[key] for key in WORDS if key in file}
+        arrays = {key: file[key] for key in file}  # all: a name that does not fit its array is damage
     except (OSError, DataError) as error:
         raise DataError(
             f"{path} is no statistics file: give an .npz with 'mu' and 'sigma' and without pickles"
         ) from error
     if not {"mu", "sigma"} <= arrays.keys():
         raise DataError(f"{path} holds {', '.join(sorted(file)[:8]) or 'nothing'}: statistics need 'mu' and 'sigma'")
+    if SEAL in arrays and str(arrays.pop(SEAL)) != _digest(arrays):
+        raise DataError(f"{path} is damaged: its SHA-256 is not the one in it; make it again")
     try:
         n = int(arrays["n"]) if "n" in arrays else -1
         gaussian = as_gaussian(arrays["mu"], arrays["sigma"], n if n > 0 else None)

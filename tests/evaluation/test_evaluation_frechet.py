@@ -201,6 +201,16 @@ def test_statistics_survive_a_file(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]
 
 
+@pytest.mark.parametrize("name", [b"n.npy", b"extractor_id.npy", b"sha256.npy"])
+def test_a_name_that_is_damaged_is_no_array_less(tmp_path: Path, name: bytes):
+    save_statistics(tmp_path / "s.npz", Statistics(fit(normal(100, 6, 23)), "an extractor", "0" * 64, "clean"))
+    data = (tmp_path / "s.npz").read_bytes()
+    at = data.rindex(b"\0" + name) + 1  # in the directory at the end; the name beside the array stays
+    (tmp_path / "s.npz").write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+    with pytest.raises(DataError):
+        load_statistics(tmp_path / "s.npz")
+
+
 def test_other_tools_read_our_statistics_and_we_read_theirs(tmp_path: Path):
     gaussian = fit(normal(100, 6, 23))
     save_statistics(tmp_path / "ours.npz", Statistics(gaussian))

@@ -66,8 +66,10 @@ class Npz(Mapping[str, "np.ndarray"]):
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
         with self._opened() as archive:
-            arrays = [member for member in archive.infolist() if member.filename.endswith(".npy")]
-            self.members = {member.filename.removesuffix(".npy"): member for member in arrays}
+            members = archive.infolist()
+        if foreign := [member.filename for member in members if not member.filename.endswith(".npy")]:
+            raise DataError(f"{name} holds {foreign[0]!r:.80}, which is no array: it is damaged, make it again")
+        self.members = {member.filename.removesuffix(".npy"): member for member in members}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.members)
