@@ -20,18 +20,23 @@ if TYPE_CHECKING:
 SHOWN = 3  # names of tensors in a message
 # What older versions of the two packages wrote beside the weights; their networks make it by themselves.
 KNOWN_SURPLUS = re.compile(r"(^|\.)(position_ids|inv_freq|num_batches_tracked)$")
+# What `save_pretrained(variant="fp16")` writes: the variant stands before the ending, or before a shard's number.
+WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<variant>[\w-]+?))?(-\d+-of-\d+)?\.safetensors", re.ASCII)
 
 
 def load_whole(cls: Any, folder: Path, spare: str = "", **options: Any) -> Any:
     """`cls.from_pretrained(folder)` where every tensor is there, no other, and all of them numbers.
 
     cls: a network class of diffusers or transformers. spare: a pattern of names of tensors that the caller never uses,
-    which may be missing or too many. Raises CheckpointError, one sentence that names the first few tensors, and for a
-    folder that leads to a pickle before anything is opened.
+    which may be missing or too many. Weights that are there in one variant alone, as fp16, are read from it, as
+    float32. Raises CheckpointError, one sentence that names the first few tensors, and for a folder that leads to a
+    pickle before anything is opened.
     """
     refuse_pickles(folder)
+    variant = only_variant(folder)
+    options |= {} if variant is None else {"variant": variant}
     try:
-        with _without_log():  # what it says of tensors is said below
+        with quiet():  # what it says of tensors is said below
             network, info = cls.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
             )
@@ -40,15 +45,32 @@ def load_whole(cls: Any, folder: Path, spare: str = "", **options: Any) -> Any:
         raise CheckpointError(f"'{folder}' could not be loaded ({reason}); make or fetch the model again") from error
     _check_names(folder, info, re.compile(spare) if spare else None)
     check_finite(network, folder)
-    return network
+    return network if variant is None else network.float()
+
+
+def only_variant(folder: Path) -> str | None:
+    """The variant of the weights in a folder of one network, such as fp16; None where the plain ones are there.
+
+    CheckpointError where there are several and no plain one: which of them is meant, nobody said.
+    """
+    found = {match["variant"] for file in folder.glob("*.safetensors") if (match := WEIGHTS.fullmatch(file.name))}
+    if None in found or not found:
+        return None
+    if len(found) > 1:
+        raise CheckpointError(
+            f"'{folder}' holds its weights in the variants {named(sorted(map(str, found)))} and not in full "
+            f"precision, and one is read; take all but one out of the folder"
+        )
+    return str(found.pop())
 
 
 @contextmanager
-def _without_log() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+def quiet() -> Iterator[None]:
+    """Within, diffusers, transformers and the Hub's client log nothing: their errors are raised, and told by us."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "huggingface_hub")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
@@ -105,7 +127,7 @@ def _finite(tensor: Any) -> bool:
 
 def refuse_pickles(folder: Path) -> None:
     """CheckpointError for a folder of one network out of which a pickle would be read, or another network fetched."""
-    for index in folder.glob("*.index.json"):
+    for index in folder.glob("*.index*.json"):  # of a variant: *.index.fp16.json
         content = _json(index)
         shards = content.get("weight_map")
         wrong = [name for name in _values(shards) if not _is_shard(name)]

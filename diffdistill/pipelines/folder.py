@@ -17,6 +17,7 @@ from diffdistill import files
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError
 from diffdistill.files import PICKLES, is_hub_id, new_folder, sha256, write_json
+from diffdistill.loading import quiet
 
 METADATA, CARD = "diffdistill.json", "README.md"
 SEAL = "own_sha256"  # in diffdistill.json: of all else in it
@@ -34,7 +35,23 @@ def locate(model: str) -> Path:
     """The local folder of MODEL: a path, `builtin:NAME`, or a Hub id (downloaded to the Hub's own cache)."""
     with files.reading(model, CheckpointError):
         folder = local(model)
-    return _download(model) if folder is None else folder
+    folder = _download(model) if folder is None else folder
+    with files.reading(model, CheckpointError):
+        _refuse_pipes(folder)
+    return folder
+
+
+def _refuse_pipes(folder: Path) -> None:
+    """CheckpointError for a pipe or a device among the files of a model: reading one may never end."""
+    if not os.path.lexists(folder / "model_index.json"):
+        return
+    for pattern in ("*", "*/*"):  # in place of rglob, which stops at a part that is a link
+        for file in folder.glob(pattern):
+            if file.exists() and not (file.is_file() or file.is_dir()):
+                raise CheckpointError(
+                    f"'{file}' is a pipe or a device, and of a model folder only files are read; make or fetch the "
+                    f"model again"
+                )
 
 
 def local(model: str) -> Path | None:
@@ -65,11 +82,12 @@ def _download(model: str) -> Path:
 
     try:
         # diffusers fetches what its own classes load; what is ours besides, and what our record names, comes after.
-        folder = Path(DiffusionPipeline.download(model, use_safetensors=True))
-        snapshot_download(model, allow_patterns=[METADATA, "calibration.json"])
-        named = files.read_json(folder / METADATA).get("sha256") if _has_record(folder) else None
-        if missing := [name for name in named or () if not (folder / name).is_file()]:
-            snapshot_download(model, allow_patterns=missing)
+        with quiet():
+            folder = Path(DiffusionPipeline.download(model, use_safetensors=True))
+            snapshot_download(model, allow_patterns=[METADATA, "calibration.json"])
+            named = files.read_json(folder / METADATA).get("sha256") if _has_record(folder) else None
+            if missing := [name for name in named or () if not (folder / name).is_file()]:
+                snapshot_download(model, allow_patterns=missing)
         return folder
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -80,9 +98,9 @@ def _download(model: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a model folder; CheckpointError where it is absent or damaged."""
+    """A JSON file of a model folder; CheckpointError where it is absent, damaged or no object."""
     try:
-        return files.read_json(path)
+        content = files.read_json(path)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"model folder '{path.parent}' has no {path.name}; it is incomplete, make or fetch it again"
@@ -91,6 +109,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"'{path}' is not readable JSON ({files.reason_of(error)}); make or fetch the model folder again"
         ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"'{path}' is no JSON object; make or fetch the model folder again")
+    return content
 
 
 def digests_of(folder: Path) -> dict[str, str]:
@@ -120,8 +141,8 @@ def _has_record(folder: Path) -> bool:
 
 def read_metadata(folder: Path) -> dict[str, Any]:
     """The content of diffdistill.json, its digests checked; empty where there is none. CheckpointError for damage."""
-    metadata: Any = read_json(folder / METADATA) if _has_record(folder) else {}
-    digests = metadata.get("sha256", {}) if isinstance(metadata, dict) else None
+    metadata = read_json(folder / METADATA) if _has_record(folder) else {}
+    digests = metadata.get("sha256", {})
     if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
         raise CheckpointError(f"'{folder / METADATA}' is no record of a model folder; make or fetch the folder again")
     if metadata.get(SEAL, _seal(metadata)) != _seal(metadata):
@@ -130,13 +151,20 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             f"or take {SEAL} out of it if the change was yours"
         )
     for name, expected in digests.items():
-        if not (folder / name).is_file():
-            raise CheckpointError(f"model folder '{folder}' lacks {name}; make or fetch it again")
+        if not _is_file(folder / name):
+            raise CheckpointError(f"model folder '{folder}' lacks {name[:80]!r}; make or fetch it again")
         if sha256(folder / name) != expected:
             raise CheckpointError(
                 f"'{folder / name}' is damaged: its SHA-256 is not the one in {METADATA}; make or fetch it again"
             )
     return metadata
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 # A path from the root or a home, of this or another system, among words; what follows its last separator stays.

@@ -10,6 +10,7 @@ from diffdistill.pipelines.folder import locate, read_json, read_metadata
 from diffdistill.pipelines.pixel.consistency import described
 from diffdistill.pipelines.pixel.denoiser import load_pixels, network_name
 from diffdistill.pipelines.pixel.save import save_pixels
+from diffdistill.pipelines.record import check_record
 from diffdistill.pipelines.scheduler_config import process_of
 from diffdistill.pipelines.scheduler_values import read_scheduler
 from diffdistill.pipelines.text.denoiser import load_text_denoiser
@@ -37,6 +38,7 @@ def load_model(model: str | Path, device: str | torch.device = "cpu", adapter: s
     metadata = read_metadata(folder)
     scheduler = read_scheduler(folder)
     try:
+        check_record(metadata)
         metadata = described(scheduler, metadata)
         process = process_of(scheduler, metadata.get("role", "teacher"))
     except CheckpointError as error:

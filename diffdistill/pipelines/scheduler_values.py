@@ -60,6 +60,8 @@ def problem_of(config: dict[str, Any]) -> str | None:
     betas = config.get("trained_betas")
     if betas is not None and not (isinstance(betas, list) and betas and all(_within(b, Range(0, 1)) for b in betas)):
         return "trained_betas that are no list of numbers from 0 to 1"
+    if betas is not None and len(betas) != (steps := config.get("num_train_timesteps", 1000)):
+        return f"{len(betas)} trained_betas and the num_train_timesteps {steps}, and there must be as many"
     low, high = config.get("sigma_min"), config.get("sigma_max")
     if low is not None and high is not None and not low < high:
         return f"the sigma_min {low:g} and the sigma_max {high:g}, and the first must be the smaller"

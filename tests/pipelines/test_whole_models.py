@@ -215,6 +215,8 @@ def test_a_part_of_an_unknown_package_is_not_imported(texts, tmp_path, monkeypat
         ({"sigma_min": 80.0, "sigma_max": 0.002}, "sigma_min"),
         ({"trained_betas": [0.1, 2.0]}, "trained_betas"),
         ({"trained_betas": []}, "trained_betas"),
+        ({"trained_betas": [0.1] * 5, "num_train_timesteps": 1000}, "trained_betas"),
+        ({"trained_betas": [0.1] * 5}, "trained_betas"),
         ({"some_new_setting": float("nan")}, "some_new_setting"),
     ],
 )
@@ -224,6 +226,7 @@ def test_impossible_values_of_a_scheduler_are_named(settings, word):
 
 def test_possible_ones_are_not():
     assert problem_of({"sigma_min": None, "sigma_max": None, "lambda_min_clipped": float("-inf"), "shift": 3}) is None
+    assert problem_of({"trained_betas": [0.1] * 5, "num_train_timesteps": 5}) is None
     assert problem_of({"sigma_min": 0.0, "sigma_max": 80.0, "rho": 2.0, "num_train_timesteps": 1000}) is None
 
 

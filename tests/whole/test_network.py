@@ -59,6 +59,13 @@ def test_owner_and_name_ask_the_hub(models, calls):
     assert calls
 
 
+def test_a_hub_that_does_not_answer_is_one_line(models, capfd):
+    """Its client and diffusers would add lines of their own."""
+    assert main(["sample", "m2/stok", "--num-images", "1", "--out", "out"]) == 4
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("diffdistill: error: model 'm2/stok' is no local folder and could not be fetched")
+
+
 def test_local_inputs_ask_nobody(models, calls, capsys):
     png_folder(models / "pictures")
     network = {"block_out_channels": [8, 16], "layers_per_block": 1, "attention_levels": [], "norm_num_groups": 4}

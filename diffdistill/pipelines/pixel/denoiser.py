@@ -50,7 +50,7 @@ def load_pixels(folder: Path, index: dict[str, Any], process: Process, metadata:
     CheckpointError for one whose network works with more than a scheduler.
     """
     component = network_name(index)
-    others = [name for name, part in index.items() if isinstance(part, list) and part[0] is not None]
+    others = [name for name, part in index.items() if isinstance(part, list) and part[:1] not in ([], [None])]
     others = [name for name in others if name not in (component, "scheduler")]
     if others:
         raise CheckpointError(
@@ -58,16 +58,33 @@ def load_pixels(folder: Path, index: dict[str, Any], process: Process, metadata:
             f"pixels; give a pipeline of a network and a scheduler, or one that draws texts (docs/text_to_image.md)"
         )
     network = load_network(folder, component, index[component][1])
+    check_size(network.config, folder / component)
     kind = ConsistencyModel if KEY in metadata else Denoiser
     return kind(network, process, null_class=metadata.get("null_class"), metadata=metadata).eval()
 
 
+def check_size(config: Any, where: Path) -> None:
+    """CheckpointError for a network whose config does not say the size of its images: diffusers' default is none."""
+    size, channels = getattr(config, "sample_size", None), getattr(config, "in_channels", None)
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else (size,)
+    if not all(type(side) is int and side > 0 for side in (*sides, channels)):
+        raise CheckpointError(
+            f"'{where / 'config.json'}' has the sample_size {size!r:.60} and in_channels {channels!r:.60}, and both "
+            f"must be whole numbers (sample_size may be two, height and width); write there what it was trained on"
+        )
+
+
 def network_name(index: dict[str, Any]) -> str:
     """What model_index.json calls the network; CheckpointError where it names none."""
-    component = next((name for name in ("unet", "transformer") if name in index), None)
+    component = next((name for name in ("unet", "transformer") if _is_part(index.get(name))), None)
     if component is None:
         raise CheckpointError(
             "model_index.json names no unet and no transformer; give a pipeline that has one "
             "(docs/text_to_image.md: which adapters there are, and how to write one)"
         )
     return component
+
+
+def _is_part(entry: Any) -> bool:
+    """Whether an entry of model_index.json names a package and a class."""
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)

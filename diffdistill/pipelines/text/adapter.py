@@ -54,7 +54,13 @@ class Adapter(Texts, Latents):
         return self.pipeline.scheduler
 
     def native_size(self) -> int:
-        return self.network.config.sample_size * self.pipeline.vae_scale_factor
+        size = self.network.config.sample_size
+        if type(size) is not int or size < 1:
+            raise CheckpointError(
+                f"'{self.source / self.part / 'config.json'}' has the sample_size {size!r:.60}, and it must be a "
+                f"whole number, of latents a side; write there what the network was trained on"
+            )
+        return size * self.pipeline.vae_scale_factor
 
     @property
     def size_multiple(self) -> int:

@@ -1,0 +1,60 @@
+"""The fields of diffdistill.json that decide what a model draws, checked where they are read.
+
+The digest of the record finds damage; what somebody wrote by hand has none, and may be of any type.
+"""
+
+from typing import Any
+
+from diffdistill.errors import CheckpointError
+from diffdistill.pipelines.folder import METADATA
+
+ROLES = ("teacher", "student", "aligned")
+"""What a model is: students are sampled at their own few levels, the others by a solver."""
+MOST = 1e30  # of a noise level, as of those of a scheduler
+
+
+def check_record(record: dict[str, Any]) -> None:
+    """CheckpointError for a field of a type, or in a range, that no record of ours has; absent ones are right."""
+    size = "a list of three whole numbers from 1"
+    rules = {
+        "role": (record.get("role") in ROLES, " or ".join(ROLES)),
+        "levels": (_levels(record.get("levels")), f"a list of numbers above 0 to {MOST:g}"),
+        "null_class": (_none_or_whole(record.get("null_class"), 0), "null or a whole number from 0"),
+        "num_classes": (_none_or_whole(record.get("num_classes"), 1), "null or a whole number from 1"),
+        "image_shape": (_shape(record.get("image_shape")), size),
+        "guidance_scale": (_none_or_number(record.get("guidance_scale")), f"null or a number from 0 to {MOST:g}"),
+        "path": (isinstance(record.get("path"), str), "a text"),
+        "call": (_call(record.get("call")), "an object whose height is a whole number and guidance_scale a number"),
+    }
+    for key, (right, allowed) in rules.items():
+        if key in record and not right:
+            raise CheckpointError(
+                f"{METADATA} has the {key} {record[key]!r:.60}, and it must be {allowed}; make or fetch the folder "
+                f"again"
+            )
+
+
+def _whole(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < 1 << 31
+
+
+def _none_or_whole(value: Any, low: int) -> bool:
+    return value is None or _whole(value, low)
+
+
+def _none_or_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST)
+
+
+def _levels(value: Any) -> bool:
+    return isinstance(value, list) and all(level not in (None, 0) and _none_or_number(level) for level in value)
+
+
+def _shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(_whole(side, 1) for side in value)
+
+
+def _call(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return _none_or_whole(value.get("height", 1), 1) and _none_or_number(value.get("guidance_scale"))
