@@ -174,7 +174,7 @@ def adapter(part, tensors):
     (part / "adapter_config.json").write_text(json.dumps(about))
 
 
-@pytest.mark.parametrize("door", [shards, plain_pickle, beside_a_variant, named_in_the_config, adapter])
+@pytest.mark.parametrize("door", [shards, plain_pickle, named_in_the_config, adapter])
 def test_no_door_of_a_text_encoder_leads_to_a_pickle(texts, loads, door):
     file = weights_of(texts / "text_encoder")
     tensors = load_file(file)
@@ -182,6 +182,16 @@ def test_no_door_of_a_text_encoder_leads_to_a_pickle(texts, loads, door):
     door(texts / "text_encoder", tensors)
     with pytest.raises(CheckpointError):
         Denoiser.from_pretrained(texts)
+    assert not loads
+
+
+def test_of_a_pickle_beside_a_variant_the_variant_is_read(texts, loads):
+    file = weights_of(texts / "text_encoder")
+    tensors = load_file(file)
+    file.unlink()
+    beside_a_variant(texts / "text_encoder", {name: tensor.half() for name, tensor in tensors.items()})
+    encoder = Denoiser.from_pretrained(texts).adapter.pipeline.text_encoder
+    assert encoder.dtype == torch.float32
     assert not loads
 
 

@@ -61,8 +61,8 @@ def described(config: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any
     """
     if config.get("_class_name") != SCHEDULER and KEY in metadata:
         raise CheckpointError(
-            f"its record tells of a consistency model, whose scheduler is {SCHEDULER}, and it has another; make or fetch "
-            f"the folder again"
+            f"its record tells of a consistency model, whose scheduler is {SCHEDULER}, and it has another; make or "
+            f"fetch the folder again"
         )
     if config.get("_class_name") != SCHEDULER or (metadata and KEY not in metadata):
         return metadata
