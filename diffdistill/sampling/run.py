@@ -78,49 +78,45 @@ def sample(
     record = _settings(name, plan, seed, batch_size, next(model.parameters()).device)
     record["attention"] = str(kernels)
     with nullcontext() if target is None else new_folder(target) as folder:
-        batches = _with_entries(model, plan, count, seed, batch_size)
-        images, record["images"] = _collect(batches, plan, count, folder, keep)
+        record["images"] = _entries(plan, count, seed)  # all before the first, so that no memory is taken later
+        batches = (images for images, _ in run_plan(model, plan, num_images=count, seed=seed, batch_size=batch_size))
+        images = _collect(batches, plan, record["images"], folder, keep)
         if folder is not None:
             write_json(folder / "samples.json", record)
     return Samples(images, record, plan)
 
 
-def _with_entries(
-    model: Denoiser, plan: Plan, count: int, seed: int, batch_size: int
-) -> Iterator[list[tuple[Tensor, dict[str, Any]]]]:
-    """Batches of images, each with its entry in `samples.json`."""
-    digits, index = max(5, len(str(count - 1))), 0
-    for images, _ in run_plan(model, plan, num_images=count, seed=seed, batch_size=batch_size):
-        batch = []
-        for image in images:
-            entry = {"index": index, "file": f"{index:0{digits}d}.png", "seed": seed}
-            entry |= {"torch_seed": plan.torch_seed(seed, index)} | plan.conditions.record(index)
-            batch.append((image, entry))
-            index += 1
-        yield batch
+def _entries(plan: Plan, count: int, seed: int) -> list[dict[str, Any]]:
+    """What `samples.json` says of each image."""
+    digits = max(5, len(str(count - 1)))
+    return [
+        {"index": index, "file": f"{index:0{digits}d}.png", "seed": seed, "torch_seed": plan.torch_seed(seed, index)}
+        | plan.conditions.record(index)
+        for index in range(count)
+    ]
 
 
 def _collect(
-    batches: Iterator[list[tuple[Tensor, dict[str, Any]]]], plan: Plan, count: int, folder: Path | None, keep: bool
-) -> tuple[Tensor | None, list[dict[str, Any]]]:
-    """The images, where they are kept, and the entries of all; PNGs and their grid, where there is a folder."""
+    batches: Iterator[Tensor], plan: Plan, entries: list[dict[str, Any]], folder: Path | None, keep: bool
+) -> Tensor | None:
+    """The images, where they are kept; PNGs and their grid, where there is a folder."""
+    count = len(entries)
     columns = _grid_columns(plan, count)
     shown = min(count, GRID_ROWS * columns)
     kept: list[Tensor] = []
-    record: list[dict[str, Any]] = []
+    left = iter(entries)
     with tqdm(total=count, unit="image", desc=plan.sampler) as bar:
         for batch in batches:
-            for image, entry in batch:
+            for image, entry in zip(batch, left, strict=False):
                 if folder is not None:
                     to_picture(image).save(folder / entry["file"])
                 if keep or len(kept) < shown:
                     kept.append(image)
-                record.append(entry)
             bar.update(len(batch))
     if folder is not None:
         captions = plan.conditions.captions(shown)
         image_grid(torch.stack(kept[:shown]), columns, captions).save(folder / "grid.png")
-    return torch.stack(kept) if keep else None, record
+    return torch.stack(kept) if keep else None
 
 
 def _grid_columns(plan: Plan, count: int) -> int:
