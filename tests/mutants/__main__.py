@@ -53,6 +53,7 @@ def main() -> int:
         preload(FIRST)
         knowledge = known_tests(cache, trees, options.tests)
         done = earlier(kept) if not options.again else {}
+        knowledge.before = {f"{r.file}: {r.name}": r.by for other in cache.glob("results-*") for r in read_results(other)}
         results = run_all(mutants, knowledge, trees, kept, done, root, not options.quick)
     return tell(options, results)
 
