@@ -132,7 +132,7 @@ def test_continuous_labels_are_a_quarter_of_ln_sigma_after_a_move_too() -> None:
 
 
 def test_both_stages_of_a_heun_step_have_the_factor_of_the_step() -> None:
-    """2308.15321, b + k i: i counts solver steps from the clean end, not calls of the network. Stock Heun otherwise."""
+    """2308.15321, b + k i: i counts solver steps from the clean end, not calls of the network. Else stock Heun."""
     b, k, steps = 1.01, 0.004, 8
     ours, stock = epsilon_scaling(HeunDiscreteScheduler(), b=b, k=k), HeunDiscreteScheduler()
     for one in (ours, stock):

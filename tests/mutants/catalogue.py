@@ -126,7 +126,9 @@ def assigned_at(source: str, line: int) -> set[str]:
     """Names that the statement of a line gives a value, outside classes and functions."""
     for node in ast.parse(source).body:
         if node.lineno <= line <= (node.end_lineno or 0) and isinstance(node, ast.Assign | ast.AnnAssign):
-            return {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+            return {
+                name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+            }
     return set()
 
 

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +66,7 @@ class Knowledge:
     tests: dict[str, dict[str, Any]]
     killers: dict[str, Counter[str]] = field(default_factory=dict)  # file -> how often a test killed there
     before: dict[str, str] = field(default_factory=dict)  # mutant -> what killed it in another state of the tree
+    most: float = float("inf")  # seconds of tests that a mutant gets, the fastest
     sound: dict[str, bool] = field(default_factory=dict)  # whether a killer passes on the tree as it is
 
     def __post_init__(self) -> None:
@@ -114,7 +116,13 @@ class Knowledge:
                 break
             first.append(name)
         yield first
+        left = self.most - self.seconds(first)
         rest = [name for name in order if name not in set(first)]
+        rest = [
+            name
+            for name, total in zip(rest, accumulate(self.tests[n]["seconds"] for n in rest), strict=True)
+            if total <= left
+        ]
         yield sorted(rest, key=lambda n: (-killed[n], n.partition("::")[0], self.tests[n]["seconds"]))
 
     def beside(self, mutant: Mutant, source: str, tree: Path) -> list[str]:
