@@ -1,5 +1,6 @@
 """What happens to one mutant: which tests can see it, in which order they run, and what they say."""
 
+import os
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
@@ -158,7 +159,8 @@ def examine(mutant: Mutant, knowledge: Knowledge, tree: Path, confirm: bool) -> 
     fresh, ran = False, 0
 
     def request(names: list[str], after: str) -> Request:
-        limit = 60 + 20 * knowledge.seconds([name for name in names if name in knowledge.tests])
+        busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # the seconds known are of the processor alone
+        limit = busy * (60 + 20 * knowledge.seconds([name for name in names if name in knowledge.tests]))
         return Request(mutant.file, source, after, names, limit, fresh)
 
     try:
