@@ -108,8 +108,10 @@ class Knowledge:
         killed = self.killers.get(mutant.file, Counter())
         own = self.by_file.get(mutant.file, set()) if not inside else exact
         before = self.before.get(mutant.title)
+        far = {name: distance(name, mutant.file) for name in seeing}
         order = sorted(
-            seeing, key=lambda n: (n != before, -killed[n], n not in exact, n not in own, self.tests[n]["seconds"], n)
+            seeing,
+            key=lambda n: (n != before, -killed[n], far[n], n not in exact, n not in own, self.tests[n]["seconds"], n),
         )
         first: list[str] = []
         for name in order:
@@ -134,6 +136,14 @@ class Knowledge:
         seeing = {name for stage in self.stages(mutant, source, tree) for name in stage}
         files = {name.partition("::")[0] for name in seeing}
         return sorted(n for n in self.passing() if not inside or n.partition("::")[0] in files)
+
+
+def distance(test: str, file: str) -> int:
+    """0 for a test in a file named after the module, 1 for one in the room of its folder, 2 for another."""
+    place, module = Path(test.partition("::")[0]), Path(file)
+    if module.stem.strip("_") in place.stem:
+        return 0
+    return 1 if set(place.parts[1:-1]) & set(module.parts[1:-1]) else 2
 
 
 def users_of(file: str, source: str, line: int, tree: Path) -> Iterator[str]:

@@ -20,7 +20,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("network")
     UNet2DModel(
         sample_size=4,
-        block_out_channels=(4,),
+        block_out_channels=(8,),
         layers_per_block=1,
         down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),
@@ -52,7 +52,7 @@ def test_a_whole_one_is_loaded(folder):
     [
         (lambda tensors: tensors.pop(FIRST), f"lack {FIRST}"),
         (lambda tensors: tensors.update(extra=torch.ones(2)), "have too much extra"),
-        (lambda tensors: tensors.update({FIRST: torch.ones(4, 3, 5, 5)}), FIRST),  # another shape
+        (lambda tensors: tensors.update({FIRST: torch.ones(8, 3, 5, 5)}), FIRST),  # another shape
     ],
 )
 def test_tensors_of_another_network_are_named(folder, change, words):
@@ -116,3 +116,13 @@ def test_a_pickle_alone_is_named(folder):
     (folder / WEIGHTS).rename(folder / "diffusion_pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"as a pickle \(diffusion_pytorch_model\.bin\)"):
         load_whole(UNet2DModel, folder)
+
+
+def test_a_tensor_of_another_shape_is_named_where_the_package_only_reports_it(folder):
+    class Reports:
+        @staticmethod
+        def from_pretrained(*args, **options):
+            return torch.nn.Linear(2, 2), {"mismatched_keys": [("weight", (2, 2), (3, 2))]}
+
+    with pytest.raises(CheckpointError, match="have in another shape weight, so they are not those"):
+        load_whole(Reports, folder)
