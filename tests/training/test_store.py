@@ -155,3 +155,43 @@ def test_a_checkpoint_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
     assert {"network.safetensors", "state.json", MANIFEST} <= set(synced)
     assert synced[-1] == "checkpoints"
     assert json.loads((store.of(1) / MANIFEST).read_text())["files"].keys() == {"network.safetensors", "state.json"}
+
+
+def flip(file):
+    """One bit, so that the size stays."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_one_bit_is_noticed_and_so_is_a_file_from_elsewhere(tmp_path):
+    store = filled(tmp_path, 1, 2)
+    flip(store.of(1) / "network.safetensors")
+    assert problem_of(store.of(1)) == "network.safetensors has another SHA-256"
+    assert problem_of(store.of(1), hashes=False) is None
+    manifest = json.loads((store.of(2) / MANIFEST).read_text())
+    (store.of(2) / "network.safetensors").rename(tmp_path / "network.safetensors")
+    assert "is missing" in problem_of(store.of(2))
+    manifest["files"]["../../network.safetensors"] = manifest["files"].pop("network.safetensors")
+    (store.of(2) / MANIFEST).write_text(json.dumps(manifest))
+    assert "lies elsewhere" in problem_of(store.of(2))
+
+
+def test_what_was_verified_is_read_again_where_it_was_written_again(tmp_path):
+    store = filled(tmp_path, 1)
+    assert store.problem(store.of(1)) is None
+    flip(store.of(1) / "network.safetensors")
+    os.utime(store.of(1) / MANIFEST, ns=(1, 1))
+    assert "another SHA-256" in store.problem(store.of(1))
+
+
+def test_a_broken_one_does_not_count_as_kept_and_is_written_again(tmp_path):
+    store = filled(tmp_path, 1, 2, 3)
+    (store.of(3) / "network.safetensors").write_text("x")
+    assert [folder.name for folder in store.prune(keep=1)] == ["step-000001"]
+    store.save(3, net(3.0), {})
+    assert problem_of(store.of(3)) is None
+    store.save(3, net(5.0), {})  # whole: stays
+    restored = net()
+    load_checkpoint(store.of(3), restored)
+    assert float(restored["network"].weight[0, 0]) == 3.0
