@@ -53,6 +53,10 @@ def main() -> int:
         preload(FIRST)
         knowledge = known_tests(cache, trees, options.tests)
         done = earlier(kept) if not options.again else {}
+        knowledge.most = options.most
+        knowledge.before = {
+            f"{r.file}: {r.name}": r.by for other in cache.glob("results-*") for r in read_results(other)
+        }
         results = run_all(mutants, knowledge, trees, kept, done, root, not options.quick)
     return tell(options, results)
 
@@ -70,6 +74,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, metavar="FILE", help="write the results, a JSON object a line")
     parser.add_argument("--tree", type=Path, default=ROOT, metavar="FOLDER", help="the package to break")
     parser.add_argument("--quick", action="store_true", help="survivors are not run once more from the start")
+    parser.add_argument(
+        "--most", type=float, default=float("inf"), metavar="SECONDS", help="of tests a mutant, the fastest (all)"
+    )
     parser.add_argument("--list", type=Path, default=LISTS, metavar="FOLDER", help="the mutants, for another --tree")
     parser.add_argument("--again", action="store_true", help="run also what has been run on this tree")
     return parser

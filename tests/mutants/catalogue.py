@@ -102,3 +102,35 @@ def lines_of(source: str, line: int) -> tuple[range, bool]:
 
     visit(ast.parse(source), False)
     return found, inside
+
+
+def homes_of_bases(source: str) -> set[str]:
+    """Modules from which a source takes the bases of its classes: what is inherited runs with values set here."""
+    tree = ast.parse(source)
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    bases = {base.id for one in classes for base in one.bases if isinstance(base, ast.Name)}
+    return {module for module, names in imported(tree) if names & bases}
+
+
+def is_used_in(source: str, module: str, names: set[str]) -> bool:
+    """Whether a source imports one of the names from a module."""
+    return any(home == module and have & names for home, have in imported(ast.parse(source)))
+
+
+def imported(tree: ast.AST) -> list[tuple[str, set[str]]]:
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    return [(str(node.module), {alias.name for alias in node.names}) for node in froms]
+
+
+def assigned_at(source: str, line: int) -> set[str]:
+    """Names that the statement of a line gives a value, outside classes and functions."""
+    for node in ast.parse(source).body:
+        if node.lineno <= line <= (node.end_lineno or 0) and isinstance(node, ast.Assign | ast.AnnAssign):
+            return {
+                name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+            }
+    return set()
+
+
+def module_of(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")

@@ -112,3 +112,31 @@ def test_a_leftover_that_cannot_be_removed_is_a_warning(tmp_path, monkeypatch, c
     monkeypatch.setattr(module, "discard", stays)
     remove_leftovers(tmp_path)
     assert "left by a killed run (Read-only file system)" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there")
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_taken_again(tmp_path, monkeypatch):
+    """Its holder removes it at the end: who waited between opening and locking holds what no third process sees."""
+    real, calls = module._lock, []
+
+    def removed_first(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 1:
+            (tmp_path / LOCK).unlink()
+        return real(descriptor)
+
+    monkeypatch.setattr(module, "_lock", removed_first)
+    with locked(tmp_path):
+        assert len(calls) == 2
+        with pytest.raises(ConfigError, match="another process is at work"), locked(tmp_path):
+            pass
+
+
+def test_what_another_process_put_there_meanwhile_is_given_back(tmp_path):
+    """Two see the same dead owner; the slower one would remove the quicker one's name."""
+    owner = tmp_path / OWNER
+    owner.write_text("quicker boot 7")
+    assert not module._taken_away(owner, "dead boot 7")
+    assert owner.read_text() == "quicker boot 7"
+    assert module._taken_away(owner, "quicker boot 7")
+    assert list(tmp_path.iterdir()) == []

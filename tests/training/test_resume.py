@@ -10,7 +10,7 @@ from diffdistill.errors import ConfigError, DiskError
 from diffdistill.training import loop as loop_module
 from diffdistill.training.loop import run_loop
 from diffdistill.training.observers import usual_observers
-from diffdistill.training.resume import differing
+from diffdistill.training.resume import differing, settings_of
 
 
 def test_an_earlier_step_begins_a_branch_and_the_other_is_kept_apart(tmp_path, capsys):
@@ -151,3 +151,11 @@ def test_a_run_that_fell_ends_the_same_when_killed_on_its_way_back(tmp_path, wha
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-000003" / "state.json").read_text())
     assert state["went_back"] == 2
+
+
+def test_all_but_length_place_and_what_is_looked_at_make_the_run(tmp_path):
+    """What changes a weight may not change within a run; a new setting belongs to the run until it is said not to."""
+    looks = {"log_every", "sample_every", "evaluation", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"}
+    place = {"output_dir", "resume_from_checkpoint", "allow_changed_inputs", "max_train_steps"}
+    config = settings("sid", tmp_path)
+    assert settings_of(config).keys() == type(config).model_fields.keys() - looks - place

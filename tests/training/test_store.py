@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from diffdistill.errors import CheckpointError, DiskError
+from diffdistill.errors import CheckpointError, DiskError, NonFiniteError
 from diffdistill.training import store as module
 from diffdistill.training.store import MANIFEST, CheckpointStore, load_checkpoint, problem_of, step_of
 
@@ -155,3 +155,82 @@ def test_a_checkpoint_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
     assert {"network.safetensors", "state.json", MANIFEST} <= set(synced)
     assert synced[-1] == "checkpoints"
     assert json.loads((store.of(1) / MANIFEST).read_text())["files"].keys() == {"network.safetensors", "state.json"}
+
+
+def flip(file):
+    """One bit, so that the size stays."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_one_bit_is_noticed_and_so_is_a_file_from_elsewhere(tmp_path):
+    store = filled(tmp_path, 1, 2)
+    flip(store.of(1) / "network.safetensors")
+    assert problem_of(store.of(1)) == "network.safetensors has another SHA-256"
+    assert problem_of(store.of(1), hashes=False) is None
+    manifest = json.loads((store.of(2) / MANIFEST).read_text())
+    (store.of(2) / "network.safetensors").rename(tmp_path / "network.safetensors")
+    assert "is missing" in problem_of(store.of(2))
+    manifest["files"]["../../network.safetensors"] = manifest["files"].pop("network.safetensors")
+    (store.of(2) / MANIFEST).write_text(json.dumps(manifest))
+    assert "lies elsewhere" in problem_of(store.of(2))
+
+
+def test_what_was_verified_is_read_again_where_it_was_written_again(tmp_path):
+    store = filled(tmp_path, 1)
+    assert store.problem(store.of(1)) is None
+    flip(store.of(1) / "network.safetensors")
+    os.utime(store.of(1) / MANIFEST, ns=(1, 1))
+    assert "another SHA-256" in store.problem(store.of(1))
+
+
+def test_a_broken_one_does_not_count_as_kept_and_is_written_again(tmp_path):
+    store = filled(tmp_path, 1, 2, 3)
+    (store.of(3) / "network.safetensors").write_text("x")
+    assert [folder.name for folder in store.prune(keep=1)] == ["step-000001"]
+    store.save(3, net(3.0), {})
+    assert problem_of(store.of(3)) is None
+    store.save(3, net(5.0), {})  # whole: stays
+    restored = net()
+    load_checkpoint(store.of(3), restored)
+    assert restored["network"].weight[0, 0].item() == 3.0
+
+
+def test_the_spared_one_stays_and_no_other_old_one(tmp_path):
+    store = filled(tmp_path, 1, 2, 3)
+    store.keep = 1
+    store.save(4, net(), {}, spare=2)
+    assert names(store) == ["step-000002", "step-000004"]
+
+
+def test_an_optimiser_goes_on_with_its_moments(tmp_path):
+    def trained(network, optimizer, steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            network(torch.ones(1, 2)).square().sum().backward()
+            optimizer.step()
+
+    def made():
+        parts = net(0.3)
+        torch.nn.init.zeros_(parts["network"].bias)
+        return {**parts, "optimizer": torch.optim.Adam(parts["network"].parameters(), lr=0.1)}
+
+    whole, first, second = made(), made(), made()
+    trained(whole["network"], whole["optimizer"], 5)
+    trained(first["network"], first["optimizer"], 3)
+    store = filled(tmp_path)
+    load_checkpoint(store.save(3, first, {}), second)
+    trained(second["network"], second["optimizer"], 2)
+    assert torch.equal(whole["network"].weight, second["network"].weight)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_weight_that_is_no_number_is_not_written(tmp_path, value):
+    store, broken = filled(tmp_path, 1), net()
+    with torch.no_grad():
+        broken["network"].weight[0, 1] = value
+    with pytest.raises(NonFiniteError, match="the network holds NaN or infinity at step 2"):
+        store.save(2, broken, {})
+    assert names(store) == ["step-000001"]
+    assert [path.name for path in store.folder.iterdir()] == ["step-000001"]

@@ -57,3 +57,10 @@ def test_only_signals_that_there_are_are_asked_for(monkeypatch):
     names = [number.name for number in machine.stop_signals()]
     assert "SIGTERM" in names
     assert "SIGUSR1" not in names
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc, which says it too")
+def test_peak_memory_is_in_bytes():
+    with open("/proc/self/status", encoding="utf-8") as lines:
+        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    assert machine.peak_memory() == pytest.approx(kilobytes * 1024, rel=0.2)

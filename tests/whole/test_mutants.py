@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mutants.bench import CannotPatch, patches
 from mutants.catalogue import Mutant, catalogue, lines_of
+from mutants.examine import Knowledge
 
 MUTANTS = catalogue()
 
@@ -75,6 +76,42 @@ class Thing:
 )
 def test_which_lines_tell_who_sees_an_error(line, lines, inside):
     assert lines_of(SOURCE, line) == (lines, inside)
+
+
+FILES = {
+    "base.py": "LIMIT = 3\n\n\nclass Base:\n    size = 1\n\n    def area(self):\n        return self.size\n",
+    "heir.py": "from pack.base import Base\n\n\nclass Heir(Base):\n    size = 2\n",
+    "user.py": "from pack.base import LIMIT\n\n\ndef most():\n    return LIMIT\n",
+    "other.py": "def other():\n    return 4\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "wanted"),
+    [
+        ("heir.py", "size = 2", {"inherits", "bases"}),  # no line of an heir runs but on import, which is one test's
+        ("base.py", "LIMIT = 3", {"bases", "uses"}),
+        ("user.py", "return LIMIT", {"uses"}),
+    ],
+)
+def test_what_stands_outside_functions_is_seen_where_it_is_used(tmp_path, file, old, wanted):
+    def seen(lines: dict) -> dict:
+        there = {f"diffdistill/{name}": numbers for name, numbers in lines.items()}
+        return {"seconds": 0.1, "passed": True, "skipped": False, "lines": there}
+
+    (tmp_path / "diffdistill").mkdir()
+    for name, text in FILES.items():
+        (tmp_path / "diffdistill" / name).write_text(text.replace("pack", "diffdistill"))
+    tests = {
+        "inherits": seen({"heir.py": [1, 4, 5]}),
+        "bases": seen({"base.py": [8]}),
+        "uses": seen({"user.py": [5]}),
+        "else": seen({"other.py": [2]}),
+    }
+    source = (tmp_path / "diffdistill" / file).read_text()
+    mutant = Mutant(f"diffdistill/{file}", "wrong", old, "pass")
+    stages = Knowledge(tests).stages(mutant, source, tmp_path)
+    assert {name for stage in stages for name in stage} == wanted
 
 
 def test_a_function_takes_the_changed_code(tmp_path):

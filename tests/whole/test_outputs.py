@@ -19,6 +19,7 @@ def folder(tmp_path, monkeypatch):
     Path("folder").mkdir()
     Path("mine").write_text("precious", encoding="utf-8")
     Path("ours.json").write_text('{"checks": [], "ok": true}', encoding="utf-8")
+    Path("half.json").write_text('{"ok": "it is"}', encoding="utf-8")
     Path("empty").touch()
     return tmp_path
 
@@ -31,6 +32,7 @@ def folder(tmp_path, monkeypatch):
         ("absent/x", "there is no folder"),
         ("mine/x", "there is no folder"),
         ("mine", "exists and holds something else"),
+        ("half.json", "exists and holds something else"),
         ("n" * 300, "cannot be a file (File name too long)"),
     ],
 )
