@@ -70,6 +70,15 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unknown flag '{name}'")
 
 
+def seed(text: str) -> int:
+    from diffdistill.data.prompts import MOST_SEED
+
+    value = whole(0)(text)
+    if value > MOST_SEED:
+        raise argparse.ArgumentTypeError(f"'{text}' is above {MOST_SEED}, the highest there is")
+    return value
+
+
 def whole(minimum: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or int(text) < minimum:

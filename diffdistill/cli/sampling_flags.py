@@ -9,6 +9,7 @@ from diffdistill.cli.parser import (
     number,
     prompt,
     sampler,
+    seed,
     whole,
 )
 from diffdistill.sampling.sampler import SAMPLERS
@@ -17,9 +18,7 @@ from diffdistill.sampling.sampler import SAMPLERS
 def add_sampling(parser: Parser) -> None:
     """What `sample` and `evaluate` share."""
     parser.add_argument("--steps", metavar="K", type=whole(1), help="sampling steps (default: the model's own)")
-    parser.add_argument(
-        "--seed", metavar="S", type=whole(0), default=0, help="image i depends on (S, i) only (default 0)"
-    )
+    parser.add_argument("--seed", metavar="S", type=seed, default=0, help="image i depends on (S, i) only (default 0)")
     parser.add_argument(
         "--batch-size",
         metavar="B",

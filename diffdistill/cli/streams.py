@@ -62,7 +62,9 @@ def steady() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     for stream in before:
         if stream is not None and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=ERRORS)
+            # It flushes: a full disk, or a pipe in the place of a file, is told by the first write instead.
+            with contextlib.suppress(OSError, ValueError):
+                stream.reconfigure(errors=ERRORS)
     missing = [stream is None for stream in before]
     sys.stdout, sys.stderr = (
         Steady(open(os.devnull, "w", encoding="utf-8") if stream is None else stream)  # noqa: SIM115

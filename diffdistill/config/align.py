@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from diffdistill.config.parts import Evaluations, Lora
 from diffdistill.config.schema import Data, Run, no_part_above
 from diffdistill.data.formats import allowed_pairs
+from diffdistill.data.prompts import MOST_SEED
 from diffdistill.evaluation.figures import WATCHED_PAIRS
 from diffdistill.optimizers import Optimizer
 from diffdistill.section import Count, Positive, Section
@@ -35,7 +36,7 @@ class PairEvaluation(Evaluations):
     num_pairs: Count = Field(256, description="held-out pairs measured, at most")
     levels: Count = Field(8, description="times at which each pair is measured, evenly spread over their law")
     batch_size: Count = Field(8, description="pairs in one call of the network")
-    seed: int = 1000
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 1000
     prompts: tuple[str, ...] = Field((), description="captions of the grids; empty: the first eight held-out ones")
     sampling_steps: Count = Field(25, description="steps of the pipeline's own scheduler in the grids")
     guidance_scale: Annotated[float, Field(ge=0)] = Field(5.0, description="classifier-free guidance in the grids")

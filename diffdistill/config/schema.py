@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, create_model, model
 
 from diffdistill.config.parts import Average, Evaluations, Lora
 from diffdistill.data.formats import allowed
+from diffdistill.data.prompts import MOST_SEED
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.metrics import metric
 from diffdistill.files import expanded
@@ -86,7 +87,7 @@ class Evaluation(Evaluations):
         "else those of training",
     )
     batch_size: Count = 250
-    seed: int = 1000
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 1000
     steps: Count | None = Field(None, description="sampling steps; null: the model's own")
 
     def figures(self) -> tuple[str, ...]:

@@ -7,6 +7,12 @@ FREE = 1 << 28  # bytes that anything may unpack to
 RATIO = 200  # times its own size, beyond that; pictures and numbers pack five times, a bomb a thousand times
 
 
+def check_pixels(height: int, width: int, name: str) -> None:
+    """DataError for pictures that have no pixels, which an array can announce."""
+    if height < 1 or width < 1:
+        raise DataError(f"{name} holds images of {width}x{height} pixels: give some with pixels")
+
+
 def check_size(unpacked: int, packed: int, name: str) -> None:
     """DataError where `packed` bytes of a file announce so many that they cannot be pictures, or do not fit here."""
     if unpacked > FREE and unpacked > RATIO * packed:

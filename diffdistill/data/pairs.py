@@ -1,5 +1,6 @@
 """Pairs of images of one caption, of which one is wanted: read, counted, cut to squares, kept apart by caption."""
 
+import filecmp
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ def load_pairs(data: str, *, split: str = "train", limit: int | None = None, tie
     rows = open_pairs(data, split, counts)
     pairs: list[Pair] = []
     for pair in rows:
-        if pair.win[1] == pair.lose[1]:
+        if _same(pair.win[1], pair.lose[1]):
             counts["of one image"] += 1
         elif pair.tie and ties == "drop":
             counts["ties"] += 1
@@ -84,6 +85,13 @@ def load_pairs(data: str, *, split: str = "train", limit: int | None = None, tie
         raise DataError(f"{data} has no pair to learn from ({left_out}): give pairs of which one image is wanted")
     pairs = pairs[:limit]
     return PairSet(tuple(pairs), data, nonzero, digest_of(pairs))
+
+
+def _same(one: bytes | Path, other: bytes | Path) -> bool:
+    """Whether two images are one: the same bytes, also in files of two names."""
+    if isinstance(one, Path) and isinstance(other, Path):
+        return one == other or filecmp.cmp(one, other, shallow=False)
+    return one == other
 
 
 def digest_of(pairs: Sequence[Pair]) -> str:

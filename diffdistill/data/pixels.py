@@ -21,6 +21,9 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 # What Pillow's decoders raise on damaged files: found by damaging files of every format at random.
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error)
 
+SAMPLE_STEPS = {"1": 255, "L;2": 85, "L;4": 17}
+"""Gray PNG of fewer than 8 bits, by Pillow's word: it widens the samples, and leaves the transparent level alone."""
+
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -144,15 +147,23 @@ def _fit_array(image: np.ndarray, size: int) -> np.ndarray:
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:
     """The first frame in mode L or RGB, on white."""
+    stored = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""  # Pillow's word for the samples
+    clear = image.info.get("transparency")
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise DataError(f"{name} has more than 16 bits a channel: save it with 8 or 16")
-        return Image.fromarray(np.rint(values.astype(np.float32) / 257).astype(np.uint8))  # 65535 is 255
-    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        gray = np.rint(values.astype(np.float32) / 257).astype(np.uint8)  # 65535 is 255
+        return Image.fromarray(gray if clear is None else np.where(values == clear, np.uint8(255), gray))
+    if isinstance(clear, int) and stored in SAMPLE_STEPS:
+        gray = np.asarray(image.convert("L"))
+        return Image.fromarray(np.where(gray == clear * SAMPLE_STEPS[stored], np.uint8(255), gray))
+    if isinstance(clear, tuple) and stored == "RGB;16B":  # of such samples Pillow keeps the upper byte
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    if clear is not None or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         flat = Image.new("RGBA", image.size, "white")
         flat.alpha_composite(image.convert("RGBA"))
-        return flat.convert("L" if image.mode in ("L", "LA", "La") else "RGB")
+        return flat.convert("L" if image.mode in ("L", "LA", "La") or stored == "LA;16B" else "RGB")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 

@@ -1,8 +1,6 @@
 """Prompt files: text, CSV or JSON lines, in UTF-8 or with a byte order mark."""
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -10,11 +8,14 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from diffdistill.data.text import Row, json_rows, read_text
+from diffdistill.data.text import HALVED, Row, csv_rows, is_halved, json_rows, read_text
 from diffdistill.errors import DataError
 
 COLUMNS = ("prompt", "text")  # the first that is there
 LONGEST = 20_000  # characters of a prompt
+MOST_SEED = 2**32 - 1
+"""The highest seed of images: torch's generator on the CPU looks at 32 bits, so seeds above repeat those below."""
+
 T = TypeVar("T")
 
 
@@ -59,8 +60,8 @@ def problem_of(text: str) -> str | None:
         return "is empty"
     if len(text) > LONGEST:
         return f"has {len(text):,} characters, and a model reads a few hundred at most"
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        return "holds half of a character (a lone surrogate)"
+    if is_halved(text):
+        return HALVED
     return None
 
 
@@ -88,8 +89,8 @@ def _prompt(row: dict[str, Any], where: str) -> Prompt:
             raise DataError(f"{where}: the {name} {problem}; write a text or take the line out")
     if isinstance(seed, str):
         seed = int(seed) if re.fullmatch(r"\d{1,18}", seed.strip(), re.ASCII) else seed.strip() or None
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-        raise DataError(f"{where} has the seed {seed!r}: seeds are whole numbers >= 0")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MOST_SEED):
+        raise DataError(f"{where} has the seed {seed!r}: seeds are whole numbers >= 0, up to {MOST_SEED}")
     return Prompt(text.strip(), None if negative is None else negative.strip(), seed)
 
 
@@ -104,32 +105,5 @@ def _json_rows(text: str, name: str) -> Iterator[Row]:
 
 
 def _csv_rows(text: str, name: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text), strict=True)
-    header: list[str] | None = None
-    line = 1
-    try:
-        for row in reader:
-            here, line = line, reader.line_num + 1
-            if not row:
-                continue
-            if header is None:
-                header = _header(row, name)
-                continue
-            if len(row) > len(header):
-                raise DataError(
-                    f"line {here} of '{name}' has {len(row)} fields and the header {len(header)}: put quotation marks "
-                    "around a prompt with commas"
-                )
-            yield here, {key: value for key, value in zip(header, row, strict=False) if value or key in COLUMNS}
-    except csv.Error as error:
-        raise DataError(f"line {line} of '{name}' is not CSV ({error}): mend its quotation marks") from error
-
-
-def _header(row: list[str], name: str) -> list[str]:
-    header = [column.strip().lower() for column in row]
-    if not set(COLUMNS) & set(header):
-        raise DataError(
-            f"line 1 of '{name}' names no column 'prompt' or 'text', only {', '.join(map(repr, row[:5]))}: begin with "
-            "a header such as prompt,negative_prompt,seed"
-        )
-    return header
+    for line, row in csv_rows(text, name, COLUMNS, "prompt,negative_prompt,seed"):
+        yield line, {key: value for key, value in row.items() if value or key in COLUMNS}

@@ -1,10 +1,12 @@
 """What every reader returns: images not yet decoded, labels, texts; pairs of images."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
+from diffdistill.data.text import HALVED, is_halved
 from diffdistill.errors import DataError
 
 if TYPE_CHECKING:
@@ -13,7 +15,10 @@ if TYPE_CHECKING:
 # One image at rest: its name for error messages, and its encoded bytes or its file.
 Encoded = tuple[str, bytes | Path]
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"}
+SUFFIXES = {
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm",
+    ".pgm", ".pbm", ".pnm", ".avif",
+}  # fmt: skip
 
 IMAGE_COLUMNS = ("image", "img")  # of a table; beside it are `label` and `text`
 
@@ -24,6 +29,9 @@ SPLITS = {
     "validation": ("validation", "valid", "val"),
 }
 SPLIT_NAMES = {spelling: split for split, spellings in SPLITS.items() for spelling in spellings}
+
+NUMBER = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*")
+"""Labels that are numbers, and no names: `3`; also `-1` and `1.0`, which are refused, not sorted as words."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +80,17 @@ def as_labels(
 ) -> "tuple[np.ndarray, tuple[str, ...] | None]":
     """Labels as int64 (N,), and the names of the classes.
 
-    Strings become their place among the sorted names, unless all of them are whole numbers.
+    Strings become their place among the sorted names, unless all of them are numbers.
     Raises DataError for a missing label, one that is no whole number, and one outside 0 .. classes - 1.
     """
     import numpy as np
 
     labels = values.tolist() if isinstance(values, np.ndarray) else list(values)
     if labels and all(isinstance(label, str) for label in labels):
-        if all(label.strip().isdecimal() for label in labels):
-            labels = [int(label) for label in labels]
+        if all(NUMBER.fullmatch(label) for label in labels):
+            labels = [int(label) if label.strip().lstrip("+-").isdecimal() else label for label in labels]
         elif "" not in labels:
+            check_whole(labels, "label", name)
             class_names = class_names or tuple(sorted(set(labels)))
             place = {label: i for i, label in enumerate(class_names)}
             labels = [place.get(label, label) for label in labels]
@@ -100,13 +109,23 @@ def as_texts(values: Sequence[Any], name: str) -> tuple[str, ...]:
     for index, text in enumerate(values):
         if not isinstance(text, str):
             raise DataError(f"{name} has no text for image {index}: give every image one, or none")
+    check_whole(values, "text", name)
     return tuple(values)
+
+
+def check_whole(texts: Sequence[str], what: str, name: str) -> None:
+    """DataError for a text that ends in half of a character, which JSON may write and nothing can hold."""
+    for index, text in enumerate(texts):
+        if is_halved(text):
+            raise DataError(f"{name} has a {what} for image {index} that {HALVED}: write the character whole")
 
 
 def as_caption(value: Any, where: str) -> str:
     """The text of a pair; DataError if it is missing or blank."""
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where} has no caption: give every pair the text that both images were made for")
+    if is_halved(value):
+        raise DataError(f"{where} has a caption that {HALVED}: write the character whole")
     return value
 
 

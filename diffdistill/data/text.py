@@ -1,6 +1,9 @@
-"""Text files of data: UTF-8 or with a byte order mark, and JSON lines."""
+"""Text files of data: UTF-8 or with a byte order mark; JSON lines and CSV."""
 
 import codecs
+import csv
+import io
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,4 +63,51 @@ def json_rows(text: str, name: str, example: str) -> Iterator[Row]:
             raise DataError(f"line {line} of '{name}' is not JSON ({error}): write one object a line") from error
         if not isinstance(row, dict):
             raise DataError(f"line {line} of '{name}' is no JSON object: write {example}")
+        if "\\u" in words and is_halved(json.dumps(row, ensure_ascii=False)):
+            raise DataError(f"line {line} of '{name}' {HALVED}: write the character whole, or take the line out")
         yield line, row
+
+
+def csv_rows(text: str, name: str, needs: tuple[str, ...], example: str) -> Iterator[Row]:
+    """Number and fields by the name of their column, in lower case, of each line that is not blank.
+
+    DataError, with the line's number, for a header with none of the columns `needs`, for a line of more fields than
+    the header, as one has whose text has a comma and no quotation marks, and for what is no CSV.
+    """
+    reader = csv.reader(io.StringIO(text), strict=True)
+    header: list[str] | None = None
+    line = 1
+    try:
+        for row in reader:
+            here, line = line, reader.line_num + 1
+            if not row:
+                continue
+            if header is None:
+                header = _header(row, name, needs, example)
+                continue
+            if len(row) > len(header):
+                raise DataError(
+                    f"line {here} of '{name}' has {len(row)} fields and the header {len(header)}: put quotation marks "
+                    "around a text with commas"
+                )
+            yield here, dict(zip(header, row, strict=False))
+    except csv.Error as error:
+        raise DataError(f"line {line} of '{name}' is not CSV ({error}): mend its quotation marks") from error
+
+
+def _header(row: list[str], name: str, needs: tuple[str, ...], example: str) -> list[str]:
+    header = [column.strip().lower() for column in row]
+    if not set(needs) & set(header):
+        raise DataError(
+            f"line 1 of '{name}' names no column {' or '.join(map(repr, needs))}, only "
+            f"{', '.join(map(repr, row[:5]))}: begin with a header such as {example}"
+        )
+    return header
+
+
+HALVED = "holds half of a character (a lone surrogate)"
+
+
+def is_halved(text: str) -> bool:
+    """Whether a text was cut inside a character: JSON can say so, no tokenizer and no file can hold it."""
+    return any("\ud800" <= character <= "\udfff" for character in text)

@@ -20,7 +20,8 @@ from diffdistill.evaluation.text_scores import summary
 
 @dataclass
 class Generated:
-    """What one pass over the images left: the Gaussian of all `n`, and features of at most `sample_rows` of them.
+    """What one pass over the images left: the Gaussian of all `n`, and features of at most `sample_rows` of them,
+    drawn at random; labels and thumbnails are of these.
 
     Without a reference there are no features: `scores` alone, of images by themselves or for their texts, each `(N,)`.
     """
@@ -74,6 +75,13 @@ class Context:
         """At most `n` rows of the reference, the same for one seed."""
         order = torch.randperm(len(self.real), generator=torch.Generator().manual_seed(self.seed))
         return self.real[order[:n]]
+
+    def some(self, n: int) -> Tensor:
+        """Which rows of the generated features a metric looks at that can look at `n`: all, or a random sample."""
+        rows = len(self.generated.features)
+        if rows <= n:
+            return torch.arange(rows)
+        return torch.randperm(rows, generator=torch.Generator().manual_seed(self.seed + 2))[:n].sort().values
 
     def real_halves(self) -> tuple[Tensor, Tensor]:
         """Two disjoint parts of the reference: as many images as were generated (or half), and the rest."""

@@ -21,6 +21,7 @@ from diffdistill.evaluation.memorisation import thumbnails
 from diffdistill.evaluation.metrics import Metric, metric, metrics
 from diffdistill.evaluation.reference import Reference, load_reference, sample_rows
 from diffdistill.evaluation.resize import check_mode
+from diffdistill.evaluation.sample import StreamSample
 from diffdistill.evaluation.statistics import Statistics, check_same_features
 from diffdistill.evaluation.text_scores import Scores, joined
 from diffdistill.rewards.protocol import Reward
@@ -203,9 +204,10 @@ class Evaluator:
     ) -> tuple[Generated, list[str], torch.Size]:
         """One streaming pass: moments of all images, features of at most `sample_rows` of them, and scores."""
         extractor = self.extractor
-        moments, room = (None, 0) if extractor is None else (Moments(extractor.dim), sample_rows(extractor.dim))
+        moments = None if extractor is None else Moments(extractor.dim)
+        sample = None if extractor is None else StreamSample(sample_rows(extractor.dim))
         size = large_batch(self.device) if extractor is None else extractor.batch_size
-        features, labels, small, scores = [], [], [], []
+        labels, scores = [], []
         resizes: dict[str, None] = {}
         shape, done = torch.Size(), 0
         for images, own in rebatched(pairs, size, extractor is None or extractor.mode is not None):
@@ -213,24 +215,23 @@ class Evaluator:
             scores.append(self.scores(images, chosen, own))
             labels.append(own)
             shape, done = images.shape[1:], done + len(images)
-            if extractor is None or moments is None:
+            if extractor is None or moments is None or sample is None:
                 continue
             new = extractor(images)
             moments.update(new)
-            features.append(new[:room])
-            room -= len(features[-1])
-            if pictures:
-                small.append(thumbnails(images[: len(features[-1])]))
+            sample.add(new, *((thumbnails(images),) if pictures else ()))
             resizes[extractor.resize_used(*shape[1:])] = None
         if not done:
             raise DataError("there are no images to measure: give some")
         known = [x for x in labels if x is not None]
+        nothing = torch.arange(done), torch.empty(done, 0, dtype=torch.float64)
+        index, features, *small = nothing if sample is None else sample.rows()
         generated = Generated(
             done,
             NO_FEATURES if moments is None else moments.gaussian(),
-            torch.cat(features) if features else torch.empty(done, 0, dtype=torch.float64),
-            torch.cat(known) if len(known) == len(labels) else None,
-            torch.cat(small) if small else None,
+            features,
+            torch.cat(known)[index] if len(known) == len(labels) else None,
+            small[0] if small else None,
             joined(scores),
         )
         return generated, list(resizes), shape

@@ -170,9 +170,11 @@ def measured(request: Request) -> Iterator[dict[str, Any]]:
         rewards=rewards,
         progress=True,
     )
-    captions = reference.texts if isinstance(reference, ImageSet) else None
+    captions, classes = (reference.texts, reference.class_names) if isinstance(reference, ImageSet) else (None, None)
+    by_class = any("labels" in metric(name).needs for name in request.metrics or ())
     for open_subject in subjects:
-        yield measure(evaluator, open_subject(captions), request.neighbours)
+        subject = open_subject(captions)
+        yield measure(evaluator, subject.by_names(classes) if by_class else subject, request.neighbours)
 
 
 def measure(evaluator: Evaluator, subject: Subject, picture: str | Path | None = None) -> dict[str, Any]:

@@ -68,6 +68,24 @@ class Subject:
     batches: Iterator[Pair]
     texts: Sequence[str] | None
     about: dict[str, Any]
+    class_names: tuple[str, ...] | None = None
+
+    def by_names(self, classes: tuple[str, ...] | None) -> "Subject":
+        """The same with labels that count the named classes of a reference, where both have names of classes.
+
+        DataError for a class that the reference has not.
+        """
+        if classes is None or self.class_names is None or classes == self.class_names:
+            return self
+        missing = [name for name in self.class_names if name not in classes]
+        if missing:
+            raise DataError(
+                f"{self.name} has the class {missing[0]!r}, and the reference has {', '.join(classes):.200}: call "
+                f"the classes alike, or leave per_class_fid out"
+            )
+        place = torch.tensor([classes.index(name) for name in self.class_names])
+        batches = ((images, None if labels is None else place[labels]) for images, labels in self.batches)
+        return replace(self, batches=batches, class_names=classes)
 
 
 OpenSubject = Callable[[Sequence[str] | None], Subject]
@@ -84,17 +102,17 @@ def image_subject(images: str | Path | Tensor, limit: int | None, drawing: Drawi
     if given:
         raise ConfigError(f"{given[0]} goes with --model: the images of --images are there already")
     if isinstance(images, Tensor):
-        name, count, texts = f"{len(images)} images", len(images), None
+        name, count, texts, classes = f"{len(images)} images", len(images), None, None
         batches: Iterator[Pair] = ((part, None) for part in images.split(1000))
     else:
         name, source = str(images), open_source(str(images), "train")
-        count, texts, batches = source.count, source.texts, _decoded(source)
+        count, texts, batches, classes = source.count, source.texts, _decoded(source), source.class_names
     if count == 0:
         raise DataError(f"{name} holds no images")
     if limit is not None and limit > count:
         raise DataError(f"{name} has {count} images, but {limit} were asked for: lower --num-images")
     texts = texts if prompts is None else tuple(prompt.text for prompt in prompts)
-    subject = Subject(name, limit or count, batches, texts, {"images": name})
+    subject = Subject(name, limit or count, batches, texts, {"images": name}, classes)
     return lambda _captions: subject
 
 

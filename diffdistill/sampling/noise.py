@@ -5,12 +5,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffdistill.data.prompts import MOST_SEED
+from diffdistill.errors import ConfigError
+
 
 def image_seed(seed: int, index: int) -> int:
     """Seed of the generator of image `index` in a call with `seed`: (seed * 2654435761 + index) mod 2^32.
 
     The factor (Knuth's multiplicative hash, odd, so a bijection mod 2^32) keeps neighbouring seeds apart.
+    ConfigError for a seed that is not 0 to 2^32 - 1: it would draw the images of another.
     """
+    if not 0 <= seed <= MOST_SEED:
+        raise ConfigError(f"the seed is {seed}, and seeds of images are 0 to {MOST_SEED}; give one of these")
     return (seed * 2654435761 + index) % 2**32
 
 

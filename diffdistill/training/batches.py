@@ -1,6 +1,11 @@
 """The data of a run, checked against its teacher."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+
+import torch
 
 from diffdistill.config.align import Align
 from diffdistill.config.schema import Run
@@ -18,6 +23,7 @@ def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
         settings.path, split=settings.split, image_size=settings.image_size, limit=settings.limit, channels=channels
     )
     if teacher is None:
+        say_unseen(data, data.num_classes)
         return data
     if tuple(data.images.shape[1:]) != teacher.image_shape:
         have, want = "x".join(map(str, data.images.shape[1:])), "x".join(map(str, teacher.image_shape))
@@ -38,7 +44,49 @@ def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
                 f"'{config.data.path}' has label {int(data.labels.max())} and the teacher knows 0 to "
                 f"{teacher.num_classes - 1}; use its classes"
             )
+        data = by_name(data, teacher.metadata.get("class_names"))
+    say_unseen(data, teacher.num_classes)
     return data
+
+
+def by_name(data: ImageSet, names: Sequence[str] | None) -> ImageSet:
+    """The same images with the labels that the teacher's classes of their names have, where both have names.
+
+    ConfigError for a class that the teacher does not know.
+    """
+    if names is None or data.class_names is None or data.labels is None or tuple(names) == data.class_names:
+        return data
+    place = {name: label for label, name in enumerate(names)}
+    unknown = [name for name in data.class_names if name not in place]
+    if unknown:
+        raise ConfigError(
+            f"'{data.name}' has the class {unknown[0]!r} and the teacher knows {', '.join(names):.200}; call the "
+            f"classes as it does"
+        )
+    print(f"labels of '{data.name}' are those that the teacher's classes of these names have")
+    return replace(data, labels=torch.tensor([place[name] for name in data.class_names])[data.labels])
+
+
+def names_of_classes(data: Any, teacher: Denoiser) -> Sequence[str] | None:
+    """The names of a student's classes: its teacher's, or those of data that name every class of the teacher."""
+    names: Sequence[str] | None = teacher.metadata.get("class_names")
+    own = getattr(data, "class_names", None)
+    return own if names is None and own is not None and len(own) == teacher.num_classes else names
+
+
+def say_unseen(data: ImageSet, classes: int | None) -> None:
+    """Say which classes the training never sees: they are drawn all the same, and nobody taught them."""
+    if classes is None or data.labels is None:
+        return
+    seen = set(data.labels.unique().tolist())
+    unseen = [label for label in range(classes) if label not in seen]
+    if unseen:
+        listed = ", ".join(map(str, unseen[:8])) + (", ..." if len(unseen) > 8 else "")
+        print(
+            f"warning: '{data.name}' has no image of {len(unseen)} of {classes} classes (class {listed}): they are "
+            f"not trained, and sample draws them all the same, unless --class-labels leaves them out",
+            file=sys.stderr,
+        )
 
 
 def training_pairs(config: Align) -> tuple[PairSet, PairSet]:

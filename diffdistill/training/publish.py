@@ -93,7 +93,8 @@ def _keep_others(folder: Path, staged: Path) -> None:
 class DenoiserPublisher:
     """Teachers and students: a folder that stock diffusers loads.
 
-    data: what it was trained on. teacher: folder or id of the teacher of a student. provenance: more for the record.
+    data: what it was trained on. teacher: folder or id of the teacher of a student. class_names: in
+    the order of their labels. provenance: more for the record.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class DenoiserPublisher:
         *,
         levels: Sequence[float] = (),
         teacher: str | None = None,
+        class_names: Sequence[str] | None = None,
         **provenance: Any,
     ):
         self.resolved, self.name, self.role, self.levels, self.teacher = resolved, name, role, levels, teacher
@@ -112,6 +114,7 @@ class DenoiserPublisher:
             "diffdistill": __version__,
             "config_sha256": resolved.sha256,
             "data": {"path": data.name, "fingerprint": data.fingerprint},
+            **({} if class_names is None else {"class_names": list(class_names)}),
             **({} if teacher is None else {"teacher": teacher}),
             **provenance,
         }

@@ -13,7 +13,7 @@ from diffdistill.evaluation.figures import numbers_of
 from diffdistill.pipelines.text.adapter import load_pipeline
 from diffdistill.reporting.report import write_report
 from diffdistill.training.attention import choose_attention
-from diffdistill.training.batches import training_data, training_pairs
+from diffdistill.training.batches import names_of_classes, training_data, training_pairs
 from diffdistill.training.device import Device
 from diffdistill.training.inputs import model_digest, pairs_digest, reward_digests
 from diffdistill.training.kinds import kind_of
@@ -58,7 +58,7 @@ def train(resolved: Resolved[Train]) -> Result:
     data = training_data(config)
     task = TeacherTask(config, data, device)
     record = choices(task, config, device)
-    publisher = DenoiserPublisher(resolved, data, "model", "teacher")
+    publisher = DenoiserPublisher(resolved, data, "model", "teacher", class_names=data.class_names)
     return execute(task, resolved, ImageMonitor(config, data), publisher, record, {"data": data.fingerprint})
 
 
@@ -84,7 +84,8 @@ def distill(resolved: Resolved[Distill]) -> Result:
     source = teacher.metadata.get("source") or teacher.metadata.get("teacher_source")
     publisher = DenoiserPublisher(
         resolved, data, "student", "student",
-        levels=task.levels, teacher=config.teacher, teacher_source=source, **reward,
+        levels=task.levels, teacher=config.teacher, teacher_source=source,
+        class_names=names_of_classes(data, teacher), **reward,
     )  # fmt: skip
     inputs = {"data": data.fingerprint, "teacher": model_digest(config.teacher), **reward_digests(config)}
     return execute(task, resolved, monitor, publisher, record, inputs)

@@ -136,3 +136,13 @@ def test_a_mirrored_image_has_the_other_margin():
     assert mirrored.crop == (0, 2)
     assert mirrored.pixels[0].tolist() == [[1, 0], [3, 2]]
     assert mirrored.mirrored().crop == one.crop
+
+
+def test_a_pair_of_copies_is_of_one_image(tmp_path):
+    for name, colour in (("a", 1), ("b", 1), ("c", 9)):
+        (tmp_path / f"{name}.png").write_bytes(png(colour))
+    rows = [{"win": "a.png", "lose": "b.png", "text": "t"}, {"win": "c.png", "lose": "a.png", "text": "t"}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = load_pairs(str(tmp_path))
+    assert [pair.win[1].name for pair in pairs.pairs] == ["c.png"]
+    assert pairs.counts == {"of one image": 1}

@@ -101,6 +101,7 @@ def test_every_verb_has_help(verb, capsys):
         ([*SAMPLE, "--steps", "0"], "sample: --steps: '0' is no whole number >= 1"),
         ([*SAMPLE, "--steps", "1.5"], "sample: --steps: '1.5' is no whole number >= 1"),
         ([*SAMPLE, "--seed", "-1"], "sample: --seed: '-1' is no whole number >= 0"),
+        ([*SAMPLE, "--seed", "4294967296"], "sample: --seed: '4294967296' is above 4294967295, the highest there is"),
         ([*SAMPLE, "--guidance-scale", "nan"], "sample: --guidance-scale: 'nan' is no number >= 0"),
         (
             [*SAMPLE, "--class-labels", "0,-1"],

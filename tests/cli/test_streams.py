@@ -1,5 +1,6 @@
 """Whoever reads the output, or does not, the work is done, and its exit code is that of the work."""
 
+import contextlib
 import io
 import os
 import signal
@@ -106,3 +107,19 @@ def test_signals_of_the_caller_stay_the_callers(stub, ask):
             assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_stream_that_cannot_be_flushed_ends_nothing(monkeypatch, tmp_path):
+    """As of a file whose descriptor became a pipe: what it holds cannot be put where it was to go."""
+    stream = (tmp_path / "log").open("w", encoding="utf-8")
+    stream.write("before")
+    stream.seek(0)
+    reader, writer = os.pipe()
+    os.dup2(writer, stream.fileno())
+    monkeypatch.setattr(sys, "stdout", stream)
+    with steady():
+        assert sys.stdout.stream is stream
+    with contextlib.suppress(OSError):
+        stream.close()
+    for end in (reader, writer):
+        os.close(end)

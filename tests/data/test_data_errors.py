@@ -196,7 +196,11 @@ def test_metadata_that_does_not_fit(here):
     says("line 1 of 'set/metadata.jsonl' is not UTF-8 (byte 15): save the file as UTF-8", "set")
     path.unlink()
     Path("set/metadata.csv").write_text("file,label\n0.png,1\n")
-    says("line 2 of set/metadata.csv has no 'file_name': name the image, relative to the folder", "set")
+    says(
+        "line 1 of 'set/metadata.csv' names no column 'file_name', only 'file', 'label': begin with a header such as "
+        "file_name,text",
+        "set",
+    )
 
 
 def test_no_permission(here, monkeypatch):

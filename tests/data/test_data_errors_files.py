@@ -171,3 +171,12 @@ def test_idx_that_does_not_fit(here):
         str(packed),
         split="test",
     )
+
+
+def test_images_without_pixels_are_refused(here):
+    np.savez("set.npz", images=np.zeros((12, 0, 0), np.uint8))
+    says("images in set.npz holds images of 0x0 pixels: give some with pixels", "set.npz")
+    np.save("set.npy", np.zeros((2, 3, 4, 0), np.uint8))
+    says("set.npy holds images of 0x4 pixels: give some with pixels", "set.npy")
+    Path("train-images-idx3-ubyte").write_bytes(struct.pack(">4B3I", 0, 0, 8, 3, 5, 0, 28))
+    says("train-images-idx3-ubyte holds images of 28x0 pixels: give some with pixels", "train-images-idx3-ubyte")

@@ -1,6 +1,8 @@
 """Decoding: every kind of picture becomes upright 8-bit gray or RGB; the ranges are inverse to each other."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -104,6 +106,35 @@ def test_sixteen_bits_and_one_bit_become_eight():
         assert decode(saved(Image.fromarray(deep), form), "a")[0, :, 0].tolist() == [0, 0, 1, 100, 255]
     bits = Image.fromarray(np.array([[0, 255]], dtype=np.uint8)).convert("1")
     assert decode(saved(bits), "a").tolist() == [[[0], [255]]]
+
+
+def raw_png(bits: int, kind: int, clear: bytes, row: bytes) -> bytes:
+    """A PNG of 8x1 samples as its writer chose them, which Pillow's own writer does not offer."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", 8, 1, bits, kind, 0, 0, 0)
+    parts = chunk(b"IHDR", head), chunk(b"tRNS", clear) if clear else b"", chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "clear", "row", "first", "last"),
+    [
+        (1, 0, struct.pack(">H", 0), b"\x01", [255], [255]),
+        (1, 0, struct.pack(">H", 1), b"\x01", [0], [255]),
+        (2, 0, struct.pack(">H", 1), b"\x55\x54", [255], [0]),
+        (4, 0, struct.pack(">H", 3), b"\x33\x33\x33\x35", [255], [85]),
+        (8, 0, struct.pack(">H", 3), bytes([3] * 7 + [5]), [255], [5]),
+        (16, 0, struct.pack(">H", 30000), struct.pack(">8H", *[30000] * 7, 257), [255], [1]),
+        (16, 2, struct.pack(">3H", 999, 5, 9), struct.pack(">24H", *[999, 5, 9] * 7, 257, 0, 0), [255] * 3, [1, 0, 0]),
+        (16, 4, b"", struct.pack(">16H", *[257, 0] * 7, 257, 65535), [255], [1]),
+    ],
+)  # fmt: skip
+def test_transparency_of_every_depth_is_laid_on_white_and_gray_stays_gray(bits, kind, clear, row, first, last):
+    pixels = decode(raw_png(bits, kind, clear, row), "a")
+    assert (pixels[0, 0].tolist(), pixels[0, -1].tolist()) == (first, last)
 
 
 def test_floats_are_refused():

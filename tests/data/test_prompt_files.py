@@ -62,6 +62,7 @@ def test_jsonl_has_the_same_keys_and_text_means_prompt(tmp_path):
         ("p.csv", 'prompt\n"two\nlines"\n"a"b\n', "line 4 of .* is not CSV"),
         ("p.csv", "seed,prompt\n1,a\n2\n", "line 3 of .* has no 'prompt'"),
         ("p.csv", "seed,prompt\n1,a\n2,\n", "line 3 of .*: the prompt is empty"),
+        ("p.csv", "prompt,seed\na,4294967296\n", "line 2 of .* has the seed 4294967296: .* up to 4294967295"),
         ("p.csv", "prompt,seed\na,1.5\n", "line 2 of .* has the seed '1.5': seeds are whole numbers >= 0"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b"\n', "line 2 of .* is not JSON .*: write one object a line"),
         ("p.jsonl", '{"prompt": "a"}\n["b"]\n', "line 2 of .* is no JSON object"),

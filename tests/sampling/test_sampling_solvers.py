@@ -8,6 +8,7 @@ import torch
 from diffusers import CMStochasticIterativeScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
+from diffdistill.errors import ConfigError
 from diffdistill.sampling.levels import angular, karras
 from diffdistill.sampling.noise import ImageNoise, image_seed
 from diffdistill.sampling.sampler import SAMPLERS
@@ -201,3 +202,10 @@ def test_seeds_do_not_overlap():
     assert len(seeds) == 10_000
     assert image_seed(0, 5) == 5
     assert 0 <= image_seed(123456789, 987654321) < 2**32
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63])
+def test_seeds_that_repeat_others_are_refused(seed):
+    assert image_seed(2**32 - 1, 0) < 2**32
+    with pytest.raises(ConfigError, match=rf"^the seed is {seed}, and seeds of images are 0 to 4294967295; give one"):
+        image_seed(seed, 0)

@@ -1,6 +1,6 @@
 """`diffdistill calibrate`."""
 
-from diffdistill.cli.parser import Parser, Verb, device, sampler, several, whole
+from diffdistill.cli.parser import Parser, Verb, device, sampler, seed, several, whole
 from diffdistill.data.formats import allowed
 
 
@@ -22,7 +22,7 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--num-images", metavar="N", type=whole(2), default=512, help="images a run (default 512)")
     parser.add_argument(
-        "--seed", metavar="S", type=whole(0), default=987654321, help="noise of the fits; not that of later figures"
+        "--seed", metavar="S", type=seed, default=987654321, help="noise of the fits; not that of later figures"
     )
     parser.add_argument(
         "--method", choices=("variance", "fid"), default="variance", help="fid: the paper's search, 8 values of b"

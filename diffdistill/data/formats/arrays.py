@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from diffdistill.data.bounds import check_size
+from diffdistill.data.bounds import check_pixels, check_size
 from diffdistill.data.formats import Format
 from diffdistill.data.source import SPLITS, Source, as_labels, canonical_split, only_split
 from diffdistill.errors import DataError
@@ -95,13 +95,14 @@ def _as_images(array: "np.ndarray", name: str) -> "np.ndarray":
     """(N, H, W), (N, H, W, C) or (N, C, H, W) as (N, H, W, C), where C is 1 or 3; DataError for other arrays."""
     if array.dtype != "uint8":
         raise DataError(f"{name} is of type {array.dtype}: images are uint8, 0 to 255")
-    if array.ndim == 3:
-        return array[..., None]
-    if array.ndim == 4 and array.shape[3] in (1, 3):
-        return array
-    if array.ndim == 4 and array.shape[1] in (1, 3):
-        return array.transpose(0, 2, 3, 1)
-    raise DataError(f"{name} has the shape {array.shape}: images are (N, H, W), (N, H, W, 3) or (N, 3, H, W)")
+    if array.ndim == 4 and array.shape[3] not in (1, 3) and array.shape[1] in (1, 3):
+        array = array.transpose(0, 2, 3, 1)
+    elif array.ndim == 3:
+        array = array[..., None]
+    elif array.ndim != 4 or array.shape[3] not in (1, 3):
+        raise DataError(f"{name} has the shape {array.shape}: images are (N, H, W), (N, H, W, 3) or (N, 3, H, W)")
+    check_pixels(array.shape[1], array.shape[2], name)
+    return array
 
 
 def _load(file: IO[bytes], name: str, size: int, packed: int) -> "np.ndarray":

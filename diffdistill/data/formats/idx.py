@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import error as ZlibError
 
-from diffdistill.data.bounds import check_size
+from diffdistill.data.bounds import check_pixels, check_size
 from diffdistill.data.formats import Format
 from diffdistill.data.source import Source, as_labels, canonical_split, only_split, pick_split
 from diffdistill.errors import DataError
@@ -69,6 +69,7 @@ def read_pair(name: str, path: Path, split: str = "train", class_names: tuple[st
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     if pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
         raise DataError(f"{path} holds an array {pixels.shape[:-1]}: images are (N, height, width)")
+    check_pixels(pixels.shape[1], pixels.shape[2], str(path))
     labels_path = _labels_beside(path)
     if labels_path is None:
         return Source(len(pixels), pixels)

@@ -1,26 +1,31 @@
 """Folders of image files: of one subfolder a class, of loose images, or of one subfolder a split."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffdistill.data.formats import Format, open_at
-from diffdistill.data.source import SPLIT_NAMES, Source, as_labels, as_texts, is_picture, only_split, pick_split
+from diffdistill.data.layout import are_splits, by_number, check_no_split, class_labels, passed_over
+from diffdistill.data.source import Source, as_labels, as_texts, is_picture, only_split, pick_split
 from diffdistill.errors import DataError
 from diffdistill.files import read_json
 
 SAMPLES = "samples.json"  # what `diffdistill sample` writes beside its images
+LISTS = ("dataset.json", "metadata.jsonl", "metadata.csv")  # files that say what is in a folder
 
 
 def read_images(name: str, folder: Path, split: str) -> Source:
-    """Subfolders that all have the names of splits (`train`, `test`), each of any format; or loose images, without
-    labels; or subfolders of classes, sorted by name. Hidden files and files of other kinds are passed over.
+    """Subfolders of splits (`train`, `test`), each of any format; or loose images, without labels; or subfolders of
+    classes. A single subfolder that holds the set is entered. Hidden files and files of other kinds are passed over.
     """
     subfolders = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and _visible(path)}
-    loose = [path for path in sorted(folder.iterdir()) if is_picture(path.relative_to(folder)) and path.is_file()]
-    if subfolders and not loose and all(sub.lower() in SPLIT_NAMES for sub in subfolders):
+    loose = _files_in(folder, folder.iterdir())
+    if not loose and are_splits(subfolders):
         return open_at(name, subfolders[pick_split(split, subfolders, name)], "train")
+    if not loose and len(subfolders) == 1 and _is_set(inner := next(iter(subfolders.values()))):
+        return open_at(name, inner, split)
     only_split(split, name)
+    passed_over(folder.rglob("*"), name)
     texts = None
     if (folder / SAMPLES).is_file():
         loose = [path for path in loose if path.stem.isdecimal()]  # not the grid
@@ -36,15 +41,30 @@ def read_images(name: str, folder: Path, split: str) -> Source:
     empty = next((sub for sub, files in classes.items() if not files), None)
     if empty is not None:
         raise DataError(f"{name} has the class folder {empty!r} without an image: fill it or remove it")
-    labels = [label for label, files in enumerate(classes.values()) for _ in files]
-    return files_source(name, [file for files in classes.values() for file in files], labels, tuple(classes))
+    deeper = [sub for sub, files in classes.items() if any(file.parent != subfolders[sub] for file in files)]
+    check_no_split(classes, deeper, name)
+    labels, class_names = class_labels(list(classes), name)
+    by_label = sorted(classes, key=lambda sub: labels[sub])
+    values = [labels[sub] for sub in by_label for _ in classes[sub]]
+    return files_source(name, [file for sub in by_label for file in classes[sub]], values, class_names)
 
 
 def pictures(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted."""
-    found = (path for path in folder.rglob("*") if is_picture(path.relative_to(folder)))
+    """All image files below a folder, in the order of their names and numbers."""
+    return _files_in(folder, folder.rglob("*"))
+
+
+def _files_in(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    found = (path for path in paths if is_picture(path.relative_to(folder)))
     # A link that leads nowhere is named later; a pipe or a device, which might never end, is no picture.
-    return sorted(path for path in found if path.is_file() or (path.is_symlink() and not path.exists()))
+    there = [path for path in found if path.is_file() or (path.is_symlink() and not path.exists())]
+    return sorted(there, key=lambda path: by_number(path.relative_to(folder)))
+
+
+def _is_set(folder: Path) -> bool:
+    """Whether a folder holds a set, and is not one class: it has a list of its files, or folders alone."""
+    paths = [path for path in folder.iterdir() if _visible(path)]
+    return any(path.name in LISTS for path in paths) or (bool(paths) and all(path.is_dir() for path in paths))
 
 
 def files_source(

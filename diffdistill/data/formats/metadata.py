@@ -6,7 +6,7 @@ from pathlib import Path
 from diffdistill.data.formats import Format, allowed_pairs
 from diffdistill.data.formats.images import files_source
 from diffdistill.data.source import Pair, Source, as_caption, inside, only_split
-from diffdistill.data.text import Row, json_rows, read_text
+from diffdistill.data.text import Row, csv_rows, json_rows, read_text
 from diffdistill.errors import DataError
 
 JSON_LINES, CSV = "metadata.jsonl", "metadata.csv"
@@ -59,10 +59,7 @@ def _json_lines(table: Path) -> list[Row]:
 
 
 def _csv_rows(table: Path) -> list[Row]:
-    import csv
-
-    reader = csv.DictReader(read_text(table).splitlines(keepends=True))
-    return [(reader.line_num, row) for row in reader]
+    return list(csv_rows(read_text(table), str(table), ("file_name",), "file_name,text"))
 
 
 FORMAT = Format(

@@ -90,22 +90,30 @@ def _row_pair(values: Sequence[Any], where: str) -> Pair:
 
 
 def files_of_split(name: str, path: Path, split: str) -> list[Path]:
-    """A file itself, if it is all there is. In a folder a file belongs to the split that its name starts with, or that
-    its folder is called; else all are one set.
+    """A file itself, if it is all there is. In a folder a file belongs to the split that its name starts with or has
+    as a word (`mnist-train.parquet`), or that its folder is called; else all are one set.
     """
     if path.is_file():
         only_split(split, name)
         return [path]
     by_split: dict[str, list[Path]] = {}
     for file in sorted(path.rglob("*.parquet")):
-        words = [re.split(r"[^A-Za-z0-9]", file.name)[0], *reversed(file.relative_to(path).parts[:-1])]
-        known = next((SPLIT_NAMES[word.lower()] for word in words if word.lower() in SPLIT_NAMES), "")
-        by_split.setdefault(known, []).append(file)
+        by_split.setdefault(_split_of(file.relative_to(path), name), []).append(file)
     if set(by_split) == {""}:
         only_split(split, name)
         return by_split[""]
     by_split.pop("", None)
     return by_split[pick_split(split, by_split, name)]
+
+
+def _split_of(file: Path, name: str) -> str:
+    """The split that a file's name or its folders say it is of; empty where they say nothing."""
+    first, *others = [word.lower() for word in re.split(r"[^A-Za-z0-9]", file.stem)]
+    inner = {SPLIT_NAMES[word] for word in others if word in SPLIT_NAMES}
+    if first not in SPLIT_NAMES and len(inner) > 1:
+        raise DataError(f"{name} has the file {file}, of the splits {' and '.join(sorted(inner))}: name one of them")
+    words = [first, *others, *(part.lower() for part in reversed(file.parts[:-1]))]
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
 
 
 def open_table(file: Path) -> Any:

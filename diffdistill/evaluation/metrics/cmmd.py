@@ -14,7 +14,7 @@ def compute(context: "Context") -> dict[str, Any]:
     """The distance, and the same between two parts of the reference."""
     from diffdistill.evaluation.clip_mmd import cmmd
 
-    fake = context.generated.features[:LIMIT]
+    fake = context.generated.features[context.some(LIMIT)]
     value = cmmd(context.real_sample(LIMIT), fake)
     floor = context.floor_of("cmmd", lambda rest, held: cmmd(rest[:LIMIT], held[:LIMIT]))
     return context.entry(value, n=len(fake), floor=floor)

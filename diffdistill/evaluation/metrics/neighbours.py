@@ -14,7 +14,8 @@ def compute(context: "Context") -> dict[str, Any]:
     """The authentic share, and the picture of the nearest training images where one is asked for."""
     from diffdistill.evaluation.memorisation import nearest_neighbours, neighbour_picture
 
-    fake = context.generated.features[:LIMIT]
+    chosen = context.some(LIMIT)
+    fake = context.generated.features[chosen]
     neighbours = nearest_neighbours(context.real, fake)
     entry = context.entry(neighbours.authentic, n=len(fake), n_reference=len(context.real))
     entry |= {"nearest_distance": float(neighbours.distance[:, 0].min()), "picture": None}
@@ -22,7 +23,8 @@ def compute(context: "Context") -> dict[str, Any]:
     if context.picture is not None and images is not None and thumbnails is not None:
         assert context.reference.index is not None
         try:
-            neighbour_picture(context.picture, thumbnails, images.images[context.reference.index], neighbours)
+            training = images.images[context.reference.index]
+            neighbour_picture(context.picture, thumbnails[chosen], training, neighbours)
             entry["picture"] = str(context.picture)
         except OSError as error:  # the figures are there all the same
             context.warnings.append(f"the picture {context.picture} could not be written ({error.strerror or error})")

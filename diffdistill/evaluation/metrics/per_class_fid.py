@@ -19,7 +19,7 @@ def compute(context: "Context") -> dict[str, Any]:
     fake = context.generated.features
     assert context.reference.index is not None
     real_labels = images.labels[context.reference.index]
-    classes = per_class_frechet(context.real, real_labels, fake, context.generated.labels[: len(fake)])
+    classes = per_class_frechet(context.real, real_labels, fake, context.generated.labels)
     values = [entry["value"] for entry in classes.values()]
     named = {
         images.class_names[label] if images.class_names else str(label): entry for label, entry in classes.items()

@@ -18,7 +18,7 @@ def compute(context: "Context") -> dict[str, Any]:
     from diffdistill.errors import DataError
     from diffdistill.evaluation.precision_recall import prdc
 
-    fake = context.generated.features[:LIMIT]
+    fake = context.generated.features[context.some(LIMIT)]
     real = context.real_sample(len(fake))
     if min(len(real), len(fake)) <= K:
         raise DataError(f"prdc needs more than {K} images on both sides, not {len(real)} and {len(fake)}")

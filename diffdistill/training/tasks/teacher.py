@@ -82,11 +82,9 @@ class TeacherTask:
 
     def __init__(self, config: Train, data: ImageSet, device: Device):
         self.config, self.data, self.device = config, data, device
-        classes, null = None, None
-        if data.labels is not None:
-            classes = int(data.labels.max()) + 1
-            if config.class_dropout > 0:
-                classes, null = classes + 1, classes
+        classes, null = data.num_classes, None
+        if classes is not None and config.class_dropout > 0:
+            classes, null = classes + 1, classes
         torch.manual_seed(config.seed)
         network = build_network(config.network, data.images.shape[1:], classes)
         self.model = Denoiser(network, EDM(config.sigma_data), null_class=null).to(device.name).train()
