@@ -11,7 +11,7 @@ from diffdistill.errors import ConfigError, DiskError
 from diffdistill.files import behind_links, read_json, write_text
 
 
-def is_stdout(target: str | Path) -> bool:
+def is_stdout(target: str | Path | None) -> bool:
     """`-`, and the name that systems give it: a file opened by that would be written over by what is printed."""
     return str(target) in ("-", "/dev/stdout")
 

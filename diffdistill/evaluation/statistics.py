@@ -49,7 +49,8 @@ def save_statistics(path: str | Path, statistics: Statistics) -> None:
     arrays |= {key: np.asarray(value) for key, value in words.items() if value is not None}
     # The seal first: of a directory that is cut short, the end is lost.
     with replacing(path) as partial, partial.open("wb") as stream:
-        np.savez(stream, **{SEAL: np.asarray(_digest(arrays))}, **arrays)
+        sealed: dict[str, Any] = {SEAL: np.asarray(_digest(arrays)), **arrays}
+        np.savez(stream, **sealed)
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:

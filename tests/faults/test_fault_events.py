@@ -114,7 +114,7 @@ def test_the_copy_is_what_a_kill_leaves(shop):
 
 
 def _shape(folder: Path) -> list[tuple[str, int]]:
-    """Names and sizes, without the number of the process and that of chance; files with times in them by name alone."""
+    """Names and sizes, without the numbers of the process and of chance; files with times in them by name alone."""
     import re
 
     told = ("metrics.jsonl", "environment.json", "state.json", "MANIFEST.json", "report.html")
