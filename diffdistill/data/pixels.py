@@ -147,7 +147,8 @@ def _fit_array(image: np.ndarray, size: int) -> np.ndarray:
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:
     """The first frame in mode L or RGB, on white."""
-    stored = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""  # Pillow's word for the samples
+    tiles: Any = getattr(image, "tile", None)
+    stored = str(tiles[0][3]) if image.format == "PNG" and tiles else ""  # Pillow's word for the samples
     clear = image.info.get("transparency")
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)

@@ -194,9 +194,16 @@ def _add_texts(shop: Workshop) -> None:
 
 
 def imported() -> None:
-    """Import what the verbs import, before the first fork."""
-    import importlib
+    """Import what the verbs import, before the first fork.
 
+    tqdm's own lock is one of all processes: a run that is killed while it holds it would stop those that come after.
+    """
+    import importlib
+    import threading
+
+    import tqdm
+
+    tqdm.tqdm.set_lock(threading.RLock())
     for name in (
         "training.command", "training.run", "sampling.command", "evaluation.command", "reporting.report",
         "parts.edm.command", "pipelines.load", "alignment.mapo",
