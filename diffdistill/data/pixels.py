@@ -122,6 +122,8 @@ def stack(images: np.ndarray | Iterable[Encoded], count: int, image_size: int | 
             gray, whole = whole, _allocate(count, image.shape, name)
             whole[:index] = gray[:index]
         whole[index] = image.transpose(2, 0, 1)  # a gray image spreads over three channels
+    if index + 1 < count:
+        raise DataError(f"{name} announces {count} images and has {index + 1}: it is damaged, make it again")
     return whole
 
 

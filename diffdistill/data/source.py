@@ -44,6 +44,12 @@ class Source:
     texts: tuple[str, ...] | None = None
     class_names: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        """DataError where labels or texts are not one an image, as where a part of a file is damaged."""
+        for kind, values in (("labels", self.labels), ("texts", self.texts)):
+            if values is not None and len(values) != self.count:
+                raise DataError(f"the data has {self.count} images and {len(values)} {kind}: give each image one")
+
 
 @dataclass(frozen=True)
 class Pair:

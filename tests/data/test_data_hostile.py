@@ -9,12 +9,15 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffdistill.config import load_config
 from diffdistill.config.schema import Train
 from diffdistill.config.yaml import read as read_config
 from diffdistill.data import load_images
+from diffdistill.data.pixels import stack
 from diffdistill.data.prompts import LONGEST, read_prompts
+from diffdistill.data.source import Source
 from diffdistill.data.text import MOST_TEXT
 from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.statistics import load_statistics
@@ -204,3 +207,23 @@ def test_an_endless_file_is_left_after_a_while(tmp_path, monkeypatch):
         read_config(tmp_path / "c.yaml", "c.yaml")
     with pytest.raises(ValueError, match="larger than"):
         read_json(tmp_path / "j.json")
+
+
+@pytest.mark.parametrize("field", ["labels", "texts"])
+def test_labels_and_texts_are_one_an_image(field):
+    with pytest.raises(DataError, match=f"has 3 images and 2 {field}"):
+        Source(3, np.zeros((3, 2, 2, 1), np.uint8), **{field: ["a", "b"]})
+
+
+def test_fewer_images_than_announced_are_no_empty_memory():
+    one = io.BytesIO()
+    Image.new("L", (2, 2)).save(one, "PNG")
+    with pytest.raises(DataError, match="announces 3 images and has 2"):
+        stack(iter([("a", one.getvalue()), ("b", one.getvalue())]), 3, None, "a set")
+
+
+def test_a_header_that_does_not_end_is_a_sentence(tmp_path):
+    words = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1,2,2"
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(words).to_bytes(2, "little") + words + b"\0" * 4)
+    with pytest.raises(DataError, match="damaged or not a numpy file"):
+        load_images(str(tmp_path / "x.npy"))

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, TYPE_CHECKING
 
 from diffdistill.data.bounds import check_pixels, check_size
@@ -121,7 +122,7 @@ def _load(file: IO[bytes], name: str, size: int, packed: int) -> "np.ndarray":
             raise DataError(f"{name} is damaged: its header announces {announced} bytes of {size}; make it again")
         file.seek(0)
         return npy.read_array(file, allow_pickle=False)
-    except (ValueError, TypeError, OverflowError, MemoryError, SyntaxError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, MemoryError, SyntaxError, TokenError, RecursionError) as error:
         raise DataError(f"{name} is damaged or not a numpy file: make it again") from error
 
 
