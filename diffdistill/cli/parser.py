@@ -9,9 +9,13 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from diffdistill.errors import ConfigError
+from diffdistill.files import expanded
 from diffdistill.parts.attention.names import attention_name
 from diffdistill.registry import is_plugin
 from diffdistill.sampling.sampler import SAMPLERS
+
+PLACES = ("CONFIG", "DATA", "DIR", "FILE", "ID|PATH", "MODEL", "RUN", "SOURCE")
+"""Words of the help for what is, or may be, a path."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,11 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog.removeprefix('diffdistill ')}: {message} (see '{self.prog} --help')")
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
-        """Parse all of `argv`; overrides may stand between flags."""
+        """Parse all of `argv`; overrides may stand between flags, and `~` is a home folder wherever a path is."""
         args, rest = self.parse_known_args(argv)
+        for action in self._actions:
+            if action.metavar in PLACES:
+                setattr(args, action.dest, _at_home(getattr(args, action.dest)))
         for word in rest:
             if word.startswith("-") or not hasattr(args, "overrides"):
                 self._unknown(word, args)
@@ -68,6 +75,13 @@ class Parser(argparse.ArgumentParser):
             key = name.lstrip("-").replace("-", "_")
             self.error(f"unknown flag '{name}'; a setting is written without dashes: {key}=VALUE")
         self.error(f"unknown flag '{name}'")
+
+
+def _at_home(given: Any) -> Any:
+    """A path, or several, with `~` as the shell has it, which leaves `--out=~/x` and what is in quotes as it is."""
+    if isinstance(given, list | tuple):
+        return type(given)(_at_home(each) for each in given)
+    return str(expanded(given)) if isinstance(given, str) and given.startswith("~") else given
 
 
 def seed(text: str) -> int:

@@ -25,6 +25,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, Arithmet
 SAMPLE_STEPS = {"1": 255, "L;2": 85, "L;4": 17}
 """Gray PNG of fewer than 8 bits, by Pillow's word: it widens the samples, and leaves the transparent level alone."""
 
+BAND = 1 << 22  # pixels that are laid on white at a time
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,7 +73,7 @@ def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> n
             warnings.simplefilter("ignore")  # odd metadata of images whose pixels are sound
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=_formats()) as opened:
-                image = _upright(_eight_bit(opened, name), opened)
+                image, orientation = _eight_bit(opened, name), _orientation(opened)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise DataError(f"{name} has more than {limit:.0f} million pixels: make it smaller or take it out") from error
@@ -82,6 +83,7 @@ def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> n
         raise
     except UNREADABLE as error:
         raise DataError(f"{name} is damaged or not an image: mend it or take it out") from error
+    image = image.transpose(TURNS[orientation]) if orientation in TURNS else image
     if image_size is not None:
         image = fit(image, image_size)
     pixels = np.asarray(image)
@@ -149,9 +151,30 @@ def _fit_array(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:
-    """The first frame in mode L or RGB, on white."""
+    """The first frame in mode L or RGB, on white; a large one band by band, so that no more than two are in memory."""
+    width, height = image.size
     tiles: Any = getattr(image, "tile", None)
     stored = str(tiles[0][3]) if image.format == "PNG" and tiles else ""  # Pillow's word for the samples
+    image.load()
+    rows = max(1, BAND // width)
+    if rows >= height:
+        return _flat(image, stored, name)
+    whole = None
+    for top in range(0, height, rows):
+        band = _flat(_band(image, top, min(top + rows, height)), stored, name)
+        whole = whole or Image.new(band.mode, image.size)
+        whole.paste(band, (0, top))
+    assert whole is not None
+    return whole
+
+
+def _band(image: Image.Image, top: int, bottom: int) -> Image.Image:
+    band = image.crop((0, top, image.width, bottom))
+    band.info = image.info
+    return band
+
+
+def _flat(image: Image.Image, stored: str, name: str) -> Image.Image:
     clear = image.info.get("transparency")
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
@@ -163,7 +186,7 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
         gray = np.asarray(image.convert("L"))
         return Image.fromarray(np.where(gray == clear * SAMPLE_STEPS[stored], np.uint8(255), gray))
     if isinstance(clear, tuple) and stored == "RGB;16B":  # of such samples Pillow keeps the upper byte
-        image.info["transparency"] = tuple(value >> 8 for value in clear)
+        image.info = image.info | {"transparency": tuple(value >> 8 for value in clear)}
     if clear is not None or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         flat = Image.new("RGBA", image.size, "white")
         flat.alpha_composite(image.convert("RGBA"))
@@ -171,10 +194,9 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
-    """`image`, turned as the EXIF orientation of its source says."""
+def _orientation(image: Image.Image) -> int | None:
+    """What EXIF says of how the picture is to be turned."""
     try:
-        orientation = source.getexif().get(ORIENTATION)
+        return image.getexif().get(ORIENTATION)
     except (SyntaxError, struct.error, ValueError):  # a broken EXIF block does not spoil the pixels
-        return image
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+        return None

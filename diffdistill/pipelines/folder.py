@@ -19,7 +19,8 @@ from diffdistill.errors import CheckpointError
 from diffdistill.files import PICKLES, is_hub_id, new_folder, sha256, write_json
 from diffdistill.loading import quiet
 
-METADATA, CARD = "diffdistill.json", "README.md"
+METADATA, CARD, INDEX = "diffdistill.json", "README.md", "model_index.json"
+MARK = "_diffdistill"  # in the index of a student; diffusers passes over private names
 SEAL = "own_sha256"  # in diffdistill.json: of all else in it
 Card = Callable[[dict[str, Any]], str]
 """Makes README.md from the content of `diffdistill.json`."""
@@ -129,6 +130,11 @@ def sealed(metadata: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metadata.items() if key != SEAL} | {SEAL: _seal(metadata)}
 
 
+def is_whole(metadata: dict[str, Any]) -> bool:
+    """Whether a sealed record is as it was written; one of an older version, without a seal, is taken on trust."""
+    return metadata.get(SEAL, _seal(metadata)) == _seal(metadata)
+
+
 def _seal(metadata: dict[str, Any]) -> str:
     content = {key: value for key, value in metadata.items() if key != SEAL}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -141,11 +147,14 @@ def _has_record(folder: Path) -> bool:
 
 def read_metadata(folder: Path) -> dict[str, Any]:
     """The content of diffdistill.json, its digests checked; empty where there is none. CheckpointError for damage."""
-    metadata = read_json(folder / METADATA) if _has_record(folder) else {}
+    if not _has_record(folder):
+        _check_unmarked(folder)
+        return {}
+    metadata = read_json(folder / METADATA)
     digests = metadata.get("sha256", {})
     if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
         raise CheckpointError(f"'{folder / METADATA}' is no record of a model folder; make or fetch the folder again")
-    if metadata.get(SEAL, _seal(metadata)) != _seal(metadata):
+    if not is_whole(metadata):
         raise CheckpointError(
             f"'{folder / METADATA}' is damaged or was changed: its {SEAL} is another; make or fetch the folder again, "
             f"or take {SEAL} out of it if the change was yours"
@@ -165,6 +174,17 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a name that no file can have
         return False
+
+
+def _check_unmarked(folder: Path) -> None:
+    """CheckpointError for a student of ours that lost diffdistill.json, by a mark in its index: of several steps it
+    would be drawn in one, without a word. Any other folder without one is a foreign model, and a whole one.
+    """
+    if (folder / INDEX).is_file() and MARK in read_json(folder / INDEX):
+        raise CheckpointError(
+            f"model folder '{folder}' has lost its {METADATA}, which {INDEX} says it had; make or fetch it again, or "
+            f"take {MARK} out of {INDEX} if you made another model of it"
+        )
 
 
 # A path from the root or a home, of this or another system, among words; what follows its last separator stays.
@@ -193,6 +213,8 @@ def write_model(
     """
     with new_folder(folder) as staged:
         metadata = write_parts(staged)
+        if metadata["role"] == "student":
+            write_json(staged / INDEX, read_json(staged / INDEX) | {MARK: metadata["role"]})
         metadata |= {"sha256": digests_of(staged), **published(provenance)}
         if card is not None:
             (staged / CARD).write_text(card(metadata), "utf-8")

@@ -208,6 +208,31 @@ def test_what_a_verb_returns_is_the_exit_code(stub, ask):
     assert ask("verify") == (0, "", "")
 
 
+@pytest.mark.parametrize(
+    ("verb", "words", "names"),
+    [
+        ("sample", ["~/m", "--num-images", "1", "--out=~/o", "--prompts", "~/p.txt"], ["model", "out", "prompts"]),
+        ("evaluate", ["--images=~/i", "--reference=~/r", "--features=~/f.pt", "--json=~/j"], ["images", "reference"]),
+        ("evaluate", ["--model", "~/m", "--reference=~/r", "--plot=~/p.svg"], ["model", "plot"]),
+        ("calibrate", ["~/m", "--data=~/d", "--out=~/c.json"], ["model", "data", "out"]),
+        ("report", ["~/run", "--out=~/r.html"], ["run", "out"]),
+        ("convert", ["~/x.pkl", "--out=~/o", "--config=~/c.json"], ["source", "out", "config"]),
+        ("checkpoint", ["ls", "~/run"], ["run"]),
+    ],
+)
+def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, verb, words, names):
+    monkeypatch.setenv("HOME", "/home/me")
+    args = vars(cli._verb_parser(cli._verb(verb)).parse(words))
+    assert "~" not in str(args)
+    for name in names:
+        assert "/home/me/" in str(args[name])
+
+
+def test_a_tilde_in_a_text_stays():
+    args = cli._verb_parser(cli._verb("sample")).parse(["m", "--num-images=1", "--out=o", "--prompt", "~ a wave"])
+    assert args.prompt == "~ a wave"
+
+
 # ---- the terminal ----
 
 

@@ -227,3 +227,24 @@ def test_a_header_that_does_not_end_is_a_sentence(tmp_path):
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(words).to_bytes(2, "little") + words + b"\0" * 4)
     with pytest.raises(DataError, match="damaged or not a numpy file"):
         load_images(str(tmp_path / "x.npy"))
+
+
+@pytest.mark.parametrize(
+    ("column", "sentence"), [("image", "damaged or not an image"), ("text", "no pictures pack so well")]
+)
+def test_a_value_that_a_page_says_many_times_is_not_unpacked_at_once(tmp_path, column, sentence):
+    """A dictionary page of a kilobyte: 600 times the same megabyte, which nothing in the file's header announces."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"image": [b"0"] * 600, "text": ["a"] * 600}
+    columns[column] = pa.array([(b"0" if column == "image" else "0") * (1 << 20)] * 600).dictionary_encode()
+    file = tmp_path / "bomb.parquet"
+    pq.write_table(pa.table(columns), file, compression="zstd")
+    assert file.stat().st_size < 1 << 20
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        with pytest.raises(DataError, match=sentence):
+            load_images(str(file))
+    finally:
+        pa.set_memory_pool(pa.system_memory_pool())
+    assert pool.max_memory() < MOST

@@ -190,3 +190,20 @@ def test_image_size_works_on_arrays_as_on_files(tmp_path):
         Image.fromarray(pixels).save(tmp_path / name / "0.png")
         from_array = load_images(str(tmp_path / f"{name}.npz"), image_size=4).images
         assert torch.equal(from_array, load_images(str(tmp_path / name), image_size=4).images)
+
+
+def test_a_large_picture_is_laid_on_white_band_by_band(monkeypatch):
+    rgba = Image.fromarray(np.random.default_rng(2).integers(0, 256, (11, 7, 4), dtype=np.uint8))
+    deep = Image.fromarray(np.random.default_rng(3).integers(0, 65536, (11, 7), dtype=np.uint16))
+    palette = rgba.convert("RGB").quantize(16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pictures = [
+        *(saved(rgba.convert(mode)) for mode in ("RGBA", "RGB", "LA", "L", "1")), saved(deep),
+        saved(palette, transparency=3), saved(palette, transparency=bytes(range(0, 160, 10))), saved(rgba, exif=exif),
+        raw_png(16, 2, struct.pack(">3H", 999, 5, 9), struct.pack(">24H", *[999, 5, 9] * 7, 257, 0, 0)),
+    ]  # fmt: skip
+    whole = [decode(data, "a") for data in pictures]
+    for band in (1, 14, 50):
+        monkeypatch.setattr("diffdistill.data.pixels.BAND", band)
+        assert all(np.array_equal(decode(data, "a"), one) for data, one in zip(pictures, whole, strict=True))

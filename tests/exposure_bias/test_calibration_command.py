@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from diffdistill.cli import front as cli
+from diffdistill.errors import CheckpointError
 from diffdistill.parts.exposure_bias.corrections import BOTH, SCALE, SHIFT, read_calibration
 from tests.worlds.tiny import tiny_teacher
 
@@ -98,6 +99,11 @@ def test_auto_is_what_the_file_says(place, calibrated, tmp_path, steps):
 def test_the_file_is_found_in_the_folder_of_the_model(place, calibrated, tmp_path):
     held = json.loads(calibrated.read_text())
     held["entries"][0]["fits"][SCALE]["b"] = 1.05
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(held))
+    with pytest.raises(CheckpointError, match=r"is not a calibration that can be read .*its own_sha256"):
+        read_calibration(changed)
+    del held["own_sha256"]  # the change is meant
     (place / "teacher" / "calibration.json").write_text(json.dumps(held))
     words = ["sample", place / "teacher", "--num-images", "2", "--sampler", "euler", "--steps", "2", "--device", "cpu"]
     for name, value in (("auto", "auto"), ("given", "1.05")):
@@ -105,6 +111,16 @@ def test_the_file_is_found_in_the_folder_of_the_model(place, calibrated, tmp_pat
     one, two = ((tmp_path / name / "00001.png").read_bytes() for name in ("auto", "given"))
     assert one == two
     (place / "teacher" / "calibration.json").unlink()
+
+
+def test_a_foreign_picture_where_the_plot_would_be_is_left_alone(place, tmp_path, capsys):
+    (tmp_path / "c.png").write_bytes(b"precious")
+    assert cli.main(words(place, tmp_path / "c.json", "--sampler", "euler", "--steps", "2")) == 2
+    assert f"the plot of --out, {tmp_path / 'c.png'} exists and holds something else" in capsys.readouterr().err
+    assert (tmp_path / "c.png").read_bytes() == b"precious"
+    assert not (tmp_path / "c.json").exists()
+    assert cli.main(words(place, tmp_path / "d.png", "--sampler", "euler", "--steps", "2")) == 2
+    assert "d.png is JSON, and its plot is called so; name it" in capsys.readouterr().err
 
 
 def test_of_other_weights_is_refused(place, calibrated, tmp_path, capsys):

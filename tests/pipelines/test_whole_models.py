@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from diffdistill.cli import main
@@ -279,3 +280,19 @@ def test_a_record_of_another_form_is_refused(copy, record):
     (copy / "diffdistill.json").write_text(record)
     with pytest.raises(CheckpointError):
         Denoiser.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("levels", [(80.0,), (80.0, 2.5)])
+def test_a_student_that_lost_its_record_is_no_foreign_model(tmp_path, levels, caplog):
+    """Read as one it would be drawn in one step: stock schedulers do not know how many a student takes."""
+    tiny_teacher().save_pretrained(tmp_path / "s", role="student", levels=levels)
+    Denoiser.from_pretrained(tmp_path / "s")
+    DiffusionPipeline.from_pretrained(tmp_path / "s")
+    assert "_diffdistill" not in caplog.text  # diffusers says which settings it does not know
+    (tmp_path / "s" / "diffdistill.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has lost its diffdistill\.json, which model_index\.json says it had"):
+        Denoiser.from_pretrained(tmp_path / "s")
+    index = json.loads((tmp_path / "s" / "model_index.json").read_text())
+    del index["_diffdistill"]
+    (tmp_path / "s" / "model_index.json").write_text(json.dumps(index))
+    assert Denoiser.from_pretrained(tmp_path / "s").role == "student"

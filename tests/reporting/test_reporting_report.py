@@ -196,3 +196,19 @@ def test_out_names_the_file_and_a_folder_is_refused(run, tmp_path, capsys):
         write_report(run, tmp_path)
     with pytest.raises(DiskError, match="cannot write"):
         write_report(run, tmp_path / "no" / "where.html")
+
+
+def test_a_file_that_is_no_report_is_left_alone(run, tmp_path):
+    other = tmp_path / "precious.html"
+    other.write_text("<!doctype html>mine")
+    with pytest.raises(ConfigError, match="exists and is no report: delete it or name another file"):
+        write_report(run, other)
+    assert other.read_text() == "<!doctype html>mine"
+    other.write_text("")
+    assert write_report(run, other) == other
+    first = other.read_text()
+    assert write_report(run, other) == other  # an earlier report, and one of an earlier version
+    other.write_text(first.replace('<meta name="generator"', "<meta "))
+    assert write_report(run, other).read_text() == first
+    (run / "report.html").write_bytes(bytes(100))  # of the run itself, torn by a loss of power
+    assert write_report(run, run / "report.html").read_text() == first

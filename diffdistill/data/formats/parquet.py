@@ -25,7 +25,8 @@ from diffdistill.errors import DataError
 from diffdistill.files import parse_json
 
 PAIR_COLUMNS = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
-BATCH_ROWS = 256
+FEW, MANY = 4, 1 << 16
+"""Rows read at a time, of values of any length, and of numbers: a page of kilobytes can say one value many times."""
 
 
 def is_parquet(_: str, path: Path) -> bool:
@@ -152,20 +153,34 @@ def column_of(tables: list[Any], files: list[Path], column: str) -> list[Any]:
     values: list[Any] = []
     for table, file in zip(tables, files, strict=True):
         with _damage_named(file):
-            values += table.read(columns=[column])[column].to_pylist()
+            values += _bounded(table, file, column)
     return values
+
+
+def _bounded(table: Any, file: Path, column: str) -> Iterator[Any]:
+    """The values of a column, read a few rows at a time; DataError where they become more than the file can mean."""
+    import pyarrow
+
+    rows = MANY if pyarrow.types.is_primitive(table.schema_arrow.field(column).type) else FEW
+    unpacked, size = 0, file.stat().st_size
+    for batch in table.iter_batches(rows, columns=[column]):
+        values = batch.column(0).to_pylist()
+        unpacked += max(batch.nbytes, sum(len(value) for value in values if isinstance(value, str | bytes)))
+        check_size(unpacked, size, f"'{column}' of {file}")
+        yield from values
 
 
 def _images(tables: list[Any], files: list[Path], column: str) -> Iterator[Encoded]:
     for table, file in zip(tables, files, strict=True):
         row = 0
-        batches = table.iter_batches(BATCH_ROWS, columns=[column])
+        batches = table.iter_batches(FEW, columns=[column])
         while True:
             with _damage_named(file):
                 batch = next(batches, None)
             if batch is None:
                 break
-            for value in batch.column(0).to_pylist():
+            for scalar in batch.column(0):
+                value = scalar.as_py()
                 data = value.get("bytes") if isinstance(value, dict) else value
                 if not isinstance(data, bytes):
                     raise DataError(f"{file} has no image bytes in row {row}: keep the images in the file itself")

@@ -4,6 +4,7 @@ The file is JSON: `entries` hold the fits of each sampler and number of steps wi
 carries them over to other numbers of steps.
 """
 
+import json
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.files import read_json, reason_of, write_json
-from diffdistill.pipelines.folder import locate, weights_digest
+from diffdistill.pipelines.folder import SEAL, is_whole, locate, sealed, weights_digest
 from diffdistill.process import EDM, Process
 
 AUTO = "auto"
@@ -195,8 +196,8 @@ class Calibration:
         return {**fit, **moved, "window": window}
 
     def save(self, path: Path) -> None:
-        """Write the file at once or not at all."""
-        write_json(path, {"kind": KIND, "version": VERSION, **asdict(self)})
+        """Write the file at once or not at all, with a digest of itself."""
+        write_json(path, sealed(json.loads(json.dumps({"kind": KIND, "version": VERSION, **asdict(self)}))))
 
 
 def _transferred(fits: list[tuple[int, float]], steps: int) -> float:
@@ -216,6 +217,9 @@ def read_calibration(path: Path) -> Calibration:
     """Read a calibration file. CheckpointError if it is missing, damaged or something else."""
     try:
         content = read_json(path)
+        if not is_whole(content):
+            raise ValueError(f"it was changed, its {SEAL} is another: take that out if the change was yours")
+        content.pop(SEAL, None)
         if content.pop("kind") != KIND or content.pop("version") != VERSION:
             raise ValueError("it is something else, or of another version")
         entries = tuple(_entry(**entry) for entry in content.pop("entries"))

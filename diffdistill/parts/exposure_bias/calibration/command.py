@@ -15,6 +15,8 @@ from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError, DataError
 from diffdistill.evaluation.evaluator import Evaluator
+from diffdistill.files import replacing
+from diffdistill.outputs import check_output
 from diffdistill.parts.exposure_bias.calibration.fit import Judge, Trials, calibrate_sampler
 from diffdistill.parts.exposure_bias.calibration.measure import Exposure, Moments, measure_exposure_bias
 from diffdistill.parts.exposure_bias.corrections import (
@@ -121,7 +123,11 @@ def _started(out: Path, args: Namespace, data: ImageSet, moments: Moments) -> Ca
     )
     if not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
+    plot = out.with_suffix(".png")
+    if plot == out:
+        raise ConfigError(f"--out {out} is JSON, and its plot is called so; name it {out.with_suffix('.json')}")
     if not out.exists():
+        check_output(plot, "the plot of --out,")  # only that of an unfinished calibration is drawn again
         return fresh
     try:
         calibration = read_calibration(out)
@@ -187,7 +193,8 @@ def plot_calibration(calibration: Calibration, target: Path) -> None:
     for (left, right), entry in zip(axes, calibration.entries, strict=True):
         _path(left, entry)
         _quality(right, entry, calibration.settings["metric"].upper())
-    figure.savefig(target, dpi=120)
+    with replacing(target) as partial:
+        figure.savefig(partial, dpi=120)
 
 
 def _path(axis: Any, entry: Entry) -> None:
