@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from diffdistill import __version__
+from diffdistill import __version__, files
 from diffdistill.config import Resolved
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.figures import numbers_of
@@ -145,7 +145,7 @@ def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any]:
         return {}
     rows: dict[int, Any] = {}
     digest = weights_digest(folder)
-    entries: Any = read_json(folder / "evaluations.json")
+    entries: Any = files.read_json(folder / "evaluations.json")  # a list
     for entry in entries:
         measured, protocol = entry["evaluation"], entry["evaluation"]["protocol"]
         ours = evaluation["protocol"]

@@ -180,11 +180,11 @@ def break_weights(folder):
 
 BREAKS = {
     "one flipped bit": (break_weights, "is damaged: its SHA-256"),
-    "no weights": (lambda folder: next(folder.rglob("*.safetensors")).unlink(), "lacks unet"),
+    "no weights": (lambda folder: next(folder.rglob("*.safetensors")).unlink(), "lacks 'unet"),
     "no index": (lambda folder: (folder / "model_index.json").unlink(), "has no model_index.json"),
     "no scheduler": (
         lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(),
-        "lacks scheduler/scheduler_config.json",
+        "lacks 'scheduler/scheduler_config.json",
     ),
     "broken index": (lambda folder: (folder / "model_index.json").write_text("{"), "not readable JSON"),
     "other pipeline": (
