@@ -15,6 +15,7 @@ def test_a_run_that_began_while_we_waited_is_seen(tmp_path, monkeypatch):
     @contextlib.contextmanager
     def another_first(folder):
         (folder / SETTINGS).write_text("seed: 3\n")
+        (folder / "checkpoints").mkdir()
         yield
 
     monkeypatch.setattr(module, "locked", another_first)
@@ -30,6 +31,7 @@ def test_a_run_without_a_checkpoint_is_told_by_its_settings(tmp_path, more, word
     from diffdistill.config import load_config
 
     before = settings("sid", tmp_path)
+    (tmp_path / "checkpoints").mkdir()
     write_text(tmp_path / SETTINGS, before.model_dump_json())  # JSON is YAML
     assert load_config(type(before), tmp_path / SETTINGS).config == before
     with opened(settings("sid", tmp_path, resume_from_checkpoint="latest", max_train_steps=99)):
