@@ -15,6 +15,8 @@ MOST = 1e30  # of a noise level, as of those of a scheduler
 
 def check_record(record: dict[str, Any]) -> None:
     """CheckpointError for a field of a type, or in a range, that no record of ours has; absent ones are right."""
+    if "_class_name" in record:
+        raise CheckpointError(f"{METADATA} holds a config of diffusers and no record; make or fetch the folder again")
     size = "a list of three whole numbers from 1"
     rules = {
         "role": (record.get("role") in ROLES, " or ".join(ROLES)),

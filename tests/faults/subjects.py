@@ -77,7 +77,9 @@ def read_model(model: str, **request: Any) -> str:
     denoiser = load_model(model)
     state = denoiser.network.state_dict()
     images = sample(denoiser, num_images=2, batch_size=2, **request).images
-    told = {key: denoiser.metadata.get(key) for key in ("role", "levels", "guidance_scale")}
+    # Without its record a teacher is a foreign model, and the same one.
+    usual = {"role": "teacher", "levels": [], "guidance_scale": None}
+    told = {key: denoiser.metadata.get(key, value) for key, value in usual.items()}
     config = sorted((key, value) for key, value in dict(denoiser.network.config).items() if not key.startswith("_"))
     process = vars(denoiser.process)
     return digest(images, *state.values(), list(state), config, told, denoiser.null_class, process)

@@ -114,6 +114,12 @@ def test_a_field_of_the_record_that_cannot_be_is_named(foreign, key, value):
         Denoiser.from_pretrained(foreign)
 
 
+def test_a_config_in_the_place_of_the_record_is_none(foreign):
+    shutil.copy(foreign / "model_index.json", foreign / "diffdistill.json")
+    with pytest.raises(CheckpointError, match="holds a config of diffusers and no record"):
+        Denoiser.from_pretrained(foreign)
+
+
 def test_a_role_that_is_unknown_is_no_teacher(foreign, capfd):
     (foreign / "diffdistill.json").write_text(json.dumps({"role": "pupil", "levels": [2.5]}))
     assert "teacher or student" in refusal(foreign, capfd)
