@@ -1,6 +1,6 @@
 """Writes docs/reliability.md from the counts of the fault suite.
 
-python docs/make_reliability.py FOLDER     of the counts of a run, a JSON file an attack; kept in reliability.json
+python docs/make_reliability.py FOLDER     of the counts of a run, a JSON file an attack, and what note.txt says of it
 python docs/make_reliability.py            the page alone, from docs/reliability.json
 python docs/make_reliability.py --check    exit code 1 where the page is not up to date
 """
@@ -49,6 +49,7 @@ def collected(folder: Path) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
+        "note": note.read_text("utf-8").strip() if (note := folder / "note.txt").is_file() else "",
         "attacks": rows,
     }
 
@@ -94,7 +95,7 @@ def page(counts: dict[str, Any]) -> str:
         f"{packages}; "
         f"{sum(row['seconds'] for row in rows) / 60:.0f} minutes of one core."
     )
-    parts = [HEAD, wrapped(facts)]
+    parts = [HEAD, wrapped(facts), *([wrapped(counts["note"])] if counts.get("note") else [])]
     for family, title in FAMILIES.items():
         if own := [row for row in rows if row["family"] == family]:
             parts += [f"## {title}", *tables(own)]
