@@ -17,11 +17,11 @@ from diffdistill.reporting.tables import headline, metrics_table, protocol
 
 SHOWN_GRIDS, SHOWN_PICTURES = 12, 12
 MOST_PIXELS = 1 << 24  # of a picture: a grid of 100 images with their texts has half as many
+# How every report begins, of this version and of older ones; by it a report is known from other files.
 HEAD = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
 )
-"""How every report begins, of this version and of older ones; by it a report is known from other files."""
 
 STYLE = Path(__file__).with_name("report.css")
 MARKS = {"good": "✓", "watch": "!", "bad": "✕"}
