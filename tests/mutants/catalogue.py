@@ -8,6 +8,7 @@ takes its place. A list file may begin with `needs = "transformers"`: without th
 """
 
 import ast
+import functools
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class Mutant:
         except SyntaxError as error:
             return f"what it makes does not compile ({error})"
         here = self.line(source)
-        return "it changes nothing" if _dump_at(changed, here) == _dump_at(ast.parse(source), here) else None
+        return "it changes nothing" if _dump_at(changed, here) == _dump_at(_parsed(source), here) else None
 
     def applied(self, source: str) -> str:
         return source.replace(self.old, self.new)
@@ -62,6 +63,11 @@ class Mutant:
     def line(self, source: str) -> int:
         """The number of its line, from 1."""
         return source[: source.index(self.old)].count("\n") + 1
+
+
+@functools.lru_cache(maxsize=4)  # the errors of a file follow each other
+def _parsed(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
 def _dump_at(tree: ast.Module, line: int) -> str:
