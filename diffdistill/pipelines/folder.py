@@ -7,6 +7,7 @@ pictures in silence.
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -19,8 +20,10 @@ from diffdistill.errors import CheckpointError
 from diffdistill.files import PICKLES, is_hub_id, new_folder, sha256, write_json
 from diffdistill.loading import quiet
 
+logger = logging.getLogger(__name__)
+
 METADATA, CARD, INDEX = "diffdistill.json", "README.md", "model_index.json"
-MARK = "_diffdistill"  # in the index of a student; diffusers passes over private names
+MARK = "_diffdistill"  # in the index of a model of ours; diffusers passes over private names
 SEAL = "own_sha256"  # in diffdistill.json: of all else in it
 Card = Callable[[dict[str, Any]], str]
 """Makes README.md from the content of `diffdistill.json`."""
@@ -177,14 +180,21 @@ def _is_file(path: Path) -> bool:
 
 
 def _check_unmarked(folder: Path) -> None:
-    """CheckpointError for a student of ours that lost diffdistill.json, by a mark in its index: of several steps it
-    would be drawn in one, without a word. Any other folder without one is a foreign model, and a whole one.
+    """What a model of ours that lost diffdistill.json means, by a mark in its index. Any other folder without one is
+    a foreign model, and a whole one.
+
+    A student of several steps would be drawn in one: CheckpointError. The others are whole networks of diffusers but
+    for their null class and their digests: a warning.
     """
-    if (folder / INDEX).is_file() and MARK in read_json(folder / INDEX):
+    role = read_json(folder / INDEX).get(MARK) if (folder / INDEX).is_file() else None
+    if role is None:
+        return
+    lost = f"model folder '{folder}' has lost its {METADATA}, which {INDEX} says it had"
+    if role == "student":
         raise CheckpointError(
-            f"model folder '{folder}' has lost its {METADATA}, which {INDEX} says it had; make or fetch it again, or "
-            f"take {MARK} out of {INDEX} if you made another model of it"
+            f"{lost}; make or fetch it again, or take {MARK} out of {INDEX} if you made another model of it"
         )
+    logger.warning("%s: it is read without its null class and without its checksums", lost)
 
 
 # A path from the root or a home, of this or another system, among words; what follows its last separator stays.
@@ -213,8 +223,7 @@ def write_model(
     """
     with new_folder(folder) as staged:
         metadata = write_parts(staged)
-        if metadata["role"] == "student":
-            write_json(staged / INDEX, read_json(staged / INDEX) | {MARK: metadata["role"]})
+        write_json(staged / INDEX, read_json(staged / INDEX) | {MARK: metadata["role"]})
         metadata |= {"sha256": digests_of(staged), **published(provenance)}
         if card is not None:
             (staged / CARD).write_text(card(metadata), "utf-8")

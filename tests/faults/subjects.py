@@ -8,9 +8,10 @@ student does not.
 import contextlib
 import hashlib
 import io
+import logging
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,17 +41,35 @@ class Subject:
         """Reads the folder as it is: (what is wrong or None, what came of it)."""
         from diffdistill.cli.front import explained
 
+        said: list[str] = []
         try:
-            got = quietly(self.read)
+            with listening("diffdistill.pipelines.folder", said):
+                got = quietly(self.read)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             known = explained(error)
             refused = known.exit_code in REFUSALS
             return (None, f"refused, exit {known.exit_code}") if refused else (f"{type(error).__name__}: {known}", "")
+        if got != self.want and any("has lost its diffdistill.json" in words for words in said):
+            return None, "read as a foreign model, with a warning"
         if got != self.want:
             return "silent: read to something else", ""
         return None, "recomputed" if self.renews else "reads the same"
+
+
+@contextlib.contextmanager
+def listening(name: str, said: list[str]) -> Iterator[None]:
+    """What the logger `name` says meanwhile is put into `said`, and shown nowhere."""
+    logger, handler = logging.getLogger(name), logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
 
 
 def quietly(function: Callable[[], Any]) -> Any:

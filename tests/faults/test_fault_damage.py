@@ -16,7 +16,7 @@ FLIPS = {
     "bundled features": (100, 8), "bundled data": (100, 6),
 }  # fmt: skip
 HEAD = 512  # bytes; half of the flips go there, where formats have their words
-RIGHT = "refused with a sentence, or made anew, or what is read is the same"
+RIGHT = "refused with a sentence, or made anew, or what is read is the same, or a warning says what is lost"
 
 
 @pytest.fixture(params=NAMES)

@@ -296,3 +296,15 @@ def test_a_student_that_lost_its_record_is_no_foreign_model(tmp_path, levels, ca
     del index["_diffdistill"]
     (tmp_path / "s" / "model_index.json").write_text(json.dumps(index))
     assert Denoiser.from_pretrained(tmp_path / "s").role == "student"
+
+
+def test_a_teacher_that_lost_its_record_is_read_with_a_word(tmp_path, caplog):
+    """It was drawn without its null class, silently: guidance then pushes away from the last class."""
+    folder = tmp_path / "t"
+    tiny_teacher().save_pretrained(folder, role="teacher")
+    assert Denoiser.from_pretrained(folder).null_class == 3
+    assert not caplog.records
+    (folder / "diffdistill.json").unlink()
+    assert Denoiser.from_pretrained(folder).null_class is None
+    assert "has lost its diffdistill.json" in caplog.text
+    assert "without its null class" in caplog.text
