@@ -88,6 +88,17 @@ def test_rates_hold_until_they_decay_and_end_at_zero():
     assert [cosine.rate(k) for k in (10, 15, 20)] == pytest.approx([1.0, 0.5, 0.0], abs=1e-12)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_nothing_decays_while_the_rate_warms_up(schedule):
+    """So a run that is made longer afterwards, or shorter, has begun as it would have."""
+    made = Optimizer(learning_rate=1.0, schedule=schedule, warmup_steps=8)
+    short, long = (Updater("x", [torch.nn.Parameter(torch.zeros(1))], made, total) for total in (24, 4000))
+    assert [short.rate(k) for k in range(8)] == [long.rate(k) for k in range(8)] == [(k + 1) / 8 for k in range(8)]
+    assert [short.rate(k) for k in (8, 16, 24)] == pytest.approx([1.0, 0.5, 0.0], abs=1e-12)
+    within = Updater("x", [torch.nn.Parameter(torch.zeros(1))], made, 4)  # ends before it is warm
+    assert within.rate(3) == 0.5
+
+
 def test_an_average_takes_buffers_as_they_are():
     network = torch.nn.BatchNorm1d(2)
     ema = Ema(network, 0.9)

@@ -30,10 +30,14 @@ class Updater:
         self.optimizer: torch.optim.Optimizer = build(self.parameters, settings)
 
     def rate(self, step: int) -> float:
-        """Learning rate at `step`: linear warm-up, then constant until `decay_from`, then down to zero at the end."""
+        """Learning rate at `step`: linear warm-up, then constant until `decay_from`, then down to zero at the end.
+
+        While it warms up it does not decay, so the first steps do not depend on the length of the run.
+        """
         s = self.settings
         warm = min(1.0, (step + 1) / s.warmup_steps) if s.warmup_steps else 1.0
-        part = (step / self.total_steps - s.decay_from) / max(1 - s.decay_from, 1e-9)
+        start = max(s.warmup_steps, s.decay_from * self.total_steps)
+        part = (step - start) / max(self.total_steps - start, 1)
         part = min(max(part, 0.0), 1.0)
         decay = {"constant": 1.0, "linear": 1 - part, "cosine": 0.5 * (1 + math.cos(math.pi * part))}[s.schedule]
         return s.learning_rate * warm * decay
