@@ -3,7 +3,7 @@
 from diffdistill.errors import DataError
 from diffdistill.machine import total_memory
 
-FREE = 1 << 28  # bytes that anything may unpack to
+FREE = 1 << 27  # bytes that anything may unpack to
 RATIO = 200  # times its own size, beyond that; pictures and numbers pack five times, a bomb a thousand times
 
 
