@@ -11,6 +11,7 @@ from zlib import error as ZlibError
 
 from diffdistill.data.bounds import check_pixels, check_size
 from diffdistill.data.formats import Format
+from diffdistill.data.looking import refuse
 from diffdistill.data.source import Source, as_labels, canonical_split, only_split, pick_split
 from diffdistill.errors import DataError
 
@@ -75,9 +76,8 @@ def read_pair(name: str, path: Path, split: str = "train", class_names: tuple[st
         return Source(len(pixels), pixels)
     labels = read_array(labels_path)
     if labels.shape != (len(pixels),):
-        raise DataError(
-            f"{labels_path} has {len(labels)} labels, {path.name} has {len(pixels)} images: they must be as many"
-        )
+        refuse(f"{labels_path} has {len(labels)} labels, {path.name} has {len(pixels)} images: they must be as many")
+        return Source(len(pixels), pixels)
     values, class_names = as_labels(labels, str(labels_path), class_names)
     return Source(len(pixels), pixels, values, class_names=class_names)
 
