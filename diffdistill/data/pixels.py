@@ -83,7 +83,7 @@ def decode(
             with Image.open(file, formats=_formats()) as opened:
                 if look is not None:
                     look(opened)
-                image, orientation = _eight_bit(opened, name), _orientation(opened)
+                image, orientation = _eight_bit(opened, name), orientation_of(opened)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise DataError(f"{name} has more than {limit:.0f} million pixels: make it smaller or take it out") from error
@@ -215,7 +215,7 @@ def _flat(image: Image.Image, stored: str, name: str) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def _orientation(image: Image.Image) -> int | None:
+def orientation_of(image: Image.Image) -> int | None:
     """What EXIF says of how the picture is to be turned."""
     try:
         return image.getexif().get(ORIENTATION)
