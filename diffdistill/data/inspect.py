@@ -143,8 +143,8 @@ def _count(tally: Tally, source: Source, title: str) -> None:
             if index + 1 < tally.count:
                 tally.look.keep(f"{tally.data} announces {tally.count} images and has {index + 1}: it is damaged")
             tally.files.update(_rest(entries))
-        except DataError as error:  # of the file that holds them, whose rest is lost
-            tally.look.keep(str(error))
+        except (DataError, OSError) as error:  # of the file that holds them, whose rest is lost
+            tally.look.keep(str(error if isinstance(error, DataError) else unreadable(error, tally.data)))
             tally.lose(index + 1)
 
 

@@ -16,7 +16,8 @@ from diffdistill.data import load_images
 from diffdistill.data.inspect import inspect_data
 from diffdistill.errors import DataError
 from diffdistill.reporting.contact_sheet import Samples
-from diffdistill.reporting.inspection import sheet_of, table
+from diffdistill.reporting.findings import table
+from diffdistill.reporting.inspection import sheet_of
 
 RNG = np.random.default_rng(0)
 
@@ -155,6 +156,12 @@ def zip_with_a_damaged_member(folder):
     return file
 
 
+def zip_cut_at_its_beginning(folder):
+    file = zipped(folder, numbered(2))
+    file.write_bytes(file.read_bytes()[20:])
+    return file
+
+
 def idx(values):
     return struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
 
@@ -201,6 +208,8 @@ FAULTY = {
     "zip: loose and classes": lambda folder: zipped(folder, numbered(2) | numbered(2, "cat/")),
     "zip: a damaged member": zip_with_a_damaged_member,
     "zip: no label": lambda folder: zipped(folder, numbered(2) | {"dataset.json": ONE_LABEL}),
+    "zip: cut at its beginning": zip_cut_at_its_beginning,
+    "idx: labels of three bytes": lambda folder: write(folder, IDX | {"train-labels-idx1-ubyte": b"\0\0\x08"}),
     "zip: no zip": lambda folder: write(folder, {"a.zip": b"PK"}) / "a.zip",
     "npz: too few labels": lambda folder: npz(folder, images=pixels(3, 8, 8), labels=np.arange(2)),
     "npz: floats": lambda folder: npz(folder, images=np.zeros((3, 8, 8))),
@@ -366,7 +375,19 @@ def test_findings_are_printed_before_the_refusal(filthy, tmp_path, capsys):
     assert err.splitlines()[-1].startswith(f"diffdistill: error: {filthy} has both loose images")
     assert "cat/10.png is damaged" in out
     assert "training refuses this:" in out
-    assert [file.name for file in (tmp_path / "look").iterdir()] == ["contact_sheet.png"]
+    assert sorted(file.name for file in (tmp_path / "look").iterdir()) == ["contact_sheet.png", "index.html"]
+    page = (tmp_path / "look" / "index.html").read_text("utf-8")
+    assert "cat/10.png is damaged" in page
+    assert "http" not in page
+    assert page.count("<img ") == 1
+
+
+def test_names_are_no_markup_of_the_page(tmp_path, capsys):
+    data = write(tmp_path / "<b>set", numbered(2, "<script>x/") | {"<i>.png": b"x"})
+    assert ask(capsys, data, "--out", tmp_path / "look")[0] == 3
+    page = (tmp_path / "look" / "index.html").read_text("utf-8")
+    assert not [tag for tag in ("<b>set", "<script", "<i>.") if tag in page]
+    assert "&lt;script&gt;x" in page
 
 
 def test_json_on_standard_output_is_all_of_it(tmp_path, capsys):

@@ -5,7 +5,7 @@ from diffdistill.data.formats import allowed
 
 EXAMPLE = """
 example:
-  diffdistill data inspect my/pngs --image-size 32 --out look     # prints findings, draws look/contact_sheet.png
+  diffdistill data inspect my/pngs --image-size 32 --out look     # look/contact_sheet.png, look/index.html
 
 exit code 0 where training would read the set, 3 where it would refuse it
 """
@@ -20,7 +20,7 @@ def add_flags(parser: Parser) -> None:
         "--image-size", metavar="N", type=whole(1), help="as data.image_size: bring pictures to N x N pixels"
     )
     parser.add_argument("--limit", metavar="N", type=whole(1), help="as data.limit: look at the first N images alone")
-    parser.add_argument("--out", metavar="DIR", help="new folder for contact_sheet.png")
+    parser.add_argument("--out", metavar="DIR", help="new folder for contact_sheet.png and index.html")
     parser.add_argument("--json", metavar="FILE", help="write all findings; - is standard output")
     parser.names = {"data": "data"}
 

@@ -145,7 +145,7 @@ def _members(path: Path, name: str, names: Sequence[str]) -> Iterator[Entry]:
             data: bytes | DataError
             try:
                 data = archive.read(member)
-            except BROKEN_ZIP as error:
+            except (*BROKEN_ZIP, OSError) as error:  # a place that lies before the file, for one
                 data = DataError(f"{member} in {name} is damaged ({error}): make the zip again")
             yield f"{member} in {name}", data
 

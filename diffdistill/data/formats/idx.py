@@ -30,7 +30,7 @@ def is_idx(path: Path) -> bool:
             head = file.read(4)
     except (OSError, EOFError, lzma.LZMAError, ZlibError):
         return False
-    return head[:3] == b"\0\0\x08" and head[3] in (3, 4)
+    return head in (b"\0\0\x08\x03", b"\0\0\x08\x04")
 
 
 def read_array(path: Path) -> "np.ndarray":
@@ -40,7 +40,7 @@ def read_array(path: Path) -> "np.ndarray":
     try:
         with OPENERS.get(path.suffix, open)(path, "rb") as file:
             head = file.read(4)
-            if head[:3] != b"\0\0\x08" or not 1 <= head[3] <= 4:
+            if len(head) < 4 or head[:3] != b"\0\0\x08" or not 1 <= head[3] <= 4:
                 raise DataError(f"{path} is not an IDX file of uint8 values: its first bytes are {head.hex(' ')}")
             shape = struct.unpack(f">{head[3]}I", file.read(4 * head[3]))
             announced = math.prod(shape)
