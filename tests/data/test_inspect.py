@@ -245,6 +245,11 @@ def test_pictures_are_counted_beyond_a_fault(fault, tmp_path):
     assert report["readable"] >= report["images"] - 1
 
 
+def test_a_member_that_would_begin_before_its_zip_is_damaged(tmp_path):
+    report = inspect_data(str(zip_cut_at_its_beginning(tmp_path / "set")))
+    assert "is damaged" in reasons(report)[0]
+
+
 def test_a_missing_label_among_words_is_one_image_without(tmp_path):
     report = inspect_data(str(FAULTY["a missing label"](tmp_path / "set")))
     assert [(row["name"], row["images"]) for row in report["classes"]["rows"]] == [("cat", 1), ("dog", 1)]
@@ -324,6 +329,17 @@ def test_the_other_split_can_be_taken(tmp_path):
     assert reasons(report) == [f"{data} has no split 'validation': choose one of test, train"]
     assert [(row["name"], row["images"]) for row in report["splits"]] == [("test", 3), ("train", 4)]
     assert report["left_out"] == {}
+
+
+def test_of_splits_within_splits_the_outer_ones_count(tmp_path):
+    labels = {"train/train-labels-idx1-ubyte": idx(np.arange(3, dtype=np.uint8))}
+    inner = {f"train/{name}": data for name, data in IDX.items()} | labels
+    inner["train/t10k-images-idx3-ubyte"] = idx(pixels(2, 8, 8))
+    report = inspect_data(str(write(tmp_path / "set", inner | numbered(2, "test/"))))
+    assert [(row["name"], row["images"], row["taken"]) for row in report["splits"]] == [
+        ("test", 2, False),
+        ("train", 3, True),
+    ]
 
 
 def test_parquet_of_no_split_beside_splits_is_left_out(tmp_path):
