@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
+from diffdistill.data.looking import is_looking, refuse
 from diffdistill.data.source import SPLIT_NAMES
-from diffdistill.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def check_no_split(classes: Iterable[str], deeper: Iterable[str], name: str) -> 
     split = next((folder for folder in deeper if folder.lower() in SPLIT_NAMES), None)
     if split is not None and len(there) > 1:
         other = next(folder for folder in there if folder != split)
-        raise DataError(
+        refuse(
             f"{name} has the folder {split!r}, with folders of images in it, beside {other!r}: is it a split or a "
             f"class? give '{name}/{split}' as the data, or take the other folders out"
         )
@@ -55,24 +55,28 @@ def class_labels(folders: Sequence[str], name: str) -> tuple[dict[str, int], tup
     Folders that are all called by whole numbers are the labels themselves, as the labels of a table are: folder 10 is
     class 10, beside 9 and not beside 1. DataError for two of one number, and for numbers that count no classes.
     """
+    names = tuple(sorted(folders))
+    by_name = {folder: label for label, folder in enumerate(names)}
     if not all(re.fullmatch("[0-9]+", folder) for folder in folders):
-        names = tuple(sorted(folders))
-        return {folder: label for label, folder in enumerate(names)}, names
+        return by_name, names
     labels = {folder: int(folder[-18:]) for folder in folders}
     if len(set(labels.values())) < len(labels):
         twice = sorted(folder for folder in folders if list(labels.values()).count(labels[folder]) > 1)
-        raise DataError(f"{name} has the class folders {twice[0]!r} and {twice[1]!r}, one number: make them one")
+        refuse(f"{name} has the class folders {twice[0]!r} and {twice[1]!r}, one number: make them one")
     top = max(labels.values(), default=0)
     if top >= HIGHEST and top >= 10 * len(labels):
-        raise DataError(
+        refuse(
             f"{name} has {len(labels)} class folders and one called {max(labels, key=lambda f: labels[f])!r:.40}: "
             "folders of numbers are labels, from 0 up; begin their names with a letter if they are names"
         )
+        return by_name, names
     return labels, None
 
 
 def passed_over(files: Iterable[PurePath], name: str) -> None:
     """A warning for pictures of kinds that are not read."""
+    if is_looking():
+        return  # whoever looks lists every file that is left out
     counts = Counter(file.suffix.lower() for file in files if file.suffix.lower() in OTHER_PICTURES)
     if counts:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from diffdistill.data.formats import open_source
+from diffdistill.data.looking import refuse
 from diffdistill.data.order import batch_indices
 from diffdistill.data.pixels import stack, to_model_range
+from diffdistill.data.source import Source
 from diffdistill.errors import DataError
 
 COLOURS = {1: "grayscale (1 channel)", 3: "RGB (3 channels)"}
@@ -92,16 +94,10 @@ def load_images(
         if value is not None and value < 1:
             raise DataError(f"{key} is {value}: it must be at least 1")
     try:
-        source = open_source(data, split)
-        if source.count == 0:
-            raise DataError(f"{data} holds no images")
-        if limit is not None and limit > source.count:
-            raise DataError(f"{data} has {source.count} images, but {limit} were asked for: lower the limit")
-        count = limit or source.count
+        source, count = opened(data, split, limit)
         pixels = stack(source.images, count, image_size, data)
     except OSError as error:
-        path, reason = error.filename or data, error.strerror or error
-        raise DataError(f"{path} cannot be read ({reason}): check the path and its rights") from error
+        raise unreadable(error, data) from error
     if channels is not None and channels != pixels.shape[1]:
         raise DataError(
             f"{data} is {COLOURS[pixels.shape[1]]}, but the model takes "
@@ -117,6 +113,22 @@ def load_images(
         name=data,
         fingerprint=fingerprint(pixels, labels, texts),
     )
+
+
+def opened(data: str, split: str, limit: int | None) -> tuple[Source, int]:
+    """A set, not decoded, and how many of its images are used; raises DataError, and OSError, see `unreadable`."""
+    source = open_source(data, split)
+    if source.count == 0:
+        raise DataError(f"{data} holds no images")
+    if limit is not None and limit > source.count:
+        refuse(f"{data} has {source.count} images, but {limit} were asked for: lower the limit")
+    return source, min(limit or source.count, source.count)
+
+
+def unreadable(error: OSError, data: str) -> DataError:
+    """What is said of a file of a set that the system does not give."""
+    path, reason = error.filename or data, error.strerror or error
+    return DataError(f"{path} cannot be read ({reason}): check the path and its rights")
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray | None, texts: tuple[str, ...] | None = None) -> str:

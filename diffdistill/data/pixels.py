@@ -3,7 +3,7 @@
 import io
 import struct
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffdistill.data.source import Encoded
+from diffdistill.data.source import Entry
 from diffdistill.errors import DataError
 from diffdistill.machine import total_memory
 
@@ -60,20 +60,30 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.to(torch.float32) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> np.ndarray:
+def decode(
+    encoded: bytes | Path | DataError,
+    name: str,
+    image_size: int | None = None,
+    look: Callable[[Image.Image], object] | None = None,
+) -> np.ndarray:
     """One image as uint8 (H, W, 1 or 3).
 
     The EXIF rotation is applied, transparency is laid on white, palettes, CMYK and other colours become RGB,
-    16 bits become 8, and of an animation the first frame is taken. With `image_size`, see `fit`.
+    16 bits become 8, and of an animation the first frame is taken. With `image_size`, see `fit`. `look` is shown the
+    picture as it was opened, before its pixels are read.
     Raises DataError, naming the image, if it is truncated, too large, of an unknown format or missing.
     """
+    if isinstance(encoded, DataError):
+        raise encoded
     try:
         file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata of images whose pixels are sound
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=_formats()) as opened:
-                image, orientation = _eight_bit(opened, name), _orientation(opened)
+                if look is not None:
+                    look(opened)
+                image, orientation = _eight_bit(opened, name), orientation_of(opened)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise DataError(f"{name} has more than {limit:.0f} million pixels: make it smaller or take it out") from error
@@ -101,7 +111,7 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC, box=middle)
 
 
-def stack(images: np.ndarray | Iterable[Encoded], count: int, image_size: int | None, name: str) -> np.ndarray:
+def stack(images: np.ndarray | Iterable[Entry], count: int, image_size: int | None, name: str) -> np.ndarray:
     """The first `count` images as one uint8 array (N, C, H, W); gray images among RGB ones become RGB.
 
     Raises DataError for images of several sizes when no `image_size` is given, and for a set larger than the memory.
@@ -116,10 +126,7 @@ def stack(images: np.ndarray | Iterable[Encoded], count: int, image_size: int | 
     whole = _allocate(count, example.shape, name)
     for index, (label, image) in enumerate(chain([(first, example)], decoded)):
         if image.shape[:2] != whole.shape[2:]:
-            raise DataError(
-                f"{name} has images of several sizes: {first} is {whole.shape[3]}x{whole.shape[2]}, {label} is "
-                f"{image.shape[1]}x{image.shape[0]}; set the image size (data.image_size) to bring them to one"
-            )
+            raise DataError(several_sizes(name, first, whole.shape[2:], label, image.shape))
         if image.shape[2] > whole.shape[1]:
             gray, whole = whole, _allocate(count, image.shape, name)
             whole[:index] = gray[:index]
@@ -129,7 +136,16 @@ def stack(images: np.ndarray | Iterable[Encoded], count: int, image_size: int | 
     return whole
 
 
-def _allocate(count: int, shape: tuple[int, ...], name: str) -> np.ndarray:
+def several_sizes(name: str, first: str, shape: Sequence[int], label: str, other: Sequence[int]) -> str:
+    """What is said of two images of other heights and widths; `first` and `label` name them."""
+    return (
+        f"{name} has images of several sizes: {first} is {shape[1]}x{shape[0]}, {label} is {other[1]}x{other[0]}; "
+        "set the image size (data.image_size) to bring them to one"
+    )
+
+
+def check_room(count: int, shape: Sequence[int], name: str) -> None:
+    """DataError where so many images (height, width, channels) are more than the memory of the machine."""
     height, width, channels = shape
     need, have = count * height * width * channels, total_memory()
     if need > have:
@@ -137,6 +153,11 @@ def _allocate(count: int, shape: tuple[int, ...], name: str) -> np.ndarray:
             f"{name} takes {need / 1e9:.1f} GB of memory ({count} images of {width}x{height}), this machine has "
             f"{have / 1e9:.1f} GB: lower data.image_size or data.limit"
         )
+
+
+def _allocate(count: int, shape: tuple[int, ...], name: str) -> np.ndarray:
+    check_room(count, shape, name)
+    height, width, channels = shape
     return np.empty((count, channels, height, width), dtype=np.uint8)
 
 
@@ -194,7 +215,7 @@ def _flat(image: Image.Image, stored: str, name: str) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def _orientation(image: Image.Image) -> int | None:
+def orientation_of(image: Image.Image) -> int | None:
     """What EXIF says of how the picture is to be turned."""
     try:
         return image.getexif().get(ORIENTATION)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
+from diffdistill.data.looking import refuse, tell_splits
 from diffdistill.data.text import HALVED, is_halved
 from diffdistill.errors import DataError
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 # One image at rest: its name for error messages, and its encoded bytes or its file.
 Encoded = tuple[str, bytes | Path]
+# One image of a set: the same, or in the place of its bytes the sentence that says why there are none.
+Entry = tuple[str, bytes | Path | DataError]
 
 SUFFIXES = {
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm",
@@ -33,13 +36,16 @@ SPLIT_NAMES = {spelling: split for split, spellings in SPLITS.items() for spelli
 NUMBER = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*")
 """Labels that are numbers, and no names: `3`; also `-1` and `1.0`, which are refused, not sorted as words."""
 
+UNLABELLED: Any = object()
+"""The label of an image that a reader has refused already for having none: it is looked at as -1."""
+
 
 @dataclass(frozen=True)
 class Source:
     """A set as its reader found it. `images` is a uint8 array (N, H, W, C), or yields `count` encoded images once."""
 
     count: int
-    images: "np.ndarray | Iterable[Encoded]"
+    images: "np.ndarray | Iterable[Entry]"
     labels: "np.ndarray | None" = None
     texts: tuple[str, ...] | None = None
     class_names: tuple[str, ...] | None = None
@@ -77,7 +83,9 @@ def pick_split(split: str, there: Iterable[str], name: str) -> str:
     names = sorted(there)
     for spelling in names:
         if spelling == split or canonical_split(spelling) == canonical_split(split):
+            tell_splits(names, spelling)
             return spelling
+    tell_splits(names, None)
     raise DataError(f"{name} has no split {split!r}: choose one of {', '.join(names)}")
 
 
@@ -87,43 +95,58 @@ def as_labels(
     """Labels as int64 (N,), and the names of the classes.
 
     Strings become their place among the sorted names, unless all of them are numbers.
-    Raises DataError for a missing label, one that is no whole number, and one outside 0 .. classes - 1.
+    Raises DataError for a missing label, one that is no whole number, and one outside 0 .. classes - 1; where a set is
+    looked at, these are -1.
     """
     import numpy as np
 
     labels = values.tolist() if isinstance(values, np.ndarray) else list(values)
-    if labels and all(isinstance(label, str) for label in labels):
-        if all(NUMBER.fullmatch(label) for label in labels):
-            labels = [int(label) if label.strip().lstrip("+-").isdecimal() else label for label in labels]
-        elif "" not in labels:
-            check_whole(labels, "label", name)
-            class_names = class_names or tuple(sorted(set(labels)))
-            place = {label: i for i, label in enumerate(class_names)}
-            labels = [place.get(label, label) for label in labels]
+    given = [label for label in labels if label is not None and label is not UNLABELLED and label != ""]
+    if given and all(isinstance(label, str) for label in given):
+        if all(NUMBER.fullmatch(label) for label in given):
+            number = {label: int(label) for label in given if label.strip().lstrip("+-").isdecimal()}
+        else:
+            check_whole(given, "label", name)
+            class_names = class_names or tuple(sorted(set(given)))
+            number = {label: i for i, label in enumerate(class_names)}
+        labels = [number.get(label, label) for label in labels]
     top = f"to {len(class_names) - 1}, one of {len(class_names)} classes" if class_names else "up"
     end = len(class_names) if class_names else 2**31
     for index, label in enumerate(labels):
         if label is None or label == "":
-            raise DataError(f"{name} has no label for image {index}: give every image one, or none")
-        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < end:
-            raise DataError(f"{name} has the label {label!r} for image {index}: labels are whole numbers from 0 {top}")
+            refuse(f"{name} has no label for image {index}: give every image one, or none", f"no label in {name}")
+        elif label is not UNLABELLED and (
+            isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < end
+        ):
+            refuse(
+                f"{name} has the label {label!r} for image {index}: labels are whole numbers from 0 {top}",
+                f"wrong label in {name}",
+            )
+        else:
+            labels[index] = -1 if label is UNLABELLED else label
+            continue
+        labels[index] = -1
     return np.array(labels, dtype=np.int64), class_names
 
 
 def as_texts(values: Sequence[Any], name: str) -> tuple[str, ...]:
-    """Texts as they are; DataError if one is missing or no string."""
+    """Texts as they are; DataError if one is missing or no string; where a set is looked at, it is empty."""
     for index, text in enumerate(values):
         if not isinstance(text, str):
-            raise DataError(f"{name} has no text for image {index}: give every image one, or none")
-    check_whole(values, "text", name)
-    return tuple(values)
+            refuse(f"{name} has no text for image {index}: give every image one, or none", f"no text in {name}")
+    texts = tuple(text if isinstance(text, str) else "" for text in values)
+    check_whole(texts, "text", name)
+    return texts
 
 
 def check_whole(texts: Sequence[str], what: str, name: str) -> None:
     """DataError for a text that ends in half of a character, which JSON may write and nothing can hold."""
     for index, text in enumerate(texts):
         if is_halved(text):
-            raise DataError(f"{name} has a {what} for image {index} that {HALVED}: write the character whole")
+            refuse(
+                f"{name} has a {what} for image {index} that {HALVED}: write the character whole",
+                f"halved {what} in {name}",
+            )
 
 
 def as_caption(value: Any, where: str) -> str:

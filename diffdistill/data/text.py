@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from diffdistill.data.looking import refuse
 from diffdistill.errors import DataError
 from diffdistill.files import parse_json, read_bounded
 
@@ -60,11 +61,17 @@ def json_rows(text: str, name: str, example: str) -> Iterator[Row]:
         try:
             row = parse_json(words)
         except ValueError as error:
-            raise DataError(f"line {line} of '{name}' is not JSON ({error}): write one object a line") from error
+            refuse(f"line {line} of '{name}' is not JSON ({error}): write one object a line", f"line of {name}")
+            continue
         if not isinstance(row, dict):
-            raise DataError(f"line {line} of '{name}' is no JSON object: write {example}")
+            refuse(f"line {line} of '{name}' is no JSON object: write {example}", f"line of {name}")
+            continue
         if "\\u" in words and is_halved(json.dumps(row, ensure_ascii=False)):
-            raise DataError(f"line {line} of '{name}' {HALVED}: write the character whole, or take the line out")
+            refuse(
+                f"line {line} of '{name}' {HALVED}: write the character whole, or take the line out",
+                f"halved line of {name}",
+            )
+            continue
         yield line, row
 
 
@@ -86,9 +93,10 @@ def csv_rows(text: str, name: str, needs: tuple[str, ...], example: str) -> Iter
                 header = _header(row, name, needs, example)
                 continue
             if len(row) > len(header):
-                raise DataError(
+                refuse(
                     f"line {here} of '{name}' has {len(row)} fields and the header {len(header)}: put quotation marks "
-                    "around a text with commas"
+                    "around a text with commas",
+                    f"line of {name}",
                 )
             yield here, dict(zip(header, row, strict=False))
     except csv.Error as error:

@@ -27,7 +27,7 @@ def image_grid(images: "Tensor", columns: int, captions: Sequence[str] | None = 
     if channels not in (1, 3):
         raise DataError(f"images have {channels} channels and a picture shows 1 or 3; give gray or RGB images")
     columns = min(columns, count)
-    tile = _tile_size(width, height, TILE if captions is None else CAPTIONED_TILE)
+    tile = tile_size(width, height, TILE if captions is None else CAPTIONED_TILE)
     gap = max(2, max(tile) // 28)
     font = caption_font()
     texts = [wrapped(caption, tile[0], font) for caption in captions or [""] * count]
@@ -51,7 +51,8 @@ def to_picture(image: "Tensor") -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def _tile_size(width: int, height: int, least: int) -> tuple[int, int]:
+def tile_size(width: int, height: int, least: int) -> tuple[int, int]:
+    """Width and height that a picture is drawn with: a whole multiple of its own, or reduced where it is large."""
     side = max(width, height)
     if side > LARGEST_TILE:
         return max(1, width * LARGEST_TILE // side), max(1, height * LARGEST_TILE // side)

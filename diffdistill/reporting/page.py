@@ -34,18 +34,23 @@ def page(run: RunData) -> str:
         _header(run, title),
         _tiles(run),
         _samples(run),
-        _section("health", "Health", _health(run)),
-        _section("figures", "Metrics", _figures(run)),
-        _section("curves", "Curves", f'<div class="grid">{"".join(figures)}</div>' if figures else ""),
-        _section("history", "Samples over time", _history(run)),
-        _section("settings", "Settings", _settings(run)),
+        section("health", "Health", _health(run)),
+        section("figures", "Metrics", _figures(run)),
+        section("curves", "Curves", f'<div class="grid">{"".join(figures)}</div>' if figures else ""),
+        section("history", "Samples over time", _history(run)),
+        section("settings", "Settings", _settings(run)),
         _footer(run),
     ]
+    return document(title, "".join(sections))
+
+
+def document(title: str, inside: str, head: str = HEAD) -> str:
+    """A whole page in the style of the reports."""
     return (
-        f'{HEAD}<meta name="generator" content="diffdistill {__version__}">'
+        f'{head}<meta name="generator" content="diffdistill {__version__}">'
         '<meta name="color-scheme" content="light dark">'
         f"<title>{escape(title)}</title><style>{STYLE.read_text('utf-8')}</style></head>"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
+        f"<body><main>{inside}</main></body></html>\n"
     )
 
 
@@ -83,7 +88,7 @@ def _tiles(run: RunData) -> str:
     return f'<dl class="tiles">{inside}</dl>'
 
 
-def _section(name: str, title: str, inside: str) -> str:
+def section(name: str, title: str, inside: str) -> str:
     return f'<section id="{name}"><h2>{title}</h2>{inside}</section>' if inside else ""
 
 
@@ -91,14 +96,14 @@ def _samples(run: RunData) -> str:
     """The last grid beside other pictures of the run: the teacher's, or what an aligning run started from."""
     shown = []
     if run.verb == "align" and len(run.grids) > 1:
-        shown.append(_picture(run.grids[0][1], "Start", "large"))
+        shown.append(picture(run.grids[0][1], "Start", "large"))
     if run.grids:
         step, file = run.grids[-1]
         label = "Student" if run.config.get("teacher") else "Model"
-        shown.append(_picture(file, f"{label}, step {step:,}", "large"))
+        shown.append(picture(file, f"{label}, step {step:,}", "large"))
     others = list(run.pictures.items())[:SHOWN_PICTURES]
-    shown += [_picture(file, name.replace("_", " ").capitalize(), "large") for name, file in others]
-    return _section("samples", "Samples", f'<div class="pair">{"".join(shown)}</div>' if any(shown) else "")
+    shown += [picture(file, name.replace("_", " ").capitalize(), "large") for name, file in others]
+    return section("samples", "Samples", f'<div class="pair">{"".join(shown)}</div>' if any(shown) else "")
 
 
 def _history(run: RunData) -> str:
@@ -107,23 +112,23 @@ def _history(run: RunData) -> str:
     if count < 2:
         return ""
     chosen = [run.grids[round(i * (len(run.grids) - 1) / (count - 1))] for i in range(count)]
-    strip = "".join(_picture(file, f"Step {step:,}", "small") for step, file in chosen)
+    strip = "".join(picture(file, f"Step {step:,}", "small") for step, file in chosen)
     hint = "The same seeds and labels in every grid: only the weights change."
     return f'<p class="hint">{hint}</p><div class="strip">{strip}</div>'
 
 
-def _picture(file: Path, label: str, size: str) -> str:
-    picture = opened_picture(file)
-    if picture is None:
+def picture(file: Path, label: str, size: str) -> str:
+    shown = opened_picture(file)
+    if shown is None:
         return ""
-    gray = picture.convert("L")
-    if gray.convert("RGB").tobytes() == picture.tobytes():
-        picture = gray  # a third of the bytes
+    gray = shown.convert("L")
+    if gray.convert("RGB").tobytes() == shown.tobytes():
+        shown = gray  # a third of the bytes
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=picture.width * picture.height <= MOST_PIXELS // 4)
+    shown.save(buffer, "PNG", optimize=shown.width * shown.height <= MOST_PIXELS // 4)
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
-        f'<figure class="{size}"><img alt="{escape(label)}" width="{picture.width}" height="{picture.height}" '
+        f'<figure class="{size}"><img alt="{escape(label)}" width="{shown.width}" height="{shown.height}" '
         f'src="data:image/png;base64,{data}"><figcaption>{escape(label)}</figcaption></figure>'
     )
 
@@ -150,10 +155,10 @@ def _health(run: RunData) -> str:
 
 def _figures(run: RunData) -> str:
     table = metrics_table(run)
-    return f"{table}{_pairs(protocol(run))}" if table else ""
+    return f"{table}{pairs(protocol(run))}" if table else ""
 
 
-def _pairs(values: dict[str, str]) -> str:
+def pairs(values: dict[str, str]) -> str:
     rows = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in values.items())
     return f'<dl class="pairs">{rows}</dl>' if rows else ""
 
@@ -165,7 +170,7 @@ def _settings(run: RunData) -> str:
         if run.config_text
         else ""
     )
-    rest = f'<div class="card"><h3>Environment</h3>{_pairs(environment)}</div>' if environment else ""
+    rest = f'<div class="card"><h3>Environment</h3>{pairs(environment)}</div>' if environment else ""
     return f'<div class="pair">{config}{rest}</div>' if config or rest else ""
 
 

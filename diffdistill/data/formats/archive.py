@@ -9,7 +9,8 @@ from diffdistill.data.bounds import RATIO
 from diffdistill.data.formats import Format
 from diffdistill.data.formats.images import LISTS, files_source, pictures
 from diffdistill.data.layout import are_splits, by_number, check_no_split, class_labels, passed_over
-from diffdistill.data.source import Encoded, Source, as_labels, inside, is_picture, only_split, pick_split
+from diffdistill.data.looking import refuse
+from diffdistill.data.source import UNLABELLED, Entry, Source, as_labels, inside, is_picture, only_split, pick_split
 from diffdistill.errors import DataError
 from diffdistill.files import BROKEN_ZIP, MOST_JSON, parse_json
 
@@ -87,14 +88,17 @@ def _as_folder(name: str, path: Path, split: str, parts: dict[str, tuple[str, ..
     if not folders:
         return _source(path, name, list(parts), None)
     if loose is not None:
-        raise DataError(
+        refuse(
             f"{name} has both loose images ({loose}) and folders of images ({folders[0]}), and no {LABELS}: put all "
             "into class folders, or none"
         )
     check_no_split(folders, [place[0] for place in parts.values() if len(place) > 2], name)
     labels, class_names = class_labels(folders, name)
-    members = sorted(parts, key=lambda member: labels[parts[member][0]])  # sorted as they are within each
-    return _source(path, name, members, [labels[parts[member][0]] for member in members], class_names)
+    in_class = [member for member, place in parts.items() if len(place) > 1]
+    members = sorted(in_class, key=lambda member: labels[parts[member][0]])  # sorted as they are within each
+    values = [labels[parts[member][0]] for member in members]
+    stray = [member for member, place in parts.items() if len(place) == 1]
+    return _source(path, name, members + stray, values + [UNLABELLED] * len(stray), class_names)
 
 
 def _source(
@@ -131,17 +135,18 @@ def labels_of(listing: bytes, names: Sequence[str], name: str) -> list[Any] | No
         raise DataError(f'{name} is not of the form {{"labels": [[file, label], ...]}}: write it so') from error
     missing = next((file for file in names if file not in labels), None)
     if missing is not None:
-        raise DataError(f"{name} has no label for {missing}: give every image one, or none")
-    return [labels[file] for file in names]
+        refuse(f"{name} has no label for {missing}: give every image one, or none")
+    return [labels.get(file, UNLABELLED) for file in names]
 
 
-def _members(path: Path, name: str, names: Sequence[str]) -> Iterator[Encoded]:
+def _members(path: Path, name: str, names: Sequence[str]) -> Iterator[Entry]:
     with zipfile.ZipFile(path) as archive:
         for member in names:
+            data: bytes | DataError
             try:
                 data = archive.read(member)
-            except BROKEN_ZIP as error:
-                raise DataError(f"{member} in {name} is damaged ({error}): make the zip again") from error
+            except (*BROKEN_ZIP, OSError) as error:  # a place that lies before the file, for one
+                data = DataError(f"{member} in {name} is damaged ({error}): make the zip again")
             yield f"{member} in {name}", data
 
 

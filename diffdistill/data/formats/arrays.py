@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 from diffdistill.data.bounds import check_pixels, check_size
 from diffdistill.data.formats import Format
+from diffdistill.data.looking import refuse, tell_splits
 from diffdistill.data.source import SPLITS, Source, as_labels, canonical_split, only_split
 from diffdistill.errors import DataError
 from diffdistill.files import BROKEN_ZIP
@@ -31,6 +32,7 @@ def read_npz(name: str, path: Path, split: str) -> Source:
         for spelling in SPLITS.get(canonical_split(split), (split,))
         for image, label in (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
     }
+    tell_splits(*_splits_of(arrays, split))
     images_key = next((key for key in (*of_split, *KEYS) if key in arrays), None)
     if images_key is None:
         raise DataError(
@@ -45,11 +47,21 @@ def read_npz(name: str, path: Path, split: str) -> Source:
     labels = arrays[labels_key]
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.shape != (len(images),):
-        raise DataError(
-            f"{name} has {len(images)} images, but {labels_key} of shape {labels.shape}: one label an image"
-        )
+        refuse(f"{name} has {len(images)} images, but {labels_key} of shape {labels.shape}: one label an image")
+        return Source(len(images), images)
     values, class_names = as_labels(labels, name)
     return Source(len(images), images, values, class_names=class_names)
+
+
+def _splits_of(arrays: Mapping[str, "np.ndarray"], split: str) -> tuple[list[str], str | None]:
+    """The splits that keys name, and which of them is asked for."""
+    there = [
+        known
+        for known, spellings in SPLITS.items()
+        if any(key in arrays for spelling in spellings for key in (f"x_{spelling}", f"{spelling}_images"))
+    ]
+    asked = canonical_split(split)
+    return there, asked if asked in there else None
 
 
 def read_npy(name: str, path: Path, split: str) -> Source:

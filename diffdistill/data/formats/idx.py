@@ -11,6 +11,7 @@ from zlib import error as ZlibError
 
 from diffdistill.data.bounds import check_pixels, check_size
 from diffdistill.data.formats import Format
+from diffdistill.data.looking import refuse
 from diffdistill.data.source import Source, as_labels, canonical_split, only_split, pick_split
 from diffdistill.errors import DataError
 
@@ -29,7 +30,7 @@ def is_idx(path: Path) -> bool:
             head = file.read(4)
     except (OSError, EOFError, lzma.LZMAError, ZlibError):
         return False
-    return head[:3] == b"\0\0\x08" and head[3] in (3, 4)
+    return head in (b"\0\0\x08\x03", b"\0\0\x08\x04")
 
 
 def read_array(path: Path) -> "np.ndarray":
@@ -39,7 +40,7 @@ def read_array(path: Path) -> "np.ndarray":
     try:
         with OPENERS.get(path.suffix, open)(path, "rb") as file:
             head = file.read(4)
-            if head[:3] != b"\0\0\x08" or not 1 <= head[3] <= 4:
+            if len(head) < 4 or head[:3] != b"\0\0\x08" or not 1 <= head[3] <= 4:
                 raise DataError(f"{path} is not an IDX file of uint8 values: its first bytes are {head.hex(' ')}")
             shape = struct.unpack(f">{head[3]}I", file.read(4 * head[3]))
             announced = math.prod(shape)
@@ -75,9 +76,8 @@ def read_pair(name: str, path: Path, split: str = "train", class_names: tuple[st
         return Source(len(pixels), pixels)
     labels = read_array(labels_path)
     if labels.shape != (len(pixels),):
-        raise DataError(
-            f"{labels_path} has {len(labels)} labels, {path.name} has {len(pixels)} images: they must be as many"
-        )
+        refuse(f"{labels_path} has {len(labels)} labels, {path.name} has {len(pixels)} images: they must be as many")
+        return Source(len(pixels), pixels)
     values, class_names = as_labels(labels, str(labels_path), class_names)
     return Source(len(pixels), pixels, values, class_names=class_names)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from diffdistill.data.formats import Format, open_at
 from diffdistill.data.layout import are_splits, by_number, check_no_split, class_labels, passed_over
-from diffdistill.data.source import Source, as_labels, as_texts, is_picture, only_split, pick_split
+from diffdistill.data.looking import refuse
+from diffdistill.data.source import UNLABELLED, Source, as_labels, as_texts, is_picture, only_split, pick_split
 from diffdistill.errors import DataError
 from diffdistill.files import read_json
 
@@ -34,19 +35,19 @@ def read_images(name: str, folder: Path, split: str) -> Source:
     if not any(classes.values()):
         return files_source(name, loose, texts=texts)
     if loose:
-        raise DataError(
+        refuse(
             f"{name} has both loose images ({loose[0].name}) and subfolders of images ({next(iter(classes))}): "
             "put all into class subfolders, or none"
         )
     empty = next((sub for sub, files in classes.items() if not files), None)
     if empty is not None:
-        raise DataError(f"{name} has the class folder {empty!r} without an image: fill it or remove it")
+        refuse(f"{name} has the class folder {empty!r} without an image: fill it or remove it")
     deeper = [sub for sub, files in classes.items() if any(file.parent != subfolders[sub] for file in files)]
     check_no_split(classes, deeper, name)
     labels, class_names = class_labels(list(classes), name)
     by_label = sorted(classes, key=lambda sub: labels[sub])
-    values = [labels[sub] for sub in by_label for _ in classes[sub]]
-    return files_source(name, [file for sub in by_label for file in classes[sub]], values, class_names)
+    values = [labels[sub] for sub in by_label for _ in classes[sub]] + [UNLABELLED] * len(loose)
+    return files_source(name, [file for sub in by_label for file in classes[sub]] + loose, values, class_names)
 
 
 def pictures(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from diffdistill.data.formats import Format, allowed_pairs
 from diffdistill.data.formats.images import files_source
+from diffdistill.data.looking import refuse
 from diffdistill.data.source import Pair, Source, as_caption, inside, only_split
 from diffdistill.data.text import Row, csv_rows, json_rows, read_text
 from diffdistill.errors import DataError
@@ -18,13 +19,19 @@ def read_metadata(name: str, folder: Path, split: str) -> Source:
     table = folder / JSON_LINES if (folder / JSON_LINES).is_file() else folder / CSV
     rows = _json_lines(table) if table.name == JSON_LINES else _csv_rows(table)
     files = []
+    named = []
     for line, row in rows:
         if not isinstance(row.get("file_name"), str) or not row["file_name"]:
-            raise DataError(f"line {line} of {table} has no 'file_name': name the image, relative to the folder")
+            refuse(
+                f"line {line} of {table} has no 'file_name': name the image, relative to the folder",
+                f"no 'file_name' in {table}",
+            )
+            continue
+        named.append(row)
         files.append(folder / inside(row["file_name"], str(table)))
-    columns = {column for _, row in rows for column in row}
-    labels = [row.get("label") for _, row in rows] if "label" in columns else None
-    texts = [row.get("text") for _, row in rows] if "text" in columns else None
+    columns = {column for row in named for column in row}
+    labels = [row.get("label") for row in named] if "label" in columns else None
+    texts = [row.get("text") for row in named] if "text" in columns else None
     return files_source(name, files, labels, texts=texts)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from diffdistill.data.bounds import check_size
 from diffdistill.data.formats import Format
+from diffdistill.data.looking import tell_left_out
 from diffdistill.data.source import (
     SPLIT_NAMES,
-    Encoded,
+    Entry,
     Pair,
     Source,
     as_caption,
@@ -103,7 +104,7 @@ def files_of_split(name: str, path: Path, split: str) -> list[Path]:
     if set(by_split) == {""}:
         only_split(split, name)
         return by_split[""]
-    by_split.pop("", None)
+    tell_left_out(by_split.pop("", []))
     return by_split[pick_split(split, by_split, name)]
 
 
@@ -170,7 +171,7 @@ def _bounded(table: Any, file: Path, column: str) -> Iterator[Any]:
         yield from values
 
 
-def _images(tables: list[Any], files: list[Path], column: str) -> Iterator[Encoded]:
+def _images(tables: list[Any], files: list[Path], column: str) -> Iterator[Entry]:
     for table, file in zip(tables, files, strict=True):
         row = 0
         batches = table.iter_batches(FEW, columns=[column])
@@ -183,7 +184,7 @@ def _images(tables: list[Any], files: list[Path], column: str) -> Iterator[Encod
                 value = scalar.as_py()
                 data = value.get("bytes") if isinstance(value, dict) else value
                 if not isinstance(data, bytes):
-                    raise DataError(f"{file} has no image bytes in row {row}: keep the images in the file itself")
+                    data = DataError(f"{file} has no image bytes in row {row}: keep the images in the file itself")
                 yield f"row {row} of {file}", data
                 row += 1
 
