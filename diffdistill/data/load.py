@@ -21,7 +21,7 @@ class ImageSet:
 
     images: uint8 (N, C, H, W), C is 1 (gray) or 3 (RGB). labels: int64 (N,), or None. texts: N captions, or None.
     class_names: names of the classes where the data has them. name: DATA as it was given.
-    fingerprint: see `fingerprint`.
+    fingerprint: see `fingerprint`. classes: how many the whole set counts, where these are the first images of it.
 
     >>> from diffdistill.data import load_images
     >>> emoji: ImageSet = load_images("builtin:emoji", split="held_out")
@@ -38,6 +38,7 @@ class ImageSet:
     class_names: tuple[str, ...] | None
     name: str
     fingerprint: str
+    classes: int | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -55,10 +56,12 @@ class ImageSet:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes: of the names where there are some, else the highest label and one."""
+        """Number of classes: of the names where there are some, else the highest label and one, also of images that
+        `limit` left out.
+        """
         if self.labels is None:
             return None
-        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
+        return len(self.class_names) if self.class_names else max(int(self.labels.max()) + 1, self.classes or 0)
 
 
 def load_images(
@@ -116,6 +119,7 @@ def load_images(
         class_names=source.class_names,
         name=data,
         fingerprint=fingerprint(pixels, labels, texts),
+        classes=None if source.labels is None else int(source.labels.max()) + 1,
     )
 
 

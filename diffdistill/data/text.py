@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,11 @@ def read_text(path: Path) -> str:
         raise DataError(f"'{path}' is no list that fits, {error}: is it a text? give it in parts") from error
     except OSError as error:
         raise DataError(f"'{path}' cannot be read ({error.strerror}): check the path and its rights") from error
+    return decoded(data, str(path))
+
+
+def decoded(data: bytes, path: str) -> str:
+    """The bytes of the file `path` as text; see `read_text`."""
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
@@ -85,6 +90,8 @@ def csv_rows(text: str, name: str, needs: tuple[str, ...], example: str) -> Iter
             if header is None:
                 header = _header(row, name, needs, example)
                 continue
+            if any(field[:1].isspace() and field.lstrip().startswith('"') for field in row):
+                raise DataError(f"line {here} of '{name}' has a space before a quotation mark: take it out")
             if len(row) > len(header):
                 raise DataError(
                     f"line {here} of '{name}' has {len(row)} fields and the header {len(header)}: put quotation marks "
@@ -102,6 +109,9 @@ def _header(row: list[str], name: str, needs: tuple[str, ...], example: str) -> 
             f"line 1 of '{name}' names no column {' or '.join(map(repr, needs))}, only "
             f"{', '.join(map(repr, row[:5]))}: begin with a header such as {example}"
         )
+    twice = next((column for column in header if column and header.count(column) > 1), None)
+    if twice is not None:
+        raise DataError(f"line 1 of '{name}' names the column {twice!r} twice: leave one of them")
     return header
 
 
@@ -111,3 +121,10 @@ HALVED = "holds half of a character (a lone surrogate)"
 def is_halved(text: str) -> bool:
     """Whether a text was cut inside a character: JSON can say so, no tokenizer and no file can hold it."""
     return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def check_whole(texts: Sequence[str], what: str, name: str) -> None:
+    """DataError for a text that ends in half of a character, which JSON may write and nothing can hold."""
+    for index, text in enumerate(texts):
+        if is_halved(text):
+            raise DataError(f"{name} has a {what} for image {index} that {HALVED}: write the character whole")

@@ -1,0 +1,240 @@
+"""WebDataset: tar files whose members of one name, up to its first dot, are one sample: `0001.jpg`, `0001.txt`.
+
+Layout as in the package `webdataset` (A. Aizman, G. Maltby, T. Breuel, 2001.01858): an image, and `cls` with the
+label, `txt` with the caption, or `json` with `label` and `text` or `caption`. A tar without such members is what the
+folder in it would be. Nothing is unpacked to disk; links, devices and sparse files in a tar are refused.
+"""
+
+import logging
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from diffdistill.data.formats import Format
+from diffdistill.data.formats.packed import MAX_MEMBER, Packed, read_packed, visible_files
+from diffdistill.data.layout import are_splits, of_split
+from diffdistill.data.shards import shards_of_split
+from diffdistill.data.source import SUFFIXES, Encoded, Source, as_labels, as_texts, is_hidden
+from diffdistill.data.text import decoded
+from diffdistill.data.walk import listed_of, pictures
+from diffdistill.errors import DataError
+from diffdistill.files import parse_json
+
+BRACES = re.compile(r"(?P<head>.*)\{(?P<first>\d+)\.\.(?P<last>\d+)\}(?P<tail>.*\.tar)")
+MOST_FILES = 1_000_000
+MOST_FOLDERS = 20  # folders of a folder that are looked into for tar files
+PACKED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
+LABELS, TEXTS, RECORD = ("cls", "label"), ("txt", "text", "caption"), "json"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a tar: where its bytes lie."""
+
+    tar: Path
+    offset: int
+    size: int
+
+    def read(self, most: int | None = None) -> bytes:
+        with self.tar.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size if most is None else min(most, self.size))
+
+
+@dataclass
+class Sample:
+    """Members of one name, by what follows its first dot, in lower case. name: for messages."""
+
+    key: PurePosixPath
+    name: str
+    parts: dict[str, Member] = field(default_factory=dict)
+
+
+def is_webdataset(data: str, path: Path) -> bool:
+    """A tar file, also packed ones, which are refused; `shard-{0000..0012}.tar`; a folder of tar files."""
+    if path.is_dir():
+        folders = [path, *[sub for sub in sorted(path.iterdir()) if sub.is_dir() and not is_hidden(sub.name)]]
+        there = any(_is_tar(file) for folder in folders[: MOST_FOLDERS + 1] for file in folder.iterdir())
+        return there and not pictures(path)  # an archive beside what was unpacked from it is no set
+    return path.name.lower().endswith((".tar", *PACKED)) if path.exists() else BRACES.fullmatch(data) is not None
+
+
+def _is_tar(file: Path) -> bool:
+    return file.name.lower().endswith(".tar") and not is_hidden(file.name)
+
+
+def read_webdataset(name: str, path: Path, split: str) -> Source:
+    """The samples of one tar file, or of those of a split, in their order.
+
+    Raises DataError for a damaged file, a member that is no plain file or leads out of it, a sample with two images,
+    and for labels or texts that some samples lack. Samples without an image are left out, with a warning.
+    """
+    files, named = _files(name, path, split)
+    members = [(member, found) for file in files for member, found in members_of(file)]
+    samples = list(_samples(members))
+    if not any(sample.parts.keys() & {*LABELS, *TEXTS, RECORD} for sample in samples):
+        visible = visible_files(iter(members), name)
+        packed = Packed(name, visible, lambda wanted, most: (visible[one].read(most) for one in wanted))
+        inner = are_splits({file.parts[0] for file in visible if len(file.parts) > 1})
+        return read_packed(packed, "train" if named and not inner else split)
+    if not named:
+        samples = [samples[i] for i in of_split([sample.key for sample in samples], split, name)]
+    return _source(samples, name)
+
+
+def _files(name: str, path: Path, split: str) -> tuple[list[Path], bool]:
+    """The tar files, and whether their names say that they are of the split."""
+    braces = None if path.exists() else BRACES.fullmatch(str(path))
+    if braces is not None:
+        width, first, last = len(braces["first"]), int(braces["first"]), int(braces["last"])
+        files = [
+            Path(f"{braces['head']}{i:0{width}d}{braces['tail']}") for i in range(first, min(last, first + 10**6) + 1)
+        ]
+        missing = [file for file in files if not file.is_file()]
+        if missing or not files:
+            raise DataError(
+                f"{name} has {len(files)} files of which {len(missing)} are missing ({listed_of(missing)})"
+            )
+        return files, False
+    if path.is_file():
+        if path.name.lower().endswith(PACKED):
+            raise DataError(f"{name} is packed as a whole, so no image can be read alone: unpack it to a .tar")
+        return [path], False
+    return shards_of_split(name, path, split, (".tar",))
+
+
+def members_of(tar: Path) -> Iterator[tuple[str, Member]]:
+    """The plain files of a tar; DataError for damage, which `tarfile` would take for its end, and other members."""
+    size = tar.stat().st_size
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            end = 0
+            for info in archive:
+                if info.isdir():
+                    end = max(end, info.offset_data)
+                    continue
+                _check(info, tar, size)
+                end = info.offset_data + -(-info.size // 512) * 512
+                yield info.name, Member(tar, info.offset_data, info.size)
+    except (tarfile.TarError, EOFError, OverflowError, ValueError, RecursionError, MemoryError) as error:
+        raise DataError(f"{tar} is damaged or not a tar file ({error}): fetch it again") from error
+    _check_end(tar, end)
+
+
+def _check(info: tarfile.TarInfo, tar: Path, size: int) -> None:
+    if not info.isreg() or info.issparse():
+        kind = "a link" if info.issym() or info.islnk() else "a device, a pipe or a sparse file"
+        raise DataError(f"{tar} has the member {info.name!r}, which is {kind}: a data set has plain files only")
+    if not 0 <= info.size <= MAX_MEMBER:
+        raise DataError(f"{tar} has the file {info.name}, of more than 256 MB: take it out")
+    if info.offset_data + info.size > size:
+        raise DataError(f"{tar} ends inside of {info.name}: fetch it again")
+
+
+def _check_end(tar: Path, end: int) -> None:
+    """DataError where a tar does not end with the empty block that says so, or goes on behind it."""
+    with tar.open("rb") as file:
+        file.seek(end)
+        rest = file.read(512)
+        if len(rest) < 512 or any(rest):
+            raise DataError(f"{tar} is damaged or cut short at byte {end}: fetch it again")
+        while rest := file.read(1 << 20):
+            if any(rest):
+                raise DataError(
+                    f"{tar} goes on behind its end, as several tar files joined to one do: give them apart, in a "
+                    "folder"
+                )
+
+
+def _samples(members: Sequence[tuple[str, Member]]) -> Iterator[Sample]:
+    """Members by their tar and their name up to its first dot, in the order of their first."""
+    found: dict[tuple[Path, PurePosixPath], Sample] = {}
+    for path, member in members:
+        file = PurePosixPath(path.replace("\\", "/"))
+        stem, dot, ending = file.name.partition(".")
+        if not stem or not dot or any(map(is_hidden, file.parts)):
+            continue
+        key = file.with_name(stem)
+        sample = found.setdefault((member.tar, key), Sample(key, f"{key} in {member.tar}"))
+        if ending.lower() in sample.parts:
+            raise DataError(f"{member.tar} has {path} twice: give each sample a name of its own")
+        sample.parts[ending.lower()] = member
+    yield from found.values()
+
+
+def _source(samples: list[Sample], name: str) -> Source:
+    images = [_image_of(sample) for sample in samples]
+    left_out = [sample for sample, image in zip(samples, images, strict=True) if image is None]
+    if left_out:
+        logger.warning(
+            "warning: %s has %d samples without an image, left out (%s)", name, len(left_out), left_out[0].name
+        )
+    _say_unread(samples, name)
+    kept = [(sample, image) for sample, image in zip(samples, images, strict=True) if image is not None]
+    records = [_record(sample) for sample, _ in kept]
+    labels = [
+        _value(sample, record, LABELS, ("label", "cls")) for (sample, _), record in zip(kept, records, strict=True)
+    ]
+    texts = [
+        _value(sample, record, TEXTS, ("text", "caption")) for (sample, _), record in zip(kept, records, strict=True)
+    ]
+
+    def where(index: int) -> str:
+        return kept[index][0].name
+
+    values, class_names, captions = None, None, None
+    if any(label is not None for label in labels):
+        values, class_names = as_labels(labels, name, where=where)
+    if any(text is not None for text in texts):
+        captions = as_texts(texts, name, where)
+    return Source(len(kept), _encoded(kept), values, captions, class_names)
+
+
+def _image_of(sample: Sample) -> str | None:
+    """The ending of a sample's image; DataError for one of several, none of which is called by its format alone."""
+    endings = [ending for ending in sample.parts if f".{ending.rpartition('.')[2]}" in SUFFIXES]
+    plain = [ending for ending in endings if "." not in ending]
+    if len(plain or endings) > 1:
+        raise DataError(f"{sample.name} has the images {' and '.join(plain or endings)}: a sample has one")
+    return next(iter(plain or endings), None)
+
+
+def _record(sample: Sample) -> dict[str, Any]:
+    if RECORD not in sample.parts:
+        return {}
+    try:
+        record = parse_json(decoded(sample.parts[RECORD].read(), f"{sample.name}.json"))
+    except ValueError as error:
+        raise DataError(f"{sample.name}: its json is damaged ({error}); mend it or take it out") from error
+    return record if isinstance(record, dict) else {}
+
+
+def _value(sample: Sample, record: dict[str, Any], endings: Sequence[str], keys: Sequence[str]) -> Any:
+    """A label or text of a sample: of its own member, or of its record."""
+    ending = next((ending for ending in endings if ending in sample.parts), None)
+    if ending is not None:
+        return decoded(sample.parts[ending].read(), f"{sample.name}.{ending}").strip()
+    value = next((record[key] for key in keys if record.get(key) is not None), None)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _say_unread(samples: list[Sample], name: str) -> None:
+    known = {*LABELS, *TEXTS, RECORD, *(ending.lstrip(".") for ending in SUFFIXES)}
+    counts = Counter(ending for sample in samples for ending in sample.parts if ending not in known)
+    if counts:
+        listed = ", ".join(f"{count} .{ending}" for ending, count in sorted(counts.items())[:5])
+        logger.warning("warning: %s has members that are not read (%s)", name, listed)
+
+
+def _encoded(kept: list[tuple[Sample, str]]) -> Iterator[Encoded]:
+    for sample, ending in kept:
+        yield f"{sample.name} (.{ending})", sample.parts[ending].read()
+
+
+FORMAT = Format("webdataset", 25, "a tar file or a folder of them (WebDataset)", is_webdataset, read_webdataset)

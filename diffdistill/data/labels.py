@@ -1,0 +1,117 @@
+"""What a label means: whole numbers count classes from 0; words are names of classes, sorted as numbers are."""
+
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from diffdistill.data.text import check_whole
+from diffdistill.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+logger = logging.getLogger(__name__)
+
+# Labels that are numbers, and no names: `3`; also `-1`, `1.0` and `1e+00`, which are refused, not sorted as words.
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+# What programs write for a number that is not there.
+MISSING = {"", "nan", "na", "n/a", "<na>", "none", "null"}
+
+Where = Callable[[int], str]
+Names = tuple[str, ...]
+
+
+def image_at(index: int) -> str:
+    """How messages call an image of which nothing but its place is known."""
+    return f"image {index}"
+
+
+def number_key(text: str) -> tuple[object, ...]:
+    """Key that sorts `class 2` before `class 10`, as `class 02` is before it by the alphabet.
+
+    >>> sorted(["b", "a10", "a2"], key=number_key)
+    ['a2', 'a10', 'b']
+    """
+    words: list[object] = list(re.split(r"([0-9]+)", text))
+    for i in range(1, len(words), 2):
+        digits = str(words[i]).lstrip("0")
+        words[i] = (len(digits), digits)
+    return (tuple(words), text)
+
+
+def whole_name(name: str) -> str:
+    """A name without the white space around it, and with one spelling of its accents, which systems write in two."""
+    return unicodedata.normalize("NFC", name.strip())
+
+
+def classes_of(names: Iterable[str], where: str) -> Names:
+    """Names of classes in the order of their labels; a warning for two that differ by the case alone."""
+    ordered = tuple(sorted(set(names), key=number_key))
+    twice = next((key for key, count in Counter(map(str.casefold, ordered)).items() if count > 1), None)
+    if twice is not None:
+        one, two = [name for name in ordered if name.casefold() == twice][:2]
+        logger.warning("warning: %s has the classes %r and %r, which differ by the case alone", where, one, two)
+    return ordered
+
+
+def as_labels(
+    values: "Sequence[Any] | np.ndarray", name: str, class_names: Names | None = None, where: Where = image_at
+) -> "tuple[np.ndarray, Names | None]":
+    """Labels as int64 (N,), and the names of the classes.
+
+    Strings become their place among the sorted names (`classes_of`), unless all of them are numbers. where: what
+    messages call the image of a place.
+    Raises DataError for a missing label, one that is no whole number, and one outside 0 .. classes - 1.
+
+    >>> labels, names = as_labels(["dog", "cat 10", "cat 2"], "my set")
+    >>> labels.tolist(), names
+    ([2, 1, 0], ('cat 2', 'cat 10', 'dog'))
+    """
+    import numpy as np
+
+    labels = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    if class_names is not None and len(set(class_names)) < len(class_names):
+        twice = next(one for one, count in Counter(class_names).items() if count > 1)
+        raise DataError(f"{name} has two classes called {twice!r}: which label is which? give each its own name")
+    nothing = next((index for index, label in enumerate(labels) if label is None), None)
+    if nothing is not None:
+        raise DataError(f"{name} has no label for {where(nothing)}: give every image one, or none")
+    if labels and all(isinstance(label, str) for label in labels):
+        labels, class_names = _of_words(labels, name, class_names, where)
+    top = f"to {len(class_names) - 1}, one of {len(class_names)} classes" if class_names else "up"
+    end = len(class_names) if class_names else 2**31
+    for index, label in enumerate(labels):
+        if label is None or label == "":
+            raise DataError(f"{name} has no label for {where(index)}: give every image one, or none")
+        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < end:
+            raise DataError(
+                f"{name} has the label {label!r} for {where(index)}: labels are whole numbers from 0 {top}"
+            )
+    return np.array(labels, dtype=np.int64), class_names
+
+
+def _of_words(labels: list[str], name: str, class_names: Names | None, where: Where) -> tuple[list[Any], Names | None]:
+    """Labels that are strings as numbers, where they are such or are names; what is neither stays, to be refused."""
+    check_whole(labels, "label", name)
+    words = [whole_name(label) for label in labels]
+    known = {whole_name(one): label for label, one in enumerate(class_names or ())}
+    if not set(words) <= known.keys():
+        numbers = [NUMBER.fullmatch(word) is not None for word in words]
+        if any(numbers) and all(one or word.lower() in MISSING for one, word in zip(numbers, words, strict=True)):
+            return [_number(word) for word in words], class_names
+        if "" in words:
+            return words, class_names
+        if class_names is None:
+            class_names = classes_of(words, name)
+            known = {one: label for label, one in enumerate(class_names)}
+    return [known.get(word, word) for word in words], class_names
+
+
+def _number(word: str) -> int | str | None:
+    if word.lower() in MISSING:
+        return None
+    return int(word) if word.lstrip("+-").isdecimal() else word

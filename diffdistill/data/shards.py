@@ -1,0 +1,125 @@
+"""Sets in several files, `train-00000-of-00003.parquet`: which belong to a split, and whether all are there."""
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from diffdistill.data.layout import by_number
+from diffdistill.data.source import SPLIT_NAMES, pick_split, split_of
+from diffdistill.data.walk import files_below, listed_of
+from diffdistill.errors import DataError
+
+OF = re.compile(r"(?P<stem>.*?)(?P<number>\d+)-of-(?P<total>\d+)")
+NUMBERED = re.compile(r"(?P<stem>.*?)(?P<number>\d+)(?P<rest>\D*)")
+
+MOST = 1_000_000  # numbers that are looked through for a gap
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def files_with(folder: Path, endings: Sequence[str]) -> list[Path]:
+    """The visible files of those endings, in lower case, below a folder, in the order of their names and numbers."""
+    found = [path for path in files_below(folder) if path.name.lower().endswith(tuple(endings)) and path.is_file()]
+    return sorted(found, key=lambda path: by_number(path.relative_to(folder)))
+
+
+def shards_of_split(name: str, folder: Path, split: str, endings: Sequence[str]) -> tuple[list[Path], bool]:
+    """The files of those endings in a folder that belong to a split, and whether their names say a split.
+
+    A file belongs to the split that its name starts with or has as a word (`mnist-train.parquet`), or that its folder
+    is called; else all are one set. DataError where one of N is missing, and for sets in several folders; a warning
+    for files of no split beside others, and for gaps in their numbers.
+    """
+    by_split: dict[str, list[Path]] = {}
+    for file in files_with(folder, endings):
+        by_split.setdefault(_split_of(file.relative_to(folder), name), []).append(file)
+    named = set(by_split) != {""}
+    if not named:
+        chosen = by_split[""]
+    else:
+        other = [file.relative_to(folder) for file in by_split.pop("", ())]
+        if other:
+            logger.warning(
+                "warning: %s has %d files of no split beside those of splits, left out (%s)",
+                name, len(other), listed_of(other),
+            )  # fmt: skip
+        chosen = by_split[pick_split(split, by_split, name)]
+    _check_one_folder(chosen, folder, name)
+    for _, group in sorted(_grouped(chosen, lambda file: str(file.parent)).items()):
+        check_complete(group, name)
+    return chosen, named
+
+
+def _split_of(file: Path, name: str) -> str:
+    """The split that a file's name or its folders say it is of; empty where they say nothing."""
+    first, *others = [word.lower() for word in re.split(r"[^A-Za-z0-9]", file.stem)]
+    inner = {SPLIT_NAMES[word] for word in others if word in SPLIT_NAMES}
+    if not split_of(first) and len(inner) > 1:
+        raise DataError(f"{name} has the file {file}, of the splits {' and '.join(sorted(inner))}: name one of them")
+    words = [file.stem, first, *others, *(part for parent in file.parents for part in [parent.name] if part)]
+    return next((found for word in words if (found := split_of(word))), "")
+
+
+def _check_one_folder(files: Sequence[Path], folder: Path, name: str) -> None:
+    """DataError for files of one split in several folders that are not its parts: configurations of a data set."""
+
+    def home(file: Path) -> str:
+        parts = file.relative_to(folder).parts[:-1]
+        return "/".join(re.sub(r"\d+", "0", part) for part in parts if "=" not in part and not split_of(part))
+
+    homes = sorted(_grouped(files, home).values(), key=len)
+    if len(homes) > 1:
+        one, two = sorted(str(group[0].relative_to(folder).parent) for group in homes[:2])
+        raise DataError(
+            f"{name} has files of one split in the folders {one!r} and {two!r}: which is the set? give one of them as "
+            "the data, or put all files into one folder"
+        )
+
+
+def check_complete(files: Sequence[Path], name: str) -> None:
+    """DataError where one of N files is missing or there twice; a warning for a gap in numbers that have no N."""
+    named = [match for file in files if (match := OF.match(file.stem))]
+    for stem, group in sorted(_grouped(named, lambda match: match["stem"]).items()):
+        totals = sorted({int(match["total"]) for match in group})
+        if len(totals) > 1:
+            raise DataError(
+                f"{name} has files of two sets, {stem}*-of-{totals[0]} and {stem}*-of-{totals[1]}: take one set out"
+            )
+        numbers = sorted(int(match["number"]) for match in group)
+        first = 1 if numbers[-1] == totals[0] else 0
+        missing = sorted(set(range(first, first + totals[0])) - set(numbers))
+        if missing:
+            raise DataError(
+                f"{name} has {len(set(numbers))} of {totals[0]} files {stem}*-of-{group[0]['total']}, number "
+                f"{missing[0]} is missing: fetch it, or rename the files to use these alone"
+            )
+        if len(set(numbers)) < len(numbers):
+            raise DataError(f"{name} has two files of one number among {stem}*-of-{group[0]['total']}: take one out")
+    if not named:
+        _say_gaps(files, name)
+
+
+def _say_gaps(files: Sequence[Path], name: str) -> None:
+    found = [NUMBERED.fullmatch(file.stem) for file in files]
+    matches = [match for match in found if match]
+    if len(matches) < len(files) or len({(match["stem"], match["rest"]) for match in matches}) != 1:
+        return
+    numbers = {int(match["number"]) for match in matches}
+    missing = [
+        number for number in range(min(numbers), min(max(numbers), min(numbers) + 10**6)) if number not in numbers
+    ]
+    if missing:
+        logger.warning(
+            "warning: %s has %d files numbered %d to %d, without number %d", name, len(files), min(numbers),
+            max(numbers), missing[0],
+        )  # fmt: skip
+
+
+def _grouped(values: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
+    groups: dict[str, list[T]] = {}
+    for value in values:
+        groups.setdefault(key(value), []).append(value)
+    return groups
