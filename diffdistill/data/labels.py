@@ -77,16 +77,13 @@ def as_labels(
     if class_names is not None and len(set(class_names)) < len(class_names):
         twice = next(one for one, count in Counter(class_names).items() if count > 1)
         raise DataError(f"{name} has two classes called {twice!r}: which label is which? give each its own name")
-    nothing = next((index for index, label in enumerate(labels) if label is None), None)
-    if nothing is not None:
-        raise DataError(f"{name} has no label for {where(nothing)}: give every image one, or none")
     if labels and all(isinstance(label, str) for label in labels):
         labels, class_names = _of_words(labels, name, class_names, where)
+    if None in labels:
+        raise DataError(f"{name} has no label for {where(labels.index(None))}: give every image one, or none")
     top = f"to {len(class_names) - 1}, one of {len(class_names)} classes" if class_names else "up"
     end = len(class_names) if class_names else 2**31
     for index, label in enumerate(labels):
-        if label is None or label == "":
-            raise DataError(f"{name} has no label for {where(index)}: give every image one, or none")
         if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < end:
             raise DataError(
                 f"{name} has the label {label!r} for {where(index)}: labels are whole numbers from 0 {top}"
@@ -104,7 +101,7 @@ def _of_words(labels: list[str], name: str, class_names: Names | None, where: Wh
         if any(numbers) and all(one or word.lower() in MISSING for one, word in zip(numbers, words, strict=True)):
             return [_number(word) for word in words], class_names
         if "" in words:
-            return words, class_names
+            return [None if word == "" else 0 for word in words], class_names
         if class_names is None:
             class_names = classes_of(words, name)
             known = {one: label for label, one in enumerate(class_names)}

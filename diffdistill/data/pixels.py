@@ -1,6 +1,7 @@
 """Pixels: decoding what a file holds into uint8, fitting it to one size, and the range of the networks."""
 
 import io
+import logging
 import struct
 import warnings
 from collections.abc import Iterable
@@ -25,6 +26,9 @@ UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, Arithmet
 SAMPLE_STEPS = {"1": 255, "L;2": 85, "L;4": 17}
 """Gray PNG of fewer than 8 bits, by Pillow's word: it widens the samples, and leaves the transparent level alone."""
 
+logger = logging.getLogger(__name__)
+
+DARK = 1 << 12  # 16-bit values that stay below are of 12 bits or fewer
 BAND = 1 << 22  # pixels that are laid on white at a time
 ORIENTATION = 0x0112
 TURNS = {
@@ -60,11 +64,14 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.to(torch.float32) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> np.ndarray:
+def decode(
+    encoded: bytes | Path, name: str, image_size: int | None = None, notes: dict[str, int] | None = None
+) -> np.ndarray:
     """One image as uint8 (H, W, 1 or 3).
 
     The EXIF rotation is applied, transparency is laid on white, palettes, CMYK and other colours become RGB,
-    16 bits become 8, and of an animation the first frame is taken. With `image_size`, see `fit`.
+    16 bits become 8, and of an animation the first frame is taken. With `image_size`, see `fit`; with `notes`, see
+    `say_notes`.
     Raises DataError, naming the image, if it is truncated, too large, of an unknown format or missing.
     """
     try:
@@ -73,6 +80,8 @@ def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> n
             warnings.simplefilter("ignore")  # odd metadata of images whose pixels are sound
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=_formats()) as opened:
+                if notes is not None:
+                    _note(opened, notes)
                 image, orientation = _eight_bit(opened, name), _orientation(opened)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
@@ -101,17 +110,40 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC, box=middle)
 
 
+def _note(image: Image.Image, notes: dict[str, int]) -> None:
+    """Count what of a picture is lost: frames after the first, and the range of 16 bits where it is not used."""
+    if image.format not in ("MPO", "JPEG") and getattr(
+        image, "is_animated", False
+    ):  # a phone's second view is no frame
+        notes["frames"] = notes.get("frames", 0) + 1
+    if image.mode.startswith("I"):
+        highest = image.getextrema()[1]
+        notes["highest"] = max(notes.get("highest", 0), int(highest))  # type: ignore[arg-type]
+
+
+def say_notes(notes: dict[str, int], name: str) -> None:
+    """Warnings for animations, of which the first frame is read, and for 16 bits that hold 12 or 8, which are dark."""
+    if "frames" in notes:
+        logger.warning("warning: %s has %d images of several frames: the first of each is read", name, notes["frames"])
+    if notes.get("highest", DARK) < DARK:
+        logger.warning(
+            "warning: %s has images of 16 bits that go up to %d of 65535, so they are nearly black: bring them to the "
+            "whole range, or save them with 8 bits", name, notes["highest"],
+        )  # fmt: skip
+
+
 def stack(images: np.ndarray | Iterable[Encoded], count: int, image_size: int | None, name: str) -> np.ndarray:
     """The first `count` images as one uint8 array (N, C, H, W); gray images among RGB ones become RGB.
 
     Raises DataError for images of several sizes when no `image_size` is given, and for a set larger than the memory.
     """
+    notes: dict[str, int] = {}
     if isinstance(images, np.ndarray):
         if image_size is None or images.shape[1:3] == (image_size, image_size):
             return images[:count].transpose(0, 3, 1, 2).copy()
         decoded = ((f"image {i}", _fit_array(image, image_size)) for i, image in enumerate(images[:count]))
     else:
-        decoded = ((label, decode(data, label, image_size)) for label, data in islice(images, count))
+        decoded = ((label, decode(data, label, image_size, notes)) for label, data in islice(images, count))
     first, example = next(decoded)
     whole = _allocate(count, example.shape, name)
     for index, (label, image) in enumerate(chain([(first, example)], decoded)):
@@ -126,6 +158,7 @@ def stack(images: np.ndarray | Iterable[Encoded], count: int, image_size: int | 
         whole[index] = image.transpose(2, 0, 1)  # a gray image spreads over three channels
     if index + 1 < count:
         raise DataError(f"{name} announces {count} images and has {index + 1}: it is damaged, make it again")
+    say_notes(notes, name)
     return whole
 
 

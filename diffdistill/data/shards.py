@@ -59,7 +59,7 @@ def _split_of(file: Path, name: str) -> str:
     inner = {SPLIT_NAMES[word] for word in others if word in SPLIT_NAMES}
     if not split_of(first) and len(inner) > 1:
         raise DataError(f"{name} has the file {file}, of the splits {' and '.join(sorted(inner))}: name one of them")
-    words = [file.stem, first, *others, *(part for parent in file.parents for part in [parent.name] if part)]
+    words = [file.stem, first, *others, *(parent.stem for parent in file.parents)]
     return next((found for word in words if (found := split_of(word))), "")
 
 
@@ -68,7 +68,9 @@ def _check_one_folder(files: Sequence[Path], folder: Path, name: str) -> None:
 
     def home(file: Path) -> str:
         parts = file.relative_to(folder).parts[:-1]
-        return "/".join(re.sub(r"\d+", "0", part) for part in parts if "=" not in part and not split_of(part))
+        return "/".join(
+            re.sub(r"\d+", "0", part) for part in parts if "=" not in part and not split_of(Path(part).stem)
+        )
 
     homes = sorted(_grouped(files, home).values(), key=len)
     if len(homes) > 1:
@@ -108,9 +110,8 @@ def _say_gaps(files: Sequence[Path], name: str) -> None:
     if len(matches) < len(files) or len({(match["stem"], match["rest"]) for match in matches}) != 1:
         return
     numbers = {int(match["number"]) for match in matches}
-    missing = [
-        number for number in range(min(numbers), min(max(numbers), min(numbers) + 10**6)) if number not in numbers
-    ]
+    span = range(min(numbers), min(max(numbers), min(numbers) + MOST))
+    missing = [number for number in span if number not in numbers]
     if missing:
         logger.warning(
             "warning: %s has %d files numbered %d to %d, without number %d", name, len(files), min(numbers),

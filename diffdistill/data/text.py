@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def json_rows(text: str, name: str, example: str) -> Iterator[Row]:
 
 
 def csv_rows(text: str, name: str, needs: tuple[str, ...], example: str) -> Iterator[Row]:
-    """Number and fields by the name of their column, in lower case, of each line that is not blank.
+    """Number and fields by the name of their column, in lower case, of each line that is not blank; None where a line
+    ends before them.
 
     DataError, with the line's number, for a header with none of the columns `needs`, for a line of more fields than
     the header, as one has whose text has a comma and no quotation marks, and for what is no CSV.
@@ -97,7 +99,7 @@ def csv_rows(text: str, name: str, needs: tuple[str, ...], example: str) -> Iter
                     f"line {here} of '{name}' has {len(row)} fields and the header {len(header)}: put quotation marks "
                     "around a text with commas"
                 )
-            yield here, dict(zip(header, row, strict=False))
+            yield here, dict(zip_longest(header, row))
     except csv.Error as error:
         raise DataError(f"line {line} of '{name}' is not CSV ({error}): mend its quotation marks") from error
 

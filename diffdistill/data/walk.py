@@ -76,6 +76,7 @@ def say_left_out(files: Sequence[PurePath], name: str, head: Callable[[PurePath]
 
     files: relative to the set. head: the first bytes of one; None: they are not looked at.
     """
+    files = sorted(files, key=by_number)
     kinds = Counter(file.suffix.lower() for file in files if file.suffix.lower() in OTHER_PICTURES)
     if kinds:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))

@@ -33,6 +33,8 @@ def read_zip(name: str, path: Path, split: str) -> Source:
             members = archive.infolist()
     except BROKEN_ZIP as error:
         raise DataError(f"{name} is damaged or not a zip file ({error}): make it again") from error
+    if members and min(member.header_offset for member in members) > 0:  # as of a zip inside of a cut one
+        raise DataError(f"{name} begins with something else than its first file: it is damaged, make it again")
     for member in members:
         _check(member, name)
     files = visible_files(((member.filename, member) for member in members if not member.is_dir()), name)

@@ -68,7 +68,7 @@ def _labels_key(usual: str, whole: bool, arrays: "Npz") -> str | None:
         raise DataError(f"{arrays.name} has the arrays {' and '.join(there)}: call the one with the labels {usual!r}")
     if not there and len(arrays) > 1:
         logger.warning(
-            "warning: %s has %s, read without labels, which are called %r", arrays.name, list(arrays), usual
+            "warning: %s has %s, read without labels, which are called %r", arrays.name, ", ".join(arrays), usual
         )
     return there[0] if there else None
 

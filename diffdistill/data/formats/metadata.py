@@ -69,7 +69,7 @@ def _check_once(rows: list[Row], files: list[PurePosixPath], table: Path) -> Non
     first: dict[PurePosixPath, Row] = {}
     for (line, row), file in zip(rows, files, strict=True):
         before, other = first.setdefault(file, (line, row))
-        if other.get("label") != row.get("label"):
+        if before != line and other.get("label") != row.get("label"):
             raise DataError(
                 f"line {line} of {table} gives {file} the label {row.get('label')!r} and line {before} "
                 f"{other.get('label')!r}: an image has one"

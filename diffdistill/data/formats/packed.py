@@ -58,7 +58,7 @@ def read_packed(packed: Packed, split: str) -> Source:
     """
     name = packed.name
     listing = _listing(packed)
-    say_left_out(list(packed.files), name, lambda file: next(packed.read([file], 16)))
+    say_left_out(list(packed.files), name, lambda file: next(packed.read([PurePosixPath(file)], 16)))
     images = sorted(filter(is_picture, packed.files), key=by_number)
     labels: list[Any] | None = None
     class_names = None

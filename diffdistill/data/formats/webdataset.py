@@ -18,9 +18,9 @@ from diffdistill.data.formats import Format
 from diffdistill.data.formats.packed import MAX_MEMBER, Packed, read_packed, visible_files
 from diffdistill.data.layout import are_splits, of_split
 from diffdistill.data.shards import shards_of_split
-from diffdistill.data.source import SUFFIXES, Encoded, Source, as_labels, as_texts, is_hidden
+from diffdistill.data.source import SUFFIXES, Encoded, Source, as_labels, as_texts, inside, is_hidden
 from diffdistill.data.text import decoded
-from diffdistill.data.walk import listed_of, pictures
+from diffdistill.data.walk import LISTS, listed_of, pictures
 from diffdistill.errors import DataError
 from diffdistill.files import parse_json
 
@@ -49,11 +49,22 @@ class Member:
 
 @dataclass
 class Sample:
-    """Members of one name, by what follows its first dot, in lower case. name: for messages."""
+    """Members of one name, by what follows its first dot, in lower case."""
 
     key: PurePosixPath
-    name: str
+    tar: Path
     parts: dict[str, Member] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.key} in {self.tar}"
+
+    def called(self, ending: str) -> str:
+        """A member, for messages."""
+        return f"{self.key}.{ending} in {self.tar}"
+
+    def text(self, ending: str) -> str:
+        return decoded(self.parts[ending].read(), self.called(ending))
 
 
 def is_webdataset(data: str, path: Path) -> bool:
@@ -78,7 +89,7 @@ def read_webdataset(name: str, path: Path, split: str) -> Source:
     files, named = _files(name, path, split)
     members = [(member, found) for file in files for member, found in members_of(file)]
     samples = list(_samples(members))
-    if not any(sample.parts.keys() & {*LABELS, *TEXTS, RECORD} for sample in samples):
+    if _is_folder(samples, members):
         visible = visible_files(iter(members), name)
         packed = Packed(name, visible, lambda wanted, most: (visible[one].read(most) for one in wanted))
         inner = are_splits({file.parts[0] for file in visible if len(file.parts) > 1})
@@ -88,18 +99,26 @@ def read_webdataset(name: str, path: Path, split: str) -> Source:
     return _source(samples, name)
 
 
+def _is_folder(samples: Sequence[Sample], members: Sequence[tuple[str, Member]]) -> bool:
+    """Whether tar files hold a folder of images, with a list or with folders of classes, no samples with labels."""
+    images = [sample for sample in samples if _image_of(sample)]
+    labelled = any(sample.parts.keys() & {*LABELS, RECORD} for sample in images)
+    lists = any(PurePosixPath(path).name in LISTS for path, _ in members)
+    return lists or (not labelled and any(len(sample.key.parts) > 1 for sample in images))
+
+
 def _files(name: str, path: Path, split: str) -> tuple[list[Path], bool]:
     """The tar files, and whether their names say that they are of the split."""
     braces = None if path.exists() else BRACES.fullmatch(str(path))
     if braces is not None:
-        width, first, last = len(braces["first"]), int(braces["first"]), int(braces["last"])
-        files = [
-            Path(f"{braces['head']}{i:0{width}d}{braces['tail']}") for i in range(first, min(last, first + 10**6) + 1)
-        ]
+        width, first = len(braces["first"]), int(braces["first"])
+        numbers = range(first, min(int(braces["last"]), first + MOST_FILES) + 1)
+        files = [Path(f"{braces['head']}{i:0{width}d}{braces['tail']}") for i in numbers]
         missing = [file for file in files if not file.is_file()]
         if missing or not files:
             raise DataError(
-                f"{name} has {len(files)} files of which {len(missing)} are missing ({listed_of(missing)})"
+                f"{name} names {len(files)} files and {len(missing)} are missing ({listed_of(missing)}): fetch them, "
+                "or name those that are there"
             )
         return files, False
     if path.is_file():
@@ -156,12 +175,12 @@ def _samples(members: Sequence[tuple[str, Member]]) -> Iterator[Sample]:
     """Members by their tar and their name up to its first dot, in the order of their first."""
     found: dict[tuple[Path, PurePosixPath], Sample] = {}
     for path, member in members:
-        file = PurePosixPath(path.replace("\\", "/"))
+        file = PurePosixPath(inside(path, str(member.tar)))
         stem, dot, ending = file.name.partition(".")
         if not stem or not dot or any(map(is_hidden, file.parts)):
             continue
         key = file.with_name(stem)
-        sample = found.setdefault((member.tar, key), Sample(key, f"{key} in {member.tar}"))
+        sample = found.setdefault((member.tar, key), Sample(key, member.tar))
         if ending.lower() in sample.parts:
             raise DataError(f"{member.tar} has {path} twice: give each sample a name of its own")
         sample.parts[ending.lower()] = member
@@ -209,7 +228,7 @@ def _record(sample: Sample) -> dict[str, Any]:
     if RECORD not in sample.parts:
         return {}
     try:
-        record = parse_json(decoded(sample.parts[RECORD].read(), f"{sample.name}.json"))
+        record = parse_json(sample.text(RECORD))
     except ValueError as error:
         raise DataError(f"{sample.name}: its json is damaged ({error}); mend it or take it out") from error
     return record if isinstance(record, dict) else {}
@@ -219,7 +238,7 @@ def _value(sample: Sample, record: dict[str, Any], endings: Sequence[str], keys:
     """A label or text of a sample: of its own member, or of its record."""
     ending = next((ending for ending in endings if ending in sample.parts), None)
     if ending is not None:
-        return decoded(sample.parts[ending].read(), f"{sample.name}.{ending}").strip()
+        return sample.text(ending).strip()
     value = next((record[key] for key in keys if record.get(key) is not None), None)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -234,7 +253,7 @@ def _say_unread(samples: list[Sample], name: str) -> None:
 
 def _encoded(kept: list[tuple[Sample, str]]) -> Iterator[Encoded]:
     for sample, ending in kept:
-        yield f"{sample.name} (.{ending})", sample.parts[ending].read()
+        yield sample.called(ending), sample.parts[ending].read()
 
 
 FORMAT = Format("webdataset", 25, "a tar file or a folder of them (WebDataset)", is_webdataset, read_webdataset)
