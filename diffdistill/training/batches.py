@@ -107,7 +107,7 @@ def say_classes(data: ImageSet, classes: int | None) -> None:
     """What each label means, once; and a warning for those without an image."""
     described = described_classes(data)
     if described is not None:
-        print(f"classes of '{data.name}': {described}")
+        print(f"classes of '{data.name}': {described}", file=sys.stderr)
     say_unseen(data, classes)
 
 

@@ -50,14 +50,14 @@ def test_classes_without_an_image_are_said(capsys):
 def test_a_teachers_classes_are_known_by_name(capsys):
     words = ["train", "fashion_mnist/teacher", f"data.path={folders('set', 'abc')}", "output_dir=t", *RUN, *NETWORK]
     assert main(words) == 0
-    assert "classes of 'set': 0 a (4), 1 b (4), 2 c (4)\n" in capsys.readouterr().out
+    assert "classes of 'set': 0 a (4), 1 b (4), 2 c (4)\n" in capsys.readouterr().err
     assert json.loads(Path("t/environment.json").read_text())["classes"] == "0 a (4), 1 b (4), 2 c (4)"
     assert json.loads(Path("t/model/diffdistill.json").read_text())["class_names"] == ["a", "b", "c"]
     words = ["distill", "fashion_mnist/dmd2", "teacher=t/model", *RUN, "student.regression=null"]
     assert main([*words, f"data.path={folders('other', 'ac')}", "output_dir=s"]) == 0
     said = capsys.readouterr()
     assert "labels of 'other' are those that the teacher's classes of these names have" in said.out
-    assert "classes of 'other': 0 a (4), 2 c (4)\n" in said.out
+    assert "classes of 'other': 0 a (4), 2 c (4)\n" in said.err
     assert "'other' has no image of 1 of 3 classes (class 1)" in said.err
     assert json.loads(Path("s/student/diffdistill.json").read_text())["class_names"] == ["a", "b", "c"]
     assert main([*words, f"data.path={folders('third', 'ad')}", "output_dir=u"]) == 2
