@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 def files_with(folder: Path, endings: Sequence[str]) -> list[Path]:
     """The visible files of those endings, in lower case, below a folder, in the order of their names and numbers."""
-    found = [path for path in files_below(folder) if path.name.lower().endswith(tuple(endings)) and path.is_file()]
+    below = files_below(folder, tuple(endings))
+    found = [path for path in below if path.name.lower().endswith(tuple(endings)) and path.is_file()]
     return sorted(found, key=lambda path: by_number(path.relative_to(folder)))
 
 

@@ -32,9 +32,11 @@ MARKS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 MOST_OPENED = 10_000  # files without a known ending that are looked into
 
 
-def files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path, endings: tuple[str, ...] = ("",), hidden: list[Path] | None = None) -> list[Path]:
     """All visible files below a folder and below folders that it has links to, each folder once, in no order.
 
+    endings: of the files, in lower case; those without an ending come along. hidden: gets the images among files
+    whose own name hides them, but for those that macOS writes beside each.
     Raises OSError for a folder that cannot be read, DataError for a link that leads nowhere, which may have been to a
     folder of images; one called as a picture is named when it is read.
     """
@@ -47,11 +49,25 @@ def files_below(folder: Path) -> list[Path]:
             continue
         seen.add((here.st_dev, here.st_ino))
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        found += [Path(place, name) for name in names if not is_hidden(name)]
+        wanted = (name for name in names if name.lower().endswith(endings) or "." not in name)
+        found += [Path(place, name) for name in wanted if not is_hidden(name)]
+        if hidden is not None:
+            hidden += [Path(place, name) for name in names if is_hidden_picture(name)]
     lost = next((path for path in found if not path.suffix and path.is_symlink() and not path.exists()), None)
     if lost is not None:
         raise DataError(f"there is nothing behind the link {lost}: mend it or take it out")
     return found
+
+
+def is_hidden_picture(name: str) -> bool:
+    """Whether a file is an image, but for the dot before its name; `._1.png` is what macOS notes of `1.png`."""
+    return name.startswith(".") and not name.startswith("._") and PurePath(name).suffix.lower() in SUFFIXES
+
+
+def say_hidden(files: Sequence[PurePath], name: str) -> None:
+    """A warning for hidden images."""
+    if files:
+        logger.warning("warning: %s has %d hidden images, passed over (%s)", name, len(files), listed_of(files))
 
 
 def _refuse(error: OSError) -> None:
@@ -60,10 +76,11 @@ def _refuse(error: OSError) -> None:
 
 def pictures_of(files: Iterable[Path], folder: Path) -> list[Path]:
     """The image files among those of a folder, in the order of their names and numbers."""
-    found = (path for path in files if is_picture(path.relative_to(folder)))
+    depth = len(folder.parts)  # what hides a folder around the set does not hide the set
+    found = (path for path in files if is_picture(PurePath(*path.parts[depth:])))
     # A link that leads nowhere is named later; a pipe or a device, which might never end, is no picture.
     there = [path for path in found if path.is_file() or (path.is_symlink() and not path.exists())]
-    return sorted(there, key=lambda path: by_number(path.relative_to(folder)))
+    return sorted(there, key=lambda path: by_number(path)[depth:])
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -76,7 +93,6 @@ def say_left_out(files: Sequence[PurePath], name: str, head: Callable[[PurePath]
 
     files: relative to the set. head: the first bytes of one; None: they are not looked at.
     """
-    files = sorted(files, key=by_number)
     kinds = Counter(file.suffix.lower() for file in files if file.suffix.lower() in OTHER_PICTURES)
     if kinds:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
@@ -95,8 +111,9 @@ def say_left_out(files: Sequence[PurePath], name: str, head: Callable[[PurePath]
     lists = [file for file in top if file.suffix.lower() in TABLES and OF_LISTS.search(file.stem.lower())]
     if lists:
         logger.warning(
-            "warning: %s has %s, which is not read: lists of images are called %s", name, lists[0], " or ".join(LISTS)
-        )
+            "warning: %s has %s, which is not read: lists of images are called %s",
+            name, listed_of(lists), " or ".join(LISTS),
+        )  # fmt: skip
     archives = [file for file in top if file.suffix.lower() in ARCHIVES]
     if archives:
         logger.warning("warning: %s has %s beside its images, which is not read", name, listed_of(archives))
@@ -120,4 +137,5 @@ def head_of(path: Path) -> bytes:
 
 def listed_of(files: Sequence[PurePath], most: int = 3) -> str:
     """The first names of a list, for messages."""
+    files = sorted(files, key=by_number)
     return ", ".join(map(str, files[:most])) + (", ..." if len(files) > most else "")

@@ -170,8 +170,12 @@ HIDDEN = [
 def test_hidden_pictures_are_none(caplog):
     write("folder", {"a.png": 1} | dict.fromkeys(HIDDEN, 9))
     check("set", ([1], None), caplog)
+    assert outcome("set", caplog)[1] == ""
     write("folder", {"cat/a.png": 1, "dog/b.png": 2} | {f"cat/{name}": 9 for name in HIDDEN}, "classes")
     check("classes", ([1, 2], [0, 1], ("cat", "dog")), caplog)
+    for form in ("folder", "zip"):
+        data = write(form, {"a.png": 1, ".b.png": 2, "c/.d.jpg": 3, ".e.txt": "x"}, "some")
+        check(data, rf"~{data} has 2 hidden images, passed over \(.*\.b\.png, .*c/\.d\.jpg\)", caplog)
 
 
 def test_folders_that_cannot_be_read_are_no_loss(monkeypatch, caplog):

@@ -18,7 +18,7 @@ from diffdistill.data.formats.packed import (
 )  # fmt: skip
 from diffdistill.data.layout import of_split
 from diffdistill.data.source import Source, inside
-from diffdistill.data.walk import files_below, head_of, pictures_of, say_left_out
+from diffdistill.data.walk import files_below, head_of, pictures_of, say_hidden, say_left_out
 from diffdistill.errors import DataError
 from diffdistill.files import BROKEN_ZIP, MOST_JSON
 
@@ -67,7 +67,9 @@ def _check(member: zipfile.ZipInfo, name: str) -> None:
 
 def read_unpacked(name: str, folder: Path, split: str) -> Source:
     """A folder in the layout of such a zip file."""
-    found = files_below(folder)
+    hidden: list[Path] = []
+    found = files_below(folder, hidden=hidden)
+    say_hidden(hidden, name)
     files = pictures_of(found, folder)
     names = [PurePosixPath(file.relative_to(folder).as_posix()) for file in files]
     say_left_out([file.relative_to(folder) for file in found], name, lambda file: head_of(folder / file))

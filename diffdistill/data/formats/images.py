@@ -10,7 +10,7 @@ from diffdistill.data.labels import Where, image_at
 from diffdistill.data.layout import are_splits, by_class
 from diffdistill.data.source import Source, as_labels, as_texts, is_hidden, only_split, pick_split
 from diffdistill.data.text import read_text
-from diffdistill.data.walk import LISTS, files_below, head_of, pictures_of, say_left_out
+from diffdistill.data.walk import LISTS, files_below, head_of, pictures_of, say_hidden, say_left_out
 from diffdistill.errors import DataError
 from diffdistill.files import read_json
 
@@ -30,7 +30,9 @@ def read_images(name: str, folder: Path, split: str) -> Source:
     if not loose and len(subfolders) == 1 and _is_set(inner := next(iter(subfolders.values()))):
         return open_at(name, inner, split)
     only_split(split, name)
-    files = files_below(folder)
+    hidden: list[Path] = []
+    files = files_below(folder, hidden=hidden)
+    say_hidden(hidden, name)
     _check_no_list(files, folder, name)
     images = pictures_of(files, folder)
     sampled = (folder / SAMPLES).is_file()

@@ -9,7 +9,7 @@ from diffdistill.data.formats.sidecars import texts_beside
 from diffdistill.data.layout import by_class, by_number, of_split
 from diffdistill.data.source import Encoded, Source, as_labels, as_texts, inside, is_hidden, is_picture
 from diffdistill.data.text import decoded
-from diffdistill.data.walk import LISTS, say_left_out
+from diffdistill.data.walk import LISTS, is_hidden_picture, say_hidden, say_left_out
 from diffdistill.errors import DataError
 from diffdistill.files import parse_json
 
@@ -40,13 +40,17 @@ class Packed:
 def visible_files(members: Iterator[tuple[str, Any]], name: str) -> dict[PurePosixPath, Any]:
     """Members by their path; DataError for one that leads out of the archive, or that is there twice."""
     files: dict[PurePosixPath, Any] = {}
+    hidden = []
     for member, value in members:
         file = PurePosixPath(inside(member, name))
         if any(map(is_hidden, file.parts)):
+            if is_hidden_picture(file.name) and not any(map(is_hidden, file.parts[:-1])):
+                hidden.append(file)
             continue
         if file in files:
             raise DataError(f"{name} has the file {file} twice: leave one in it")
         files[file] = value
+    say_hidden(hidden, name)
     return files
 
 

@@ -24,9 +24,10 @@ def texts_beside(
     DataError for an image that has none beside others that have one, or that has two.
     """
     beside: dict[P, P] = {}
-    of_image = {image.with_suffix(""): image for image in images}
-    for file in files:
-        if file.suffix.lower() in ENDINGS and (image := of_image.get(file.with_suffix(""))) is not None:
+    captions = [file for file in files if file.suffix.lower() in ENDINGS]
+    of_image = {image.with_suffix(""): image for image in images} if captions else {}
+    for file in captions:
+        if (image := of_image.get(file.with_suffix(""))) is not None:
             if image in beside:
                 raise DataError(f"{name} has the captions {beside[image].name} and {file.name}: leave one of them")
             beside[image] = file
