@@ -1,11 +1,14 @@
 """What the names of files and folders say: their order, the splits and the classes they stand for."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
 from diffdistill.data.labels import NUMBER, Names, classes_of, number_key, whole_name
 from diffdistill.data.source import only_split, pick_split, split_of, split_word
 from diffdistill.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 HIGHEST = 1000  # a folder's number is a label up to here; above, where so many classes could be
 
@@ -48,7 +51,15 @@ def of_split(files: Sequence[PurePath], split: str, name: str) -> list[int]:
             "it into one"
         )
     chosen = pick_split(split, shared, name)
+    say_other_folders({folder for folder in shared if not split_word(folder)}, name)
     return [i for i, file in enumerate(files) if file.parts[depth] == chosen]
+
+
+def say_other_folders(folders: Iterable[str], name: str) -> None:
+    """A warning for folders of images that lie beside those of splits and are none."""
+    listed = ", ".join(map(repr, sorted(folders)))
+    if listed:
+        logger.warning("warning: %s has folders of splits, and beside them %s, of no split and not read", name, listed)
 
 
 def by_class(files: Sequence[PurePath], name: str) -> tuple[list[int], list[int] | None, Names | None]:

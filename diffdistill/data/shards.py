@@ -112,11 +112,11 @@ def _say_gaps(files: Sequence[Path], name: str) -> None:
         return
     numbers = {int(match["number"]) for match in matches}
     span = range(min(numbers), min(max(numbers), min(numbers) + MOST))
-    missing = [number for number in span if number not in numbers]
-    if missing:
+    gaps = [number for number in span if number not in numbers]
+    if gaps:
         logger.warning(
             "warning: %s has %d files numbered %d to %d, without number %d", name, len(files), min(numbers),
-            max(numbers), missing[0],
+            max(numbers), gaps[0],
         )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ ZIPS = {
         {"0.png": 1, "dataset.json": listing(["0.png", 3], ["0.png", 4])},
         r"gives 0\.png the labels 3 and 4: an image has one",
     ),
-    "no label": ({"0.png": 1, "dataset.json": listing(["0.png", None])}, r"has no label for image 0"),
+    "no label": ({"0.png": 1, "dataset.json": listing(["0.png", None])}, r"has no label for image 0 \(.*0\.png\)"),
     "a vector": ({"0.png": 1, "dataset.json": listing(["0.png", [0, 1]])}, r"has the label \[0, 1\] for image 0"),
     "numbers for files": ({"0.png": 1, "dataset.json": listing([0, 3])}, r"is not of the form"),
     "a list": ({"0.png": 1, "dataset.json": "[]"}, r"is not of the form"),

@@ -94,6 +94,13 @@ def test_folders_of_splits(form, kind, caplog):
     check(write(form, files), expected, caplog)
 
 
+@FORMS
+def test_a_folder_of_no_split_beside_splits_is_said(form, caplog):
+    data = write(form, {"train/0.png": 1, "test/1.png": 200, "more/2.png": 3, "labels/0.txt": "x"})
+    check(data, ([1], None, None), caplog)
+    check(data, rf"~{data} has folders of splits, and beside them 'more', of no split and not read$", caplog)
+
+
 def test_a_split_may_be_asked_for_by_its_own_name(caplog):
     data = write("folder", {"train2014/0.png": 1, "train2017/0.png": 2, "val2017/0.png": 3})
     check(data, ([2],), caplog, split="train2017")

@@ -7,10 +7,10 @@ from typing import Any
 from diffdistill.data.formats import Format, open_at
 from diffdistill.data.formats.sidecars import texts_beside
 from diffdistill.data.labels import Where, image_at
-from diffdistill.data.layout import are_splits, by_class
-from diffdistill.data.source import Source, as_labels, as_texts, is_hidden, only_split, pick_split
+from diffdistill.data.layout import are_splits, by_class, say_other_folders
+from diffdistill.data.source import Source, as_labels, as_texts, is_hidden, only_split, pick_split, split_word
 from diffdistill.data.text import read_text
-from diffdistill.data.walk import LISTS, files_below, head_of, pictures_of, say_hidden, say_left_out
+from diffdistill.data.walk import LISTS, files_below, head_of, pictures, pictures_of, say_hidden, say_left_out
 from diffdistill.errors import DataError
 from diffdistill.files import read_json
 
@@ -26,7 +26,9 @@ def read_images(name: str, folder: Path, split: str) -> Source:
     subfolders = {path.name: path for path in paths if path.is_dir()}
     loose = pictures_of([path for path in paths if path.name not in subfolders], folder)
     if not loose and are_splits(subfolders):
-        return open_at(name, subfolders[pick_split(split, subfolders, name)], "train")
+        chosen = subfolders[pick_split(split, subfolders, name)]
+        say_other_folders({sub for sub, path in subfolders.items() if not split_word(sub) and pictures(path)}, name)
+        return open_at(name, chosen, "train")
     if not loose and len(subfolders) == 1 and _is_set(inner := next(iter(subfolders.values()))):
         return open_at(name, inner, split)
     only_split(split, name)
@@ -85,7 +87,8 @@ def files_source(
         raise DataError(f"{name} is a folder without images: give one with images, parquet or IDX files")
     values = None
     if labels is not None:
-        values, class_names = as_labels(labels, name, class_names, where)
+        at = where if where is not image_at else lambda index: f"image {index} ({files[index]})"
+        values, class_names = as_labels(labels, name, class_names, at)
     beside = "" if where is image_at else " ({})"
     images = ((str(path) + beside.format(where(i)), path) for i, path in enumerate(files))
     return Source(len(files), images, values, None if texts is None else as_texts(texts, name, where), class_names)
