@@ -54,6 +54,14 @@ def shards_of_split(name: str, folder: Path, split: str, endings: Sequence[str])
     return chosen, named
 
 
+def alone(file: Path) -> list[Path]:
+    """A file that was named outright, with a warning where its name says that it is one of several."""
+    match = OF.match(file.stem)
+    if match is not None and int(match["total"]) > 1:
+        logger.warning("warning: %s is one of %d files, and read alone: give its folder", file, int(match["total"]))
+    return [file]
+
+
 def _split_of(file: Path, name: str) -> str:
     """The split that a file's name or its folders say it is of; empty where they say nothing."""
     first, *others = [word.lower() for word in re.split(r"[^A-Za-z0-9]", file.stem)]

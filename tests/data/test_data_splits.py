@@ -208,6 +208,14 @@ def test_shards(kind, caplog):
     check("set", expected, caplog)
 
 
+def test_a_part_that_is_named_outright_is_said(caplog):
+    parquet("set/train-00001-of-00003.parquet", [7])
+    check("set/train-00001-of-00003.parquet", ([7],), caplog)
+    check("set/train-00001-of-00003.parquet", r"~is one of 3 files, and read alone: give its folder", caplog)
+    write("tar", {"0.png": 1, "0.cls": "1"}, "a-0-of-2")
+    check("a-0-of-2.tar", r"~a-0-of-2\.tar is one of 2 files, and read alone", caplog)
+
+
 def test_a_column_of_splits_in_parquet(caplog):
     parquet("set.parquet", [1, 200, 2], label=["a", "a", "b"], split=["train", "test", "train"])
     check("set.parquet", ([1, 2], [0, 1], ("a", "b")), caplog)

@@ -12,7 +12,7 @@ from typing import Any
 from diffdistill.data.bounds import check_size
 from diffdistill.data.formats import Format
 from diffdistill.data.labels import Where
-from diffdistill.data.shards import files_with, shards_of_split
+from diffdistill.data.shards import alone, files_with, shards_of_split
 from diffdistill.data.source import (
     Encoded,
     Pair,
@@ -47,7 +47,7 @@ def read_parquet(name: str, path: Path, split: str) -> Source:
 
     Images are read as they are asked for. Raises DataError without pyarrow, or for a file or column that does not fit.
     """
-    files, named = ([path], False) if path.is_file() else shards_of_split(name, path, split, ENDINGS)
+    files, named = (alone(path), False) if path.is_file() else shards_of_split(name, path, split, ENDINGS)
     tables = [open_table(file) for file in files]
     names = _columns_of(tables, files, name)
     image = image_column(names, name, "rename the one with the images")
@@ -157,7 +157,7 @@ def _row_pair(values: Sequence[Any], where: str) -> Pair:
 
 def files_of_split(name: str, path: Path, split: str) -> list[Path]:
     """A file itself, if it is all there is; in a folder see `shards_of_split`."""
-    files, named = ([path], False) if path.is_file() else shards_of_split(name, path, split, ENDINGS)
+    files, named = (alone(path), False) if path.is_file() else shards_of_split(name, path, split, ENDINGS)
     if not named:
         only_split(split, name)
     return files

@@ -17,7 +17,7 @@ from typing import Any
 from diffdistill.data.formats import Format
 from diffdistill.data.formats.packed import MAX_MEMBER, Packed, read_packed, visible_files
 from diffdistill.data.layout import are_splits, of_split
-from diffdistill.data.shards import shards_of_split
+from diffdistill.data.shards import alone, shards_of_split
 from diffdistill.data.source import SUFFIXES, Encoded, Source, as_labels, as_texts, inside, is_hidden
 from diffdistill.data.text import decoded
 from diffdistill.data.walk import LISTS, listed_of, pictures
@@ -124,7 +124,7 @@ def _files(name: str, path: Path, split: str) -> tuple[list[Path], bool]:
     if path.is_file():
         if path.name.lower().endswith(PACKED):
             raise DataError(f"{name} is packed as a whole, so no image can be read alone: unpack it to a .tar")
-        return [path], False
+        return alone(path), False
     return shards_of_split(name, path, split, (".tar",))
 
 
