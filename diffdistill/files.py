@@ -26,7 +26,9 @@ BROKEN_ZIP = (
 )  # fmt: skip
 """What `zipfile` raises for a damaged file, besides OSError: lengths, versions, names, passwords."""
 
-ON_DISK = (*PICKLES, ".safetensors", ".json", ".yaml", ".npz", ".npy", ".zip", ".parquet", ".png", ".jpg")
+ON_DISK = (
+    *PICKLES, ".safetensors", ".json", ".yaml", ".npz", ".npy", ".zip", ".tar", ".gz", ".parquet", ".png", ".jpg",
+)  # fmt: skip
 MOST_JSON, MOST_LISTS = 1 << 28, 4_000_000
 """Bytes of a JSON file, and lists and objects in it: an index of a large set has both below, a hostile file above."""
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from statistics import median_low
 from typing import Any
 
@@ -12,12 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from diffdistill.data.formats import by_rank, known_place
-from diffdistill.data.formats.images import pictures
 from diffdistill.data.left_out import left_out
-from diffdistill.data.load import opened, unreadable
-from diffdistill.data.looking import Look, looking
+from diffdistill.data.load import opened
+from diffdistill.data.looking import Look, looking, unreadable
 from diffdistill.data.source import Source, canonical_split
 from diffdistill.data.tally import LISTED, Seen, Tally, duplicates, in_both
+from diffdistill.data.walk import pictures
 from diffdistill.errors import DataError
 
 UNLABELLED = -1
@@ -67,7 +67,7 @@ def inspect_data(
     labels = None if source is None or source.labels is None else source.labels[: tally.count]
     report = {
         "data": data,
-        "format": next((row.name for row in by_rank() if row.matches(data, path)), None),
+        "format": _format(data, path),
         "split": part.look.split,
         "limit": limit,
         "image_size": image_size,
@@ -86,6 +86,14 @@ def inspect_data(
         "left_out": _left_out(path, part, others),
     }
     return report | {"training": _training(part, report)}
+
+
+def _format(data: str, path: Path) -> str | None:
+    with looking():
+        try:
+            return next((row.name for row in by_rank() if row.matches(data, path)), None)
+        except (DataError, OSError):  # said of the set already
+            return None
 
 
 def _part(data: str, path: Path, split: str, image_size: int | None, limit: int | None, watch: Watch | None) -> Part:
@@ -257,7 +265,8 @@ def _left_out(path: Path, part: Part, others: dict[str, Part]) -> dict[str, dict
     if not path.exists():
         return {}
     parts = [part, *others.values()]
-    read = set().union(*(one.tally.files for one in parts))
+    read: set[PurePath] = set().union(*(one.tally.files for one in parts))
+    read = read.union(*(one.look.read for one in parts))
     return left_out(path, read, set().union(*(one.look.left_out for one in parts)), LISTED)
 
 
@@ -284,6 +293,8 @@ def _refused(part: Part) -> list[dict[str, Any]]:
 def _notes(part: Part, report: dict[str, Any]) -> Iterator[str]:
     """What training would read and perhaps should not."""
     tally, classes, captions, shape = part.tally, report["classes"], report["captions"], part.tally.shape()
+    yield from part.look.said
+    yield from tally.lost.told(tally.data)
     for row in report["splits"]:
         if row["in_taken"]:
             what = some(row["in_taken"], "picture")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.data.formats import open_source
-from diffdistill.data.looking import refuse
+from diffdistill.data.looking import refuse, unreadable
 from diffdistill.data.order import batch_indices
 from diffdistill.data.pixels import stack, to_model_range
 from diffdistill.data.source import Source
@@ -23,7 +23,7 @@ class ImageSet:
 
     images: uint8 (N, C, H, W), C is 1 (gray) or 3 (RGB). labels: int64 (N,), or None. texts: N captions, or None.
     class_names: names of the classes where the data has them. name: DATA as it was given.
-    fingerprint: see `fingerprint`.
+    fingerprint: see `fingerprint`. classes: how many the whole set counts, where these are the first images of it.
 
     >>> from diffdistill.data import load_images
     >>> emoji: ImageSet = load_images("builtin:emoji", split="held_out")
@@ -40,6 +40,7 @@ class ImageSet:
     class_names: tuple[str, ...] | None
     name: str
     fingerprint: str
+    classes: int | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -57,10 +58,12 @@ class ImageSet:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes: of the names where there are some, else the highest label and one."""
+        """Number of classes: of the names where there are some, else the highest label and one, also of images that
+        `limit` left out.
+        """
         if self.labels is None:
             return None
-        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
+        return len(self.class_names) if self.class_names else max(int(self.labels.max()) + 1, self.classes or 0)
 
 
 def load_images(
@@ -112,6 +115,7 @@ def load_images(
         class_names=source.class_names,
         name=data,
         fingerprint=fingerprint(pixels, labels, texts),
+        classes=None if source.labels is None else int(source.labels.max()) + 1,
     )
 
 
@@ -123,12 +127,6 @@ def opened(data: str, split: str, limit: int | None) -> tuple[Source, int]:
     if limit is not None and limit > source.count:
         refuse(f"{data} has {source.count} images, but {limit} were asked for: lower the limit")
     return source, min(limit or source.count, source.count)
-
-
-def unreadable(error: OSError, data: str) -> DataError:
-    """What is said of a file of a set that the system does not give."""
-    path, reason = error.filename or data, error.strerror or error
-    return DataError(f"{path} cannot be read ({reason}): check the path and its rights")
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray | None, texts: tuple[str, ...] | None = None) -> str:

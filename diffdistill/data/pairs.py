@@ -16,6 +16,7 @@ from diffdistill.data.formats import open_pairs
 from diffdistill.data.pixels import decode, fit
 from diffdistill.data.source import Encoded, Pair
 from diffdistill.errors import DataError
+from diffdistill.files import reading
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,15 @@ def load_pairs(data: str, *, split: str = "train", limit: int | None = None, tie
     Raises DataError for a missing image, labels that name no winner, an empty caption, and a set without a pair.
     """
     counts: Counter[str] = Counter({"ties": 0, "without label": 0, "of one image": 0})
-    rows = open_pairs(data, split, counts)
     pairs: list[Pair] = []
-    for pair in rows:
-        if _same(pair.win[1], pair.lose[1]):
-            counts["of one image"] += 1
-        elif pair.tie and ties == "drop":
-            counts["ties"] += 1
-        else:
-            pairs.append(pair)
+    with reading(data, DataError):
+        for pair in open_pairs(data, split, counts):
+            if _same(pair.win[1], pair.lose[1]):
+                counts["of one image"] += 1
+            elif pair.tie and ties == "drop":
+                counts["ties"] += 1
+            else:
+                pairs.append(pair)
     nonzero = {name: count for name, count in counts.items() if count}
     if not pairs:
         left_out = ", ".join(f"{count} {name}" for name, count in nonzero.items()) or "it is empty"

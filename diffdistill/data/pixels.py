@@ -3,7 +3,8 @@
 import io
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffdistill.data.looking import say
 from diffdistill.data.source import Entry
 from diffdistill.errors import DataError
 from diffdistill.machine import total_memory
@@ -25,6 +27,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, Arithmet
 SAMPLE_STEPS = {"1": 255, "L;2": 85, "L;4": 17}
 """Gray PNG of fewer than 8 bits, by Pillow's word: it widens the samples, and leaves the transparent level alone."""
 
+DARK = 1 << 12  # 16-bit values that stay below are of 12 bits or fewer
 BAND = 1 << 22  # pixels that are laid on white at a time
 ORIENTATION = 0x0112
 TURNS = {
@@ -111,17 +114,45 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC, box=middle)
 
 
+@dataclass
+class Lost:
+    """What is lost of pictures: frames after the first, and the range of 16 bits where it is not used."""
+
+    frames: int = 0
+    highest: int | None = None
+
+    def note(self, image: Image.Image) -> None:
+        if image.format not in ("MPO", "JPEG") and getattr(image, "is_animated", False):  # no phone's second view
+            self.frames += 1
+        self.note_range(image)
+
+    def note_range(self, image: Image.Image) -> None:
+        if image.mode.startswith("I"):
+            self.highest = max(self.highest or 0, int(image.getextrema()[1]))  # type: ignore[arg-type]
+
+    def told(self, name: str) -> Iterator[str]:
+        """Sentences for animations, and for 16 bits that hold 12 or 8, which are dark."""
+        if self.frames:
+            yield f"{name} has {self.frames} images of several frames: the first of each is read"
+        if self.highest is not None and self.highest < DARK:
+            yield (
+                f"{name} has images of 16 bits that go up to {self.highest} of 65535, so they are nearly black: bring "
+                "them to the whole range, or save them with 8 bits"
+            )
+
+
 def stack(images: np.ndarray | Iterable[Entry], count: int, image_size: int | None, name: str) -> np.ndarray:
     """The first `count` images as one uint8 array (N, C, H, W); gray images among RGB ones become RGB.
 
     Raises DataError for images of several sizes when no `image_size` is given, and for a set larger than the memory.
     """
+    lost = Lost()
     if isinstance(images, np.ndarray):
         if image_size is None or images.shape[1:3] == (image_size, image_size):
             return images[:count].transpose(0, 3, 1, 2).copy()
         decoded = ((f"image {i}", _fit_array(image, image_size)) for i, image in enumerate(images[:count]))
     else:
-        decoded = ((label, decode(data, label, image_size)) for label, data in islice(images, count))
+        decoded = ((label, decode(data, label, image_size, lost.note)) for label, data in islice(images, count))
     first, example = next(decoded)
     whole = _allocate(count, example.shape, name)
     for index, (label, image) in enumerate(chain([(first, example)], decoded)):
@@ -133,6 +164,8 @@ def stack(images: np.ndarray | Iterable[Entry], count: int, image_size: int | No
         whole[index] = image.transpose(2, 0, 1)  # a gray image spreads over three channels
     if index + 1 < count:
         raise DataError(f"{name} announces {count} images and has {index + 1}: it is damaged, make it again")
+    for sentence in lost.told(name):
+        say(sentence)
     return whole
 
 

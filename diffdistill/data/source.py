@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from diffdistill.data.looking import refuse, tell_splits
-from diffdistill.data.text import HALVED, is_halved
+from diffdistill.data.labels import UNLABELLED as UNLABELLED
+from diffdistill.data.labels import Where, image_at
+from diffdistill.data.labels import as_labels as as_labels
+from diffdistill.data.looking import refuse, say_unlisted, tell_splits
+from diffdistill.data.text import HALVED, check_whole, is_halved
 from diffdistill.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,19 +28,26 @@ SUFFIXES = {
 
 IMAGE_COLUMNS = ("image", "img")  # of a table; beside it are `label` and `text`
 
-# The spellings of a split, in files and folders, by the name users give.
+# The spellings of a split, in files and folders, by the name users give; the last are of sets that have more than
+# pictures to train on (STL-10, SVHN).
 SPLITS = {
     "train": ("train", "training"),
-    "test": ("test", "testing", "t10k"),
-    "validation": ("validation", "valid", "val"),
+    "test": ("test", "testing", "t10k", "eval", "evaluation"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "held_out": ("held_out", "heldout", "holdout", "hold_out"),
+    "unlabeled": ("unlabeled", "unlabelled", "unsupervised"),
+    "extra": ("extra",),
 }
 SPLIT_NAMES = {spelling: split for split, spellings in SPLITS.items() for spelling in spellings}
 
-NUMBER = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*")
-"""Labels that are numbers, and no names: `3`; also `-1` and `1.0`, which are refused, not sorted as words."""
+# A split's name with what people write around it: `train2017`, `val_images`, `testA`; not `train station`.
+_BESIDE = "images?|imgs?|pictures?|data|dataset|set|split"
+_SPLIT = re.compile(
+    rf"(?:(?:{_BESIDE})[-_. ]+)?(?P<split>{'|'.join(SPLIT_NAMES)})(?:[-_. ]*(?:{_BESIDE}|\d+|[ab]))*", re.IGNORECASE
+)
 
-UNLABELLED: Any = object()
-"""The label of an image that a reader has refused already for having none: it is looked at as -1."""
+# Folders that file servers and systems keep beside pictures, with copies of them.
+HIDDEN = {"@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "System Volume Information"}
 
 
 @dataclass(frozen=True)
@@ -67,9 +77,25 @@ class Pair:
     tie: bool = False
 
 
+def split_of(name: str) -> str | None:
+    """The split that a folder or file of this name is of; None for other names.
+
+    >>> split_of("val2017"), split_of("Training images"), split_of("train station")
+    ('validation', 'train', None)
+    """
+    found = _SPLIT.fullmatch(name)
+    return None if found is None else SPLIT_NAMES[found["split"].lower()]
+
+
+def split_word(name: str) -> str | None:
+    """The split that is a word of a name, as of `DIV2K_valid_HR`; None for none, or several."""
+    words = {SPLIT_NAMES[word] for word in re.split("[^a-z0-9]+", name.lower()) if word in SPLIT_NAMES}
+    return split_of(name) or (words.pop() if len(words) == 1 else None)
+
+
 def canonical_split(split: str) -> str:
     """`train`, `test` or `validation` for any of their spellings; another name stays as it is."""
-    return SPLIT_NAMES.get(split.lower(), split)
+    return split_of(split) or split
 
 
 def only_split(split: str, name: str) -> None:
@@ -79,74 +105,48 @@ def only_split(split: str, name: str) -> None:
 
 
 def pick_split(split: str, there: Iterable[str], name: str) -> str:
-    """The name in `there` that means `split`; DataError with what is there otherwise."""
+    """The name in `there` that means `split`; DataError, with what is there, for none and for several."""
     names = sorted(there)
-    for spelling in names:
-        if spelling == split or canonical_split(spelling) == canonical_split(split):
-            tell_splits(names, spelling)
-            return spelling
-    tell_splits(names, None)
-    raise DataError(f"{name} has no split {split!r}: choose one of {', '.join(names)}")
+    if split in names and split not in SPLITS:
+        _tell_splits(names, split)
+        return split
+    meant = [spelling for spelling in names if (split_word(spelling) or spelling) == canonical_split(split)]
+    _tell_splits(names, meant[0] if meant else None)
+    if not meant:
+        raise DataError(f"{name} has no split {split!r}: choose one of {', '.join(names)}")
+    if len(meant) > 1:
+        refuse(
+            f"{name} has both {meant[0]!r} and {meant[1]!r}, of the split {split!r}: give one of them as the data, "
+            f"such as '{name}/{meant[0]}'"
+        )
+    return meant[0]
 
 
-def as_labels(
-    values: "Sequence[Any] | np.ndarray", name: str, class_names: tuple[str, ...] | None = None
-) -> "tuple[np.ndarray, tuple[str, ...] | None]":
-    """Labels as int64 (N,), and the names of the classes.
+def _tell_splits(names: Sequence[str], chosen: str | None) -> None:
+    """Names that mean no split are none beside others that do, but for one that is asked for."""
+    known = [name for name in names if split_word(name) or name == chosen]
+    tell_splits(known if any(map(split_word, known)) else names, chosen)
 
-    Strings become their place among the sorted names, unless all of them are numbers.
-    Raises DataError for a missing label, one that is no whole number, and one outside 0 .. classes - 1; where a set is
-    looked at, these are -1.
+
+def as_texts(values: Sequence[Any], name: str, where: Where = image_at) -> tuple[str, ...]:
+    """Texts as they are; DataError if one is missing or no string, which is looked at as an empty one; a warning
+    where some are blank.
     """
-    import numpy as np
-
-    labels = values.tolist() if isinstance(values, np.ndarray) else list(values)
-    given = [label for label in labels if label is not None and label is not UNLABELLED and label != ""]
-    if given and all(isinstance(label, str) for label in given):
-        if all(NUMBER.fullmatch(label) for label in given):
-            number = {label: int(label) for label in given if label.strip().lstrip("+-").isdecimal()}
-        else:
-            check_whole(given, "label", name)
-            class_names = class_names or tuple(sorted(set(given)))
-            number = {label: i for i, label in enumerate(class_names)}
-        labels = [number.get(label, label) for label in labels]
-    top = f"to {len(class_names) - 1}, one of {len(class_names)} classes" if class_names else "up"
-    end = len(class_names) if class_names else 2**31
-    for index, label in enumerate(labels):
-        if label is None or label == "":
-            refuse(f"{name} has no label for image {index}: give every image one, or none", f"no label in {name}")
-        elif label is not UNLABELLED and (
-            isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < end
-        ):
-            refuse(
-                f"{name} has the label {label!r} for image {index}: labels are whole numbers from 0 {top}",
-                f"wrong label in {name}",
-            )
-        else:
-            labels[index] = -1 if label is UNLABELLED else label
-            continue
-        labels[index] = -1
-    return np.array(labels, dtype=np.int64), class_names
-
-
-def as_texts(values: Sequence[Any], name: str) -> tuple[str, ...]:
-    """Texts as they are; DataError if one is missing or no string; where a set is looked at, it is empty."""
+    blank = []
     for index, text in enumerate(values):
-        if not isinstance(text, str):
-            refuse(f"{name} has no text for image {index}: give every image one, or none", f"no text in {name}")
-    texts = tuple(text if isinstance(text, str) else "" for text in values)
-    check_whole(texts, "text", name)
-    return texts
-
-
-def check_whole(texts: Sequence[str], what: str, name: str) -> None:
-    """DataError for a text that ends in half of a character, which JSON may write and nothing can hold."""
-    for index, text in enumerate(texts):
-        if is_halved(text):
+        if text is None:
+            refuse(f"{name} has no text for {where(index)}: give every image one, or none", f"no text in {name}")
+        elif not isinstance(text, str):
             refuse(
-                f"{name} has a {what} for image {index} that {HALVED}: write the character whole",
-                f"halved {what} in {name}",
+                f"{name} has the text {text!r:.80} for {where(index)}: a text is one string", f"wrong text in {name}"
             )
+        elif not text.strip():
+            blank.append(index)
+    texts = tuple(text if isinstance(text, str) else "" for text in values)
+    check_whole(texts, "text", name, where)
+    if blank:
+        say_unlisted(f"{name} has {len(blank)} blank texts, the first for {where(blank[0])}")
+    return texts
 
 
 def as_caption(value: Any, where: str) -> str:
@@ -174,7 +174,11 @@ def inside(member: str, name: str) -> str:
     return str(path)
 
 
+def is_hidden(part: str) -> bool:
+    """Whether a name in a path hides what it is of: a dot before it, or a system's own folder."""
+    return part.startswith((".", "__MACOSX")) or part in HIDDEN
+
+
 def is_picture(path: PurePath) -> bool:
     """Whether a file name is that of an image to read: a known suffix, and nothing hidden in its path."""
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
+    return path.suffix.lower() in SUFFIXES and not any(map(is_hidden, path.parts))

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from diffdistill.data.looking import Look
-from diffdistill.data.pixels import TURNS, UNREADABLE, check_room, decode, orientation_of, several_sizes
+from diffdistill.data.pixels import TURNS, UNREADABLE, Lost, check_room, decode, orientation_of, several_sizes
 from diffdistill.errors import DataError
 
 LISTED = 1000  # unreadable files, duplicates and others that are named; all are counted
@@ -49,6 +49,7 @@ class Tally:
     places: "array[int]" = field(default_factory=lambda: array("Q"))
     names: list[str] = field(default_factory=list)
     files: set[Path] = field(default_factory=set)
+    lost: Lost = field(default_factory=Lost)
 
     @property
     def read(self) -> int:
@@ -67,8 +68,13 @@ class Tally:
         if isinstance(entry, Path):
             self.files.add(entry)
         kind: list[str] = []
+
+        def look(opened: Image.Image) -> None:
+            kind.extend(traits_of(opened))
+            self.lost.note_range(opened)  # frames are counted by going through the file
+
         try:
-            pixels = decode(entry, name, look=lambda opened: kind.extend(traits_of(opened)))
+            pixels = decode(entry, name, look=look)
         except DataError as error:
             self._fail(index, name, str(error))
             return

@@ -5,7 +5,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def read_text(path: Path) -> str:
         raise DataError(f"'{path}' is no list that fits, {error}: is it a text? give it in parts") from error
     except OSError as error:
         raise DataError(f"'{path}' cannot be read ({error.strerror}): check the path and its rights") from error
+    return decoded(data, str(path))
+
+
+def decoded(data: bytes, path: str) -> str:
+    """The bytes of the file `path` as text; see `read_text`."""
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
@@ -50,6 +56,14 @@ def read_text(path: Path) -> str:
     if "\0" in text:
         raise DataError(f"'{path}' holds zero bytes, as UTF-16 without a byte order mark has: save the file as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def text_or_error(data: bytes | Path, path: str) -> str | DataError:
+    """The text of a file, or of its bytes, or in its place what is wrong with it."""
+    try:
+        return read_text(data) if isinstance(data, Path) else decoded(data, path)
+    except DataError as error:
+        return error
 
 
 def json_rows(text: str, name: str, example: str) -> Iterator[Row]:
@@ -76,7 +90,8 @@ def json_rows(text: str, name: str, example: str) -> Iterator[Row]:
 
 
 def csv_rows(text: str, name: str, needs: tuple[str, ...], example: str) -> Iterator[Row]:
-    """Number and fields by the name of their column, in lower case, of each line that is not blank.
+    """Number and fields by the name of their column, in lower case, of each line that is not blank; None where a line
+    ends before them.
 
     DataError, with the line's number, for a header with none of the columns `needs`, for a line of more fields than
     the header, as one has whose text has a comma and no quotation marks, and for what is no CSV.
@@ -92,13 +107,15 @@ def csv_rows(text: str, name: str, needs: tuple[str, ...], example: str) -> Iter
             if header is None:
                 header = _header(row, name, needs, example)
                 continue
+            if any(field[:1].isspace() and field.lstrip().startswith('"') for field in row):
+                refuse(f"line {here} of '{name}' has a space before a quotation mark: take it out", f"line of {name}")
             if len(row) > len(header):
                 refuse(
                     f"line {here} of '{name}' has {len(row)} fields and the header {len(header)}: put quotation marks "
                     "around a text with commas",
                     f"line of {name}",
                 )
-            yield here, dict(zip(header, row, strict=False))
+            yield here, dict(zip_longest(header, row[: len(header)]))
     except csv.Error as error:
         raise DataError(f"line {line} of '{name}' is not CSV ({error}): mend its quotation marks") from error
 
@@ -110,6 +127,9 @@ def _header(row: list[str], name: str, needs: tuple[str, ...], example: str) -> 
             f"line 1 of '{name}' names no column {' or '.join(map(repr, needs))}, only "
             f"{', '.join(map(repr, row[:5]))}: begin with a header such as {example}"
         )
+    twice = next((column for column in header if column and header.count(column) > 1), None)
+    if twice is not None:
+        raise DataError(f"line 1 of '{name}' names the column {twice!r} twice: leave one of them")
     return header
 
 
@@ -119,3 +139,16 @@ HALVED = "holds half of a character (a lone surrogate)"
 def is_halved(text: str) -> bool:
     """Whether a text was cut inside a character: JSON can say so, no tokenizer and no file can hold it."""
     return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def check_whole(texts: Sequence[str], what: str, name: str, where: Callable[[int], str] = "image {}".format) -> None:
+    """DataError for a text that ends in half of a character, which JSON may write and nothing can hold.
+
+    where: what messages call the image of a place.
+    """
+    for index, text in enumerate(texts):
+        if is_halved(text):
+            refuse(
+                f"{name} has a {what} for {where(index)} that {HALVED}: write the character whole",
+                f"halved {what} in {name}",
+            )

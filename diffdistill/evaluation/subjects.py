@@ -77,13 +77,14 @@ class Subject:
         """
         if classes is None or self.class_names is None or classes == self.class_names:
             return self
-        missing = [name for name in self.class_names if name not in classes]
+        drawn = self.about.get("class_labels") or range(len(self.class_names))  # of a model
+        missing = [self.class_names[label] for label in drawn if self.class_names[label] not in classes]
         if missing:
             raise DataError(
                 f"{self.name} has the class {missing[0]!r}, and the reference has {', '.join(classes):.200}: call "
                 f"the classes alike, or leave per_class_fid out"
             )
-        place = torch.tensor([classes.index(name) for name in self.class_names])
+        place = torch.tensor([classes.index(name) if name in classes else -1 for name in self.class_names])
         batches = ((images, None if labels is None else place[labels]) for images, labels in self.batches)
         return replace(self, batches=batches, class_names=classes)
 
@@ -180,7 +181,8 @@ def model_subject(
     }
     batches = run_plan(model, plan, num_images=count, seed=drawing.seed, batch_size=drawing.batch_size)
     texts = None if prompts is None else [prompt.text for prompt in prompts]
-    return Subject(name, count, batches, texts, about)
+    names = model.metadata.get("class_names")
+    return Subject(name, count, batches, texts, about, None if names is None else tuple(names))
 
 
 def _of_reference(name: str, captions: Sequence[str] | None, count: int) -> list[Prompt]:

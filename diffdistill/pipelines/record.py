@@ -23,6 +23,7 @@ def check_record(record: dict[str, Any]) -> None:
         "levels": (_levels(record.get("levels")), f"a list of numbers above 0 to {MOST:g}"),
         "null_class": (_none_or_whole(record.get("null_class"), 0), "null or a whole number from 0"),
         "num_classes": (_none_or_whole(record.get("num_classes"), 1), "null or a whole number from 1"),
+        "class_names": (_names(record.get("class_names"), record.get("num_classes")), "a text for each class"),
         "image_shape": (_shape(record.get("image_shape")), size),
         "guidance_scale": (_none_or_number(record.get("guidance_scale")), f"null or a number from 0 to {MOST:g}"),
         "path": (isinstance(record.get("path"), str), "a text"),
@@ -50,6 +51,10 @@ def _none_or_number(value: Any) -> bool:
 
 def _levels(value: Any) -> bool:
     return isinstance(value, list) and all(level not in (None, 0) and _none_or_number(level) for level in value)
+
+
+def _names(value: Any, count: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value) and count in (None, len(value))
 
 
 def _shape(value: Any) -> bool:

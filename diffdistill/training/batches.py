@@ -10,6 +10,7 @@ import torch
 from diffdistill.config.align import Align
 from diffdistill.config.schema import Run
 from diffdistill.data import ImageSet, load_images
+from diffdistill.data.layout import HIGHEST
 from diffdistill.data.pairs import PairSet, digest_of, load_pairs, split_by_caption
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DataError
@@ -23,7 +24,8 @@ def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
         settings.path, split=settings.split, image_size=settings.image_size, limit=settings.limit, channels=channels
     )
     if teacher is None:
-        say_unseen(data, data.num_classes)
+        check_counted(data)
+        say_classes(data, data.num_classes)
         return data
     if tuple(data.images.shape[1:]) != teacher.image_shape:
         have, want = "x".join(map(str, data.images.shape[1:])), "x".join(map(str, teacher.image_shape))
@@ -44,18 +46,29 @@ def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
                 f"'{config.data.path}' has label {int(data.labels.max())} and the teacher knows 0 to "
                 f"{teacher.num_classes - 1}; use its classes"
             )
-        data = by_name(data, teacher.metadata.get("class_names"))
-    say_unseen(data, teacher.num_classes)
+        data = by_name(data, teacher.metadata.get("class_names"), teacher.num_classes)
+    say_classes(data, teacher.num_classes)
     return data
 
 
-def by_name(data: ImageSet, names: Sequence[str] | None) -> ImageSet:
-    """The same images with the labels that the teacher's classes of their names have, where both have names.
+def by_name(data: ImageSet, names: Sequence[str] | None, classes: int | None = None) -> ImageSet:
+    """The same images with the names of the teacher's classes, and the labels that those of their names have, where
+    both have names.
 
-    ConfigError for a class that the teacher does not know.
+    ConfigError for a class that the teacher does not know, and for names of fewer or more classes than a teacher
+    without names has: their places in the alphabet are not its labels.
     """
-    if names is None or data.class_names is None or data.labels is None or tuple(names) == data.class_names:
+    if data.labels is None or (names is not None and tuple(names) == data.class_names):
         return data
+    if names is None:
+        if None not in (data.class_names, classes) and len(data.class_names or ()) != classes:
+            raise ConfigError(
+                f"'{data.name}' names {len(data.class_names or ())} classes and the teacher has {classes} without "
+                f"names, so which is which is unknown; call the folders by the numbers of its classes"
+            )
+        return data
+    if data.class_names is None:
+        return replace(data, class_names=tuple(names))
     place = {name: label for label, name in enumerate(names)}
     unknown = [name for name in data.class_names if name not in place]
     if unknown:
@@ -64,7 +77,8 @@ def by_name(data: ImageSet, names: Sequence[str] | None) -> ImageSet:
             f"classes as it does"
         )
     print(f"labels of '{data.name}' are those that the teacher's classes of these names have")
-    return replace(data, labels=torch.tensor([place[name] for name in data.class_names])[data.labels])
+    labels = torch.tensor([place[name] for name in data.class_names])[data.labels]
+    return replace(data, labels=labels, class_names=tuple(names))
 
 
 def names_of_classes(data: Any, teacher: Denoiser) -> Sequence[str] | None:
@@ -72,6 +86,40 @@ def names_of_classes(data: Any, teacher: Denoiser) -> Sequence[str] | None:
     names: Sequence[str] | None = teacher.metadata.get("class_names")
     own = getattr(data, "class_names", None)
     return own if names is None and own is not None and len(own) == teacher.num_classes else names
+
+
+def check_counted(data: ImageSet) -> None:
+    """DataError for labels so high that they cannot count classes, as numbers of objects or dates; each takes memory.
+
+    Of a teacher that is there, its classes are the bound.
+    """
+    top = -1 if data.labels is None else int(data.labels.max())
+    if data.labels is not None and data.class_names is None and top >= HIGHEST:
+        seen = len(data.labels.unique())
+        if top >= 10 * seen:
+            raise DataError(
+                f"'{data.name}' has {seen} different labels up to {top}: labels count classes from 0 up, number them "
+                f"anew or give names"
+            )
+
+
+def say_classes(data: ImageSet, classes: int | None) -> None:
+    """What each label means, once; and a warning for those without an image."""
+    described = described_classes(data)
+    if described is not None:
+        print(f"classes of '{data.name}': {described}", file=sys.stderr)
+    say_unseen(data, classes)
+
+
+def described_classes(data: ImageSet, most: int = 20) -> str | None:
+    """The labels, their names and how many images have them, as `0 cat (5), 1 dog (7)`; None without labels."""
+    if data.labels is None:
+        return None
+    counts = torch.bincount(data.labels).tolist()
+    names = data.class_names or ("",) * len(counts)
+    words = [f"{label} {names[label]}".rstrip() + f" ({count})" for label, count in enumerate(counts) if count]
+    text = ", ".join(words[:most]) + (f", ... ({len(words)} classes)" if len(words) > most else "")
+    return text.encode("utf-8", "backslashreplace").decode()  # names of folders may be no UTF-8
 
 
 def say_unseen(data: ImageSet, classes: int | None) -> None:

@@ -3,17 +3,18 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from diffdistill.config import Resolved
 from diffdistill.config.align import Align
 from diffdistill.config.schema import Distill, Run, Train
+from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.figures import numbers_of
 from diffdistill.pipelines.text.adapter import load_pipeline
 from diffdistill.reporting.report import write_report
 from diffdistill.training.attention import choose_attention
-from diffdistill.training.batches import names_of_classes, training_data, training_pairs
+from diffdistill.training.batches import described_classes, names_of_classes, training_data, training_pairs
 from diffdistill.training.device import Device
 from diffdistill.training.inputs import model_digest, pairs_digest, reward_digests
 from diffdistill.training.kinds import kind_of
@@ -59,6 +60,7 @@ def train(resolved: Resolved[Train]) -> Result:
     task = TeacherTask(config, data, device)
     record = choices(task, config, device)
     publisher = DenoiserPublisher(resolved, data, "model", "teacher", class_names=data.class_names)
+    record |= classes_of_run(data)
     return execute(task, resolved, ImageMonitor(config, data), publisher, record, {"data": data.fingerprint})
 
 
@@ -88,6 +90,7 @@ def distill(resolved: Resolved[Distill]) -> Result:
         class_names=names_of_classes(data, teacher), **reward,
     )  # fmt: skip
     inputs = {"data": data.fingerprint, "teacher": model_digest(config.teacher), **reward_digests(config)}
+    record |= classes_of_run(data)
     return execute(task, resolved, monitor, publisher, record, inputs)
 
 
@@ -103,6 +106,12 @@ def align(resolved: Resolved[Align]) -> Result:
     record = choices(task, config, device)
     inputs = {"data": pairs_digest(pairs.pairs), "model": model_digest(config.model)}
     return execute(task, resolved, PairMonitor(task, held_out), PipelinePublisher(task, resolved), record, inputs)
+
+
+def classes_of_run(data: Any) -> dict[str, str]:
+    """What the labels of a run mean, for the record."""
+    described = described_classes(data) if isinstance(data, ImageSet) else None
+    return {} if described is None else {"classes": described}
 
 
 def choices(task: Task[Model], config: Run, device: Device) -> dict[str, str]:

@@ -10,12 +10,12 @@ from diffdistill.errors import DataError
 @pytest.mark.parametrize(
     ("unpacked", "packed", "fits"),
     [
-        (200_000_000, 1_000, True),  # one colour packs well, and 200 MB do no harm
+        (130_000_000, 1_000, True),  # one colour packs well, and 130 MB do no harm
         (900_000_000, 300_000_000, True),
         (10_000_000_000, 80_000_000, True),  # 125 times: a set of drawings
         (10_000_000_000, 40_000_000, False),  # 250 times
         (10_000_000_000, 10_000_000, False),  # a bomb packs a thousandfold
-        (300_000_000, 1_000, False),
+        (140_000_000, 1_000, False),
     ],
 )
 def test_pictures_do_not_pack_a_hundredfold_and_more(monkeypatch, unpacked, packed, fits):

@@ -180,16 +180,16 @@ def test_metadata_that_does_not_fit(here):
         write(row)
         says("line 2 of set/metadata.jsonl has no 'file_name': name the image, relative to the folder", "set")
     write({"file_name": "9.png", "label": 1})
-    says("there is no image set/9.png: add it or take it off the list", "set")
+    says("there is no image set/9.png (line 2 of set/metadata.jsonl): add it or take it off the list", "set")
     for escape in ("../other.png", "/etc/passwd", "a/../../b.png", "C:\\b.png", "..\\b.png"):
         write({"file_name": escape, "label": 1})
         says(
             f"set/metadata.jsonl names the file {escape!r}, which lies outside of it: use paths inside the set", "set"
         )
     write({"file_name": "1.png"})
-    says("set has no label for image 1: give every image one, or none", "set")
+    says("set has no label for line 2 of set/metadata.jsonl: give every image one, or none", "set")
     write({"file_name": "1.png", "label": -2})
-    says("set has the label -2 for image 1: labels are whole numbers from 0 up", "set")
+    says("set has the label -2 for line 2 of set/metadata.jsonl: labels are whole numbers from 0 up", "set")
     path.write_text("")
     says("set is a folder without images: give one with images, parquet or IDX files", "set")
     path.write_bytes(b'{"file_name": "\xff.png"}')

@@ -27,7 +27,7 @@ def test_npz_that_does_not_fit(here):
     np.savez("a.npz", pixels=PIXELS, labels=np.arange(4))
     says("a.npz has the arrays pixels, labels, but no 'images': rename the one with the images", "a.npz")
     np.savez("a.npz", images=PIXELS.astype(np.float32))
-    says("images in a.npz is of type float32: images are uint8, 0 to 255", "a.npz")
+    begins("images in a.npz is of type float32: images are uint8, 0 to 255; its values are from ", "a.npz")
     np.savez("a.npz", images=np.zeros((2, 5, 7, 4), np.uint8))
     says("images in a.npz has the shape (2, 5, 7, 4): images are (N, H, W), (N, H, W, 3) or (N, 3, H, W)", "a.npz")
     np.savez("a.npz", images=PIXELS, labels=np.arange(3))
@@ -57,10 +57,10 @@ def test_labels_beyond_the_named_classes(here):
         table = pa.table({"image": [b"", b"", b""], "label": labels})
         pq.write_table(table.replace_schema_metadata({"huggingface": info}), "a.parquet")
         if shown is None:
-            says("a.parquet has no label for image 1: give every image one, or none", "a.parquet")
+            says("a.parquet has no label for row 1 of a.parquet: give every image one, or none", "a.parquet")
         else:
             allowed = "labels are whole numbers from 0 to 1, one of 2 classes"
-            says(f"a.parquet has the label {shown} for image {at}: {allowed}", "a.parquet")
+            says(f"a.parquet has the label {shown} for row {at} of a.parquet: {allowed}", "a.parquet")
 
 
 def test_parquet_that_does_not_fit(here, monkeypatch):
@@ -75,7 +75,7 @@ def test_parquet_that_does_not_fit(here, monkeypatch):
     pq.write_table(pa.table({"image": [b"rubbish"]}), "a.parquet")
     says("row 0 of a.parquet is damaged or not an image: mend it or take it out", "a.parquet")
     pq.write_table(pa.table({"image": [b"", b""], "text": ["a", None]}), "a.parquet")
-    says("a.parquet has no text for image 1: give every image one, or none", "a.parquet")
+    says("a.parquet has no text for row 1 of a.parquet: give every image one, or none", "a.parquet")
     says(
         "a.parquet has no split 'test': it is one set; leave the split at 'train' to use all of it",
         "a.parquet",
@@ -84,7 +84,11 @@ def test_parquet_that_does_not_fit(here, monkeypatch):
     Path("set").mkdir()
     pq.write_table(pa.table({"image": [b""]}), "set/train-0.parquet")
     pq.write_table(pa.table({"image": [b""], "label": [0]}), "set/train-1.parquet")
-    says("set has files with different columns: make them alike", "set")
+    says(
+        "set has files with different columns: train-0.parquet has image, train-1.parquet image, label; make them "
+        "alike",
+        "set",
+    )
     says("set has no split 'test': choose one of train", "set", split="test")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
@@ -124,7 +128,7 @@ def test_zip_that_does_not_fit(here, monkeypatch):
     zipped("a.zip", {"0.png": png, "1.png": png, "dataset.json": b'{"labels": [["0.png", 3]]}'})
     says("dataset.json in a.zip has no label for 1.png: give every image one, or none", "a.zip")
     zipped("a.zip", {"0.png": png, "dataset.json": b'{"labels": [["0.png", [0.5, 1.5]]]}'})
-    says("a.zip has the label [0.5, 1.5] for image 0: labels are whole numbers from 0 up", "a.zip")
+    says("a.zip has the label [0.5, 1.5] for image 0 (0.png): labels are whole numbers from 0 up", "a.zip")
     zipped("a.zip", {"0.png": b"rubbish"})
     says("0.png in a.zip is damaged or not an image: mend it or take it out", "a.zip")
     zipped("a.zip", {"0.png": png})

@@ -92,8 +92,8 @@ def test_splits_beside_others_are_no_classes(form):
 
 @both
 def test_a_split_of_class_folders_beside_another_folder_is_asked_about(form):
-    with pytest.raises(DataError, match="folder 'train', with folders of images in it, beside 'extra': is it a split"):
-        load_images(write(form, {"train/cat/0.png": 1, "extra/1.png": 2}))
+    with pytest.raises(DataError, match="folder 'train', with folders of images in it, beside 'more': is it a split"):
+        load_images(write(form, {"train/cat/0.png": 1, "more/1.png": 2}))
 
 
 @both
@@ -121,7 +121,9 @@ def test_a_zip_of_two_lists_or_of_a_table_is_refused():
     files = {"a/0.png": 1, "a/dataset.json": "{}", "b/dataset.json": "{}"}
     with pytest.raises(DataError, match=r"set\.zip has 2 lists of labels, such as .*: leave one in it"):
         load_images(write("zip", files))
-    with pytest.raises(DataError, match=r"set\.zip has a metadata\.csv, which is read in a folder and not in a zip"):
+    with pytest.raises(
+        DataError, match=r"set\.zip has a metadata\.csv, which is read in a folder and not in an archive"
+    ):
         load_images(write("zip", {"a/0.png": 1, "a/metadata.csv": "file_name,label\n0.png,3\n"}))
 
 
@@ -196,7 +198,7 @@ def test_a_table_that_is_no_csv_is_refused_with_the_line():
     [
         ({"metadata.jsonl": '{"file_name": "0.png", "text": "smile \\ud83d"}\n'}, "line 1 of .* half of a character"),
         ({"metadata.jsonl": '{"file_name": "0.png", "label": "\\udc00"}\n'}, "line 1 of .* half of a character"),
-        ({"dataset.json": '{"labels": [["0.png", "\\udc00"]]}'}, "a label for image 0 that holds"),
+        ({"dataset.json": '{"labels": [["0.png", "\\udc00"]]}'}, "a label for image 0 .set/0.png. that holds"),
         ({"samples.json": '{"images": [{"file": "0.png", "prompt": "\\udc00"}]}'}, "a text for image 0 that holds"),
     ],
 )  # fmt: skip

@@ -35,6 +35,7 @@ def begins(start: str, data: str, **kwargs) -> None:
 
 
 ALLOWED = (
-    "builtin:NAME, a folder with metadata.jsonl or metadata.csv, a parquet file or folder, a zip, an npz, an npy, "
+    "builtin:NAME, a folder with metadata.jsonl or metadata.csv, a tar file or a folder of them (WebDataset), "
+    "a parquet file or folder, a zip, an npz, an npy, "
     "an IDX file, a Hub id OWNER/NAME or a folder of images"
 )

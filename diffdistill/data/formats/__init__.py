@@ -57,7 +57,7 @@ def allowed(of_package: bool = False) -> str:
     """What DATA may be, in words. of_package: see `Registry.rows`.
 
     >>> allowed(of_package=True)
-    'builtin:NAME, a folder with metadata.jsonl or metadata.csv, a parquet file or folder, a zip, an npz, an npy, ...'
+    'builtin:NAME, a folder with metadata.jsonl or metadata.csv, a tar file or a folder of them (WebDataset), ...'
     """
     return _listed([row.images for row in by_rank(of_package) if row.images])
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from tokenize import TokenError
 from typing import IO, TYPE_CHECKING
 
-from diffdistill.data.bounds import check_pixels, check_size
+from diffdistill.data.bounds import check_pixels, check_range, check_size
 from diffdistill.data.formats import Format
-from diffdistill.data.looking import refuse, tell_splits
+from diffdistill.data.looking import refuse, say, tell_splits
 from diffdistill.data.source import SPLITS, Source, as_labels, canonical_split, only_split
 from diffdistill.errors import DataError
 from diffdistill.files import BROKEN_ZIP
@@ -18,6 +18,7 @@ from diffdistill.files import BROKEN_ZIP
 if TYPE_CHECKING:
     import numpy as np
 
+LABEL_KEYS = ("labels", "label", "y", "targets", "target", "arr_1")
 KEYS = {"images": "labels", "x": "y", "arr_0": "arr_1"}  # arr_0, arr_1: what np.savez calls unnamed arrays
 
 
@@ -41,8 +42,8 @@ def read_npz(name: str, path: Path, split: str) -> Source:
     if images_key in KEYS:
         only_split(split, name)
     images = _as_images(arrays[images_key], f"{images_key} in {name}")
-    labels_key = (of_split | KEYS)[images_key]
-    if labels_key not in arrays:
+    labels_key = _labels_key((of_split | KEYS)[images_key], images_key in KEYS, arrays)
+    if labels_key is None:
         return Source(len(images), images)
     labels = arrays[labels_key]
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
@@ -53,7 +54,7 @@ def read_npz(name: str, path: Path, split: str) -> Source:
     return Source(len(images), images, values, class_names=class_names)
 
 
-def _splits_of(arrays: Mapping[str, "np.ndarray"], split: str) -> tuple[list[str], str | None]:
+def _splits_of(arrays: "Npz", split: str) -> tuple[list[str], str | None]:
     """The splits that keys name, and which of them is asked for."""
     there = [
         known
@@ -62,6 +63,22 @@ def _splits_of(arrays: Mapping[str, "np.ndarray"], split: str) -> tuple[list[str
     ]
     asked = canonical_split(split)
     return there, asked if asked in there else None
+
+
+def _labels_key(usual: str, whole: bool, arrays: "Npz") -> str | None:
+    """The array of labels: the usual one beside those images, or the only one called as labels are.
+
+    DataError for several; a warning where other arrays are there and none is of labels.
+    """
+    there = [key for key in (usual, *LABEL_KEYS) if key in arrays]
+    if usual in there or not whole:
+        return usual if usual in there else None
+    if len(there) > 1:
+        refuse(f"{arrays.name} has the arrays {' and '.join(there)}: call the one with the labels {usual!r}")
+        return None
+    if not there and len(arrays) > 1:
+        say(f"{arrays.name} has {', '.join(arrays)}, read without labels, which are called {usual!r}")
+    return there[0] if there else None
 
 
 def read_npy(name: str, path: Path, split: str) -> Source:
@@ -107,7 +124,9 @@ class Npz(Mapping[str, "np.ndarray"]):
 def _as_images(array: "np.ndarray", name: str) -> "np.ndarray":
     """(N, H, W), (N, H, W, C) or (N, C, H, W) as (N, H, W, C), where C is 1 or 3; DataError for other arrays."""
     if array.dtype != "uint8":
-        raise DataError(f"{name} is of type {array.dtype}: images are uint8, 0 to 255")
+        raise DataError(f"{name} is of type {array.dtype}: images are uint8, 0 to 255{_as_bytes(array)}")
+    if array.ndim == 3 and array.shape[2] in (1, 3, 4) and array.shape[1] > 4:
+        raise DataError(f"{name} has the shape {array.shape}, which is that of one picture: give (N, H, W, C)")
     if array.ndim == 4 and array.shape[3] not in (1, 3) and array.shape[1] in (1, 3):
         array = array.transpose(0, 2, 3, 1)
     elif array.ndim == 3:
@@ -115,7 +134,25 @@ def _as_images(array: "np.ndarray", name: str) -> "np.ndarray":
     elif array.ndim != 4 or array.shape[3] not in (1, 3):
         raise DataError(f"{name} has the shape {array.shape}: images are (N, H, W), (N, H, W, 3) or (N, 3, H, W)")
     check_pixels(array.shape[1], array.shape[2], name)
+    check_range(array, name)
     return array
+
+
+def _as_bytes(array: "np.ndarray") -> str:
+    """What to do with an array of another type, by its values."""
+    import numpy as np
+
+    if array.dtype.kind not in "fiub" or not array.size:
+        return ""
+    low, high = float(array.min()), float(array.max())
+    if not math.isfinite(low) or not math.isfinite(high):
+        finite = int(np.isfinite(array).sum())
+        return f"; it has {array.size - finite} values that are no finite numbers, mend them first"
+    if array.dtype.kind in "iu" and low >= 0 and 1 < high <= 255:
+        return ", as its values are: save array.astype('uint8')"
+    scale = "x * 255" if low >= 0 and high <= 1 else "(x + 1) * 127.5" if low >= -1 and high <= 1 else None
+    hint = f"save ({scale}).round().astype('uint8')" if scale else "bring them to that range"
+    return f"; its values are from {low:g} to {high:g}, so {hint}"
 
 
 def _load(file: IO[bytes], name: str, size: int, packed: int) -> "np.ndarray":

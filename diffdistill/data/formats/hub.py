@@ -6,6 +6,7 @@ from typing import Any
 
 from diffdistill.data.formats import Format
 from diffdistill.data.source import Encoded, Source, as_labels, as_texts, image_column
+from diffdistill.data.tables import say_unread
 from diffdistill.errors import DataError
 from diffdistill.files import is_hub_id
 
@@ -25,6 +26,7 @@ def read_hub(name: str, _path: Path, split: str) -> Source:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"there is no file or folder {name!r}, and the Hub did not give it ({reason})") from error
     column = image_column(table.column_names, name, "choose another set")
+    say_unread(table.column_names, name)
     labels, class_names, texts = None, None, None
     if "label" in table.column_names:
         class_names = getattr(table.features["label"], "names", None)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import error as ZlibError
 
-from diffdistill.data.bounds import check_pixels, check_size
+from diffdistill.data.bounds import check_pixels, check_range, check_size
 from diffdistill.data.formats import Format
 from diffdistill.data.looking import refuse
-from diffdistill.data.source import Source, as_labels, canonical_split, only_split, pick_split
+from diffdistill.data.source import Source, as_labels, canonical_split, is_hidden, only_split, pick_split, split_of
 from diffdistill.errors import DataError
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def read_pair(name: str, path: Path, split: str = "train", class_names: tuple[st
     if pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
         raise DataError(f"{path} holds an array {pixels.shape[:-1]}: images are (N, height, width)")
     check_pixels(pixels.shape[1], pixels.shape[2], str(path))
+    check_range(pixels, str(path))
     labels_path = _labels_beside(path)
     if labels_path is None:
         return Source(len(pixels), pixels)
@@ -83,9 +84,31 @@ def read_pair(name: str, path: Path, split: str = "train", class_names: tuple[st
 
 
 def find_pairs(folder: Path) -> dict[str, Path]:
-    """The image files of a folder of IDX files by split, such as {"train": ..., "t10k": ...}."""
-    found = sorted(path for path in folder.iterdir() if "images" in path.name and "idx" in path.name)
-    return {path.name.split("-")[0]: path for path in found if path.is_file()}
+    """The image files of a folder of IDX files by split, such as {"train": ..., "t10k": ...}.
+
+    The split is what a name begins with, or its word that is one (`emnist-letters-train-images-idx3-ubyte`).
+    DataError for two files of one split, but for a file and the same one packed.
+    """
+    found: dict[str, Path] = {}
+    for path in _image_files(folder):
+        first, *others = path.name.split("-")
+        split = first if split_of(first) else next((word for word in others if split_of(word)), first)
+        before = found.setdefault(split, path)
+        if _unpacked(before) != _unpacked(path):
+            refuse(
+                f"{folder} has two files of images of the split {split!r}, {before.name} and {path.name}: give one of "
+                "them as the data"
+            )
+    return found
+
+
+def _image_files(folder: Path) -> list[Path]:
+    files = [path for path in folder.iterdir() if "images" in path.name and "idx" in path.name]
+    return sorted(path for path in files if not is_hidden(path.name) and path.is_file())
+
+
+def _unpacked(path: Path) -> str:
+    return path.name.removesuffix(path.suffix) if path.suffix in OPENERS else path.name
 
 
 def read_folder(name: str, folder: Path, split: str, class_names: tuple[str, ...] | None = None) -> Source:
@@ -108,7 +131,7 @@ def _of_split(path: Path, split: str, name: str) -> Path:
 
 
 def _labels_beside(path: Path) -> Path | None:
-    stem = path.name.removesuffix(path.suffix) if path.suffix in OPENERS else path.name
+    stem = _unpacked(path)
     if "images" not in stem:
         return None
     stem = stem.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
@@ -116,6 +139,6 @@ def _labels_beside(path: Path) -> Path | None:
 
 
 FORMAT = (
-    Format("idx_folder", 40, None, lambda _, path: path.is_dir() and bool(find_pairs(path)), read_folder),
+    Format("idx_folder", 40, None, lambda _, path: path.is_dir() and bool(_image_files(path)), read_folder),
     Format("idx", 60, "an IDX file", lambda _, path: path.is_file() and is_idx(path), read_pair),
 )

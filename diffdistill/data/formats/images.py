@@ -1,70 +1,74 @@
 """Folders of image files: of one subfolder a class, of loose images, or of one subfolder a split."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffdistill.data.formats import Format, open_at
-from diffdistill.data.layout import are_splits, by_number, check_no_split, class_labels, passed_over
-from diffdistill.data.looking import refuse
-from diffdistill.data.source import UNLABELLED, Source, as_labels, as_texts, is_picture, only_split, pick_split
+from diffdistill.data.formats.sidecars import texts_beside
+from diffdistill.data.labels import Where, image_at
+from diffdistill.data.layout import are_splits, by_class, say_other_folders
+from diffdistill.data.looking import refuse, tell_left_out
+from diffdistill.data.source import Source, as_labels, as_texts, is_hidden, only_split, pick_split, split_word
+from diffdistill.data.text import text_or_error
+from diffdistill.data.walk import LISTS, files_below, head_of, pictures, pictures_of, say_hidden, say_left_out
 from diffdistill.errors import DataError
 from diffdistill.files import read_json
 
-SAMPLES = "samples.json"  # what `diffdistill sample` writes beside its images
-LISTS = ("dataset.json", "metadata.jsonl", "metadata.csv")  # files that say what is in a folder
+SAMPLES, GRID = "samples.json", "grid.png"  # what `diffdistill sample` writes beside its images
 
 
 def read_images(name: str, folder: Path, split: str) -> Source:
     """Subfolders of splits (`train`, `test`), each of any format; or loose images, without labels; or subfolders of
-    classes. A single subfolder that holds the set is entered. Hidden files and files of other kinds are passed over.
+    classes; with captions where text files of the images' names lie beside them. A single subfolder that holds the set
+    is entered. Hidden files are passed over, and files of other kinds.
     """
-    subfolders = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and _visible(path)}
-    loose = _files_in(folder, folder.iterdir())
+    paths = [path for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
+    subfolders = {path.name: path for path in paths if path.is_dir()}
+    loose = pictures_of([path for path in paths if path.name not in subfolders], folder)
     if not loose and are_splits(subfolders):
-        return open_at(name, subfolders[pick_split(split, subfolders, name)], "train")
+        chosen = subfolders[pick_split(split, subfolders, name)]
+        others = {sub: pictures(path) for sub, path in subfolders.items() if not split_word(sub)}
+        say_other_folders({sub for sub, files in others.items() if files}, name)
+        tell_left_out(file for files in others.values() for file in files)
+        return open_at(name, chosen, "train")
     if not loose and len(subfolders) == 1 and _is_set(inner := next(iter(subfolders.values()))):
         return open_at(name, inner, split)
     only_split(split, name)
-    passed_over(folder.rglob("*"), name)
-    texts = None
-    if (folder / SAMPLES).is_file():
-        loose = [path for path in loose if path.stem.isdecimal()]  # not the grid
-        texts = _sampled_texts(folder / SAMPLES, loose)
-    classes = {sub: pictures(path) for sub, path in subfolders.items()}
-    if not any(classes.values()):
-        return files_source(name, loose, texts=texts)
-    if loose:
+    hidden: list[Path] = []
+    files = files_below(folder, hidden=hidden)
+    say_hidden(hidden, name)
+    _check_no_list(files, folder, name)
+    images = pictures_of(files, folder)
+    sampled = (folder / SAMPLES).is_file()
+    if sampled:
+        images = [path for path in images if path != folder / GRID]
+    say_left_out([path.relative_to(folder) for path in files], name, lambda path: head_of(folder / path))
+    filled = {path.relative_to(folder).parts[0] for path in images}
+    empty = [sub for sub in subfolders if sub not in filled]
+    order, labels, class_names = by_class([path.relative_to(folder) for path in images], name, empty)
+    images = [images[i] for i in order]
+    if labels is not None and empty:
+        refuse(f"{name} has the class folder {empty[0]!r} without an image: fill it or remove it")
+    texts: Sequence[Any] | None = _sampled_texts(folder / SAMPLES, images) if sampled else None
+    if texts is None:
+        texts = texts_beside(images, files, lambda chosen: (text_or_error(file, str(file)) for file in chosen), name)
+    return files_source(name, images, labels, class_names, texts)
+
+
+def _check_no_list(files: Sequence[Path], folder: Path, name: str) -> None:
+    """DataError for a list of labels or captions that lies deeper, where nobody would read it."""
+    deep = next((path for path in files if path.name in LISTS), None)
+    if deep is not None:
         refuse(
-            f"{name} has both loose images ({loose[0].name}) and subfolders of images ({next(iter(classes))}): "
-            "put all into class subfolders, or none"
+            f"{name} has the list {deep.relative_to(folder)}, inside of one of its folders: move it to the top, with "
+            "the paths of the images from there"
         )
-    empty = next((sub for sub, files in classes.items() if not files), None)
-    if empty is not None:
-        refuse(f"{name} has the class folder {empty!r} without an image: fill it or remove it")
-    deeper = [sub for sub, files in classes.items() if any(file.parent != subfolders[sub] for file in files)]
-    check_no_split(classes, deeper, name)
-    labels, class_names = class_labels(list(classes), name)
-    by_label = sorted(classes, key=lambda sub: labels[sub])
-    values = [labels[sub] for sub in by_label for _ in classes[sub]] + [UNLABELLED] * len(loose)
-    return files_source(name, [file for sub in by_label for file in classes[sub]] + loose, values, class_names)
-
-
-def pictures(folder: Path) -> list[Path]:
-    """All image files below a folder, in the order of their names and numbers."""
-    return _files_in(folder, folder.rglob("*"))
-
-
-def _files_in(folder: Path, paths: Iterable[Path]) -> list[Path]:
-    found = (path for path in paths if is_picture(path.relative_to(folder)))
-    # A link that leads nowhere is named later; a pipe or a device, which might never end, is no picture.
-    there = [path for path in found if path.is_file() or (path.is_symlink() and not path.exists())]
-    return sorted(there, key=lambda path: by_number(path.relative_to(folder)))
 
 
 def _is_set(folder: Path) -> bool:
     """Whether a folder holds a set, and is not one class: it has a list of its files, or folders alone."""
-    paths = [path for path in folder.iterdir() if _visible(path)]
+    paths = [path for path in folder.iterdir() if not is_hidden(path.name)]
     return any(path.name in LISTS for path in paths) or (bool(paths) and all(path.is_dir() for path in paths))
 
 
@@ -74,15 +78,22 @@ def files_source(
     labels: Sequence[Any] | None = None,
     class_names: tuple[str, ...] | None = None,
     texts: Sequence[Any] | None = None,
+    where: Where = image_at,
 ) -> Source:
-    """Image files with their labels and texts; DataError where there are none, or a label or text is missing."""
+    """Image files with their labels and texts; DataError where there are none, or a label or text is missing.
+
+    where: what messages call the image of a place, beside its path; as `image 3` says no more than that, it is left
+    out.
+    """
     if not files:
         raise DataError(f"{name} is a folder without images: give one with images, parquet or IDX files")
     values = None
     if labels is not None:
-        values, class_names = as_labels(labels, name, class_names)
-    images = ((str(path), path) for path in files)
-    return Source(len(files), images, values, None if texts is None else as_texts(texts, name), class_names)
+        at = where if where is not image_at else lambda index: f"image {index} ({files[index]})"
+        values, class_names = as_labels(labels, name, class_names, at)
+    beside = "" if where is image_at else " ({})"
+    images = ((str(path) + beside.format(where(i)), path) for i, path in enumerate(files))
+    return Source(len(files), images, values, None if texts is None else as_texts(texts, name, where), class_names)
 
 
 def _sampled_texts(record: Path, files: list[Path]) -> list[Any] | None:
@@ -93,10 +104,6 @@ def _sampled_texts(record: Path, files: list[Path]) -> list[Any] | None:
         return None
     texts = [prompts.get(file.name) for file in files]
     return None if None in texts else texts
-
-
-def _visible(path: Path) -> bool:
-    return not path.name.startswith((".", "__MACOSX"))
 
 
 FORMAT = Format("images", 100, "a folder of images", lambda _, path: path.is_dir(), read_images)

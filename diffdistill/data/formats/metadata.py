@@ -1,38 +1,100 @@
 """Folders with `metadata.jsonl` or `metadata.csv`, as Hugging Face's image folders have them; and pairs."""
 
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
 from diffdistill.data.formats import Format, allowed_pairs
 from diffdistill.data.formats.images import files_source
-from diffdistill.data.looking import refuse
+from diffdistill.data.labels import Where
+from diffdistill.data.layout import are_splits, of_split
+from diffdistill.data.looking import refuse, say, say_unlisted
 from diffdistill.data.source import Pair, Source, as_caption, inside, only_split
+from diffdistill.data.tables import rows_of_split, say_unread, split_column
 from diffdistill.data.text import Row, csv_rows, json_rows, read_text
+from diffdistill.data.walk import listed_of, pictures
 from diffdistill.errors import DataError
 
 JSON_LINES, CSV = "metadata.jsonl", "metadata.csv"
 
 
 def read_metadata(name: str, folder: Path, split: str) -> Source:
-    """Rows with `file_name`, and `label` or `text` or both or neither."""
-    only_split(split, name)
-    table = folder / JSON_LINES if (folder / JSON_LINES).is_file() else folder / CSV
-    rows = _json_lines(table) if table.name == JSON_LINES else _csv_rows(table)
+    """Rows with `file_name`, and `label` or `text` or both or neither; of the split that the column `split` or the
+    folders of the files say, where they say one.
+    """
+    table = _table_of(folder, name)
+    rows = []
     files = []
-    named = []
-    for line, row in rows:
+    for line, row in _json_lines(table) if table.name == JSON_LINES else _csv_rows(table):
         if not isinstance(row.get("file_name"), str) or not row["file_name"]:
             refuse(
                 f"line {line} of {table} has no 'file_name': name the image, relative to the folder",
                 f"no 'file_name' in {table}",
             )
             continue
-        named.append(row)
-        files.append(folder / inside(row["file_name"], str(table)))
-    columns = {column for row in named for column in row}
-    labels = [row.get("label") for row in named] if "label" in columns else None
-    texts = [row.get("text") for row in named] if "text" in columns else None
-    return files_source(name, files, labels, texts=texts)
+        rows.append((line, row))
+        files.append(PurePosixPath(inside(row["file_name"], str(table))))
+    columns = {column: None for _, row in rows for column in row}
+    _say_folders(files, columns, table)
+    _check_once(rows, files, table)
+    say_unread(columns, str(table))
+    kept = _kept(rows, files, split, name, table)
+    _say_unlisted(files, folder, name, table)
+    labels = [rows[i][1].get("label") for i in kept] if "label" in columns else None
+    texts = [rows[i][1].get("text") for i in kept] if "text" in columns else None
+    where = _lines_of([rows[i][0] for i in kept], table)
+    return files_source(name, [folder / files[i] for i in kept], labels, texts=texts, where=where)
+
+
+def _table_of(folder: Path, name: str) -> Path:
+    there = [folder / table for table in (JSON_LINES, CSV) if (folder / table).is_file()]
+    if len(there) > 1:
+        refuse(f"{name} has both {JSON_LINES} and {CSV}: leave the one that counts")
+    return there[0]
+
+
+def _lines_of(lines: list[int], table: Path) -> Where:
+    return lambda index: f"line {lines[index]} of {table}"
+
+
+def _kept(rows: list[Row], files: list[PurePosixPath], split: str, name: str, table: Path) -> list[int]:
+    """The rows of a split, by a column of splits or else by the folders of the files."""
+    where = _lines_of([line for line, _ in rows], table)
+    for column in split_column(column for _, row in rows for column in row):
+        kept = rows_of_split(column, [row.get(column) for _, row in rows], split, name, where)
+        if kept is not None:
+            return kept
+    return of_split(files, split, name)
+
+
+def _check_once(rows: list[Row], files: list[PurePosixPath], table: Path) -> None:
+    """DataError for a file that is listed with two labels; with two texts it may be."""
+    first: dict[PurePosixPath, Row] = {}
+    for (line, row), file in zip(rows, files, strict=True):
+        before, other = first.setdefault(file, (line, row))
+        if before != line and other.get("label") != row.get("label"):
+            refuse(
+                f"line {line} of {table} gives {file} the label {row.get('label')!r} and line {before} "
+                f"{other.get('label')!r}: an image has one",
+                f"two labels in {table}",
+            )
+
+
+def _say_folders(files: list[PurePosixPath], columns: Iterable[str], table: Path) -> None:
+    """A warning where images lie in folders that may be classes, and the table has no labels."""
+    folders = sorted({file.parts[0] for file in files if len(file.parts) > 1})
+    if "label" not in columns and len(folders) > 1 and not are_splits(folders):
+        listed = ", ".join(folders[:3])
+        say(f"{table} has no column 'label', and the folders of its images ({listed}) are not read as classes")
+
+
+def _say_unlisted(files: list[PurePosixPath], folder: Path, name: str, table: Path) -> None:
+    """A warning for images of the folder that the table does not name."""
+    listed = {folder / file for file in files}
+    unlisted = [path.relative_to(folder) for path in pictures(folder) if path not in listed]
+    if unlisted:
+        first = listed_of(unlisted)
+        say_unlisted(f"{name} has {len(unlisted)} images that {table.name} does not list, left out ({first})")
 
 
 def read_pairs(name: str, folder: Path, split: str, _left_out: Counter[str]) -> list[Pair]:

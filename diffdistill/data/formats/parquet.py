@@ -1,17 +1,19 @@
 """Parquet files: a column `image` (bytes, or a struct with `bytes`), and `label` or `text`; pairs as Pick-a-Pic's."""
 
-import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from diffdistill.data.bounds import check_size
 from diffdistill.data.formats import Format
-from diffdistill.data.looking import tell_left_out
+from diffdistill.data.labels import Where
+from diffdistill.data.looking import refuse, say_unlisted
+from diffdistill.data.shards import alone, files_with, shards_of_split
 from diffdistill.data.source import (
-    SPLIT_NAMES,
     Entry,
     Pair,
     Source,
@@ -20,38 +22,98 @@ from diffdistill.data.source import (
     as_texts,
     image_column,
     only_split,
-    pick_split,
 )
+from diffdistill.data.tables import rows_of_split, say_unread, split_column
+from diffdistill.data.walk import listed_of, pictures
 from diffdistill.errors import DataError
 from diffdistill.files import parse_json
 
 PAIR_COLUMNS = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
+ENDINGS = (".parquet",)
 FEW, MANY = 4, 1 << 16
 """Rows read at a time, of values of any length, and of numbers: a page of kilobytes can say one value many times."""
 
 
 def is_parquet(_: str, path: Path) -> bool:
     """A file by its ending; a folder by such a file in it or below."""
-    return any(path.rglob("*.parquet")) if path.is_dir() else path.suffix.lower() == ".parquet" and path.is_file()
+    return bool(files_with(path, ENDINGS)) if path.is_dir() else path.suffix.lower() == ".parquet" and path.is_file()
 
 
 def read_parquet(name: str, path: Path, split: str) -> Source:
-    """Reads a file, or the files of a folder that belong to the split (`train-00000-of-00002.parquet`).
+    """Reads a file, or the files of a folder that belong to the split (`train-00000-of-00002.parquet`); where a column
+    `split` says it, the rows that do.
 
     Images are read as they are asked for. Raises DataError without pyarrow, or for a file or column that does not fit.
     """
-    files = files_of_split(name, path, split)
+    files, named = (alone(path), False) if path.is_file() else shards_of_split(name, path, split, ENDINGS)
     tables = [open_table(file) for file in files]
-    schema = tables[0].schema_arrow
-    image = image_column(schema.names, name, "rename the one with the images")
-    if any(table.schema_arrow.names != schema.names for table in tables):
-        raise DataError(f"{name} has files with different columns: make them alike")
-    labels, class_names = None, None
-    if "label" in schema.names:
-        labels, class_names = as_labels(column_of(tables, files, "label"), name, _class_names(schema.metadata))
-    texts = as_texts(column_of(tables, files, "text"), name) if "text" in schema.names else None
-    count = sum(table.metadata.num_rows for table in tables)
-    return Source(count, _images(tables, files, image), labels, texts, class_names)
+    names = _columns_of(tables, files, name)
+    image = image_column(names, name, "rename the one with the images")
+    say_unread(names, name)
+    where = _rows_of(tables, files)
+    kept = None if named else _kept(tables, files, names, split, name, where)
+    if path.is_dir():
+        _say_pictures(path, name)
+    labels, class_names, texts = None, None, None
+    at = where if kept is None else lambda index: where(kept[index])
+    if "label" in names:
+        values = _chosen(column_of(tables, files, "label"), kept)
+        labels, class_names = as_labels(values, name, _names_in(tables, files, name), at)
+    if "text" in names:
+        texts = as_texts(_chosen(column_of(tables, files, "text"), kept), name, at)
+    count = sum(table.metadata.num_rows for table in tables) if kept is None else len(kept)
+    return Source(count, _images(tables, files, image, kept), labels, texts, class_names)
+
+
+def _chosen(values: list[Any], kept: list[int] | None) -> list[Any]:
+    return values if kept is None else [values[i] for i in kept]
+
+
+def _rows_of(tables: list[Any], files: list[Path]) -> Where:
+    """What messages call a row, by its place in all files."""
+    ends = list(accumulate(table.metadata.num_rows for table in tables))
+
+    def where(index: int) -> str:
+        file = bisect_right(ends, index)
+        return f"row {index - (ends[file - 1] if file else 0)} of {files[file]}"
+
+    return where
+
+
+def _columns_of(tables: list[Any], files: list[Path], name: str) -> list[str]:
+    """The columns that all files have."""
+    names: list[str] = tables[0].schema_arrow.names
+    for table, file in zip(tables, files, strict=True):
+        if sorted(table.schema_arrow.names) != sorted(names):
+            raise DataError(
+                f"{name} has files with different columns: {files[0].name} has {', '.join(names)}, {file.name} "
+                f"{', '.join(table.schema_arrow.names)}; make them alike"
+            )
+    twice = next((column for column in names if names.count(column) > 1), None)
+    if twice is not None:
+        raise DataError(f"{name} has two columns {twice!r}: leave one of them")
+    return names
+
+
+def _kept(
+    tables: list[Any], files: list[Path], names: list[str], split: str, name: str, where: Where
+) -> list[int] | None:
+    """The rows of a split by a column of splits; None where there is none: all, which are `train`."""
+    for column in split_column(names):
+        kept = rows_of_split(column, column_of(tables, files, column), split, name, where)
+        if kept is not None:
+            return kept
+    only_split(split, name)
+    return None
+
+
+def _say_pictures(folder: Path, name: str) -> None:
+    beside = [file.relative_to(folder) for file in pictures(folder)]
+    if beside:
+        listed = listed_of(beside)
+        say_unlisted(
+            f"{name} has parquet files, which are read, and {len(beside)} image files, which are not ({listed})"
+        )
 
 
 def read_pairs(name: str, path: Path, split: str, left_out: Counter[str]) -> list[Pair]:
@@ -92,30 +154,11 @@ def _row_pair(values: Sequence[Any], where: str) -> Pair:
 
 
 def files_of_split(name: str, path: Path, split: str) -> list[Path]:
-    """A file itself, if it is all there is. In a folder a file belongs to the split that its name starts with or has
-    as a word (`mnist-train.parquet`), or that its folder is called; else all are one set.
-    """
-    if path.is_file():
+    """A file itself, if it is all there is; in a folder see `shards_of_split`."""
+    files, named = (alone(path), False) if path.is_file() else shards_of_split(name, path, split, ENDINGS)
+    if not named:
         only_split(split, name)
-        return [path]
-    by_split: dict[str, list[Path]] = {}
-    for file in sorted(path.rglob("*.parquet")):
-        by_split.setdefault(_split_of(file.relative_to(path), name), []).append(file)
-    if set(by_split) == {""}:
-        only_split(split, name)
-        return by_split[""]
-    tell_left_out(by_split.pop("", []))
-    return by_split[pick_split(split, by_split, name)]
-
-
-def _split_of(file: Path, name: str) -> str:
-    """The split that a file's name or its folders say it is of; empty where they say nothing."""
-    first, *others = [word.lower() for word in re.split(r"[^A-Za-z0-9]", file.stem)]
-    inner = {SPLIT_NAMES[word] for word in others if word in SPLIT_NAMES}
-    if first not in SPLIT_NAMES and len(inner) > 1:
-        raise DataError(f"{name} has the file {file}, of the splits {' and '.join(sorted(inner))}: name one of them")
-    words = [first, *others, *(part.lower() for part in reversed(file.parts[:-1]))]
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
+    return files
 
 
 def open_table(file: Path) -> Any:
@@ -171,9 +214,10 @@ def _bounded(table: Any, file: Path, column: str) -> Iterator[Any]:
         yield from values
 
 
-def _images(tables: list[Any], files: list[Path], column: str) -> Iterator[Entry]:
+def _images(tables: list[Any], files: list[Path], column: str, kept: list[int] | None) -> Iterator[Entry]:
+    wanted, place = None if kept is None else set(kept), -1
     for table, file in zip(tables, files, strict=True):
-        row = 0
+        row = -1
         batches = table.iter_batches(FEW, columns=[column])
         while True:
             with _damage_named(file):
@@ -181,20 +225,46 @@ def _images(tables: list[Any], files: list[Path], column: str) -> Iterator[Entry
             if batch is None:
                 break
             for scalar in batch.column(0):
+                row, place = row + 1, place + 1
+                if wanted is not None and place not in wanted:
+                    continue
                 value = scalar.as_py()
                 data = value.get("bytes") if isinstance(value, dict) else value
                 if not isinstance(data, bytes):
-                    data = DataError(f"{file} has no image bytes in row {row}: keep the images in the file itself")
+                    data = DataError(f"{file} has no image bytes in row {row}: {_instead(value)}")
                 yield f"row {row} of {file}", data
-                row += 1
+
+
+def _instead(value: Any) -> str:
+    """What to do where a row holds no bytes of an image."""
+    if isinstance(value, list):
+        return "it holds a list of numbers; encode the images as PNG"
+    if isinstance(value, str):
+        return "it holds a text; keep the bytes of the images in the file itself, not base64 or paths"
+    return "keep the images in the file itself"
+
+
+def _names_in(tables: list[Any], files: list[Path], name: str) -> tuple[str, ...] | None:
+    """The names of classes in the schemas; DataError where files name them differently, so that labels would clash."""
+    found = [_class_names(table.schema_arrow.metadata) for table in tables]
+    for names, file in zip(found, files, strict=True):
+        if names != found[0]:
+            refuse(
+                f"{name} has files with different names of classes, {files[0].name} and {file.name}: one label would "
+                "mean two things; make them alike"
+            )
+    return found[0]
 
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> tuple[str, ...] | None:
-    """The names that Hugging Face data sets keep in the schema."""
+    """The names that Hugging Face data sets keep in the schema: a list, or by their numbers."""
     try:
         info = parse_json((metadata or {}).get(b"huggingface", b"{}"))
-        names = info.get("info", {}).get("features", {}).get("label", {}).get("names")
-    except (ValueError, AttributeError):  # other packages' words under that key
+        label = info.get("info", info).get("features", {}).get("label", {})
+        names = label.get("names", label.get("class_label", {}).get("names"))
+        if isinstance(names, dict):
+            names = [names[str(label)] for label in range(len(names))]
+    except (ValueError, AttributeError, KeyError):  # other packages' words under that key
         return None
     return tuple(map(str, names)) if isinstance(names, list) and names else None
 

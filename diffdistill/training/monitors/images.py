@@ -19,6 +19,7 @@ from diffdistill.evaluation.metrics import metric
 from diffdistill.files import replacing
 from diffdistill.reporting.grid import image_grid
 from diffdistill.sampling.generate import generate, pick_device
+from diffdistill.training.batches import by_name
 
 GRID_ROWS, GRID_COLUMNS = 8, 10
 
@@ -69,6 +70,8 @@ class ImageMonitor:
             split = settings.reference_split or self.config.data.split
             channels, _, size = self.data.images.shape[1:]
             reference = load_images(settings.reference, split=split, image_size=size, channels=channels)
+            if any("labels" in metric(name).needs for name in settings.metrics):
+                reference = by_name(reference, self.data.class_names)
         return warned(Evaluator(reference, settings.features, settings.metrics, device=pick_device(None)))
 
 

@@ -1,0 +1,154 @@
+"""A set that is packed in a file, zip or tar: read as the folder that was packed would be."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from diffdistill.data.formats.sidecars import texts_beside
+from diffdistill.data.layout import by_class, by_number, of_split
+from diffdistill.data.looking import given, refuse
+from diffdistill.data.source import (
+    UNLABELLED,
+    Entry,
+    Source,
+    as_labels,
+    as_texts,
+    inside,
+    is_hidden,
+    is_picture,
+)
+from diffdistill.data.text import text_or_error
+from diffdistill.data.walk import LISTS, is_hidden_picture, say_hidden, say_left_out
+from diffdistill.errors import DataError
+from diffdistill.files import parse_json
+
+LABELS = "dataset.json"
+MAX_PACKED_WELL = 2**24  # bytes up to which a file may be nothing but zeros
+MAX_MEMBER = 2**28  # bytes; no picture of a data set is larger, a bomb is
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The visible files of an archive. name: DATA, for messages. read: the bytes of members, in the order asked for;
+    of each so many, where a number is given; in the place of those of a damaged one what is wrong with it.
+    """
+
+    name: str
+    files: Mapping[PurePosixPath, Any]
+    read: Callable[[Sequence[PurePosixPath], int | None], Iterator[bytes | DataError]]
+
+    def encoded(self, files: Sequence[PurePosixPath]) -> Iterator[Entry]:
+        for file, data in zip(files, self.read(files, None), strict=True):
+            yield f"{file} in {self.name}", data
+
+    def texts(self, files: Sequence[PurePosixPath]) -> Iterator[str | DataError]:
+        for file, data in zip(files, self.read(files, None), strict=True):
+            yield data if isinstance(data, DataError) else text_or_error(data, f"{file} in {self.name}")
+
+    def one(self, file: PurePosixPath, most: int | None = None) -> bytes | DataError:
+        return next(self.read([file], most))
+
+
+def visible_files(members: Iterator[tuple[str, Any]], name: str) -> dict[PurePosixPath, Any]:
+    """Members by their path; DataError for one that leads out of the archive, or that is there twice."""
+    files: dict[PurePosixPath, Any] = {}
+    hidden = []
+    for member, value in members:
+        file = PurePosixPath(inside(member, name))
+        if any(map(is_hidden, file.parts)):
+            if is_hidden_picture(file.name) and not any(map(is_hidden, file.parts[:-1])):
+                hidden.append(file)
+            continue
+        if file in files:
+            refuse(f"{name} has the file {file} twice: leave one in it", f"a file twice in {name}")
+        files[file] = value
+    say_hidden(hidden, name)
+    return files
+
+
+def read_packed(packed: Packed, split: str) -> Source:
+    """Images in the order of their names; labels from `{"labels": [[file, label], ...]}`, if such a list is there.
+
+    Without it an archive is what the folder in it would be: one of splits, of class folders, or of loose images, with
+    captions in text files beside them.
+    """
+    name = packed.name
+    listing = _listing(packed)
+    say_left_out(list(packed.files), name, lambda file: _head(packed, PurePosixPath(file)))
+    images = sorted(filter(is_picture, packed.files), key=by_number)
+    labels: list[Any] | None = None
+    class_names = None
+    if listing is not None:
+        top = listing.parent
+        names = [file.relative_to(top) if file.is_relative_to(top) else file for file in images]
+        labels = labels_of(given(packed.one(listing), b"{}"), names, f"{LABELS} in {name}")
+        kept = of_split(names, split, name)
+        images, labels = [images[i] for i in kept], None if labels is None else [labels[i] for i in kept]
+    else:
+        images = [images[i] for i in of_split(images, split, name)]
+        if images:
+            order, labels, class_names = by_class(below_the_shared(images), name)
+            images = [images[i] for i in order]
+    texts = texts_beside(images, packed.files, packed.texts, name)
+    values = None
+    if labels is not None:
+        values, class_names = as_labels(labels, name, class_names, lambda i: f"image {i} ({images[i]})")
+    captions = None if texts is None else as_texts(texts, name)
+    return Source(len(images), packed.encoded(images), values, captions, class_names)
+
+
+def _head(packed: Packed, file: PurePosixPath) -> bytes:
+    data = packed.one(file, 16)
+    return b"" if isinstance(data, DataError) else data
+
+
+def below_the_shared(files: Sequence[PurePosixPath]) -> list[PurePosixPath]:
+    """Paths from the folder on that the set begins in: folders around all of it were packed with it."""
+    depth = 0
+    while len({file.parts[: depth + 1] for file in files}) == 1 and all(len(file.parts) > depth + 1 for file in files):
+        depth += 1
+    return [PurePosixPath(*file.parts[depth:]) for file in files]
+
+
+def _listing(packed: Packed) -> PurePosixPath | None:
+    """The list of labels; DataError for several, or one of another kind."""
+    lists = [file for file in packed.files if file.name in LISTS]
+    other = next((file.name for file in lists if file.name != LABELS), None)
+    if other is not None:
+        raise DataError(f"{packed.name} has a {other}, which is read in a folder and not in an archive: unpack it")
+    if len(lists) > 1:
+        refuse(f"{packed.name} has {len(lists)} lists of labels, such as {lists[0]} and {lists[1]}: leave one in it")
+    return lists[0] if lists else None
+
+
+def labels_of(listing: bytes, names: Sequence[PurePosixPath], name: str) -> list[Any] | None:
+    """The label of each file from the text of a `dataset.json`, or None where it has no labels."""
+    try:
+        entries = parse_json(listing).get("labels")
+        if entries is None:
+            return None
+        pairs = [(PurePosixPath(file.replace("\\", "/")), label) for file, label in _entries(entries)]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f'{name} is not of the form {{"labels": [[file, label], ...]}}: write it so') from error
+    labels: dict[PurePosixPath, Any] = {}
+    for file, label in pairs:
+        if labels.setdefault(file, label) != label:
+            refuse(
+                f"{name} gives {file} the labels {labels[file]!r} and {label!r}: an image has one",
+                f"two labels in {name}",
+            )
+    missing = next((file for file in names if file not in labels), None)
+    if missing is not None:
+        refuse(f"{name} has no label for {missing}: give every image one, or none")
+    absent = sorted(map(str, labels.keys() - set(names)))
+    if absent:
+        refuse(
+            f"{name} lists {len(absent)} images that are not there, such as {absent[0]}: add them, or take them off "
+            "the list"
+        )
+    return [labels.get(file, UNLABELLED) for file in names]
+
+
+def _entries(entries: Any) -> Any:
+    return entries.items() if isinstance(entries, dict) else entries
