@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffdistill.data import ImageSet, load_images
-from diffdistill.errors import ConfigError
+from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.evaluator import Evaluator, check_texts
 from diffdistill.evaluation.metrics import metric
 from diffdistill.evaluation.plot import check_plot, plot_evaluations
@@ -129,8 +129,11 @@ def answered(request: Request, show: Callable[[list[dict[str, Any]]], None]) -> 
     finally:
         if results:
             _kept(request, results, show)
-    if request.plot is not None:
+    if request.plot is not None and all("fid" in result["metrics"] for result in results):
         plot_evaluations(results, request.plot)
+    for result in results:
+        for name, sentence in result.get("failed", {}).items():
+            raise DataError(f"metric '{name}' is not measured, the others are: {sentence}")
     return answer_of(request, results)
 
 
@@ -170,11 +173,14 @@ def measured(request: Request) -> Iterator[dict[str, Any]]:
         rewards=rewards,
         progress=True,
     )
-    captions, classes = (reference.texts, reference.class_names) if isinstance(reference, ImageSet) else (None, None)
-    by_class = any("labels" in metric(name).needs for name in request.metrics or ())
+    captions = reference.texts if isinstance(reference, ImageSet) else None
+    by_class = isinstance(reference, ImageSet) and any("labels" in metric(name).needs for name in request.metrics or ())
     for open_subject in subjects:
         subject = open_subject(captions)
-        yield measure(evaluator, subject.by_names(classes) if by_class else subject, request.neighbours)
+        if by_class:
+            assert isinstance(reference, ImageSet)
+            subject = subject.by_names(reference)
+        yield measure(evaluator, subject, request.neighbours)
 
 
 def measure(evaluator: Evaluator, subject: Subject, picture: str | Path | None = None) -> dict[str, Any]:
@@ -187,6 +193,7 @@ def measure(evaluator: Evaluator, subject: Subject, picture: str | Path | None =
                 bar.update(len(images))
 
         result = evaluator(counted(), texts=subject.texts, num_images=subject.count, picture=picture)
+    result["warnings"] = [*subject.warnings, *result["warnings"]]
     return {"subject": subject.about, **result}
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from diffdistill.config.schema import Run
 from diffdistill.errors import NonFiniteError
-from diffdistill.evaluation.figures import numbers_of
+from diffdistill.evaluation.figures import features_of, label_of, numbers_of
 from diffdistill.matching.micro_batches import Metrics
 from diffdistill.training.early_stop import EarlyStopObserver
 from diffdistill.training.loop import Observer, TrainingRun
@@ -40,7 +40,9 @@ class Monitor(Protocol[Model_contra]):
         """A picture of samples with fixed seeds."""
 
     def evaluate(self, model: Model_contra) -> dict[str, Any]:
-        """`metrics`, each by name with value and error, and the `protocol` they were measured by."""
+        """`metrics`, each by name with value and error, and the `protocol` they were measured by; {} where nothing
+        can be measured.
+        """
 
 
 def usual_observers(config: Run, monitor: Monitor[Any]) -> list[Observer]:
@@ -113,10 +115,14 @@ class EvaluationObserver(Observer):
     def evaluate(self, run: TrainingRun[Any]) -> None:
         with run.stop.window():
             evaluation = self.monitor.evaluate(run.task.averaged())
+        if not evaluation:
+            return
         run.evaluation, run.evaluated = evaluation, run.step
         figures = numbers_of(run.evaluation)
         run.record({f"{MEASURED}{name}": value for name, value in figures.items()})
-        tqdm.write(f"step {run.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        features, words = features_of(run.evaluation), run.evaluation.get("figures")
+        shown = (f"{label_of(name, features, words)} {value:.3f}" for name, value in figures.items())
+        tqdm.write(f"step {run.step}: {', '.join(shown)}")
 
 
 class Grids(Observer):

@@ -10,11 +10,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from diffdistill.config.schema import Distill, Train
+from diffdistill.config.schema import Distill, Evaluation, Train
 from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation import Evaluator
+from diffdistill.evaluation.features import FeaturesMissing
 from diffdistill.evaluation.metrics import metric
 from diffdistill.files import replacing
 from diffdistill.reporting.grid import image_grid
@@ -51,6 +52,8 @@ class ImageMonitor:
 
     def evaluate(self, model: Denoiser) -> dict[str, Any]:
         settings = self.config.evaluation
+        if self.evaluator is None:
+            return {}
         return self.evaluator(
             generate(
                 model,
@@ -62,19 +65,33 @@ class ImageMonitor:
         )
 
     @cached_property
-    def evaluator(self) -> Evaluator:
+    def evaluator(self) -> Evaluator | None:
         settings = self.config.evaluation
         reference = self.data
         if settings.reference is not None:
             split = settings.reference_split or self.config.data.split
             channels, _, size = self.data.images.shape[1:]
             reference = load_images(settings.reference, split=split, image_size=size, channels=channels)
-        return warned(Evaluator(reference, settings.features, settings.metrics, device=pick_device(None)))
+        return evaluator_of(settings, reference)
 
 
-def warned(evaluator: Evaluator) -> Evaluator:
-    """The evaluator, its warnings said before the run begins: they will be true of every figure of it."""
-    for warning in evaluator.warnings:
+def evaluator_of(settings: Evaluation, reference: ImageSet | None, **more: Any) -> Evaluator | None:
+    """What measures a run, its warnings said before the run begins: they will be true of every figure of it.
+
+    Where nothing was said of features and those that fit the pictures are not on this machine, what looks at none is
+    measured, perhaps nothing (None), and that is said. Raises FeaturesMissing where an early stop watches figures.
+    """
+    more |= {"device": pick_device(None)}
+    try:
+        evaluator = Evaluator(reference, settings.features, settings.metrics, **more)
+    except FeaturesMissing as error:
+        if settings.stop is not None:
+            raise
+        rest = [name for name in settings.metrics if not metric(name).looks_at_features]
+        left_out = ", ".join(name for name in settings.metrics if name not in rest)
+        print(f"warning: {left_out} will not be measured: {error}", file=sys.stderr)
+        evaluator = Evaluator(reference, None, rest, **more) if rest or more.get("rewards") else None
+    for warning in () if evaluator is None else evaluator.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return evaluator
 
