@@ -308,11 +308,10 @@ class Evaluator:
 
 def undefined(result: dict[str, Any]) -> list[str]:
     """A warning for each figure that is no number."""
-    values = values_of(result)
+    wrong = {name: known.value for name, known in values_of(result).items() if not math.isfinite(known.value)}
     return [
-        f"{figure_of(name, result['figures']).label} is {value.value}, which says nothing: an image or a score is damaged"
-        for name, value in values.items()
-        if not math.isfinite(value.value)
+        f"{figure_of(name, result['figures']).label} is {value}, which says nothing: an image or a score is damaged"
+        for name, value in wrong.items()
     ]
 
 

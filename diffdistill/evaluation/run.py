@@ -174,7 +174,9 @@ def measured(request: Request) -> Iterator[dict[str, Any]]:
         progress=True,
     )
     captions = reference.texts if isinstance(reference, ImageSet) else None
-    by_class = isinstance(reference, ImageSet) and any("labels" in metric(name).needs for name in request.metrics or ())
+    by_class = isinstance(reference, ImageSet) and any(
+        "labels" in metric(name).needs for name in request.metrics or ()
+    )
     for open_subject in subjects:
         subject = open_subject(captions)
         if by_class:

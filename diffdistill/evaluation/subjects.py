@@ -21,6 +21,7 @@ from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.captions import captions_of
 from diffdistill.evaluation.sample import ranks_of
 from diffdistill.parts.attention.kernels import set_attention
+from diffdistill.pipelines.classes import class_names
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.request import SamplingRequest
 from diffdistill.sampling.generate import pick_device, run_plan
@@ -65,8 +66,8 @@ class Drawing:
 class Subject:
     """What is measured: `count` images, produced while they are measured, and their description in the result.
 
-    class_names: in the order of the labels, None where the classes have none; classes: the labels that occur; warnings:
-    what a reader of the figures must know; trained_on: fingerprint of the data that taught a model its classes.
+    class_names: in the order of the labels, None where the classes have none. classes: the labels that occur.
+    warnings: what a reader of the figures must know. trained_on: fingerprint of the data of a model's training.
     """
 
     name: str
@@ -90,7 +91,9 @@ class Subject:
             return self
         if theirs is None or ours is None:
             who = self.name if ours is None else reference.name
-            text = f"{who} has no names of its classes: those of {self.name} and {reference.name} are matched by number"
+            text = (
+                f"{who} has no names of its classes: those of {self.name} and {reference.name} are matched by number"
+            )
             return replace(self, warnings=(*self.warnings, text))
         missing = [ours[label] for label in self.classes if ours[label] not in theirs]
         if missing:
@@ -119,7 +122,8 @@ def image_subject(images: str | Path | Tensor, limit: int | None, drawing: Drawi
     source = None if isinstance(images, Tensor) else open_source(str(images), "train")
     count = len(images) if isinstance(images, Tensor) else source.count  # type: ignore[union-attr]
     name = str(images) if source is not None else f"{count} images"
-    texts, warnings = None if source is None else source.texts, ()
+    texts = None if source is None else source.texts
+    warnings: tuple[str, ...] = ()
     if count == 0:
         raise DataError(f"{name} holds no images")
     if limit is not None and limit > count:
@@ -228,11 +232,10 @@ def model_subject(
     }
     batches = run_plan(model, plan, num_images=count, seed=drawing.seed, batch_size=drawing.batch_size)
     texts = None if prompts is None else [prompt.text for prompt in prompts]
-    names, labels = model.metadata.get("class_names"), drawn.class_labels or ()
-    return Subject(
-        name, count, batches, texts, about, None if names is None else tuple(names), tuple(dict.fromkeys(labels[:count])),
-        warnings=unshown(count, drawn.class_labels), trained_on=(model.metadata.get("data") or {}).get("fingerprint"),
-    )  # fmt: skip
+    labels = tuple(dict.fromkeys((drawn.class_labels or ())[:count]))
+    trained_on = (model.metadata.get("data") or {}).get("fingerprint")
+    warnings = unshown(count, drawn.class_labels)
+    return Subject(name, count, batches, texts, about, class_names(model.metadata), labels, warnings, trained_on)
 
 
 def unshown(count: int, classes: Sequence[int] | None) -> tuple[str, ...]:

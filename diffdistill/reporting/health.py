@@ -161,9 +161,7 @@ def quality(run: RunData) -> Verdict | None:
         if last > 1.1 * lowest:
             text = f"{label} was {lowest:.2f} at step {series.steps[best]:g} and is {last:.2f} at the end"
             kind: Kind = "watch" if last < 1.5 * lowest else "bad"
-            return Verdict(
-                kind, f"{label} got worse again", f"{text}: stop earlier, or lower the learning rates."
-            )
+            return Verdict(kind, f"{label} got worse again", f"{text}: stop earlier, or lower the learning rates.")
         text = f"{label} went from {series.values[0]:.2f} to {last:.2f}; the best value was {lowest:.2f}."
         return Verdict("good", f"{label} improved to the end", text)
     return None

@@ -30,7 +30,9 @@ def headline(run: RunData) -> list[tuple[str, str, str]]:
             tiles.append((f"{name.capitalize()} {own}", f"{values[name]['fid'].value:.2f}", rest))
     student, teacher = (values.get(name, {}).get("fid") for name in ("student", "teacher"))
     if student and teacher and teacher.value > 0:
-        tiles.append(("Student / teacher", f"{student.value / teacher.value:.2f}×", f"of their {fid}, lower is better"))
+        tiles.append(
+            ("Student / teacher", f"{student.value / teacher.value:.2f}×", f"of their {fid}, lower is better")
+        )
     floor = next((v["fid"].real for v in values.values() if "fid" in v and v["fid"].real is not None), None)
     if floor is not None:
         tiles.append(("Real images", f"{floor:.2f}", f"{fid} of real against real, the floor"))

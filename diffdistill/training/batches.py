@@ -13,6 +13,7 @@ from diffdistill.data import ImageSet, load_images
 from diffdistill.data.pairs import PairSet, digest_of, load_pairs, split_by_caption
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DataError
+from diffdistill.pipelines.classes import class_names
 
 
 def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
@@ -44,32 +45,41 @@ def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
                 f"'{config.data.path}' has label {int(data.labels.max())} and the teacher knows 0 to "
                 f"{teacher.num_classes - 1}; use its classes"
             )
-        data = by_name(data, teacher.metadata.get("class_names"))
+        data = by_name(data, class_names(teacher.metadata))
     say_unseen(data, teacher.num_classes)
     return data
 
 
-def by_name(data: ImageSet, names: Sequence[str] | None) -> ImageSet:
-    """The same images with the labels that the teacher's classes of their names have, where both have names.
+def by_name(data: ImageSet, names: Sequence[str] | None, whose: str = "teacher") -> ImageSet:
+    """The same images with the labels that the teacher's classes of their names have, where both have names; where
+    only the images have, that is said.
 
     ConfigError for a class that the teacher does not know.
     """
-    if names is None or data.class_names is None or data.labels is None or tuple(names) == data.class_names:
+    if data.class_names is None or data.labels is None or (names is not None and tuple(names) == data.class_names):
+        return data
+    if names is None:
+        print(
+            f"warning: the {whose}'s classes have no names: those of '{data.name}' are matched by number, "
+            f"{data.class_names[0]!r:.60} is class 0",
+            file=sys.stderr,
+        )
         return data
     place = {name: label for label, name in enumerate(names)}
     unknown = [name for name in data.class_names if name not in place]
     if unknown:
         raise ConfigError(
-            f"'{data.name}' has the class {unknown[0]!r} and the teacher knows {', '.join(names):.200}; call the "
+            f"'{data.name}' has the class {unknown[0]!r} and the {whose} knows {', '.join(names):.200}; call the "
             f"classes as it does"
         )
-    print(f"labels of '{data.name}' are those that the teacher's classes of these names have")
-    return replace(data, labels=torch.tensor([place[name] for name in data.class_names])[data.labels])
+    print(f"labels of '{data.name}' are those that the {whose}'s classes of these names have")
+    labels = torch.tensor([place[name] for name in data.class_names])[data.labels]
+    return replace(data, labels=labels, class_names=tuple(names))
 
 
 def names_of_classes(data: Any, teacher: Denoiser) -> Sequence[str] | None:
     """The names of a student's classes: its teacher's, or those of data that name every class of the teacher."""
-    names: Sequence[str] | None = teacher.metadata.get("class_names")
+    names = class_names(teacher.metadata)
     own = getattr(data, "class_names", None)
     return own if names is None and own is not None and len(own) == teacher.num_classes else names
 

@@ -4,6 +4,7 @@ Saving comes before looking: a kill while the model is drawn or measured, which 
 it did not come to is done when the run is resumed.
 """
 
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from tqdm import tqdm
 
 from diffdistill.config.schema import Run
-from diffdistill.errors import NonFiniteError
+from diffdistill.errors import DataError, NonFiniteError
 from diffdistill.evaluation.figures import features_of, label_of, numbers_of
 from diffdistill.matching.micro_batches import Metrics
 from diffdistill.training.early_stop import EarlyStopObserver
@@ -105,16 +106,26 @@ class EvaluationObserver(Observer):
 
     def end(self, run: TrainingRun[Any]) -> None:
         if not run.evaluation and run.config.evaluation.at_end:  # a finished run, resumed
-            with run.stop.window():
-                run.evaluation = self.monitor.evaluate(run.task.averaged())
+            run.evaluation = self.measured(run)
 
     def wanted(self, run: TrainingRun[Any]) -> bool:
         settings = run.config.evaluation
         return run.due(settings.every) or (run.last and settings.at_end)
 
+    def measured(self, run: TrainingRun[Any]) -> dict[str, Any]:
+        """The figures, {} where there can be none: a run is not lost to them, its model is published all the same."""
+        try:
+            with run.stop.window():
+                evaluation = self.monitor.evaluate(run.task.averaged())
+        except DataError as error:
+            tqdm.write(f"warning: step {run.step} is not measured: {error}", file=sys.stderr)
+            return {}
+        for name, sentence in evaluation.get("failed", {}).items():
+            tqdm.write(f"warning: step {run.step}, {name} is not measured: {sentence}", file=sys.stderr)
+        return evaluation
+
     def evaluate(self, run: TrainingRun[Any]) -> None:
-        with run.stop.window():
-            evaluation = self.monitor.evaluate(run.task.averaged())
+        evaluation = self.measured(run)
         if not evaluation:
             return
         run.evaluation, run.evaluated = evaluation, run.step

@@ -59,10 +59,12 @@ def test_a_teachers_classes_are_known_by_name(capsys):
     assert not Path("u").exists()
 
 
-def test_labels_follow_names():
+def test_labels_follow_names(capsys):
     data = load_images(folders("set", "bd"))
     assert by_name(data, ["d", "c", "b"]).labels.tolist() == [2] * 4 + [0] * 4
+    assert by_name(data, ["d", "c", "b"]).class_names == ("d", "c", "b")
     assert by_name(data, None) is data
+    assert "classes have no names: those of 'set' are matched by number, 'b' is class 0" in capsys.readouterr().err
     assert by_name(data, ["b", "d"]) is data
     with pytest.raises(ConfigError, match="has the class 'd' and the teacher knows b, c"):
         by_name(data, ["b", "c"])

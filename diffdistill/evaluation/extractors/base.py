@@ -6,7 +6,6 @@ from torch import Tensor
 from diffdistill.errors import CheckpointError
 from diffdistill.evaluation.resize import check_images, resize, with_channels
 
-
 SMALL = 64  # pixels: networks of larger pictures are meant for those of any size, made as large as theirs
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diffdistill.data import ImageSet
     from diffdistill.evaluation.extractors.base import FeatureExtractor
     from diffdistill.evaluation.statistics import Statistics
+
 
 class FeaturesMissing(CheckpointError):
     """Nothing was said of features, and those that fit the pictures are not on this machine."""
@@ -171,16 +172,16 @@ def choose_features(
     except CheckpointError as error:
         if fitting != "inception":
             raise
-        what = f"'{reference.name}' is {_kind(reference)}" if hasattr(reference, "images") else "the reference"
+        what = _kind(reference) if hasattr(reference, "images") else "the reference is"
         raise FeaturesMissing(
-            f"{what}, measured by Inception where no features are named, and {error}; or name others (--features, "
+            f"{what} measured by Inception where no features are named, and {error}; or name others (--features, "
             f"evaluation.features): pixels, which need no weights, dinov2, clip, a file or a folder"
         ) from error
 
 
-def _kind(reference: "ImageSet") -> str:
+def _kind(reference: Any) -> str:
     channels, height, width = reference.images.shape[1:]
-    return f"{'colour' if channels == 3 else 'gray'} pictures of {height}x{width}"
+    return f"'{reference.name}' is {'colour' if channels == 3 else 'gray'} pictures of {height}x{width},"
 
 
 def _fitting(reference: "ImageSet | Statistics") -> str:

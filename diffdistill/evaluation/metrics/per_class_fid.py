@@ -32,8 +32,8 @@ def compute(context: "Context") -> dict[str, Any]:
     few = [label for label, entry in classes.items() if min(entry["n"], entry["n_reference"]) <= fake.shape[1]]
     if few:
         context.warnings.append(
-            f"FID per class: {len(few)} of {len(classes)} classes have at most {fake.shape[1]} images, as many as there "
-            f"are features: the distance is mostly small-sample bias"
+            f"FID per class: {len(few)} of {len(classes)} classes have at most {fake.shape[1]} images, as many as "
+            f"there are features: the distance is mostly small-sample bias"
         )
     named = {names[label]: entry for label, entry in classes.items()}
     return context.entry(sum(values) / len(values), n=len(fake), classes=named)

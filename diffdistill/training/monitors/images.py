@@ -17,9 +17,11 @@ from diffdistill.errors import ConfigError
 from diffdistill.evaluation import Evaluator
 from diffdistill.evaluation.features import FeaturesMissing
 from diffdistill.evaluation.metrics import metric
+from diffdistill.evaluation.subjects import unshown
 from diffdistill.files import replacing
 from diffdistill.reporting.grid import image_grid
 from diffdistill.sampling.generate import generate, pick_device
+from diffdistill.training.batches import by_name
 
 GRID_ROWS, GRID_COLUMNS = 8, 10
 
@@ -54,7 +56,7 @@ class ImageMonitor:
         settings = self.config.evaluation
         if self.evaluator is None:
             return {}
-        return self.evaluator(
+        result = self.evaluator(
             generate(
                 model,
                 num_images=settings.num_images,
@@ -63,6 +65,9 @@ class ImageMonitor:
                 steps=settings.steps,
             )
         )
+        classes = None if model.num_classes is None else range(model.num_classes)
+        result["warnings"] = [*unshown(settings.num_images, classes), *result["warnings"]]
+        return result
 
     @cached_property
     def evaluator(self) -> Evaluator | None:
@@ -72,6 +77,8 @@ class ImageMonitor:
             split = settings.reference_split or self.config.data.split
             channels, _, size = self.data.images.shape[1:]
             reference = load_images(settings.reference, split=split, image_size=size, channels=channels)
+            if any("labels" in metric(name).needs for name in settings.metrics):
+                reference = by_name(reference, self.data.class_names, "model")
         return evaluator_of(settings, reference)
 
 
@@ -82,6 +89,7 @@ def evaluator_of(settings: Evaluation, reference: ImageSet | None, **more: Any) 
     measured, perhaps nothing (None), and that is said. Raises FeaturesMissing where an early stop watches figures.
     """
     more |= {"device": pick_device(None)}
+    evaluator: Evaluator | None
     try:
         evaluator = Evaluator(reference, settings.features, settings.metrics, **more)
     except FeaturesMissing as error:
