@@ -29,7 +29,8 @@ def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
     if tuple(data.images.shape[1:]) != teacher.image_shape:
         have, want = "x".join(map(str, data.images.shape[1:])), "x".join(map(str, teacher.image_shape))
         raise ConfigError(
-            f"images are {have} and the teacher makes {want}; set data.image_size={teacher.image_shape[1]}"
+            f"the images of '{settings.path}' are {have} and the teacher makes {want}; set "
+            f"data.image_size={teacher.image_shape[1]}"
         )
     if teacher.num_classes is None and data.labels is not None:
         print(f"the teacher has no classes: the labels of '{settings.path}' are left aside")

@@ -63,7 +63,13 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--neighbours", metavar="FILE", help="picture of the nearest training images")
     add_sampling(parser)
     parser.checks.append(_reference_missing)
-    parser.names = {"images": "data", "model": "model_at_steps", "reference": "data", "features": "features"}
+    parser.names = {
+        "images": "data",
+        "model": "model_at_steps",
+        "reference": "data",
+        "features": "features",
+        "rewards": "reward",
+    }
 
 
 # Flags that say how images are compared with others.
