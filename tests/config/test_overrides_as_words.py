@@ -73,7 +73,7 @@ def test_lists_of_names_say_that_a_file_may_be_named():
 @pytest.mark.parametrize(
     "word", ["[old] set", "a: b", "@home", "%1", "&x", "*x", "!x", "- x", "-", "|", "'a' and 'b'"]
 )
-def test_text_is_what_was_written(word: str):
+def test_text_that_yaml_reads_otherwise_or_not_at_all_is_text(word: str):
     config = load_config(Train, "fashion_mnist/teacher", [f"data.path={word}"]).config
     assert config.data.path == word
 
