@@ -201,7 +201,11 @@ def measure(evaluator: Evaluator, subject: Subject, picture: str | Path | None =
 
 def read_reference(data: str, split: str) -> ImageSet | Statistics:
     """Images of any DATA, or a statistics file."""
-    return load_statistics(data) if is_statistics(data) else load_images(data, split=split)
+    if not is_statistics(data):
+        return load_images(data, split=split)
+    if split != "train":
+        raise ConfigError(f"{data} is a statistics file, which has no split '{split}'; leave --split out")
+    return load_statistics(data)
 
 
 def check_outputs(request: Request) -> None:

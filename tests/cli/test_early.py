@@ -78,6 +78,20 @@ REFUSED = {
         2,
         "override 'evaluation.rewards=[nope]': reward",
     ),
+    "evaluate --images data.npz --rewards clip --split test": (2, "--split is of --reference, which is not given"),
+    "evaluate --images data.npz --reference data.npz --metrics prdc --backend clean-fid": (2, "computes fid and kid"),
+    "evaluate --images data.npz --reference data.npz --metrics clip --features pixels": (
+        2,
+        "--features is not used by",
+    ),
+    "evaluate --images data.npz --reference data.npz --prompt a": (
+        2,
+        "prompts are not used by fid: add clip or --rew",
+    ),
+    "evaluate --model run/model --reference data.npz --calibration c.json": (2, "--calibration goes with"),
+    "sample run/model --num-images 1 --out o --calibration c.json": (2, "--calibration goes with --epsilon-scaling"),
+    "checkpoint ls run --keep 2": (2, "--keep goes with prune, and ls removes nothing"),
+    "config keys train --set seed=1": (2, "--set goes with show"),
     "config show distill align/mapo_sdxl": (2, "'align/mapo_sdxl' is a config of align, not of distill"),
     f"config show train {'n' * 300}": (2, "cannot be a config (File name too long)"),
 }
