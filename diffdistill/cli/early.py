@@ -195,6 +195,11 @@ def run_folder(name: str) -> None:
     """ConfigError for an output_dir that cannot be a folder, DiskError for one that may not be made."""
     folder = Path(name)
     try:
+        if folder.is_symlink() and not folder.exists():
+            raise ConfigError(
+                f"output_dir '{name}' is a link to '{os.readlink(folder)}', which is not there; make that folder, or "
+                f"name another"
+            )
         if not name.strip() or (folder.exists() and not folder.is_dir()):
             raise ConfigError(f"output_dir '{name}' is no folder; name a new one")
         above = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path())

@@ -91,6 +91,16 @@ REFUSED = {
     "evaluate --model run/model --reference data.npz --calibration c.json": (2, "--calibration goes with"),
     "sample run/model --num-images 1 --out o --calibration c.json": (2, "--calibration goes with --epsilon-scaling"),
     "checkpoint ls run --keep 2": (2, "--keep goes with prune, and ls removes nothing"),
+    "sample run/model --num-images 1 --out -": (2, "--out - is neither read nor written here: name it, or ./-"),
+    "evaluate --images data.npz --reference data.npz --neighbours -": (
+        2,
+        "--neighbours - is neither read nor written",
+    ),
+    "sample run/model --out o --prompts -": (2, "--prompts - is neither read nor written here"),
+    "train fashion_mnist/teacher output_dir=link": (
+        2,
+        "override 'output_dir=link': output_dir 'link' is a link to 'no",
+    ),
     "config keys train --set seed=1": (2, "--set goes with show"),
     "config show distill align/mapo_sdxl": (2, "'align/mapo_sdxl' is a config of align, not of distill"),
     f"config show train {'n' * 300}": (2, "cannot be a config (File name too long)"),
@@ -103,6 +113,7 @@ def test_names_that_cannot_be_are_told_at_once(tmp_path, python, monkeypatch):
     Path("folder").mkdir()
     Path("run/model").mkdir(parents=True)
     Path("run/model/model_index.json").write_text("{}")
+    os.symlink("nowhere", "link")
     np.savez("data.npz", images=np.zeros((4, 8, 8), np.uint8))
     Path("lines").write_text("\n".join(REFUSED), encoding="utf-8")
     done = python("-c", MAIN, "lines")

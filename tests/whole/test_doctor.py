@@ -69,9 +69,7 @@ def test_a_package_that_is_there_and_does_not_work_is_not_called_sound():
     facts = {"pyarrow": {"error": "ImportError: libarrow.so is missing"}, "matplotlib": {}, "peft": {}}
     checks = {check.name: check for check in doctor.check_optional(versions, facts, {"matplotlib": ">=3.7"})}
     assert checks["pyarrow"].status == "warn"
-    assert (
-        "26.0.1 cannot be imported (ImportError: libarrow.so is missing): no parquet" in checks["pyarrow"].detail
-    )
+    assert "26.0.1 cannot be imported (ImportError: libarrow.so is missing): no parquet" in checks["pyarrow"].detail
     assert "3.0 is out of range, >=3.7 is needed" in checks["matplotlib"].detail
     assert checks["matplotlib"].fix.endswith("install 'matplotlib>=3.7'")
     assert checks["peft"].status == "ok"
