@@ -86,7 +86,8 @@ def test_what_a_later_choice_makes_idle_is_accepted(config, words):
 
 
 def test_the_settings_of_a_run_load_again(tmp_path: Path):
-    resolved = load_config(*DMD2, ["student.levels=[2.0]", "data.prompts=p.txt"])
+    resolved = load_config(*DMD2, ["student.levels=[2.0]", "student.optimizer.schedule=constant"])
+    assert resolved.config.student.optimizer.decay_from == 0.2  # of the recipe: it stands in the file, and is idle
     file = tmp_path / "config.yaml"
     file.write_text(resolved.text_yaml, encoding="utf-8")
     assert load_config(Distill, str(file)).config == resolved.config
