@@ -3,28 +3,39 @@
 Each function takes what was given and raises the error that the verb itself would raise, seconds later.
 """
 
+import logging
 import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from itertools import islice
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
-from diffdistill.data.formats import known_place
-from diffdistill.errors import CheckpointError, ConfigError, DataError, DiskError
+from diffdistill.assets import BUILTIN, bundled, is_builtin, resolve_builtin
+from diffdistill.config.places import placed
+from diffdistill.config.unused import refuse_idle, value_at
+from diffdistill.data.formats import allowed, by_rank, known_place, open_source
+from diffdistill.data.prompts import read_prompts
+from diffdistill.data.source import is_picture
+from diffdistill.errors import CheckpointError, ConfigError, DataError, DiffDistillError, DiskError
 from diffdistill.evaluation.features import check_features
-from diffdistill.files import reading
+from diffdistill.files import expanded, read_json, reading
 from diffdistill.pipelines.folder import local
+from diffdistill.rewards.kinds import check_reward
 
 if TYPE_CHECKING:
+    from diffdistill.config import Resolved
     from diffdistill.config.schema import Run
+
+MOST_SEEN = 1000  # names of a folder that are looked at to tell what it is
 
 
 def look_at(args: Namespace, names: Mapping[str, str]) -> None:
     """Look at the values of flags, each by the function of this file that `names` says."""
     for flag, what in names.items():
         value = getattr(args, flag)
-        for name in value if isinstance(value, list) else [value]:
+        for name in value if isinstance(value, list | tuple) else [value]:
             if name is not None:
                 LOOKING[what](name)
 
@@ -32,11 +43,40 @@ def look_at(args: Namespace, names: Mapping[str, str]) -> None:
 def model(name: str) -> None:
     """MODEL: a folder that is there, with an index; a Hub id, which only the Hub knows, is left to the verb."""
     with reading(name, CheckpointError):
+        place = resolve_builtin(name) if is_builtin(name) else expanded(name)
+        if (what := not_a_model(name, place)) is not None:
+            raise CheckpointError(what)
         folder = local(name)
         if folder is not None and not (folder / "model_index.json").exists():
             raise CheckpointError(
                 f"model folder '{folder}' has no model_index.json; give a folder in diffusers format, or make it again"
             )
+
+
+def not_a_model(name: str, place: Path) -> str | None:
+    """A sentence where a name is that of data or of a run, and a model is asked for; None where it may be one."""
+    if (place / "model_index.json").exists():
+        return None
+    parts = [part for part in ("student", "model") if (place / part / "model_index.json").is_file()]
+    if parts:
+        return f"'{name}' is the folder of a run, and a model is asked for; give '{Path(name) / parts[0]}'"
+    if (place / "config.yaml").is_file() and (place / "metrics.jsonl").exists():
+        return f"'{name}' is the folder of a run that has published no model yet; finish it, or give another model"
+    if is_data(name, place):
+        return f"'{name}' is a data set, and a model is asked for; give a folder with model_index.json or a Hub id"
+    return None
+
+
+def is_data(name: str, place: Path) -> bool:
+    """Whether images lie there: a set that comes with the package, a file of a form of DATA, a folder of pictures."""
+    if is_builtin(name):
+        return (place / "manifest.json").is_file()
+    if place.is_dir():
+        here = [path for path in place.iterdir() if not path.name.startswith(".")][:MOST_SEEN]
+        inside = [path for folder in here if folder.is_dir() for path in islice(folder.iterdir(), MOST_SEEN)]
+        pictures = any(is_picture(PurePath(path.name)) for path in (*here, *inside))
+        return pictures or any(row.matches(name, place) for row in by_rank() if row.name != "images")
+    return place.is_file() and any(row.matches(name, place) for row in by_rank())
 
 
 def model_at_steps(name: str) -> None:
@@ -49,8 +89,20 @@ def model_at_steps(name: str) -> None:
 
 def data(name: str) -> None:
     """DATA: something that is there, or that a format knows by its name."""
+    no_model(name)
     with reading(name, DataError):
         known_place(name)
+
+
+def no_model(name: str) -> None:
+    """DataError where a name is that of a model or of a run, and data are asked for."""
+    known = {f"{BUILTIN}{folder.name}": folder for folder in bundled()}
+    with reading(name, DataError):
+        place = known.get(name, expanded(name))
+        if (place / "model_index.json").exists():
+            raise DataError(f"'{name}' is a model, and data are asked for; give {allowed()}")
+        if (place / "config.yaml").is_file() and (place / "metrics.jsonl").exists():
+            raise DataError(f"'{name}' is the folder of a run, and data are asked for; give {allowed()}")
 
 
 LOOKING: dict[str, Callable[[str], object]] = {
@@ -58,28 +110,96 @@ LOOKING: dict[str, Callable[[str], object]] = {
     "model_at_steps": model_at_steps,
     "data": data,
     "features": check_features,
+    "reward": check_reward,
 }
 """By the kind of name: what raises the error for one that cannot be."""
 
 
-def settings(config: "Run") -> None:
-    """What a run's settings name, and whether its folder could be one."""
+def settings(resolved: "Resolved[Run]") -> None:
+    """What a run's settings name, and whether its folder could be one; a complaint begins with the setting's place."""
+    config: Any = resolved.config
+
+    def look(key: str, check: Callable[..., object], *more: Any, about: Mapping[str, str] | None = None) -> None:
+        """about: other settings of the check, by a word of the complaints that are about them."""
+        value = value_at(config, key)
+        for name in value if isinstance(value, list | tuple | dict) else [value]:
+            try:
+                if name is not None:
+                    check(name, *more)
+            except DiffDistillError as error:
+                others = [other for word, other in (about or {}).items() if word in str(error)]
+                at = next((other for other in others if other in resolved.origins), key)
+                raise placed(error, config, resolved.origins, at) from error
+
     for key in ("teacher", "model"):
-        if (name := getattr(config, key, None)) is not None:
-            model(name)
-    if config.data.prompts is None and not hasattr(config.data, "ties"):  # pairs have forms of their own
-        data(config.data.path)
-    evaluation = config.evaluation
-    for key, check in (("reference", data), ("features", check_features)):
-        if (name := getattr(evaluation, key, None)) is not None:
-            check(name)
-    run_folder(config.output_dir)
+        look(key, model)
+    check_kind(resolved)
+    for key in ("method.reward.name", "method.reward.sum", "evaluation.rewards", "evaluation.judges"):
+        look(key, check_reward)
+    look("evaluation.features", check_features)
+    look("data.prompts", prompts_of)
+    if hasattr(config.data, "ties"):  # pairs have forms of their own
+        look("data.path", no_model)
+        look("data.held_out_path", no_model)
+    else:
+        _look_at_images(config, look)
+    look("output_dir", run_folder)
+
+
+def _look_at_images(config: Any, look: Callable[..., None]) -> None:
+    split = config.evaluation.reference_split
+    if config.data.prompts is None:
+        about = {" split ": "data.split", "data.limit": "data.limit"}
+        look("data.path", opened, config.data.split, config.data.limit, about=about)
+    about = {" split ": "data.split" if split is None else "evaluation.reference_split"}
+    look("evaluation.reference", opened, split or config.data.split, about=about)
+    look("evaluation.prompts", prompts_of)
+
+
+def check_kind(resolved: "Resolved[Any]") -> None:
+    """ConfigError for settings that this kind of teacher does not use; the Hub's are known once they are fetched."""
+    if not hasattr(resolved.config, "teacher"):
+        return
+    folder = local(resolved.config.teacher)
+    try:
+        index = None if folder is None else read_json(folder / "model_index.json")
+    except (OSError, ValueError):
+        return  # the verb says what is wrong with it
+    if isinstance(index, dict):
+        refuse_idle(resolved, any(name.startswith("text_encoder") for name in index))
+
+
+def prompts_of(name: str) -> None:
+    """A file of prompts that is there and can be read."""
+    with reading(name, DataError):
+        read_prompts(name)
+
+
+def opened(name: str, split: str, limit: int | None = None) -> None:
+    """DATA that a format reads, with that split and so many images; no image is decoded."""
+    data(name)
+    if not (is_builtin(name) or expanded(name).exists()):
+        return  # of the Hub
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # what is passed over is said when the images are read
+    try:
+        with reading(name, DataError):
+            count = open_source(name, split).count
+    finally:
+        logging.disable(before)
+    if limit is not None and limit > count:
+        raise DataError(f"{name} has {count} images, but {limit} were asked for: lower data.limit")
 
 
 def run_folder(name: str) -> None:
     """ConfigError for an output_dir that cannot be a folder, DiskError for one that may not be made."""
     folder = Path(name)
     try:
+        if folder.is_symlink() and not folder.exists():
+            raise ConfigError(
+                f"output_dir '{name}' is a link to '{os.readlink(folder)}', which is not there; make that folder, or "
+                f"name another"
+            )
         if not name.strip() or (folder.exists() and not folder.is_dir()):
             raise ConfigError(f"output_dir '{name}' is no folder; name a new one")
         above = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path())

@@ -123,7 +123,7 @@ def settings_of(verb: Verb, config: str, overrides: Sequence[str]) -> Any:
     resolved = checked_settings(verb, config, overrides)
     if Path(config).stem.startswith("_base") and find_config(config)[1].startswith("configs/"):
         raise ConfigError(f"'{config}' is a part of other configs and no recipe; choose one of those beside it")
-    early.settings(resolved.config)
+    early.settings(resolved)
     return resolved
 
 

@@ -54,6 +54,8 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             if action.metavar in PLACES:
                 setattr(args, action.dest, _at_home(getattr(args, action.dest)))
+            if action.metavar in ("DIR", "FILE") and action.dest != "json" and getattr(args, action.dest) == "-":
+                self.error(f"{'/'.join(action.option_strings)} - is neither read nor written here: name it, or ./-")
         for word in rest:
             if word.startswith("-") or not hasattr(args, "overrides"):
                 self._unknown(word, args)

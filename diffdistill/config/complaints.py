@@ -161,6 +161,20 @@ def _wrong(path: Path, errors: list[Mapping[str, Any]], fields: Mapping[Path, Fi
     return f"'{name}' is {given}; it must be {allowed}" + (f" (did you mean '{near[0]}'?)" if near else "")
 
 
+def _named(sentence: str, section: Path, places: Mapping[Path, str]) -> Path | None:
+    """Of the settings given in a section the one that a sentence names: the last laid over the others, else the first
+    named.
+    """
+    found = {}
+    for path in places:
+        names = dotted(path), dotted(path[len(section) :]), str(path[-1])
+        words = "|".join(re.escape(name) for name in names if name)
+        inside = path[: len(section)] == section and len(path) > len(section)
+        if inside and (match := re.search(rf"(?<![\w.])({words})(?!\w)", sentence)):
+            found[path] = (not places[path].startswith("override '"), match.start())
+    return min(found, key=found.__getitem__) if found else None
+
+
 def sentences(
     error: ValidationError, model: type[BaseModel], data: dict[str, Any], given: dict[str, Any], label: str
 ) -> list[str]:
@@ -177,6 +191,9 @@ def sentences(
     for path, items in errors.items():
         # Of a family it is the name that is wrong.
         wrong = (*path, str(fields[path].discriminator)) if items[0]["type"] == "union_tag_invalid" else path
+        sentence = _wrong(path, items, fields, data)
         known = next((wrong[:length] for length in range(len(wrong), 0, -1) if wrong[:length] in places), ())
-        lines.append((order.get(known, -1), f"{places.get(known, label)}: {_wrong(path, items, fields, data)}"))
+        if items[0]["type"] == "value_error":  # of several settings together
+            known = _named(sentence, path, places) or known
+        lines.append((order.get(known, -1), f"{places.get(known, label)}: {sentence}"))
     return [line for _, line in sorted(lines, key=lambda pair: pair[0])]

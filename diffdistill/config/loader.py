@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import reduce
 from pathlib import Path as File
@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from diffdistill.config.complaints import dotted, fields_of, sentences, variants
+from diffdistill.config.unused import RULES, Given
 from diffdistill.config.yaml import Placed, flow, parse, places_in, read
 from diffdistill.errors import ConfigError, Problems
 from diffdistill.files import reason_of
@@ -31,13 +32,15 @@ class Resolved(Generic[Model]):
     """Settings of one run, ready to use and to write down.
 
     text_yaml: every value with, as a comment, the place it came from; it loads back equal. sha256: of the values
-    alone. origins: the place of every value that was given, by dotted key; what is not there is a default.
+    alone. origins: the place of every value that was given, by dotted key; what is not there is a default. given: the
+    values themselves, as they were laid over each other.
     """
 
     config: Model
     text_yaml: str
     sha256: str
     origins: Mapping[str, str]
+    given: Given = field(compare=False, repr=False)
 
 
 def merged(lower: dict[str, Any], upper: Placed) -> Placed:
@@ -94,13 +97,19 @@ def find_config(name: str, beside: File | None = None) -> tuple[File, str]:
 MOST_PARENTS = 64  # files that one config may be made of
 
 
-def _read(
-    name: str, beside: File | None = None, chain: tuple[File, ...] = (), seen: list[File] | None = None
-) -> Placed:
+@dataclass
+class _Files:
+    """What a config is made of: files met so far; their labels, parents first; those of resolved ones."""
+
+    met: int = 0
+    order: list[str] = field(default_factory=list)
+    whole: set[str] = field(default_factory=set)
+
+
+def _read(name: str, files: _Files, beside: File | None = None, chain: tuple[File, ...] = ()) -> Placed:
     path, label = find_config(name, beside)
-    seen = [] if seen is None else seen
-    seen.append(path)
-    if len(seen) > MOST_PARENTS:
+    files.met += 1
+    if files.met > MOST_PARENTS:
         raise ConfigError(f"{label}: 'base' leads to more than {MOST_PARENTS} files; put the settings into fewer")
     if path.resolve() in chain:
         raise ConfigError(f"{label}: 'base' leads back to this file; remove one link of the circle")
@@ -112,7 +121,21 @@ def _read(
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise ConfigError(f"{place}: 'base' must be a config or a list of configs")
-    return reduce(merged, [*(_read(parent, path.parent, (*chain, path.resolve()), seen) for parent in parents), data])
+    above = [_read(parent, files, path.parent, (*chain, path.resolve())) for parent in parents]
+    files.order.append(label)
+    if is_resolved(path):
+        files.whole.add(label)
+    return reduce(merged, [*above, data])
+
+
+RESOLVED = "settings, resolved; sha256"
+
+
+def is_resolved(path: File) -> bool:
+    """Whether a file is the `config.yaml` of a run, which says every setting, used or not."""
+    with path.open("rb") as stream:
+        first = stream.readline(200)
+    return first.startswith(b"#") and RESOLVED.encode() in first
 
 
 def _override(text: str) -> Placed:
@@ -124,10 +147,17 @@ def _override(text: str) -> Placed:
     try:
         data: Any = value.strip() if COMMENT.search(value) else parse(value, label, numbered=False)
     except ConfigError as error:
-        raise ConfigError(f"{error}; put quotes around text") from None
+        data = Unread(value.strip())
+        data.error = f"{error}; put quotes around text"
     for key in reversed(path):
         data = Placed({key: data}, {key: label})
     return data
+
+
+class Unread(str):
+    """A word that is no YAML: a text all the same, where the setting is one; `error`: why it is nothing else."""
+
+    error: str
 
 
 COMMENT = re.compile(r"^(?!\s*[\"'\[{])(.*\s)?#")
@@ -135,19 +165,32 @@ COMMENT = re.compile(r"^(?!\s*[\"'\[{])(.*\s)?#")
 
 
 def _as_text(model: type[BaseModel], given: Placed, overrides: Sequence[str]) -> Placed:
-    """`given`, with overrides of settings that are text as they were written: the shell cannot quote `data.path=2024`
-    for YAML.
+    """`given`, with overrides of settings that are text as they were written, be it `2024`, `[old] set` or `@home`:
+    the shell takes the quotes away that YAML wants. Within quotes of its own a word is YAML, and so is `null`.
+
+    Raises ConfigError for a word that is no YAML where the setting is no text.
     """
-    texts = {path for path, info in fields_of(model, given) if info.annotation in (str, str | None)}
+    texts = {path: info.annotation for path, info in fields_of(model, given) if info.annotation in (str, str | None)}
     words = (word.partition("=") for word in overrides)
     last = {tuple(name.strip().replace("-", "_").split(".")): value for name, _, value in words}
     for path, value in last.items():
         section: Any = given
         for key in path[:-1]:
             section = section.get(key) if isinstance(section, dict) else None
-        if path in texts and isinstance(section, dict) and isinstance(section.get(path[-1]), int | float):
-            section[path[-1]] = value.strip()
+        if not isinstance(section, dict) or path[-1] not in section:
+            continue
+        word = value.strip()
+        given_value = section[path[-1]]
+        null = word == "null" or (word in ("~", "") and texts.get(path) is not str)
+        yaml = null or (QUOTED.fullmatch(word) and not isinstance(given_value, Unread))
+        if path in texts and not yaml:
+            section[path[-1]] = word
+        elif isinstance(given_value, Unread):
+            raise ConfigError(given_value.error)
     return given
+
+
+QUOTED = re.compile(r"""(["']).*\1""", re.DOTALL)
 
 
 def with_defaults(model: type[BaseModel], data: Placed) -> dict[str, Any]:
@@ -188,17 +231,21 @@ def load_config(model: type[Model], path: str | File, overrides: Sequence[str] =
     path: a YAML file or the name of a shipped config; a key `base` names parents (one or a list, relative to the file
     or shipped). Raises ConfigError, naming file and line, with one line for every problem.
     """
-    given = reduce(merged, map(_override, overrides), _read(str(path)))
+    files = _Files()
+    given = reduce(merged, map(_override, overrides), _read(str(path), files))
     model = model.admitting(given)
     config = resolve(model, _as_text(model, given, overrides), find_config(str(path))[1])
+    known = Given(given, files.order, files.whole)
+    if idle := known.idle(config, RULES.get(model.__name__, ())):
+        raise Problems("\n".join(idle))
     origins = {
         dotted(path): place
         for path, place, value in places_in(given)
         if isinstance(path[-1], str) and not isinstance(value, dict)
     }
     digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
-    text_yaml = f"# {model.__name__.lower()} settings, resolved; sha256 {digest}\n{dump_config(config, origins)}"
-    return Resolved(config, text_yaml, digest, origins)
+    text_yaml = f"# {model.__name__.lower()} {RESOLVED} {digest}\n{dump_config(config, origins)}"
+    return Resolved(config, text_yaml, digest, origins, known)
 
 
 def dump_config(config: BaseModel, origins: Mapping[str, str] | None = None) -> str:

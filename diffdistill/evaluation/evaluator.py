@@ -1,5 +1,6 @@
 """`Evaluator`: the metrics of generated images, against a reference or by themselves, as a JSON-able result."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from diffdistill.evaluation.context import Context, Generated
 from diffdistill.evaluation.extractors.base import FeatureExtractor, large_batch
 from diffdistill.evaluation.extractors.hub import DEFAULTS, HubFeatures
 from diffdistill.evaluation.features import choose_features
+from diffdistill.evaluation.figures import figure_of, values_of
 from diffdistill.evaluation.frechet import Gaussian, Moments
 from diffdistill.evaluation.memorisation import thumbnails
 from diffdistill.evaluation.metrics import Metric, metric, metrics
@@ -52,7 +54,7 @@ class Evaluator:
         progress: show a bar while the reference is computed.
 
     Attributes:
-        warnings: those that every result carries, such as that the extractor does not fit the reference.
+        warnings: those that every result carries, such as that the features do not see what the reference shows.
 
     Raises:
         ConfigError: an unknown metric, backend, extractor or mode; a metric whose needs are not met. CheckpointError:
@@ -113,9 +115,10 @@ class Evaluator:
     ) -> None:
         if mode is not None:
             check_mode(mode)
-        self.extractor, warning = choose_features(extractor, reference, self.device)
-        self.warnings += [] if warning is None else [warning]
+        self.extractor = choose_features(extractor, reference, self.device)
         self.extractor.mode = mode or self.extractor.mode
+        if not isinstance(reference, Statistics):
+            self.warnings += self.extractor.unseen(*reference.images.shape[1:])
         if isinstance(reference, Statistics):
             check_same_features(reference, self.extractor)
             g = reference.gaussian
@@ -172,8 +175,11 @@ class Evaluator:
             num_images: measure the first so many; None: all.
             picture: where `neighbours` writes its PNG.
 
+        A metric that these images cannot have, as that of a class with one image, stands under `failed` with why.
+
         Raises:
-            DataError: too few images, images of several sizes without a mode, features that are not finite.
+            DataError: too few images, images of several sizes without a mode, features that are not finite; no metric
+                that can be measured.
         """
         start = time.perf_counter()
         check_texts(self.metrics, texts)
@@ -185,9 +191,8 @@ class Evaluator:
             floors=self._floors,
             real_scores=self._real_scores,
         )  # fmt: skip
-        entries = {row.name: row.measure(context) for row in self.metrics}
-        entries |= {name: context.mean_score(name) for name in self.scores.rewards}
-        return {
+        entries, failed = self._entries(context)
+        result = {
             "metrics": entries,
             "figures": {
                 figure.name: {"label": figure.label, "lower_is_better": figure.lower_is_better}
@@ -197,7 +202,27 @@ class Evaluator:
             "protocol": self._protocol(generated, resizes, texts),
             "warnings": context.warnings,
             "seconds": round(time.perf_counter() - start, 2),
+            **({"failed": failed} if failed else {}),
         }
+        context.warnings += undefined(result)
+        return result
+
+    def _entries(self, context: Context) -> tuple[dict[str, Any], dict[str, str]]:
+        """The entry of each metric; and of those that these images cannot have, why not: the others are not lost.
+
+        DataError where none can be measured.
+        """
+        entries: dict[str, Any] = {}
+        failed: dict[str, str] = {}
+        for row in self.metrics:
+            try:
+                entries[row.name] = row.measure(context)
+            except DataError as error:
+                failed[row.name] = str(error)
+        entries |= {name: context.mean_score(name) for name in self.scores.rewards}
+        if failed and not entries:
+            raise DataError(next(iter(failed.values())))
+        return entries, failed
 
     def _pass(
         self, pairs: Iterator[tuple[Tensor, Tensor | None]], texts: Sequence[str] | None, pictures: bool
@@ -249,6 +274,7 @@ class Evaluator:
         if self.reference is None:
             return warnings
         if self.extractor is not None:
+            warnings += [text for text in self.extractor.unseen(*shape) if text not in warnings]
             warnings += [f"generated images: {problem}" for problem in generated.gaussian.problems()]
             warnings += [f"reference: {problem}" for problem in self.reference.gaussian.problems()]
         images = self.reference.images
@@ -278,6 +304,15 @@ class Evaluator:
                 "seed": self.seed,
             }
         return protocol | self.scores.protocol(texts)
+
+
+def undefined(result: dict[str, Any]) -> list[str]:
+    """A warning for each figure that is no number."""
+    wrong = {name: known.value for name, known in values_of(result).items() if not math.isfinite(known.value)}
+    return [
+        f"{figure_of(name, result['figures']).label} is {value}, which says nothing: an image or a score is damaged"
+        for name, value in wrong.items()
+    ]
 
 
 def _without_features(reference: ImageSet | Statistics) -> Reference:

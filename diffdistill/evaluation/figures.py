@@ -68,6 +68,11 @@ def label_of(name: str, features: str | None = None, words: Mapping[str, Any] | 
     return f"{figure.label} ({features})" if figure.of_features and features not in (None, PUBLISHED) else figure.label
 
 
+def features_of(result: Mapping[str, Any]) -> str | None:
+    """The id of the features that a result was measured by; None where it looked at none."""
+    return ((result.get("protocol") or {}).get("features") or {}).get("id")
+
+
 def values_of(result: Mapping[str, Any]) -> dict[str, Value]:
     """The numbers of a result by name, in its order; a metric of several figures gives several."""
     names = {*known_figures(), *(result.get("figures") or {})}

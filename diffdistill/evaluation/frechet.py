@@ -9,6 +9,7 @@ are no more images than features, which is exact and needs no covariance at all.
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -207,11 +208,16 @@ def bootstrap_error(reference: Gaussian, features: Tensor, *, resamples: int = 5
 
 
 def per_class_frechet(
-    real: Array, real_labels: Tensor, fake: Array, fake_labels: Tensor
+    real: Array,
+    real_labels: Tensor,
+    fake: Array,
+    fake_labels: Tensor,
+    names: Mapping[int, str] | None = None,
 ) -> dict[int, dict[str, float]]:
     """`{class: {"value": FD, "n": fake images, "n_reference": real images}}` of features with labels `(N,)`, `(M,)`.
 
-    A class has few images, so its distance has more bias than the whole set's: compare equal numbers only.
+    names: what messages call a class. A class has few images, so its distance has more bias than the whole set's:
+    compare equal numbers only.
 
     Raises:
         DataError: labels that do not fit the features, or a class with fewer than two images on either side.
@@ -227,7 +233,8 @@ def per_class_frechet(
         a, b = x[real_labels == label], y[fake_labels == label]
         if min(len(a), len(b)) < 2:
             raise DataError(
-                f"class {label} has {len(a)} real and {len(b)} generated images: at least 2 of each are needed"
+                f"class {(names or {}).get(label, label)} has {len(a)} real and {len(b)} generated images: at least 2 "
+                f"of each are needed"
             )
         result[label] = {"value": frechet_terms(fit(a), fit(b)).value, "n": len(b), "n_reference": len(a)}
     return result

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffdistill.errors import ConfigError
-from diffdistill.evaluation.figures import label_of
+from diffdistill.evaluation.figures import features_of, label_of
 from diffdistill.files import replacing
 
 ENDINGS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
@@ -43,7 +43,7 @@ def plot_evaluations(results: Sequence[dict[str, Any]], path: str | Path) -> Non
     axes.set(
         xscale="log",
         xlabel="network evaluations per image",
-        ylabel=label_of("fid", results[0]["protocol"]["features"]["id"]),
+        ylabel=label_of("fid", features_of(results[0])),
         ylim=(0, None),
     )
     counts = sorted({result["subject"]["evaluations"] for result in results})

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffdistill.data import ImageSet, load_images
-from diffdistill.errors import ConfigError
+from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.evaluator import Evaluator, check_texts
 from diffdistill.evaluation.metrics import metric
 from diffdistill.evaluation.plot import check_plot, plot_evaluations
@@ -129,8 +129,11 @@ def answered(request: Request, show: Callable[[list[dict[str, Any]]], None]) -> 
     finally:
         if results:
             _kept(request, results, show)
-    if request.plot is not None:
+    if request.plot is not None and all("fid" in result["metrics"] for result in results):
         plot_evaluations(results, request.plot)
+    for result in results:
+        for name, sentence in result.get("failed", {}).items():
+            raise DataError(f"metric '{name}' is not measured, the others are: {sentence}")
     return answer_of(request, results)
 
 
@@ -170,11 +173,16 @@ def measured(request: Request) -> Iterator[dict[str, Any]]:
         rewards=rewards,
         progress=True,
     )
-    captions, classes = (reference.texts, reference.class_names) if isinstance(reference, ImageSet) else (None, None)
-    by_class = any("labels" in metric(name).needs for name in request.metrics or ())
+    captions = reference.texts if isinstance(reference, ImageSet) else None
+    by_class = isinstance(reference, ImageSet) and any(
+        "labels" in metric(name).needs for name in request.metrics or ()
+    )
     for open_subject in subjects:
         subject = open_subject(captions)
-        yield measure(evaluator, subject.by_names(classes) if by_class else subject, request.neighbours)
+        if by_class:
+            assert isinstance(reference, ImageSet)
+            subject = subject.by_names(reference)
+        yield measure(evaluator, subject, request.neighbours)
 
 
 def measure(evaluator: Evaluator, subject: Subject, picture: str | Path | None = None) -> dict[str, Any]:
@@ -187,12 +195,17 @@ def measure(evaluator: Evaluator, subject: Subject, picture: str | Path | None =
                 bar.update(len(images))
 
         result = evaluator(counted(), texts=subject.texts, num_images=subject.count, picture=picture)
+    result["warnings"] = [*subject.warnings, *result["warnings"]]
     return {"subject": subject.about, **result}
 
 
 def read_reference(data: str, split: str) -> ImageSet | Statistics:
     """Images of any DATA, or a statistics file."""
-    return load_statistics(data) if is_statistics(data) else load_images(data, split=split)
+    if not is_statistics(data):
+        return load_images(data, split=split)
+    if split != "train":
+        raise ConfigError(f"{data} is a statistics file, which has no split '{split}'; leave --split out")
+    return load_statistics(data)
 
 
 def check_outputs(request: Request) -> None:

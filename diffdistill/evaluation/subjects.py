@@ -4,21 +4,24 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffdistill.data import ImageSet
 from diffdistill.data.formats import open_source
 from diffdistill.data.pixels import decode
 from diffdistill.data.prompts import Prompt, digest_of, given_prompts, spread
-from diffdistill.data.source import Source
+from diffdistill.data.source import Source, is_picture
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DataError
+from diffdistill.evaluation.captions import captions_of
+from diffdistill.evaluation.sample import ranks_of
 from diffdistill.parts.attention.kernels import set_attention
+from diffdistill.pipelines.classes import class_names
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.request import SamplingRequest
 from diffdistill.sampling.generate import pick_device, run_plan
@@ -61,7 +64,11 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: `count` images, produced while they are measured, and their description in the result."""
+    """What is measured: `count` images, produced while they are measured, and their description in the result.
+
+    class_names: in the order of the labels, None where the classes have none. classes: the labels that occur.
+    warnings: what a reader of the figures must know. trained_on: fingerprint of the data of a model's training.
+    """
 
     name: str
     count: int
@@ -69,24 +76,34 @@ class Subject:
     texts: Sequence[str] | None
     about: dict[str, Any]
     class_names: tuple[str, ...] | None = None
+    classes: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+    trained_on: str | None = None
 
-    def by_names(self, classes: tuple[str, ...] | None) -> "Subject":
-        """The same with labels that count the named classes of a reference, where both have names of classes.
+    def by_names(self, reference: ImageSet) -> "Subject":
+        """The same with labels that count the classes of the reference: by their names, where both have names.
 
-        DataError for a class that the reference has not.
+        DataError for a class that the reference has not. Where one side has no names, numbers decide, and that is said
+        unless a model learned its numbers from this very reference.
         """
-        if classes is None or self.class_names is None or classes == self.class_names:
+        theirs, ours = reference.class_names, self.class_names
+        if theirs == ours or reference.labels is None or self.trained_on == reference.fingerprint:
             return self
-        drawn = self.about.get("class_labels") or range(len(self.class_names))  # of a model
-        missing = [self.class_names[label] for label in drawn if self.class_names[label] not in classes]
+        if theirs is None or ours is None:
+            who = self.name if ours is None else reference.name
+            text = (
+                f"{who} has no names of its classes: those of {self.name} and {reference.name} are matched by number"
+            )
+            return replace(self, warnings=(*self.warnings, text))
+        missing = [ours[label] for label in self.classes if ours[label] not in theirs]
         if missing:
             raise DataError(
-                f"{self.name} has the class {missing[0]!r}, and the reference has {', '.join(classes):.200}: call "
+                f"{self.name} has the class {missing[0]!r}, and the reference has {', '.join(theirs):.200}: call "
                 f"the classes alike, or leave per_class_fid out"
             )
-        place = torch.tensor([classes.index(name) if name in classes else -1 for name in self.class_names])
+        place = torch.tensor([theirs.index(name) if name in theirs else -1 for name in ours])
         batches = ((images, None if labels is None else place[labels]) for images, labels in self.batches)
-        return replace(self, batches=batches, class_names=classes)
+        return replace(self, batches=batches, class_names=theirs)
 
 
 OpenSubject = Callable[[Sequence[str] | None], Subject]
@@ -102,19 +119,52 @@ def image_subject(images: str | Path | Tensor, limit: int | None, drawing: Drawi
     given = [f"--{name.replace('_', '-')}" for name in Drawing.OF_MODELS if getattr(drawing, name) is not None]
     if given:
         raise ConfigError(f"{given[0]} goes with --model: the images of --images are there already")
-    if isinstance(images, Tensor):
-        name, count, texts, classes = f"{len(images)} images", len(images), None, None
-        batches: Iterator[Pair] = ((part, None) for part in images.split(1000))
-    else:
-        name, source = str(images), open_source(str(images), "train")
-        count, texts, batches, classes = source.count, source.texts, _decoded(source), source.class_names
+    source = None if isinstance(images, Tensor) else open_source(str(images), "train")
+    count = len(images) if isinstance(images, Tensor) else source.count  # type: ignore[union-attr]
+    name = str(images) if source is not None else f"{count} images"
+    texts = None if source is None else source.texts
+    warnings: tuple[str, ...] = ()
     if count == 0:
         raise DataError(f"{name} holds no images")
     if limit is not None and limit > count:
         raise DataError(f"{name} has {count} images, but {limit} were asked for: lower --num-images")
-    texts = texts if prompts is None else tuple(prompt.text for prompt in prompts)
-    subject = Subject(name, limit or count, batches, texts, {"images": name}, classes)
+    if prompts is not None:
+        file = drawing.prompts or "--prompt"
+        names = None if source is None else file_names(name)
+        found = captions_of(count, texts, [prompt.text for prompt in prompts], names, file)
+        texts, warnings = found.texts, found.warnings
+    chosen = some_of(count, limit)
+    texts = texts if texts is None or len(chosen) == count else tuple(texts[i] for i in chosen)
+    about = {"images": name} | ({} if len(chosen) == count else {"of": count})
+    if source is None:
+        assert isinstance(images, Tensor)
+        plain = Subject(name, len(chosen), ((part, None) for part in images[chosen].split(1000)), texts, about)
+        return lambda _captions: replace(plain, warnings=warnings)
+    labels = () if source.labels is None else tuple(np.unique(source.labels[chosen]).tolist())
+    subject = Subject(
+        name, len(chosen), _decoded(source, chosen), texts, about, source.class_names, labels, warnings=warnings
+    )
     return lambda _captions: subject
+
+
+def some_of(count: int, limit: int | None) -> np.ndarray:
+    """The places, rising, of `limit` of `count` images at random: the first ones may be of one class; None: of all."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.sort(np.argsort(ranks_of(np.arange(count)), kind="stable")[:limit])
+
+
+def file_names(data: str) -> list[str] | None:
+    """The names of the files of a folder or a zip, in their order; None for what has no files of images."""
+    encoded = open_source(data, "train").images
+    if isinstance(encoded, np.ndarray):
+        return None
+    names: list[str] = []
+    for name, _ in encoded:
+        if not is_picture(PurePath(PurePath(name).name)):
+            return None
+        names.append(name)
+    return names
 
 
 def model_subjects(models: Sequence[str], num_images: int | None, drawing: Drawing) -> list[OpenSubject]:
@@ -135,17 +185,18 @@ def name_and_steps(given: str, steps: int | None) -> tuple[str, int | None]:
     return (match[1], int(match[2])) if match and not Path(given).exists() else (given, steps)
 
 
-def _decoded(source: Source) -> Iterator[Pair]:
-    for i, image in enumerate(_arrays(source)):
+def _decoded(source: Source, chosen: np.ndarray) -> Iterator[Pair]:
+    for i, image in zip(chosen.tolist(), _arrays(source, chosen), strict=False):
         label = None if source.labels is None else torch.from_numpy(np.asarray(source.labels[i : i + 1]))
         yield torch.from_numpy(image.transpose(2, 0, 1).copy())[None], label
 
 
-def _arrays(source: Source) -> Iterator[np.ndarray]:
+def _arrays(source: Source, chosen: np.ndarray) -> Iterator[np.ndarray]:
     if isinstance(source.images, np.ndarray):
-        yield from source.images
-    else:
-        yield from (decode(data, name) for name, data in islice(source.images, source.count))
+        yield from (source.images[i] for i in chosen)
+        return
+    wanted = set(chosen.tolist())
+    yield from (decode(data, name) for i, (name, data) in enumerate(source.images) if i in wanted)
 
 
 def model_subject(
@@ -181,8 +232,20 @@ def model_subject(
     }
     batches = run_plan(model, plan, num_images=count, seed=drawing.seed, batch_size=drawing.batch_size)
     texts = None if prompts is None else [prompt.text for prompt in prompts]
-    names = model.metadata.get("class_names")
-    return Subject(name, count, batches, texts, about, None if names is None else tuple(names))
+    labels = tuple(dict.fromkeys((drawn.class_labels or ())[:count]))
+    trained_on = (model.metadata.get("data") or {}).get("fingerprint")
+    warnings = unshown(count, drawn.class_labels)
+    return Subject(name, count, batches, texts, about, class_names(model.metadata), labels, warnings, trained_on)
+
+
+def unshown(count: int, classes: Sequence[int] | None) -> tuple[str, ...]:
+    """A warning where a model draws its classes in turn and too few images for all of them."""
+    if classes is None or len(classes) <= count:
+        return ()
+    return (
+        f"{count} images of a model of {len(classes)} classes, drawn in turn, are of the first {count} alone: ask for "
+        f"{len(classes)} or more, or for some classes (--class-labels)",
+    )
 
 
 def _of_reference(name: str, captions: Sequence[str] | None, count: int) -> list[Prompt]:

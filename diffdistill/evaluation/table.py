@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from diffdistill.evaluation.figures import label_of, values_of
+from diffdistill.evaluation.figures import features_of, label_of, values_of
 
 
 def _number(value: float) -> str:
@@ -12,7 +12,7 @@ def _number(value: float) -> str:
 
 def rows_of(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """(metric, value ± standard error, N, the same between real images) of one result."""
-    features = (result["protocol"].get("features") or {}).get("id", "")
+    features = features_of(result)
     rows = []
     for name, value in values_of(result).items():
         error = "" if value.error is None else f" ± {value.error:.2g}"
@@ -59,7 +59,8 @@ def _text_lines(protocol: dict[str, Any]) -> list[str]:
 def subject_line(result: dict[str, Any]) -> str:
     about = result["subject"]
     if "images" in about:
-        return f"images     {about['images']}, {result['protocol']['num_images']:,} images"
+        of = f" of {about['of']:,}, at random" if "of" in about else ""
+        return f"images     {about['images']}, {result['protocol']['num_images']:,} images{of}"
     calls = f"{about['evaluations']} evaluation" + ("s" if about["evaluations"] != 1 else "")
     scale = about.get("guidance_scale") or 1
     guided = "" if scale == 1 else f", guidance {scale:g}"

@@ -87,6 +87,7 @@ BREAKS = (
         "its CLIPScore fails with transformers 5; our own clip_score does not", "transformers<5",
     ),
 )  # fmt: skip
+SCRIPTS |= {name: f"import {name}\nprint('{{}}')" for name in OPTIONAL}
 NAMES = tuple(dict.fromkeys([*SCRIPTS, *OPTIONAL, *(name for b in BREAKS for name in (b.name, b.other))]))
 
 
@@ -114,7 +115,7 @@ def examine() -> list[Check]:
         check_diffusers(versions, facts["diffusers"]),
         check_xformers(versions, facts.get("xformers", {})),
         *check_references(versions),
-        *check_optional(versions),
+        *check_optional(versions, facts, ranges()),
         check_disk(Path.cwd()),
         check_assets(next((root for root in ROOTS if root.is_dir()), None)),
     ]
@@ -165,7 +166,10 @@ def probe(script: str) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"error": "no answer within 180 s"}
     if done.returncode == 0:
-        return json.loads(done.stdout.strip().splitlines()[-1])
+        for line in reversed(done.stdout.splitlines()):  # what a package prints when it ends comes after
+            if line.startswith("{"):
+                return json.loads(line)
+        return {"error": "it ends without an answer"}
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
     errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
     return {"error": (errors or lines)[-1][:200]}
@@ -178,10 +182,13 @@ def check_core() -> Check:
     """Every package that pyproject.toml asks for, in its range."""
     from packaging.requirements import Requirement
 
+    home = shlex.quote(str(Path(__file__).resolve().parents[2]))
     try:
         requirements = [Requirement(line) for line in metadata.requires("diffdistill") or ()]
     except metadata.PackageNotFoundError:
-        return Check("packages", "warn", "diffdistill runs from a folder and is not installed", f"{PIP} install -e .")
+        return Check(
+            "packages", "warn", "diffdistill runs from a folder and is not installed", f"{PIP} install -e {home}"
+        )
     wrong = []
     for requirement in requirements:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
@@ -263,13 +270,36 @@ def check_references(versions: Versions) -> list[Check]:
     return checks
 
 
-def check_optional(versions: Versions) -> list[Check]:
-    return [
-        Check(name, "ok", str(versions[name]))
-        if versions[name]
-        else Check(name, "warn", f"not installed: no {use}", f"{PIP} install {name}")
-        for name, use in OPTIONAL.items()
-    ]
+def ranges() -> dict[str, str]:
+    """The versions that pyproject.toml asks for of packages of the extras, by name."""
+    from packaging.requirements import Requirement
+
+    try:
+        known = map(Requirement, metadata.requires("diffdistill") or ())
+    except metadata.PackageNotFoundError:
+        return {}
+    return {one.name: str(one.specifier) for one in known if one.marker is not None and "extra" in str(one.marker)}
+
+
+def check_optional(versions: Versions, facts: Mapping[str, Facts], wanted: Mapping[str, str]) -> list[Check]:
+    """What is there, can be imported, and is of a version that works; facts: of the imports, by name."""
+    from packaging.specifiers import SpecifierSet
+
+    checks = []
+    for name, use in OPTIONAL.items():
+        version, error = versions[name], facts.get(name, {}).get("error")
+        range_ = wanted.get(name, "")
+        check = Check(name, "ok", str(version))
+        if not version:
+            check = Check(name, "warn", f"not installed: no {use}", f"{PIP} install {shlex.quote(name + range_)}")
+        elif not SpecifierSet(range_).contains(version, prereleases=True):
+            fix = f"{PIP} install {shlex.quote(name + range_)}"
+            check = Check(name, "warn", f"{version} is out of range, {range_} is needed: no {use}", fix)
+        elif error is not None:
+            fix = f"{PIP} install --force-reinstall {shlex.quote(f'{name}=={version}')}"
+            check = Check(name, "warn", f"{version} cannot be imported ({error}): no {use}", fix)
+        checks.append(check)
+    return checks
 
 
 def check_disk(folder: Path) -> Check:

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from html import escape
 from itertools import pairwise
 
-from diffdistill.evaluation.figures import Figure, figure_of
+from diffdistill.evaluation.figures import Figure, figure_of, label_of
 from diffdistill.evaluation.metrics import metrics
 from diffdistill.reporting.rundata import RunData, Series
 
@@ -73,7 +73,8 @@ CATALOGUE = (
 
 def of_evaluations(run: RunData) -> list[Chart]:
     """A chart of every metric in the registry, and of those that only the run itself describes."""
-    rows = [(row.label, row.summary, row.numbers) for row in metrics().values()]
+    rows = [(label_of(row.name, run.features) if row.of_features else row.label, row.summary, row.numbers)
+            for row in metrics().values()]  # fmt: skip
     known = {figure.name for *_, figures in rows for figure in figures}
     foreign = [figure_of(name, run.words) for name in run.words if name not in known]
     return [_of_metric(*row) for row in [*rows, *((figure.label, "", (figure,)) for figure in foreign)]]
@@ -153,11 +154,12 @@ def _against_evaluations(run: RunData) -> list[str]:
         for i, (name, pairs) in enumerate(points.items())
     ]
     values = [y for line in lines for y in line.ys]
+    fid = label_of("fid", run.features)
     drawing = line_chart(
-        lines, name="FID against evaluations of the network", log=max(values) > 5 * min(values) > 0, x_name="calls"
+        lines, name=f"{fid} against evaluations of the network", log=max(values) > 5 * min(values) > 0, x_name="calls"
     )
     hint = "Over the calls of the network an image takes, best sampler at each."
-    return [_card("FID and cost", hint, drawing, lines, [""] * len(lines), many=False)]
+    return [_card(f"{fid} and cost", hint, drawing, lines, [""] * len(lines), many=False)]
 
 
 def _labels(group: Iterable[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diffdistill.evaluation.figures import figure_of
+from diffdistill.evaluation.figures import figure_of, label_of
 from diffdistill.evaluation.metrics import metrics
 from diffdistill.reporting.rundata import STOPPED_FOR, RunData, Series
 
@@ -156,15 +156,14 @@ def quality(run: RunData) -> Verdict | None:
         if series is None:
             continue
         best = min(range(len(series)), key=series.values.__getitem__)
+        label = label_of(figure.name, run.features, run.words)
         lowest, last = series.values[best], series.values[-1]
         if last > 1.1 * lowest:
-            text = f"{figure.label} was {lowest:.2f} at step {series.steps[best]:g} and is {last:.2f} at the end"
+            text = f"{label} was {lowest:.2f} at step {series.steps[best]:g} and is {last:.2f} at the end"
             kind: Kind = "watch" if last < 1.5 * lowest else "bad"
-            return Verdict(
-                kind, f"{figure.label} got worse again", f"{text}: stop earlier, or lower the learning rates."
-            )
-        text = f"{figure.label} went from {series.values[0]:.2f} to {last:.2f}; the best value was {lowest:.2f}."
-        return Verdict("good", f"{figure.label} improved to the end", text)
+            return Verdict(kind, f"{label} got worse again", f"{text}: stop earlier, or lower the learning rates.")
+        text = f"{label} went from {series.values[0]:.2f} to {last:.2f}; the best value was {lowest:.2f}."
+        return Verdict("good", f"{label} improved to the end", text)
     return None
 
 

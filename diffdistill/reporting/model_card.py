@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from diffdistill.evaluation.figures import label_of, values_of
+from diffdistill.evaluation.figures import features_of, label_of, values_of
 from diffdistill.pipelines.folder import published
 from diffdistill.reporting.tables import number, protocol_words
 
@@ -184,14 +184,15 @@ def metrics_section(evaluation: dict[str, Any]) -> str:
     values = values_of(evaluation)
     if not values:
         return ""
+    features, words = features_of(evaluation), evaluation.get("figures")
     lines = ["| metric | value | real against real |", "|---|---|---|"]
     for name, value in values.items():
         error = "" if value.error is None else f" ± {number(value.error)}"
         real = "" if value.real is None else number(value.real)
-        lines.append(f"| {label_of(name, words=evaluation.get('figures'))} | {number(value.value)}{error} | {real} |")
-    words = [f"- {key}: {value}" for key, value in protocol_words(evaluation.get("protocol") or {}).items()]
-    words += [f"- Warning: {warning}" for warning in evaluation.get("warnings") or ()]
-    protocol = "\n\nProtocol; figures compare only under the same one:\n\n" + "\n".join(words) if words else ""
+        lines.append(f"| {label_of(name, features, words)} | {number(value.value)}{error} | {real} |")
+    known = [f"- {key}: {value}" for key, value in protocol_words(evaluation.get("protocol") or {}).items()]
+    known += [f"- Warning: {warning}" for warning in evaluation.get("warnings") or ()]
+    protocol = "\n\nProtocol; figures compare only under the same one:\n\n" + "\n".join(known) if known else ""
     return "## Metrics\n\n" + "\n".join(lines) + protocol
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from diffdistill.config.yaml import MAX_BYTES, parse
 from diffdistill.errors import CheckpointError, ConfigError
+from diffdistill.evaluation.figures import features_of
 from diffdistill.files import parse_json
 from diffdistill.reporting.forms import CONFIG, ENVIRONMENT, EVALUATIONS, MODEL, MOST, formed, number
 
@@ -53,6 +54,11 @@ class RunData:
     def verb(self) -> str:
         """What made it: configs with a teacher distil, with a model align, all others train."""
         return "distill" if "teacher" in self.config else "align" if "model" in self.config else "train"
+
+    @property
+    def features(self) -> str | None:
+        """The id of the features that measured the run; None where none did."""
+        return next((id for result in self.evaluation.values() if (id := features_of(result))), None)
 
     @property
     def words(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any
 
-from diffdistill.evaluation.figures import Value, figure_of, label_of, values_of
+from diffdistill.evaluation.figures import Value, features_of, figure_of, label_of, values_of
 from diffdistill.reporting.charts import WAYS, duration, short
 from diffdistill.reporting.rundata import RunData
 
@@ -21,17 +21,21 @@ def headline(run: RunData) -> list[tuple[str, str, str]]:
     """The numbers a reader wants first: (label, value, what it rests on)."""
     tiles = []
     values = {name: values_of(result) for name, result in run.evaluation.items()}
+    fid = label_of("fid", run.features)
     for name in ("student", "teacher", "model"):
         if "fid" in values.get(name, {}):
             calls = evaluations(run, name)
             rest = "" if calls is None else f"{calls} evaluation{'' if calls == 1 else 's'} an image"
-            tiles.append((f"{name.capitalize()} FID", f"{values[name]['fid'].value:.2f}", rest))
+            own = label_of("fid", features_of(run.evaluation[name]))
+            tiles.append((f"{name.capitalize()} {own}", f"{values[name]['fid'].value:.2f}", rest))
     student, teacher = (values.get(name, {}).get("fid") for name in ("student", "teacher"))
     if student and teacher and teacher.value > 0:
-        tiles.append(("Student / teacher", f"{student.value / teacher.value:.2f}×", "of their FID, lower is better"))
+        tiles.append(
+            ("Student / teacher", f"{student.value / teacher.value:.2f}×", f"of their {fid}, lower is better")
+        )
     floor = next((v["fid"].real for v in values.values() if "fid" in v and v["fid"].real is not None), None)
     if floor is not None:
-        tiles.append(("Real images", f"{floor:.2f}", "FID of real against real, the floor"))
+        tiles.append(("Real images", f"{floor:.2f}", f"{fid} of real against real, the floor"))
     tiles += _clip_tiles(values) + _win_tiles(values.get("aligned", {}))
     if run.steps:
         batch, what = run.config.get("train_batch_size"), "pairs" if run.verb == "align" else "images"
@@ -73,12 +77,14 @@ def metrics_table(run: RunData) -> str:
     body = []
     for metric in rows:
         figure = figure_of(metric, run.words)
+        features = next(features_of(run.evaluation[name]) for name, values in columns.items() if metric in values)
+        label = label_of(metric, features, run.words)
         cells = "".join(f"<td>{_cell(values.get(metric))}</td>" for values in columns.values())
         real = [values[metric].real for values in columns.values() if metric in values]
         floor = next((number(f) for f in real if f is not None), "–")
         last = f'<td class="quiet">{floor}</td>' if floors else ""
         way = WAYS[figure.lower_is_better]
-        body.append(f'<tr><th scope="row">{escape(figure.label)}<small>{way}</small></th>{cells}{last}</tr>')
+        body.append(f'<tr><th scope="row">{escape(label)}<small>{way}</small></th>{cells}{last}</tr>')
     head = f"<tr><th></th>{head}{'<th>Real vs real<small>the floor</small></th>' if floors else ''}</tr>"
     return (
         f'<div class="wide"><table class="figures"><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div>'

@@ -7,7 +7,7 @@ from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.files import expanded
 from diffdistill.registry import load
 from diffdistill.rewards.combine import CallableReward
-from diffdistill.rewards.kinds import REWARDS, RewardKind, allowed_rewards
+from diffdistill.rewards.kinds import REWARDS, RewardKind, allowed_rewards, is_code, unknown_reward
 from diffdistill.rewards.protocol import Reward
 
 
@@ -37,9 +37,9 @@ def load_reward(name: str, *, batch_size: int = 16) -> Reward:
     folder = resolve_builtin(name) if is_builtin(name) else expanded(name)
     if folder.is_dir():
         return _kind_of(folder, name).load(str(folder), batch_size)
-    if _names_code(name):
+    if is_code(name):
         return _of_user(name, batch_size)
-    raise ConfigError(REWARDS.unknown(name).replace("or FILE.py:NAME", "a folder, or FILE.py:function"))
+    raise unknown_reward(name)
 
 
 def _kind_of(folder: Path, name: str) -> RewardKind:
@@ -52,11 +52,6 @@ def _kind_of(folder: Path, name: str) -> RewardKind:
         f"the folder '{name}' holds no reward that is known: none of "
         f"{', '.join(kind.contents_text for kind in kinds)}; give {allowed_rewards()}"
     )
-
-
-def _names_code(name: str) -> bool:
-    place, _, attribute = name.rpartition(":")
-    return bool(place) and attribute.isidentifier()
 
 
 def _of_user(name: str, batch_size: int) -> Reward:

@@ -14,6 +14,7 @@ from diffdistill.data.layout import HIGHEST
 from diffdistill.data.pairs import PairSet, digest_of, load_pairs, split_by_caption
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DataError
+from diffdistill.pipelines.classes import class_names
 
 
 def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
@@ -30,7 +31,8 @@ def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
     if tuple(data.images.shape[1:]) != teacher.image_shape:
         have, want = "x".join(map(str, data.images.shape[1:])), "x".join(map(str, teacher.image_shape))
         raise ConfigError(
-            f"images are {have} and the teacher makes {want}; set data.image_size={teacher.image_shape[1]}"
+            f"the images of '{settings.path}' are {have} and the teacher makes {want}; set "
+            f"data.image_size={teacher.image_shape[1]}"
         )
     if teacher.num_classes is None and data.labels is not None:
         print(f"the teacher has no classes: the labels of '{settings.path}' are left aside")
@@ -46,26 +48,34 @@ def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
                 f"'{config.data.path}' has label {int(data.labels.max())} and the teacher knows 0 to "
                 f"{teacher.num_classes - 1}; use its classes"
             )
-        data = by_name(data, teacher.metadata.get("class_names"), teacher.num_classes)
+        data = by_name(data, class_names(teacher.metadata), teacher.num_classes)
     say_classes(data, teacher.num_classes)
     return data
 
 
-def by_name(data: ImageSet, names: Sequence[str] | None, classes: int | None = None) -> ImageSet:
+def by_name(
+    data: ImageSet, names: Sequence[str] | None, classes: int | None = None, whose: str = "teacher"
+) -> ImageSet:
     """The same images with the names of the teacher's classes, and the labels that those of their names have, where
-    both have names.
+    both have names; where only the images have, that is said.
 
     ConfigError for a class that the teacher does not know, and for names of fewer or more classes than a teacher
     without names has: their places in the alphabet are not its labels.
     """
     if data.labels is None or (names is not None and tuple(names) == data.class_names):
         return data
-    if names is None:
-        if None not in (data.class_names, classes) and len(data.class_names or ()) != classes:
+    if names is None and data.class_names is not None:
+        if classes is not None and len(data.class_names) != classes:
             raise ConfigError(
-                f"'{data.name}' names {len(data.class_names or ())} classes and the teacher has {classes} without "
-                f"names, so which is which is unknown; call the folders by the numbers of its classes"
+                f"'{data.name}' names {len(data.class_names)} classes and the {whose} has {classes} without names, so "
+                f"which is which is unknown; call the folders by the numbers of its classes"
             )
+        print(
+            f"warning: the {whose}'s classes have no names: those of '{data.name}' are matched by number, "
+            f"{data.class_names[0]!r:.60} is class 0",
+            file=sys.stderr,
+        )
+    if names is None:
         return data
     if data.class_names is None:
         return replace(data, class_names=tuple(names))
@@ -73,17 +83,17 @@ def by_name(data: ImageSet, names: Sequence[str] | None, classes: int | None = N
     unknown = [name for name in data.class_names if name not in place]
     if unknown:
         raise ConfigError(
-            f"'{data.name}' has the class {unknown[0]!r} and the teacher knows {', '.join(names):.200}; call the "
+            f"'{data.name}' has the class {unknown[0]!r} and the {whose} knows {', '.join(names):.200}; call the "
             f"classes as it does"
         )
-    print(f"labels of '{data.name}' are those that the teacher's classes of these names have")
+    print(f"labels of '{data.name}' are those that the {whose}'s classes of these names have")
     labels = torch.tensor([place[name] for name in data.class_names])[data.labels]
     return replace(data, labels=labels, class_names=tuple(names))
 
 
 def names_of_classes(data: Any, teacher: Denoiser) -> Sequence[str] | None:
     """The names of a student's classes: its teacher's, or those of data that name every class of the teacher."""
-    names: Sequence[str] | None = teacher.metadata.get("class_names")
+    names = class_names(teacher.metadata)
     own = getattr(data, "class_names", None)
     return own if names is None and own is not None and len(own) == teacher.num_classes else names
 

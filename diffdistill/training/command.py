@@ -6,6 +6,8 @@ Signals are taken before anything heavy is imported, which takes seconds: a sche
 from typing import TYPE_CHECKING, Any
 
 from diffdistill.config import Resolved
+from diffdistill.config.places import placed
+from diffdistill.errors import DiffDistillError
 from diffdistill.registry import named
 from diffdistill.training.signals import stop_requests
 
@@ -28,6 +30,9 @@ def align(resolved: Resolved[Any]) -> int:
 def announced(verb: str, resolved: Resolved[Any]) -> int:
     """The exit code of a finished run, once the user knows where to look."""
     with stop_requests():
-        result: Result = named(f"diffdistill.training.run:{verb}")(resolved)
+        try:
+            result: Result = named(f"diffdistill.training.run:{verb}")(resolved)
+        except DiffDistillError as error:
+            raise placed(error, resolved.config, resolved.origins) from error
     print(f"{result.model_folder}: the model; {result.folder / 'report.html'}: curves, grids and figures")
     return 0

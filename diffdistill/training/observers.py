@@ -4,6 +4,7 @@ Saving comes before looking: a kill while the model is drawn or measured, which 
 it did not come to is done when the run is resumed.
 """
 
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -11,8 +12,8 @@ from typing import Any, Protocol, TypeVar
 from tqdm import tqdm
 
 from diffdistill.config.schema import Run
-from diffdistill.errors import NonFiniteError
-from diffdistill.evaluation.figures import numbers_of
+from diffdistill.errors import DataError, NonFiniteError
+from diffdistill.evaluation.figures import features_of, label_of, numbers_of
 from diffdistill.matching.micro_batches import Metrics
 from diffdistill.training.early_stop import EarlyStopObserver
 from diffdistill.training.loop import Observer, TrainingRun
@@ -40,7 +41,9 @@ class Monitor(Protocol[Model_contra]):
         """A picture of samples with fixed seeds."""
 
     def evaluate(self, model: Model_contra) -> dict[str, Any]:
-        """`metrics`, each by name with value and error, and the `protocol` they were measured by."""
+        """`metrics`, each by name with value and error, and the `protocol` they were measured by; {} where nothing
+        can be measured.
+        """
 
 
 def usual_observers(config: Run, monitor: Monitor[Any]) -> list[Observer]:
@@ -103,20 +106,34 @@ class EvaluationObserver(Observer):
 
     def end(self, run: TrainingRun[Any]) -> None:
         if not run.evaluation and run.config.evaluation.at_end:  # a finished run, resumed
-            with run.stop.window():
-                run.evaluation = self.monitor.evaluate(run.task.averaged())
+            run.evaluation = self.measured(run)
 
     def wanted(self, run: TrainingRun[Any]) -> bool:
         settings = run.config.evaluation
         return run.due(settings.every) or (run.last and settings.at_end)
 
+    def measured(self, run: TrainingRun[Any]) -> dict[str, Any]:
+        """The figures, {} where there can be none: a run is not lost to them, its model is published all the same."""
+        try:
+            with run.stop.window():
+                evaluation = self.monitor.evaluate(run.task.averaged())
+        except DataError as error:
+            tqdm.write(f"warning: step {run.step} is not measured: {error}", file=sys.stderr)
+            return {}
+        for name, sentence in evaluation.get("failed", {}).items():
+            tqdm.write(f"warning: step {run.step}, {name} is not measured: {sentence}", file=sys.stderr)
+        return evaluation
+
     def evaluate(self, run: TrainingRun[Any]) -> None:
-        with run.stop.window():
-            evaluation = self.monitor.evaluate(run.task.averaged())
+        evaluation = self.measured(run)
+        if not evaluation:
+            return
         run.evaluation, run.evaluated = evaluation, run.step
         figures = numbers_of(run.evaluation)
         run.record({f"{MEASURED}{name}": value for name, value in figures.items()})
-        tqdm.write(f"step {run.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        features, words = features_of(run.evaluation), run.evaluation.get("figures")
+        shown = (f"{label_of(name, features, words)} {value:.3f}" for name, value in figures.items())
+        tqdm.write(f"step {run.step}: {', '.join(shown)}")
 
 
 class Grids(Observer):

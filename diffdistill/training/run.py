@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from diffdistill.config import Resolved
 from diffdistill.config.align import Align
 from diffdistill.config.schema import Distill, Run, Train
+from diffdistill.config.unused import refuse_idle
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.figures import numbers_of
@@ -71,6 +72,7 @@ def distill(resolved: Resolved[Distill]) -> Result:
     device = Device(config.mixed_precision, config.num_threads)
     teacher = Denoiser.from_pretrained(config.teacher, device.name)
     teacher.check_teacher(config.teacher)
+    refuse_idle(resolved, teacher.draws_texts)
     kind = kind_of(teacher)
     data = kind.data(config, teacher)
     task = DistillTask(config, teacher, data, device)

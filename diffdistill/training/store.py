@@ -267,7 +267,7 @@ def command(args: Any) -> int:
     if args.action == "prune":
         with locked(Path(args.run)):
             remove_leftovers(store.folder)
-            for folder in store.prune(args.keep):
+            for folder in store.prune(args.keep or 1):
                 print(f"removed {folder.name}")
         return 0
     broken = False

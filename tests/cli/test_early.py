@@ -33,6 +33,75 @@ REFUSED = {
     "train fashion_mnist/teacher output_dir=o evaluation.features=foo": (2, "no feature extractor 'foo'"),
     "distill fashion_mnist/_base output_dir=o": (2, "is a part of other configs and no recipe"),
     "train fashion_mnist/dmd2 output_dir=o": (2, "'fashion_mnist/dmd2' is a config of distill, not of train"),
+    "sample builtin:fashion_mnist --num-images 1 --out o": (
+        4,
+        "'builtin:fashion_mnist' is a data set, and a model is",
+    ),
+    "sample data.npz --num-images 1 --out o": (4, "'data.npz' is a data set, and a model is asked for"),
+    "sample run --num-images 1 --out o": (
+        4,
+        "'run' is the folder of a run, and a model is asked for; give 'run/model'",
+    ),
+    "evaluate --images run/model --reference data.npz": (3, "'run/model' is a model, and data are asked for"),
+    "evaluate --images data.npz --reference builtin:emoji_teacher": (
+        3,
+        "'builtin:emoji_teacher' is a model, and data",
+    ),
+    "evaluate --images data.npz --rewards pikscore": (2, "reward 'pikscore' is not known (did you mean pickscore?)"),
+    "distill fashion_mnist/dmd2 teacher=data.npz output_dir=o": (
+        4,
+        "error: override 'teacher=data.npz': 'data.npz' is",
+    ),
+    "distill fashion_mnist/dmd2 data.path=nowhere output_dir=o": (
+        3,
+        "error: override 'data.path=nowhere': there is no",
+    ),
+    "distill fashion_mnist/dmd2 data.split=foo output_dir=o": (
+        3,
+        "error: override 'data.split=foo': builtin:fashion_",
+    ),
+    "distill fashion_mnist/dmd2 data.path=data.npz data.limit=9 output_dir=o": (
+        3,
+        "override 'data.limit=9': data.npz",
+    ),
+    "distill fashion_mnist/dmd2 data.path=folder output_dir=o": (
+        3,
+        "override 'data.path=folder': folder is a folder wi",
+    ),
+    "distill fashion_mnist/dmd2 data.prompts=lines output_dir=o": (2, "not used with a teacher that draws no texts"),
+    "distill emoji/one_step data.prompts=no.txt output_dir=o": (
+        3,
+        "override 'data.prompts=no.txt': 'no.txt' cannot be",
+    ),
+    "distill emoji/one_step student.sigma_init=3.0 output_dir=o": (2, "not used with a text-to-image teacher"),
+    "distill emoji/one_step evaluation.rewards=[nope] output_dir=o": (
+        2,
+        "override 'evaluation.rewards=[nope]': reward",
+    ),
+    "evaluate --images data.npz --rewards clip --split test": (2, "--split is of --reference, which is not given"),
+    "evaluate --images data.npz --reference data.npz --metrics prdc --backend clean-fid": (2, "computes fid and kid"),
+    "evaluate --images data.npz --reference data.npz --metrics clip --features pixels": (
+        2,
+        "--features is not used by",
+    ),
+    "evaluate --images data.npz --reference data.npz --prompt a": (
+        2,
+        "prompts are not used by fid: add clip or --rew",
+    ),
+    "evaluate --model run/model --reference data.npz --calibration c.json": (2, "--calibration goes with"),
+    "sample run/model --num-images 1 --out o --calibration c.json": (2, "--calibration goes with --epsilon-scaling"),
+    "checkpoint ls run --keep 2": (2, "--keep goes with prune, and ls removes nothing"),
+    "sample run/model --num-images 1 --out -": (2, "--out - is neither read nor written here: name it, or ./-"),
+    "evaluate --images data.npz --reference data.npz --neighbours -": (
+        2,
+        "--neighbours - is neither read nor written",
+    ),
+    "sample run/model --out o --prompts -": (2, "--prompts - is neither read nor written here"),
+    "train fashion_mnist/teacher output_dir=link": (
+        2,
+        "override 'output_dir=link': output_dir 'link' is a link to 'no",
+    ),
+    "config keys train --set seed=1": (2, "--set goes with show"),
     "config show distill align/mapo_sdxl": (2, "'align/mapo_sdxl' is a config of align, not of distill"),
     f"config show train {'n' * 300}": (2, "cannot be a config (File name too long)"),
 }
@@ -42,6 +111,9 @@ REFUSED = {
 def test_names_that_cannot_be_are_told_at_once(tmp_path, python, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
+    Path("run/model").mkdir(parents=True)
+    Path("run/model/model_index.json").write_text("{}")
+    os.symlink("nowhere", "link")
     np.savez("data.npz", images=np.zeros((4, 8, 8), np.uint8))
     Path("lines").write_text("\n".join(REFUSED), encoding="utf-8")
     done = python("-c", MAIN, "lines")

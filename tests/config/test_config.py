@@ -141,8 +141,8 @@ def test_shipped_configs_go_by_name():
         ("out: a", ["a..b=1"], "override 'a..b=1' is not allowed after CONFIG"),
         (
             "out: a",
-            ["out=[1"],
-            "override 'out=[1': not valid YAML: expected ',' or ']', but got '<stream end>'; put quo",
+            ["seed=[1"],
+            "override 'seed=[1': not valid YAML: expected ',' or ']', but got '<stream end>'; put quo",
         ),
         ("base: nothing\nout: a", [], "config 'nothing' does not exist; shipped configs: "),
     ],
@@ -240,7 +240,7 @@ def test_a_section_of_a_family_needs_its_name(config):
 
 def test_a_missing_key_and_a_broken_rule_name_the_file(config):
     assert complaint(config("seed: 1")) == "x.yaml: 'out' is missing; add it, or say out=VALUE"
-    assert complaint(config("out: a\nfast: true")) == "x.yaml: 'fast' needs mode=bf16"
+    assert complaint(config("out: a\nfast: true")) == "x.yaml:2: 'fast' needs mode=bf16"
 
 
 def test_all_problems_come_at_once_in_the_order_of_the_file(config):

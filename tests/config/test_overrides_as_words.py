@@ -68,3 +68,16 @@ def test_lists_of_names_say_that_a_file_may_be_named():
     assert refused(Distill, "fashion_mnist/dmd2", "method.name=foo").endswith("or FILE.py:NAME")
     assert refused(Distill, "fashion_mnist/dmd2", "method.name=foo").startswith("override 'method.name=foo'")
     assert refused(Distill, "fashion_mnist/dmd2", "student.optimizer.name=foo").endswith("or FILE.py:NAME")
+
+
+@pytest.mark.parametrize(
+    "word", ["[old] set", "a: b", "@home", "%1", "&x", "*x", "!x", "- x", "-", "|", "'a' and 'b'"]
+)
+def test_text_that_yaml_reads_otherwise_or_not_at_all_is_text(word: str):
+    config = load_config(Train, "fashion_mnist/teacher", [f"data.path={word}"]).config
+    assert config.data.path == word
+
+
+def test_a_word_that_is_no_yaml_is_refused_where_the_setting_is_no_text():
+    with pytest.raises(ConfigError, match="override 'seed=@1': not valid YAML: found character '@'"):
+        load_config(Train, "fashion_mnist/teacher", ["seed=@1"])

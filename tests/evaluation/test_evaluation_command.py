@@ -101,8 +101,7 @@ def test_what_cannot_be_done_is_one_sentence(
 
 
 def test_the_emoji_are_judged_by_features_of_their_own():
-    extractor, warning = choose_features(None, load_images("builtin:emoji", limit=4))
-    assert (extractor.id, warning) == ("emoji", None)
+    assert choose_features(None, load_images("builtin:emoji", limit=4)).id == "emoji"
 
 
 def test_images_of_several_sizes_need_a_mode(capsys: pytest.CaptureFixture[str]):
@@ -125,7 +124,7 @@ def test_a_statistics_file_is_a_reference(capsys: pytest.CaptureFixture[str]):
     assert main(["evaluate", "--reference", "other.npz", *words[3:]]) == 3
 
 
-def test_without_inception_weights_colour_images_say_what_measured_them(
+def test_without_inception_weights_colour_images_are_refused_and_not_measured_as_gray_ones(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     def offline(*_: object, **__: object) -> None:
@@ -135,8 +134,13 @@ def test_without_inception_weights_colour_images_say_what_measured_them(
     for name in ("real", "fake"):
         for file in Path(name).iterdir():
             Image.open(file).convert("RGB").save(file)
-    assert evaluate("--images", "fake") == 0
-    assert "warning: measured with the bundled features, made for small gray images" in capsys.readouterr().err
+    assert evaluate("--images", "fake", "--json", "r.json") == 4
+    assert "'real' is colour pictures of 8x8, measured by Inception where no features are named" in refused(capsys)
+    assert not Path("r.json").exists()
+    assert evaluate("--images", "fake", "--features", "fashion_mnist") == 0
+    assert "warning: the features 'fashion_mnist' see gray alone: the figures say nothing about colours" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.fixture

@@ -309,7 +309,7 @@ def test_features_trained_on_ones_own_images(tmp_path: Path, monkeypatch: pytest
 def test_without_a_name_the_reference_decides(
     channels: int, size: int, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    """A gray classifier of 28x28 pixels never measures other images without a warning."""
+    """A gray classifier of 28x28 pixels never measures other images because nothing was said."""
     monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path))
     images = torch.zeros(4, channels, size, size, dtype=torch.uint8)
     reference = ImageSet(images, None, None, None, "x", "0")
@@ -318,8 +318,10 @@ def test_without_a_name_the_reference_decides(
         raise CheckpointError("no Inception weights")
 
     monkeypatch.setattr(inception, "find_weights", absent)
-    extractor, warning = choose_features(None, reference)
-    assert extractor.id == "fashion_mnist"
-    assert (warning is None) == (name == "fashion_mnist")
-    evaluator = Evaluator(reference)
-    assert evaluator.warnings == ([] if warning is None else [warning])
+    if name == "fashion_mnist":
+        assert choose_features(None, reference).id == name
+        assert Evaluator(reference).warnings == []
+        return
+    for asked in (choose_features, lambda given, of: Evaluator(of, given)):
+        with pytest.raises(CheckpointError, match=f"pictures of {size}x{size}, measured by Inception"):
+            asked(None, reference)

@@ -77,7 +77,7 @@ def test_figures_carry_their_protocol():
         "warnings": ["few images"],
     }
     card = model_card(metadata={"role": "student", "levels": [2.5]}, evaluation=evaluation)
-    assert "| FID | 1.83 ± 0.06 | 0.31 |" in card.replace("0.061", "0.06")
+    assert "| FID (fashion_mnist) | 1.83 ± 0.06 | 0.31 |" in card.replace("0.061", "0.06")
     assert "- Generated images: 5,000" in card
     assert "- Features: fashion_mnist, 128 dimensions, SHA-256 abababababab" in card
     assert "- Reference: builtin:fashion_mnist, 60,000 images, SHA-256 cdcdcdcdcdcd" in card

@@ -98,14 +98,14 @@ def test_report_shows_the_run(run):
     for words in (
         "my run",
         "A one-step student of builtin:t , distilled with dmd2 on builtin:d",
-        "Student FID 1.80 1 evaluation an image",
-        "Teacher FID 1.60 35 evaluations an image",
+        "Student FID (fashion_mnist) 1.80 1 evaluation an image",
+        "Teacher FID (fashion_mnist) 1.60 35 evaluations an image",
         "Student / teacher 1.12×",
         "Training 5.0 min 200 steps of 64 images",
         "Recall higher is better 0.70 0.70 0.85",
         "fashion_mnist, 128 dimensions, SHA-256 abababababab",
         "Student, step 200",
-        "FID improved to the end",
+        "FID (fashion_mnist) improved to the end",
         "Odd",
         "torch 2.13.0",
     ):

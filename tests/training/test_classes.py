@@ -65,12 +65,13 @@ def test_a_teachers_classes_are_known_by_name(capsys):
     assert not Path("u").exists()
 
 
-def test_labels_follow_names():
+def test_labels_follow_names(capsys):
     data = load_images(folders("set", "bd"))
     renamed = by_name(data, ["d", "c", "b"])
     assert renamed.labels.tolist() == [2] * 4 + [0] * 4
     assert (renamed.class_names, renamed.num_classes) == (("d", "c", "b"), 3)  # a figure of class 2 has a name
     assert by_name(data, None) is data
+    assert "classes have no names: those of 'set' are matched by number, 'b' is class 0" in capsys.readouterr().err
     assert by_name(data, ["b", "d"]) is data
     with pytest.raises(ConfigError, match="has the class 'd' and the teacher knows b, c"):
         by_name(data, ["b", "c"])

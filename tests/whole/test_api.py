@@ -61,9 +61,9 @@ def test_settings_are_overrides():
     given = {"student__steps": 2, "level.u_max": np.float64(0.5), "data": {"path": "x", "limit": None}, "a": (1, True)}
     assert overrides_of(given) == ["student.steps=2", "level.u_max=0.5", "data={path: x, limit: null}", "a=[1, true]"]
     config = load_config(
-        Distill, "fashion_mnist/dmd2", overrides_of({"output_dir": "x", "student": {"steps": 3}, "level__u_max": 1e-5})
+        Distill, "fashion_mnist/dmd2", overrides_of({"output_dir": "x", "student": {"steps": 3}, "level__std": 1e-5})
     ).config
-    assert (config.student.steps, config.level.u_max) == (3, 1e-5)
+    assert (config.student.steps, config.level.std) == (3, 1e-5)
     assert (
         config.student.optimizer
         == load_config(Distill, "fashion_mnist/dmd2", ["output_dir=x"]).config.student.optimizer

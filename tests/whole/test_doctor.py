@@ -58,13 +58,27 @@ def test_a_package_that_breaks_on_import_is_reported_and_not_suffered(monkeypatc
 def test_what_is_not_installed_is_no_fault():
     absent = [doctor.check_torchvision(NONE, {}), doctor.check_xformers(NONE, {})]
     assert [check.status for check in absent] == ["ok", "ok"]
-    optional = {check.name: check for check in doctor.check_optional(NONE)}
+    optional = {check.name: check for check in doctor.check_optional(NONE, {}, {})}
     assert {check.status for check in optional.values()} == {"warn"}
     assert optional["transformers"].detail == "not installed: no text-to-image models, CLIP scores and rewards"
     assert optional["transformers"].fix.endswith("-m pip install transformers")
 
 
+def test_a_package_that_is_there_and_does_not_work_is_not_called_sound():
+    versions = {**NONE, "pyarrow": "26.0.1", "matplotlib": "3.0", "peft": "0.21.2"}
+    facts = {"pyarrow": {"error": "ImportError: libarrow.so is missing"}, "matplotlib": {}, "peft": {}}
+    checks = {check.name: check for check in doctor.check_optional(versions, facts, {"matplotlib": ">=3.7"})}
+    assert checks["pyarrow"].status == "warn"
+    assert "26.0.1 cannot be imported (ImportError: libarrow.so is missing): no parquet" in checks["pyarrow"].detail
+    assert "3.0 is out of range, >=3.7 is needed" in checks["matplotlib"].detail
+    assert checks["matplotlib"].fix.endswith("install 'matplotlib>=3.7'")
+    assert checks["peft"].status == "ok"
+    assert "transformers" in doctor.ranges()
+
+
 def test_a_probe_reports_the_complaint_of_what_it_ran():
+    assert doctor.probe("print('{}'); print('bye')") == {}
+    assert doctor.probe("print('bye')") == {"error": "it ends without an answer"}
     assert doctor.probe("print('noise'); print('{\"a\": 1}')") == {"a": 1}
     assert doctor.probe("raise ValueError('broken')") == {"error": "ValueError: broken"}
     assert "error" in doctor.probe("import os; os._exit(3)")

@@ -1,5 +1,7 @@
 """`diffdistill config`."""
 
+import argparse
+
 from diffdistill.cli.parser import Parser, Verb
 
 
@@ -10,6 +12,13 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--set", metavar="key=value", dest="settings", action="append", default=[], help="overrides of show"
     )
+    parser.checks.append(_only_show_sets)
+
+
+def _only_show_sets(args: argparse.Namespace) -> str | None:
+    if args.settings and args.action != "show":
+        return f"--set goes with show, and {args.action} shows files as they are: leave it out"
+    return None
 
 
 VERB = Verb("config", "show, explain or compare settings", "diffdistill.cli.config_tool:run", add_flags, 110)

@@ -62,8 +62,14 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--plot", metavar="FILE", help="picture of FID against evaluations, for several models")
     parser.add_argument("--neighbours", metavar="FILE", help="picture of the nearest training images")
     add_sampling(parser)
-    parser.checks.append(_reference_missing)
-    parser.names = {"images": "data", "model": "model_at_steps", "reference": "data", "features": "features"}
+    parser.checks += [_reference_missing, _not_used]
+    parser.names = {
+        "images": "data",
+        "model": "model_at_steps",
+        "reference": "data",
+        "features": "features",
+        "rewards": "reward",
+    }
 
 
 # Flags that say how images are compared with others.
@@ -84,6 +90,28 @@ def _reference_missing(args: argparse.Namespace) -> str | None:
         f"--reference is missing, and {wrong[0]} needs images to compare with: give it, or measure --metrics clip and "
         f"--rewards alone"
     )
+
+
+def _not_used(args: argparse.Namespace) -> str | None:
+    """A flag that nothing that is asked for looks at; what a metric of FILE.py:NAME looks at is not known here."""
+    names, rows = args.metrics or (() if args.rewards and args.reference is None else ("fid",)), metrics()
+    asked = [rows.get(name) for name in names]
+    if args.split != "train" and args.reference is None:
+        return "--split is of --reference, which is not given: leave it out"
+    if args.calibration is not None and (args.epsilon_scaling, args.time_shift_sampler) == (None, None):
+        return "--calibration goes with --epsilon-scaling auto or --time-shift-sampler: leave it out"
+    if None in asked:
+        return None
+    if args.backend != "native" and not {"fid", "kid"} & set(names):
+        return f"--backend {args.backend} computes fid and kid, which are not asked for: leave it out"
+    looked_at = any(row.looks_at_features for row in asked if row is not None)
+    for flag, value in (("--features", args.features), ("--fid-mode", args.fid_mode)):
+        if value is not None and not looked_at:
+            return f"{flag} is not used by {','.join(names) or '--rewards'}, which look at no features: leave it out"
+    reads = bool(args.rewards) or any("texts" in row.needs or row.score for row in asked if row is not None)
+    if args.images is not None and not reads and (args.prompt or args.prompts):
+        return f"prompts are not used by {','.join(names)}: add clip or --rewards, or leave them out"
+    return None
 
 
 VERB = Verb("evaluate", "FID and others, with their protocol", "diffdistill.evaluation.command:run", add_flags, 50)

@@ -13,13 +13,19 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder; nothing is overwritten")
     add_sampling(parser)
-    parser.checks.append(_count_missing)
+    parser.checks += [_count_missing, _calibration_unused]
     parser.names = {"model": "model"}
 
 
 def _count_missing(args: argparse.Namespace) -> str | None:
     given = (args.num_images, args.prompt, args.prompts)
     return "--num-images is missing" if given == (None, None, None) else None
+
+
+def _calibration_unused(args: argparse.Namespace) -> str | None:
+    if args.calibration is not None and (args.epsilon_scaling, args.time_shift_sampler) == (None, None):
+        return "--calibration goes with --epsilon-scaling auto or --time-shift-sampler: leave it out"
+    return None
 
 
 VERB = Verb("sample", "make images with a teacher or a student", "diffdistill.sampling.command:run", add_flags, 40)

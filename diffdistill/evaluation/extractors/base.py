@@ -6,6 +6,8 @@ from torch import Tensor
 from diffdistill.errors import CheckpointError
 from diffdistill.evaluation.resize import check_images, resize, with_channels
 
+SMALL = 64  # pixels: networks of larger pictures are meant for those of any size, made as large as theirs
+
 
 def large_batch(device: torch.device) -> int:
     """Images at a time through a network of a hundred million operations an image or more."""
@@ -53,6 +55,19 @@ class FeatureExtractor:
         if self.size is None or (height, width) == self.size:
             return "none"
         return self.mode or self.default_mode(height, width)
+
+    def unseen(self, channels: int, height: int, width: int) -> list[str]:
+        """What these features do not see of images of this shape, a sentence each: a figure says nothing about it."""
+        texts = []
+        if self.channels == 1 and channels == 3:
+            texts.append(f"the features '{self.id}' see gray alone: the figures say nothing about colours")
+        if self.size and max(self.size) <= SMALL and min(height, width) > 2 * max(self.size):
+            seen = "x".join(map(str, self.size))
+            texts.append(
+                f"the features '{self.id}' see {seen} pixels, and there are pictures of {height}x{width}: the figures "
+                f"say nothing about their details"
+            )
+        return texts
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 `(N, C, H, W)` -> what `embed` expects."""

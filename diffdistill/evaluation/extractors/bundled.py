@@ -32,6 +32,12 @@ class ClassifierFeatures(FeatureExtractor):
     def build(self, config: dict[str, Any]) -> ConvNet:
         return build_conv_net(config)
 
+    def unseen(self, channels: int, height: int, width: int) -> list[str]:
+        texts = super().unseen(channels, height, width)
+        if self.channels == 3 and channels == 1:
+            texts.append(f"the features '{self.id}' were learned on colour pictures, and there are gray ones")
+        return texts
+
     def embed(self, images: Tensor) -> Tensor:
         return self.net.features(images / 127.5 - 1)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from diffdistill.data import ImageSet
     from diffdistill.evaluation.extractors.base import FeatureExtractor
     from diffdistill.evaluation.statistics import Statistics
+
+
+class FeaturesMissing(CheckpointError):
+    """Nothing was said of features, and those that fit the pictures are not on this machine."""
+
 
 SMALL = 32  # pixels: gray images of at most so many are measured by the bundled classifier of such images
 
@@ -147,30 +152,36 @@ def _of_folder(folder: Path, device: "torch.device") -> "FeatureExtractor":
 
 def choose_features(
     name: "str | FeatureExtractor | None", reference: "ImageSet | Statistics", device: "str | torch.device" = "cpu"
-) -> "tuple[FeatureExtractor, str | None]":
-    """The named extractor, else the one that fits the reference; and a warning where that one is not available.
+) -> "FeatureExtractor":
+    """The named extractor, else the one that fits the reference, which never is one made for other pictures.
 
     A bundled set names its extractor in its manifest; small gray images are measured by the bundled classifier of such
-    images, all others by Inception. Where Inception's weights are missing, images are measured by the bundled
-    classifier, with a warning; statistics, which belong to one extractor, are refused.
+    images, all others by Inception.
 
-    Raises what `load_features` raises.
+    Raises what `load_features` raises; FeaturesMissing where Inception is what fits and its weights are missing.
 
     >>> from diffdistill.data import load_images
-    >>> extractor, warning = choose_features(None, load_images("builtin:emoji", split="held_out"))
-    >>> extractor.dim, warning
-    (128, None)
+    >>> choose_features(None, load_images("builtin:emoji", split="held_out")).dim
+    128
     """
     if name is not None:
-        return (load_features(name, device=device) if isinstance(name, str) else name), None
+        return load_features(name, device=device) if isinstance(name, str) else name
     fitting = _fitting(reference)
     try:
-        return load_features(fitting, device=device), None
+        return load_features(fitting, device=device)
     except CheckpointError as error:
-        if fitting != "inception" or not hasattr(reference, "images"):
+        if fitting != "inception":
             raise
-        text = f"measured with the bundled features, made for small gray images, and not with Inception: {error}"
-        return load_features("fashion_mnist", device=device), text
+        what = _kind(reference) if hasattr(reference, "images") else "the reference is"
+        raise FeaturesMissing(
+            f"{what} measured by Inception where no features are named, and {error}; or name others (--features, "
+            f"evaluation.features): pixels, which need no weights, dinov2, clip, a file or a folder"
+        ) from error
+
+
+def _kind(reference: Any) -> str:
+    channels, height, width = reference.images.shape[1:]
+    return f"'{reference.name}' is {'colour' if channels == 3 else 'gray'} pictures of {height}x{width},"
 
 
 def _fitting(reference: "ImageSet | Statistics") -> str:

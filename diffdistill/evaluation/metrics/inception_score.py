@@ -27,14 +27,23 @@ def compute(context: "Context") -> dict[str, Any]:
 
     features = context.generated.features
     value = score(features)
+    probabilities = context.extractor.probabilities(features[:1])
+    assert probabilities is not None
+    splits = min(SPLITS, len(features))
+    if len(features) // splits < probabilities.shape[1]:
+        context.warnings.append(
+            f"the Inception score is of {splits} parts of {len(features) // splits} images, and there are "
+            f"{probabilities.shape[1]} classes: so few images cannot show them all"
+        )
     real = float(score(context.real_sample(len(features)))) if context.reference.features is not None else None
-    return context.entry(value, n=len(features), splits=min(SPLITS, len(features)), of_the_reference=real)
+    return context.entry(value, n=len(features), splits=splits, of_the_reference=real)
 
 
 METRIC = Metric(
     name="is",
     label="Inception score",
     summary="Confident classes for each image, all classes over the set",
+    of_features=True,
     needs=("reference", "classifier"),
     compute=compute,
     order=40,

@@ -1,5 +1,6 @@
 """The mean of the Fréchet distances within each class."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffdistill.evaluation.metrics import Metric
@@ -9,22 +10,38 @@ if TYPE_CHECKING:
 
 
 def compute(context: "Context") -> dict[str, Any]:
-    """The mean over the classes, and the distance of each."""
+    """The mean over the classes, and the distance of each; what is said where classes or images are missing."""
     from diffdistill.errors import ConfigError
     from diffdistill.evaluation.frechet import per_class_frechet
 
     images = context.reference.images
     if context.generated.labels is None or images is None or images.labels is None:
         raise ConfigError("metric 'per_class_fid' needs class labels of the images and of the reference")
-    fake = context.generated.features
+    fake, labels = context.generated.features, context.generated.labels
     assert context.reference.index is not None
     real_labels = images.labels[context.reference.index]
-    classes = per_class_frechet(context.real, real_labels, fake, context.generated.labels)
+    names = {label: class_name(label, images.class_names) for label in {*labels.tolist(), *real_labels.tolist()}}
+    classes = per_class_frechet(context.real, real_labels, fake, labels, names)
     values = [entry["value"] for entry in classes.values()]
-    named = {
-        images.class_names[label] if images.class_names else str(label): entry for label, entry in classes.items()
-    }
+    absent = [names[label] for label in sorted(set(real_labels.tolist()) - set(labels.tolist()))]
+    if absent:
+        context.warnings.append(
+            f"FID per class: no image is of the class {', '.join(absent):.200}; the mean is that of the other "
+            f"{len(classes)}"
+        )
+    few = [label for label, entry in classes.items() if min(entry["n"], entry["n_reference"]) <= fake.shape[1]]
+    if few:
+        context.warnings.append(
+            f"FID per class: {len(few)} of {len(classes)} classes have at most {fake.shape[1]} images, as many as "
+            f"there are features: the distance is mostly small-sample bias"
+        )
+    named = {names[label]: entry for label, entry in classes.items()}
     return context.entry(sum(values) / len(values), n=len(fake), classes=named)
+
+
+def class_name(label: int, names: "Sequence[str] | None") -> str:
+    """What a class is called: its name, or its number."""
+    return names[label] if names is not None and 0 <= label < len(names) else str(label)
 
 
 METRIC = Metric(

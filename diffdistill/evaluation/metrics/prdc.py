@@ -20,6 +20,12 @@ def compute(context: "Context") -> dict[str, Any]:
 
     fake = context.generated.features[context.some(LIMIT)]
     real = context.real_sample(len(fake))
+    if len(real) < len(fake):
+        context.warnings.append(
+            f"precision and recall are of {len(real)} of {len(fake)} images, for the reference has no more: they "
+            f"depend on the numbers, which must be equal"
+        )
+        fake = context.generated.features[context.some(len(real))]
     if min(len(real), len(fake)) <= K:
         raise DataError(f"prdc needs more than {K} images on both sides, not {len(real)} and {len(fake)}")
 

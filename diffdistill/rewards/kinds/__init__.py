@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from diffdistill.errors import ConfigError
+from diffdistill.files import expanded
 from diffdistill.registry import Registry
 
 if TYPE_CHECKING:
@@ -41,6 +43,28 @@ class RewardKind:
 
 
 REWARDS: Registry[RewardKind] = Registry("reward", RewardKind, __name__, "REWARD")
+
+
+def check_reward(name: str) -> None:
+    """ConfigError for what can name no reward; what is in a folder, a file or on the Hub only loading tells.
+
+    >>> check_reward("clip:builtin:emoji_clip")
+    >>> check_reward("pikscore")
+    Traceback (most recent call last):
+    diffdistill.errors.ConfigError: reward 'pikscore' is not known (did you mean pickscore?) ...
+    """
+    if name.partition(":")[0] not in REWARDS.rows() and not is_code(name) and not expanded(name).is_dir():
+        raise unknown_reward(name)
+
+
+def is_code(name: str) -> bool:
+    """Whether a name is that of a function, `FILE.py:function` or `module:function`."""
+    place, _, attribute = name.rpartition(":")
+    return bool(place) and attribute.isidentifier()
+
+
+def unknown_reward(name: str) -> ConfigError:
+    return ConfigError(REWARDS.unknown(name).replace("or FILE.py:NAME", "a folder, or FILE.py:function"))
 
 
 def allowed_rewards(of_package: bool = False) -> str:

@@ -10,12 +10,14 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from diffdistill.config.schema import Distill, Train
+from diffdistill.config.schema import Distill, Evaluation, Train
 from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation import Evaluator
+from diffdistill.evaluation.features import FeaturesMissing
 from diffdistill.evaluation.metrics import metric
+from diffdistill.evaluation.subjects import unshown
 from diffdistill.files import replacing
 from diffdistill.reporting.grid import image_grid
 from diffdistill.sampling.generate import generate, pick_device
@@ -52,7 +54,9 @@ class ImageMonitor:
 
     def evaluate(self, model: Denoiser) -> dict[str, Any]:
         settings = self.config.evaluation
-        return self.evaluator(
+        if self.evaluator is None:
+            return {}
+        result = self.evaluator(
             generate(
                 model,
                 num_images=settings.num_images,
@@ -61,9 +65,12 @@ class ImageMonitor:
                 steps=settings.steps,
             )
         )
+        classes = None if model.num_classes is None else range(model.num_classes)
+        result["warnings"] = [*unshown(settings.num_images, classes), *result["warnings"]]
+        return result
 
     @cached_property
-    def evaluator(self) -> Evaluator:
+    def evaluator(self) -> Evaluator | None:
         settings = self.config.evaluation
         reference = self.data
         if settings.reference is not None:
@@ -71,13 +78,28 @@ class ImageMonitor:
             channels, _, size = self.data.images.shape[1:]
             reference = load_images(settings.reference, split=split, image_size=size, channels=channels)
             if any("labels" in metric(name).needs for name in settings.metrics):
-                reference = by_name(reference, self.data.class_names)
-        return warned(Evaluator(reference, settings.features, settings.metrics, device=pick_device(None)))
+                reference = by_name(reference, self.data.class_names, whose="model")
+        return evaluator_of(settings, reference)
 
 
-def warned(evaluator: Evaluator) -> Evaluator:
-    """The evaluator, its warnings said before the run begins: they will be true of every figure of it."""
-    for warning in evaluator.warnings:
+def evaluator_of(settings: Evaluation, reference: ImageSet | None, **more: Any) -> Evaluator | None:
+    """What measures a run, its warnings said before the run begins: they will be true of every figure of it.
+
+    Where nothing was said of features and those that fit the pictures are not on this machine, what looks at none is
+    measured, perhaps nothing (None), and that is said. Raises FeaturesMissing where an early stop watches figures.
+    """
+    more |= {"device": pick_device(None)}
+    evaluator: Evaluator | None
+    try:
+        evaluator = Evaluator(reference, settings.features, settings.metrics, **more)
+    except FeaturesMissing as error:
+        if settings.stop is not None:
+            raise
+        rest = [name for name in settings.metrics if not metric(name).looks_at_features]
+        left_out = ", ".join(name for name in settings.metrics if name not in rest)
+        print(f"warning: {left_out} will not be measured: {error}", file=sys.stderr)
+        evaluator = Evaluator(reference, None, rest, **more) if rest or more.get("rewards") else None
+    for warning in () if evaluator is None else evaluator.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return evaluator
 

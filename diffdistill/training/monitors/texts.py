@@ -15,8 +15,8 @@ from diffdistill.evaluation import Evaluator
 from diffdistill.evaluation.text_scores import by_name
 from diffdistill.pipelines.text.data import TextSet
 from diffdistill.rewards import load_reward
-from diffdistill.sampling.generate import generate, pick_device
-from diffdistill.training.monitors.images import warned, write_grid
+from diffdistill.sampling.generate import generate
+from diffdistill.training.monitors.images import evaluator_of, write_grid
 
 # A column a prompt; as many images as 32 of 64x64 pixels take time, and one at least.
 TEXT_ROWS, TEXT_COLUMNS, TEXT_PIXELS = 4, 8, 32 * 64 * 64
@@ -56,6 +56,8 @@ class TextMonitor:
 
     def evaluate(self, model: Denoiser) -> dict[str, Any]:
         settings = self.config.evaluation
+        if self.evaluator is None:
+            return {}
         prompts = spread(self.prompts or model.captions(self.data.ids) or [], settings.num_images)
         return self.evaluator(
             self._images(model, prompts, settings.num_images, settings.seed, settings.batch_size, settings.steps),
@@ -88,15 +90,6 @@ class TextMonitor:
         return load_images(settings.reference, split=split, image_size=size, channels=3)
 
     @cached_property
-    def evaluator(self) -> Evaluator:
+    def evaluator(self) -> Evaluator | None:
         settings = self.config.evaluation
-        return warned(
-            Evaluator(
-                self.reference,
-                settings.features,
-                settings.metrics,
-                clip_model=settings.clip,
-                rewards=self.rewards,
-                device=pick_device(None),
-            )
-        )
+        return evaluator_of(settings, self.reference, clip_model=settings.clip, rewards=self.rewards)

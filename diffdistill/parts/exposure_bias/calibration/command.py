@@ -40,6 +40,7 @@ NAMES = {"plain": "plain", SCALE: "Epsilon Scaling", SHIFT: "Time-Shift", BOTH: 
 def run(args: Namespace) -> int:
     """Calibrate, write `--out` after every entry and the plot beside it; an unfinished file is continued."""
     out = Path(args.out)
+    data = load_images(args.data, split=args.split)
     model = Denoiser.from_pretrained(args.model, pick_device(args.device))
     if model.draws_texts:
         raise ConfigError(
@@ -49,7 +50,6 @@ def run(args: Namespace) -> int:
     plans = [plan_sampling(model, sampler=name, steps=steps) for name in args.sampler for steps in args.steps]
     for name in args.sampler:
         scheduler_class(name)  # refuses samplers that no correction fits
-    data = load_images(args.data, split=args.split)
     _check_fit(model, data)
     moments = Moments.of(data)
     calibration = _started(out, args, data, moments)
