@@ -4,7 +4,8 @@ from html import escape
 from typing import Any
 
 from diffdistill.evaluation.figures import Value, features_of, figure_of, label_of, values_of
-from diffdistill.reporting.charts import WAYS, duration, short
+from diffdistill.reporting.charts import WAYS, duration
+from diffdistill.reporting.line_chart import short
 from diffdistill.reporting.rundata import RunData
 
 

@@ -81,7 +81,7 @@ def test_the_same_request_replaces_its_file_and_another_does_not(capsys: pytest.
         (("--images", "fake", "--features", "real"), 4, "no readable config.json"),
         (("--images", "fake", "--features", "inception:absent.pt"), 4, "there is no file absent.pt"),
         (("--model", "absent"), 4, "absent"),
-        (("--images", "fake", "--prompts", "absent.txt"), 3, "'absent.txt' cannot be read"),
+        (("--images", "fake", "--metrics", "clip", "--prompts", "absent.txt"), 3, "'absent.txt' cannot be read"),
         (("--images", "fake", "--negative-prompt", "a hat"), 2, "--negative-prompt goes with --model"),
         (("--images", "fake", "--clip", "real"), 2, "--clip names the CLIP of metric 'clip', which is not asked for"),
         (("--images", "fake", "--rewards", "pikscore"), 2, "reward 'pikscore' is not known (did you mean pickscore?)"),

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from diffdistill.reporting.charts import (
+from diffdistill.reporting.line_chart import (
     HEIGHT,
     POINTS,
     WIDTH,

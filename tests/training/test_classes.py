@@ -112,12 +112,13 @@ def test_what_labels_mean_is_said_in_a_line():
 
 def test_a_models_classes_meet_those_of_a_reference_by_name():
     labels = torch.tensor([0, 2])
+    reference = replace(load_images(folders("set", "ac")), class_names=("c", "a"))
 
-    def drawn(class_labels: list[int]) -> Subject:
+    def drawn(*class_labels: int) -> Subject:
         batches = iter([(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), labels)])
-        return Subject("m", 2, batches, None, {"class_labels": class_labels}, ("a", "b", "c"))
+        return Subject("m", 2, batches, None, {}, ("a", "b", "c"), class_labels)
 
-    (_, found), *_ = drawn([0, 2]).by_names(("c", "a")).batches
+    (_, found), *_ = drawn(0, 2).by_names(reference).batches
     assert found.tolist() == [1, 0]
     with pytest.raises(DataError, match="m has the class 'b', and the reference has c, a: call the classes alike"):
-        drawn([0, 1, 2]).by_names(("c", "a"))
+        drawn(0, 1, 2).by_names(reference)
