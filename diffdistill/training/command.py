@@ -5,6 +5,7 @@ Signals are taken before anything heavy is imported, which takes seconds: a sche
 
 from typing import TYPE_CHECKING, Any
 
+from diffdistill import processes
 from diffdistill.config import Resolved
 from diffdistill.registry import named
 from diffdistill.training.signals import stop_requests
@@ -29,5 +30,6 @@ def announced(verb: str, resolved: Resolved[Any]) -> int:
     """The exit code of a finished run, once the user knows where to look."""
     with stop_requests():
         result: Result = named(f"diffdistill.training.run:{verb}")(resolved)
-    print(f"{result.model_folder}: the model; {result.folder / 'report.html'}: curves, grids and figures")
+    if processes.leader():
+        print(f"{result.model_folder}: the model; {result.folder / 'report.html'}: curves, grids and figures")
     return 0
