@@ -247,7 +247,7 @@ def share(value: Value, source: int = 0) -> Value:
         return value
     import torch
 
-    said = json.dumps(value).encode() if rank() == source else b""
+    said = json.dumps(value, default=lambda number: number.tolist()).encode() if rank() == source else b""
     length = torch.tensor([len(said)])
     _call("broadcast", length, source, group=_control)
     heard = torch.zeros(int(length), dtype=torch.uint8)

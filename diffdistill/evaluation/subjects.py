@@ -21,7 +21,7 @@ from diffdistill.errors import ConfigError, DataError
 from diffdistill.parts.attention.kernels import set_attention
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.request import SamplingRequest
-from diffdistill.sampling.generate import pick_device, run_plan
+from diffdistill.sampling.generate import pick_device, run_shared
 from diffdistill.sampling.plan import plan_sampling, request_of
 
 MODEL_IMAGES = 5000
@@ -178,7 +178,7 @@ def model_subject(
         "seed": drawing.seed,
         "attention": str(attention),
     }
-    batches = run_plan(model, plan, num_images=count, seed=drawing.seed, batch_size=drawing.batch_size)
+    batches = run_shared(model, plan, num_images=count, seed=drawing.seed, batch_size=drawing.batch_size)
     texts = None if prompts is None else [prompt.text for prompt in prompts]
     return Subject(name, count, batches, texts, about)
 

@@ -86,4 +86,6 @@ def _reference_missing(args: argparse.Namespace) -> str | None:
     )
 
 
-VERB = Verb("evaluate", "FID and others, with their protocol", "diffdistill.evaluation.command:run", add_flags, 50)
+VERB = Verb(
+    "evaluate", "FID and others, with their protocol", "diffdistill.evaluation.command:run", add_flags, 50, shared=True
+)

@@ -22,4 +22,6 @@ def _count_missing(args: argparse.Namespace) -> str | None:
     return "--num-images is missing" if given == (None, None, None) else None
 
 
-VERB = Verb("sample", "make images with a teacher or a student", "diffdistill.sampling.command:run", add_flags, 40)
+VERB = Verb(
+    "sample", "make images with a teacher or a student", "diffdistill.sampling.command:run", add_flags, 40, shared=True
+)
