@@ -15,8 +15,9 @@ def trained(make, steps):
 
     def note(self, step):
         order.append(self.name)
-        if order.count(self.name) == 1:
-            found[f"gradient {self.name}"] = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
+        grads = [p.grad.flatten() for p in self.parameters if p.grad is not None]
+        if order.count(self.name) == 1 and grads:  # there are none where weights move within the backward pass
+            found[f"gradient {self.name}"] = torch.cat(grads)
         return rate(self, step)
 
     rate, Updater.set_rate = Updater.set_rate, note
