@@ -13,6 +13,7 @@ alone owns files and says things. With one process, every function here hands ba
 No torch is imported before it is needed, and no pickle is sent: words go as JSON.
 """
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 Item = TypeVar("Item")
 
+MEET = timedelta(minutes=10)  # until all have started
 WAIT = timedelta(hours=24)  # for the leader, who may measure for hours; one that died is noticed at once
 BUCKET = 4_000_000  # gradients summed in one call: 16 MB
 NOTHING, ANSWER, ERROR = 0, 1, 2  # what follows a leader's work
 
 _alone = 0
-_number = 0  # of this process in the group that it was in last
+_within = 0
+_ours = False  # whether the group was made here
+_whole = True  # whether nothing failed within
 _control: Any = None  # the group that words go by; None: that of everything
 
 
@@ -54,24 +58,25 @@ def speaks() -> bool:
     return launched()[1] == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def _joined() -> bool:
-    import torch
+def _distributed() -> Any:
+    from torch import distributed
 
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    return distributed
+
+
+def _joined() -> bool:
+    return _distributed().is_available() and bool(_distributed().is_initialized())
 
 
 def size() -> int:
-    """How many processes share the work; 1 within `alone`."""
-    import torch
-
-    return torch.distributed.get_world_size() if not _alone and _joined() else 1
+    """How many processes share the work: 1 within `alone`, and outside of `together` unless the caller joined them."""
+    shared = not _alone and (_within or not _ours) and _joined()
+    return int(_distributed().get_world_size()) if shared else 1
 
 
 def rank() -> int:
     """Which of them this is, from 0."""
-    import torch
-
-    return torch.distributed.get_rank() if _joined() else _number
+    return int(_distributed().get_rank()) if _joined() else 0
 
 
 def leader() -> bool:
@@ -82,36 +87,31 @@ def leader() -> bool:
 def together() -> Iterator[None]:
     """Join the processes that a launcher started with this one; all but the leader are silent within.
 
-    A group that is there already is used and left. ConfigError where a launcher's words are not complete, or where
-    there are more processes than GPUs.
+    They stay joined, idle, until they end or meet here again. A group that is there already is used and left.
+    ConfigError where a launcher's words are not complete, or where there are more processes than GPUs.
     """
-    global _control, _number
-    number, count = launched()
-    if count == 1 and not _joined():
-        _number = 0
+    global _control, _within, _whole
+    if launched()[1] == 1 and not _joined():
         yield
         return
-    import torch
     from torch import distributed
 
-    own = not distributed.is_initialized()
-    if own:
-        _join(number, count)
+    if not distributed.is_initialized():
+        _join(*launched())
     elif distributed.get_backend() == "nccl" and _control is None:  # which carries nothing from a CPU
         _control = distributed.new_group(backend="gloo", timeout=WAIT)
-    _number = distributed.get_rank()
+    _within += 1
     with contextlib.nullcontext() if leader() else _silent():
-        whole = False
+        whole, _whole = _whole, False
         try:
             yield
-            whole = True
+            _whole = whole
         finally:
-            # After an error, processes that still wait for this one are told by its end; NCCL's would be waited for.
-            if own and (whole or not torch.cuda.is_available()):
-                distributed.destroy_process_group()
+            _within -= 1
 
 
 def _join(number: int, count: int) -> None:
+    global _ours
     import torch
 
     backend, local = "gloo", int(os.environ.get("LOCAL_RANK", "0"))
@@ -125,12 +125,21 @@ def _join(number: int, count: int) -> None:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     try:
-        torch.distributed.init_process_group(backend, rank=number, world_size=count, timeout=WAIT)
+        store, number, count = next(torch.distributed.rendezvous("env://", number, count, timeout=MEET))
+        torch.distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=WAIT)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"process {number} of {count} does not find the others ({_first(error)}); start all by torchrun or "
             f"accelerate launch, or set MASTER_ADDR and MASTER_PORT"
         ) from error
+    _ours = True
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """After an error, processes that still wait for this one are told by its end; NCCL's would be waited for."""
+    if _joined() and (_whole or "nccl" not in _distributed().get_backend_config()):
+        _distributed().destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -237,7 +246,7 @@ def most(word: int) -> int:
     import torch
 
     highest = torch.tensor([word])
-    _call("all_reduce", highest, op=torch.distributed.ReduceOp.MAX, group=_control)
+    _call("all_reduce", highest, op=_distributed().ReduceOp.MAX, group=_control)
     return int(highest)
 
 
@@ -336,10 +345,8 @@ def _tensors_of(mine: "dict[str, Tensor] | None", source: int) -> "dict[str, Ten
 
 def _call(collective: str, *values: Any, **settings: Any) -> None:
     """A call of torch.distributed that all processes make; where one has ended, its message says why."""
-    from torch import distributed
-
     try:
-        getattr(distributed, collective)(*values, **settings)
+        getattr(_distributed(), collective)(*values, **settings)
     except RuntimeError as error:
         raise DiffDistillError(
             f"another process of this run has ended, and says why itself if it could ({_first(error)}); mend that, "
