@@ -138,8 +138,10 @@ def _join(number: int, count: int) -> None:
 
 def _leave() -> None:
     """After an error, processes that still wait for this one are told by its end; NCCL's would be waited for."""
-    if _joined() and (_whole or "nccl" not in _distributed().get_backend_config()):
+    global _ours
+    if _ours and _joined() and (_whole or "nccl" not in _distributed().get_backend_config()):
         _distributed().destroy_process_group()
+    _ours = False
 
 
 @contextlib.contextmanager

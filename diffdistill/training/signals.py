@@ -140,10 +140,9 @@ def stoppable() -> Iterator[None]:
 
 def stop_if_asked() -> None:
     """Within an update that moves no weight yet, in all processes at once: the same for several of them."""
-    if processes.size() > 1:
-        _now.hear(processes.most(_now.word))
-        if _now.requested:
-            raise Stopped
+    if processes.size() > 1 and (word := processes.most(_now.word)):
+        _now.hear(word)
+        raise Stopped
 
 
 def held_together() -> AbstractContextManager[None]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ranks import ranks
+from ranks import pair
 from runs import settings, task
 from same_run import distances, trained
 
@@ -20,10 +20,11 @@ def numbers(rank):
         mine = processes.rows(COUNT)
         network = torch.nn.Linear(2, 1).requires_grad_()
         network.weight.data.fill_(1.0)
-        network.bias.requires_grad_(False).data.zero_()
+        network.bias.data.zero_()
         (network(ROWS[mine]).square().sum() / COUNT).backward()
-        processes.BUCKET = 1
-        processes.sum_gradients([network.weight, network.bias])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(processes, "BUCKET", 1)  # a call for each
+            processes.sum_gradients([network.weight, network.bias, torch.nn.Parameter(torch.ones(1))])
         turns = [found["x"] for found in processes.in_turn(lambda x: {"x": x + rank}, ROWS.split(1))]
         with processes.alone():
             own = processes.total(torch.ones(1))
@@ -36,6 +37,7 @@ def numbers(rank):
             "said": torch.tensor(processes.share([rank + 0.1])[0], dtype=torch.float64),
             "led": torch.tensor(processes.lead(lambda: rank + 7)),
             "gradient": network.weight.grad,
+            "slope": network.bias.grad,
             "mean": torch.stack([figures["a"], figures["b"]]),
             "turns": torch.cat(turns),
             "own": own,
@@ -82,7 +84,7 @@ def both(tmp_path_factory):
         return numbers(rank) | run
 
     one = {name: value.clone() for name, value in trained(lambda: task(config), 2).items()}
-    return one, ranks(work, 2, folder / "ranks")
+    return one, pair(work, folder / "ranks")
 
 
 def test_two_processes_take_the_steps_of_one(both):
@@ -110,6 +112,7 @@ def test_what_processes_hand_each_other(both):
         assert torch.equal(found["turns"], torch.stack(expected))
         assert found["errors"].tolist() == [rank, rank, 1]  # the leader tells them; to be preempted is word 1
         assert torch.allclose(found["gradient"][0], (2 / COUNT * ROWS.sum(1, keepdim=True) * ROWS).sum(0))
+        assert torch.allclose(found["slope"][0], 2 / COUNT * ROWS.sum())
 
 
 def test_one_process_hands_back_what_it_was_given():
