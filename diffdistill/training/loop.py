@@ -18,7 +18,7 @@ from diffdistill.training.log import Log
 from diffdistill.training.randomness import seed_step
 from diffdistill.training.resume import Inputs, resume, settings_of
 from diffdistill.training.signals import Stopped, StopRequest, led, stop_requests
-from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
+from diffdistill.training.store import CheckpointStore, Parts, checksum, load_checkpoint
 
 GO_ON = "continue with resume_from_checkpoint=latest"
 
@@ -175,6 +175,8 @@ def run_loop(
     store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)
     with stop_requests() as stop:
         state = resume(task.parts, config, store, inputs or {}) or {}
+        if processes.size() > 1:  # each takes the steps of all, so they must begin alike
+            processes.agree({"weights": checksum(task.parts)})
         start = state.get("step")
         with tqdm(total=config.max_train_steps, initial=start or 0, unit="step", mininterval=1.0) as bar:
             run = TrainingRun(
