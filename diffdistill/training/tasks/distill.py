@@ -156,7 +156,7 @@ class DistillTask:
         real, cond = self.data.draw(config.train_batch_size, config.seed, batch, config.data.horizontal_flip)
         count = config.train_batch_size
         mine = processes.rows(count)
-        real, cond = (rows_of(value, mine) for value in self.device.put(real, cond))
+        real, cond = self.device.put(*(rows_of(value, mine) for value in (real, cond)))
         x, sigma = self.student_input(real, cond)
         blank = blank_like(x, count)  # what is drawn is drawn for the batch of all processes
         parts = parts_of(len(x), config.micro_batch_size)
