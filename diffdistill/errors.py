@@ -8,6 +8,7 @@ class DiffDistillError(Exception):
     """Base of all errors that are the user's to mend; anything else is a bug of ours."""
 
     exit_code = 1
+    told = False  # by another process of the same run
 
 
 class ConfigError(DiffDistillError):

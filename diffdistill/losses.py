@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from diffdistill import processes
 from diffdistill.divergences import Divergence, get_divergence
 from diffdistill.errors import ConfigError
-from diffdistill.matching.level_mean import all_reduce_sum
 from diffdistill.matching.level_weights import LEVEL_WEIGHTS
 from diffdistill.process import EDM, Flow, Process, per_sample
 
@@ -304,7 +304,7 @@ def mean_weight(divergence: str | Divergence, logit: Tensor) -> Tensor:
     tensor(2.)
     """
     h = get_divergence(divergence).weight(logit.detach())
-    total, count = all_reduce_sum(torch.stack([h.sum(), h.new_tensor(float(len(h)))]))
+    total, count = processes.total(torch.stack([h.sum(), h.new_tensor(float(len(h)))]))
     return total.clamp_min(torch.finfo(h.dtype).tiny) / count
 
 

@@ -15,11 +15,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
-from diffdistill import __version__
+from diffdistill import __version__, processes
 from diffdistill.cli.explain import explained
 from diffdistill.cli.parser import Parser, Verb
 from diffdistill.cli.streams import Steady, steady
-from diffdistill.errors import ConfigError, Problems
+from diffdistill.errors import ConfigError, DiffDistillError, Problems
 from diffdistill.machine import stop_signals
 from diffdistill.registry import Registry, allow_code, check_consent, is_plugin, named
 
@@ -92,6 +92,18 @@ def _not_of_torchvision(record: logging.LogRecord) -> bool:
 
 
 def _dispatch(argv: list[str]) -> int:
+    try:
+        verb, given = _asked(argv)
+    except DiffDistillError as error:
+        error.told = not processes.speaks()  # all processes of a machine read the same words
+        raise
+    if given is None:
+        return 0
+    return named(verb.target)(given) or 0
+
+
+def _asked(argv: list[str]) -> tuple[Verb, Any]:
+    """The verb and what it is given, checked; None where this process has no part in it."""
     position = next((index for index, word in enumerate(argv) if not word.startswith("-")), None)
     if position is None:
         _front().parse(argv)
@@ -99,6 +111,8 @@ def _dispatch(argv: list[str]) -> int:
     verb = _verb(argv[position])
     parser = _verb_parser(verb)
     args = parser.parse(argv[:position] + argv[position + 1 :])
+    if not verb.shared and processes.launched()[0] > 0:
+        return verb, None
     allow_code(args.allow_code)
     if args.quiet or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read by tqdm itself, so the bars of every library obey
@@ -109,10 +123,12 @@ def _dispatch(argv: list[str]) -> int:
         from diffdistill.cli import early
 
         early.look_at(args, parser.names)
+    if not verb.shared and (count := processes.launched()[1]) > 1:
+        print(f"note: {verb.name} is the work of one process; the other {count - 1} have ended", file=sys.stderr)
     given: Any = args
     if verb.settings:
         given = settings_of(verb, args.config, args.overrides)
-    return named(verb.target)(given) or 0
+    return verb, given
 
 
 def settings_of(verb: Verb, config: str, overrides: Sequence[str]) -> Any:
@@ -184,9 +200,11 @@ def _told(error: BaseException) -> int:
         sys.stdout.flush()
     except OSError:
         cast(Steady, sys.stdout).silence()
-    text = str(known)
+    text, number = str(known), processes.launched()[0]
+    who = f"process {number}: " if number else ""
     for line in text.splitlines() if isinstance(known, Problems) else [escaped(text)]:
-        print(f"diffdistill: error: {line}", file=sys.stderr)
+        if not known.told:
+            print(f"diffdistill: error: {who}{line}", file=sys.stderr)
     return known.exit_code
 
 

@@ -23,7 +23,8 @@ class Verb:
     """A verb of the command line, declared as `VERB` in its own file, beside its flags.
 
     target: `module:function`, imported when the verb runs and called with the parsed flags. settings: `module:class`
-    of its config; then the target gets the checked settings instead. order: its place in the help.
+    of its config; then the target gets the checked settings instead. order: its place in the help. shared: whether
+    several processes share its work; of those of another verb one does it, and the others end at once.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Verb:
     flags: "Callable[[Parser], None]"
     order: int
     settings: str | None = None
+    shared: bool = False
 
 
 class Parser(argparse.ArgumentParser):

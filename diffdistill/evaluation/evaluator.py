@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffdistill import processes
 from diffdistill.data import ImageSet
 from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.backends import BACKENDS
@@ -28,6 +29,7 @@ from diffdistill.evaluation.statistics import Statistics, check_same_features
 from diffdistill.evaluation.text_scores import Scores, joined
 from diffdistill.rewards.protocol import Reward
 
+SCORE = "score "
 NO_FEATURES = Gaussian(torch.zeros(0, dtype=torch.float64), torch.zeros(0, 0, dtype=torch.float64))
 
 
@@ -183,7 +185,19 @@ class Evaluator:
         """
         start = time.perf_counter()
         check_texts(self.metrics, texts)
-        generated, resizes, shape = self._pass(labelled(batches, labels, num_images), texts, picture is not None)
+        looked_at = self._pass(labelled(batches, labels, num_images), texts, picture is not None)
+        result = processes.lead(lambda: self._result(*looked_at, texts, picture))
+        return result | {"seconds": round(time.perf_counter() - start, 2)}
+
+    def _result(
+        self,
+        generated: Generated,
+        resizes: list[str],
+        shape: torch.Size,
+        texts: Sequence[str] | None,
+        picture: str | Path | None,
+    ) -> dict[str, Any]:
+        """What is known of the images, once they have been looked at."""
         context = Context(
             generated, self.reference, self.extractor, self.backend, self.seed, self.floor, self.resamples,
             picture=None if picture is None else Path(picture),
@@ -201,7 +215,6 @@ class Evaluator:
             },
             "protocol": self._protocol(generated, resizes, texts),
             "warnings": context.warnings,
-            "seconds": round(time.perf_counter() - start, 2),
             **({"failed": failed} if failed else {}),
         }
         context.warnings += undefined(result)
@@ -227,27 +240,44 @@ class Evaluator:
     def _pass(
         self, pairs: Iterator[tuple[Tensor, Tensor | None]], texts: Sequence[str] | None, pictures: bool
     ) -> tuple[Generated, list[str], torch.Size]:
-        """One streaming pass: moments of all images, features of at most `sample_rows` of them, and scores."""
+        """One streaming pass: moments of all images, features of at most `sample_rows` of them, and scores.
+
+        Several processes look at the batches in turn, and all know the whole.
+        """
         extractor = self.extractor
         moments = None if extractor is None else Moments(extractor.dim)
         sample = None if extractor is None else StreamSample(sample_rows(extractor.dim))
         size = large_batch(self.device) if extractor is None else extractor.batch_size
-        labels, scores = [], []
-        resizes: dict[str, None] = {}
-        shape, done = torch.Size(), 0
-        for images, own in rebatched(pairs, size, extractor is None or extractor.mode is not None):
-            chosen = None if not texts else [texts[(done + i) % len(texts)] for i in range(len(images))]
-            scores.append(self.scores(images, chosen, own))
-            labels.append(own)
-            shape, done = images.shape[1:], done + len(images)
-            if extractor is None or moments is None or sample is None:
-                continue
-            new = extractor(images)
-            moments.update(new)
-            sample.add(new, *((thumbnails(images),) if pictures else ()))
-            resizes[extractor.resize_used(*shape[1:])] = None
+        labels: list[Tensor | None] = []
+        shapes: list[torch.Size] = []
+        scores = []
+
+        def parts() -> Iterator[tuple[int, Tensor, Tensor | None]]:
+            done = 0
+            for images, own in rebatched(pairs, size, extractor is None or extractor.mode is not None):
+                labels.append(own)
+                shapes.append(images.shape)
+                yield done, images, own
+                done += len(images)
+
+        def look(part: tuple[int, Tensor, Tensor | None]) -> dict[str, Tensor]:
+            first, images, own = part
+            chosen = None if not texts else [texts[(first + i) % len(texts)] for i in range(len(images))]
+            found = {f"{SCORE}{name}": values for name, values in self.scores(images, chosen, own).items()}
+            if extractor is not None:
+                found["features"] = extractor(images)
+                found |= {"thumbnails": thumbnails(images)} if pictures else {}
+            return found
+
+        for found in processes.in_turn(look, parts()):
+            scores.append({name.removeprefix(SCORE): v for name, v in found.items() if name.startswith(SCORE)})
+            if moments is not None and sample is not None:
+                moments.update(found["features"])
+                sample.add(*(found[name] for name in ("features", "thumbnails") if name in found))
+        done = sum(shape[0] for shape in shapes)
         if not done:
             raise DataError("there are no images to measure: give some")
+        resizes = {} if extractor is None else {extractor.resize_used(*shape[2:]): None for shape in shapes}
         known = [x for x in labels if x is not None]
         nothing = torch.arange(done), torch.empty(done, 0, dtype=torch.float64)
         index, features, *small = nothing if sample is None else sample.rows()
@@ -259,7 +289,7 @@ class Evaluator:
             small[0] if small else None,
             joined(scores),
         )
-        return generated, list(resizes), shape
+        return generated, list(resizes), shapes[-1][1:]
 
     def _real_scores(self, count: int) -> dict[str, float]:
         if not self.floor or self.reference is None or self.reference.images is None:

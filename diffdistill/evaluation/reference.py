@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from diffdistill import processes
 from diffdistill.data import ImageSet
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.extractors.base import FeatureExtractor
@@ -75,11 +76,12 @@ def _compute(images: Tensor, extractor: FeatureExtractor, progress: bool) -> dic
     chosen = torch.zeros(len(images), dtype=torch.bool)
     chosen[index] = True
     moments, kept, start = Moments(extractor.dim), [], 0
-    for batch in _batches(images, extractor.batch_size, progress):
-        features = extractor(batch)
+    batches = _batches(images, extractor.batch_size, progress)
+    for found in processes.in_turn(lambda batch: {"features": extractor(batch)}, batches):
+        features = found["features"]
         moments.update(features)
-        kept.append(features[chosen[start : start + len(batch)]])
-        start += len(batch)
+        kept.append(features[chosen[start : start + len(features)]])
+        start += len(features)
     g = moments.gaussian()
     return {"mean": g.mean, "covariance": g.covariance, "features": compact(torch.cat(kept)), "index": index}
 
@@ -129,9 +131,9 @@ def load_reference(
     resize = extractor.resize_used(*images.images.shape[2:])
     n, file, warning = len(images), cache_file(images, extractor, resize), None
     tensors = _read(file, n)
-    if tensors is None:
+    if processes.most(tensors is None) or tensors is None:  # of several processes all compute, or none
         tensors = _compute(images.images, extractor, progress)
-        warning = _write(file, tensors, n)
+        warning = _write(file, tensors, n) if processes.speaks() else None
     few = n <= extractor.dim and len(tensors["features"]) == n
     rows = tensors["features"].double() - tensors["mean"] if few else None
     gaussian = Gaussian(tensors["mean"], tensors["covariance"], n, rows)

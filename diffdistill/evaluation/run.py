@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from diffdistill import processes
 from diffdistill.data import ImageSet, load_images
 from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.evaluator import Evaluator, check_texts
@@ -117,23 +118,26 @@ def evaluate(request: Request | None = None, /, **settings: Any) -> dict[str, An
     return answered(request or Request(**settings), lambda _: None)
 
 
+@processes.together()
 def answered(request: Request, show: Callable[[list[dict[str, Any]]], None]) -> dict[str, Any]:
     """The answer, written where the request says and shown, before anything that can fail once it is measured.
 
-    Where a later one of several models fails, what there is so far is written and shown all the same.
+    Where a later one of several models fails, what there is so far is written and shown all the same. Several
+    processes draw and look at images in turn; all have the answer, the first one writes and shows.
     """
     results: list[dict[str, Any]] = []
     try:
         for result in measured(request):
             results.append(result)
     finally:
-        if results:
+        if results and processes.leader():
             _kept(request, results, show)
-    if request.plot is not None and all("fid" in result["metrics"] for result in results):
+    plotted = request.plot is not None and all("fid" in result["metrics"] for result in results)
+    if request.plot is not None and plotted and processes.leader():
         plot_evaluations(results, request.plot)
     for result in results:
         for name, sentence in result.get("failed", {}).items():
-            raise DataError(f"metric '{name}' is not measured, the others are: {sentence}")
+            raise processes.together_told(DataError(f"metric '{name}' is not measured, the others are: {sentence}"))
     return answer_of(request, results)
 
 
@@ -153,7 +157,7 @@ def answer_of(request: Request, results: list[dict[str, Any]]) -> dict[str, Any]
 
 def measured(request: Request) -> Iterator[dict[str, Any]]:
     """The results: one for images, or one for each model. A wrong request is refused before anything is computed."""
-    check_outputs(request)
+    processes.lead(lambda: check_outputs(request))
     if request.images is not None:
         subjects = [image_subject(request.images, request.num_images, request)]
         check_texts([metric(name) for name in request.metrics or ()], subjects[0](None).texts)

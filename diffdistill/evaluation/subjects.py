@@ -24,7 +24,7 @@ from diffdistill.parts.attention.kernels import set_attention
 from diffdistill.pipelines.classes import class_names
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.request import SamplingRequest
-from diffdistill.sampling.generate import pick_device, run_plan
+from diffdistill.sampling.generate import pick_device, run_shared
 from diffdistill.sampling.plan import plan_sampling, request_of
 
 MODEL_IMAGES = 5000
@@ -230,7 +230,7 @@ def model_subject(
         "seed": drawing.seed,
         "attention": str(attention),
     }
-    batches = run_plan(model, plan, num_images=count, seed=drawing.seed, batch_size=drawing.batch_size)
+    batches = run_shared(model, plan, num_images=count, seed=drawing.seed, batch_size=drawing.batch_size)
     texts = None if prompts is None else [prompt.text for prompt in prompts]
     labels = tuple(dict.fromkeys((drawn.class_labels or ())[:count]))
     trained_on = (model.metadata.get("data") or {}).get("fingerprint")

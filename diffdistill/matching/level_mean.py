@@ -3,15 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from diffdistill import processes
 from diffdistill.process import per_sample
-
-
-def all_reduce_sum(values: Tensor) -> Tensor:
-    """Sum over all ranks (a copy; `values` itself in a single process)."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        values = values.clone()
-        torch.distributed.all_reduce(values)
-    return values
 
 
 class LevelMean(nn.Module):
@@ -41,7 +34,7 @@ class LevelMean(nn.Module):
         sums = torch.zeros(2, self.bins, device=self.total.device)
         sums[0].index_add_(0, index, values.to(sums))
         sums[1].index_add_(0, index, torch.ones_like(values).to(sums))
-        total, count = all_reduce_sum(sums)
+        total, count = processes.total(sums)
         # A bin without samples does not decay: a rarely drawn level would otherwise forget everything.
         decay = torch.where(count > 0, self.decay, 1.0)
         self.total.mul_(decay).add_(total)

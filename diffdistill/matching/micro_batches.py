@@ -43,6 +43,11 @@ def rows_of(values: Any, rows: slice) -> Any:
     return None if values is None else values[rows]
 
 
+def blank_like(x: Tensor, count: int) -> Tensor:
+    """Of `count` rows like those of x, for what is drawn for a whole batch; it holds nothing."""
+    return x if len(x) == count else x.new_empty(count, *x.shape[1:])
+
+
 def mean_of(metrics: list[Metrics], parts: list[slice]) -> Metrics:
     """Each figure's mean over the images of the parts that have it; the last part may be smaller."""
     if len(metrics) == 1:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from diffdistill import processes
 from diffdistill.denoiser import Denoiser
 from diffdistill.divergences import get_divergence
 from diffdistill.errors import ConfigError
@@ -136,6 +137,8 @@ class DistributionMatching:
         progress: float,
         prompts: Any = None,
         part_size: int | None = None,
+        noise: StudentNoise | None = None,
+        count: int | None = None,
     ) -> tuple[Tensor, Metrics]:
         """d(loss of each sample) / d x0, `(B, C, H, W)`, in the sum convention.
 
@@ -143,12 +146,13 @@ class DistributionMatching:
         x0: the student's images; cond: their labels; progress: part of the run done, for methods with a warm-up;
         prompts: texts, for a reward that reads them; part_size: images at a time, for the same gradient in less
         memory: noise is drawn, and means are taken, over the whole batch.
+        noise: drawn here if it is not given. count: images of the batch over all processes, of which x0 are this
+        one's (`processes.rows`), with their part of the whole batch's noise; means are then taken over all.
         """
         c, x0 = self.choices, x0.detach()
         warm = progress < c.fisher_warmup
-        u, sigma = self.level.draw(len(x0), x0.device)
-        noise = StudentNoise(u, sigma, torch.randn_like(x0))
-        parts = parts_of(len(x0), part_size)
+        noise = noise or self.student_noise(x0)
+        u, parts = noise.u, parts_of(len(x0), part_size)
         results = [
             self._part(x0[rows], rows_of(cond, rows), noise.part(rows), warm, rows_of(prompts, rows)) for rows in parts
         ]
@@ -168,9 +172,10 @@ class DistributionMatching:
             weight = self.normaliser(x0, teacher_x0, u)
             terms |= {name: weight * terms[name] for name in ("matching", "guidance") if name in terms}
         gradient = torch.stack(list(terms.values())).sum(0)
-        metrics = mean_of([part.metrics for part in results], parts)
-        metrics |= {f"gradient/{name}": g.flatten(1).norm(dim=1).mean() for name, g in terms.items()}
-        return gradient, metrics | self._health(x0, teacher_x0, critic_x0, u)
+        metrics = processes.mean(mean_of([part.metrics for part in results], parts), len(x0), count)
+        norms = processes.gather(torch.stack([g.flatten(1).norm(dim=1) for g in terms.values()], dim=1), count)
+        metrics |= {f"gradient/{name}": norms[:, i].mean() for i, name in enumerate(terms)}
+        return gradient, metrics | self._health(x0, teacher_x0, critic_x0, u, count)
 
     def _part(self, x0: Tensor, cond: Tensor | None, noise: StudentNoise, warm: bool, prompts: Any) -> PartResult:
         """The terms of some samples, before what is a mean over the batch: of weights, and of levels."""
@@ -243,10 +248,11 @@ class DistributionMatching:
         return guidance_gradient(x, conditional_x0, null_x0, self.choices.guidance_scale, level_weight=weight)
 
     @torch.no_grad()
-    def _health(self, x: Tensor, teacher_x0: Tensor, critic_x0: Tensor, u: Tensor) -> Metrics:
+    def _health(self, x: Tensor, teacher_x0: Tensor, critic_x0: Tensor, u: Tensor, count: int | None) -> Metrics:
         """What tells that training goes wrong: the relative gap of each level, the spread of the images, E[r]."""
         gap = (critic_x0 - teacher_x0).abs().flatten(1).mean(1)
         relative = gap / (x - teacher_x0).abs().flatten(1).mean(1).clamp_min(1e-5)
+        x, u, relative = (processes.gather(value, count) for value in (x, u, relative))
         bins = (u * LEVEL_BINS).long().clamp(0, LEVEL_BINS - 1)
         metrics: Metrics = {"score_gap/relative": relative.mean()}
         for k in range(LEVEL_BINS):
@@ -259,6 +265,11 @@ class DistributionMatching:
         if self.ratio is not None:
             metrics |= {f"ratio/{name.removeprefix('ratio_')}": value for name, value in self.ratio.metrics().items()}
         return metrics
+
+    def student_noise(self, x0: Tensor) -> StudentNoise:
+        """What `student_gradient` needs for a whole batch like x0, of which parts may then be taken."""
+        u, sigma = self.level.draw(len(x0), x0.device)
+        return StudentNoise(u, sigma, torch.randn_like(x0))
 
     def critic_noise(self, x0: Tensor, with_real: bool) -> CriticNoise:
         """What `critic_loss` needs for a whole batch, of which parts may then be taken."""

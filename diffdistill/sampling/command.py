@@ -3,6 +3,7 @@
 import sys
 from argparse import Namespace
 
+from diffdistill import processes
 from diffdistill.parts.exposure_bias.corrections import AUTO
 from diffdistill.sampling.plan import request_of
 from diffdistill.sampling.run import sample
@@ -21,6 +22,8 @@ def run(args: Namespace) -> int:
         attention=args.attention or "auto",
         request=request_of(args),
     )
+    if not processes.leader():
+        return 0
     plan, count = samples.plan, len(samples.settings["images"])
     guidance = plan.conditions.guidance_scale
     if AUTO in (args.epsilon_scaling, args.time_shift_sampler) and guidance != 1:

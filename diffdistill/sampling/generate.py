@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffdistill import processes
 from diffdistill.data.pixels import to_uint8
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
@@ -70,10 +71,27 @@ def run_plan(
     model: Denoiser, plan: Plan, *, num_images: int, seed: int, batch_size: int, first: int = 0
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The batches of `generate` for a plan that is checked."""
-    for start in range(first, first + num_images, batch_size):
-        indices = range(start, min(start + batch_size, first + num_images))
-        images = sample_batch(model, plan, seed, indices, batch_size)
-        yield to_uint8(images).cpu(), plan.conditions.labels(indices)
+    return _run_plan(model, plan, map, num_images=num_images, seed=seed, batch_size=batch_size, first=first)
+
+
+def run_shared(
+    model: Denoiser, plan: Plan, *, num_images: int, seed: int, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The same batches, of which several processes draw one in turn; each of them is handed all."""
+    return _run_plan(model, plan, processes.in_turn, num_images=num_images, seed=seed, batch_size=batch_size, first=0)
+
+
+def _run_plan(
+    model: Denoiser, plan: Plan, each: Any, *, num_images: int, seed: int, batch_size: int, first: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    end = first + num_images
+    batches = [range(start, min(start + batch_size, end)) for start in range(first, end, batch_size)]
+
+    def draw(indices: range) -> dict[str, Tensor]:
+        return {"images": to_uint8(sample_batch(model, plan, seed, indices, batch_size)).cpu()}
+
+    for indices, drawn in zip(batches, each(draw, batches), strict=True):
+        yield drawn["images"], plan.conditions.labels(indices)
 
 
 @torch.inference_mode()

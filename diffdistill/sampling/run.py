@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffdistill import __version__
+from diffdistill import __version__, processes
 from diffdistill.data.prompts import digest_of
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
@@ -19,7 +19,7 @@ from diffdistill.parts.attention.kernels import set_attention
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.reporting.grid import image_grid, to_picture
 from diffdistill.request import SamplingRequest
-from diffdistill.sampling.generate import pick_device, run_plan
+from diffdistill.sampling.generate import pick_device, run_shared
 from diffdistill.sampling.plan import Plan, plan_sampling
 
 GRID_ROWS, GRID_COLUMNS = 10, 10
@@ -34,6 +34,7 @@ class Samples:
     plan: Plan
 
 
+@processes.together()
 def sample(
     model: str | Path | Denoiser,
     *,
@@ -52,7 +53,8 @@ def sample(
     model: a folder, `builtin:NAME`, a Hub id or a loaded denoiser; num_images: without it an image of each prompt;
     out: a new folder for `00000.png` ..., `grid.png` and `samples.json`, which appears whole or not at all; keep:
     False where memory does not hold all images, which are only written then; settings: those of a `SamplingRequest`
-    (steps, sampler, class_labels, prompts, guidance_scale ...), in place of `request` or to change it.
+    (steps, sampler, class_labels, prompts, guidance_scale ...), in place of `request` or to change it. Several
+    processes draw the batches in turn: all get the images, the first one writes.
 
     >>> samples = sample("builtin:fashion_mnist_teacher", num_images=2, steps=2, class_labels=[9])
     >>> samples.images.shape, samples.settings["sampler"], samples.settings["evaluations"]
@@ -65,8 +67,7 @@ def sample(
     if count < 1 or batch_size < 1:
         raise ConfigError(f"{count} images in batches of {batch_size} were asked for; both must be 1 or more")
     target = None if out is None else Path(out)
-    if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"--out '{target}' already exists and is not an empty folder; name a new one")
+    processes.lead(lambda: _refuse_taken(target))
     if isinstance(model, Denoiser):
         name = model.metadata.get("path")
         model = model if device is None else model.to(pick_device(device))
@@ -77,13 +78,18 @@ def sample(
     plan = plan_sampling(model, request)
     record = _settings(name, plan, seed, batch_size, next(model.parameters()).device)
     record["attention"] = str(kernels)
-    with nullcontext() if target is None else new_folder(target) as folder:
+    with nullcontext() if target is None or not processes.leader() else new_folder(target) as folder:
         record["images"] = _entries(plan, count, seed)  # all before the first, so that no memory is taken later
-        batches = (images for images, _ in run_plan(model, plan, num_images=count, seed=seed, batch_size=batch_size))
+        batches = (images for images, _ in run_shared(model, plan, num_images=count, seed=seed, batch_size=batch_size))
         images = _collect(batches, plan, record["images"], folder, keep)
         if folder is not None:
             write_json(folder / "samples.json", record)
     return Samples(images, record, plan)
+
+
+def _refuse_taken(target: Path | None) -> None:
+    if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"--out '{target}' already exists and is not an empty folder; name a new one")
 
 
 def _entries(plan: Plan, count: int, seed: int) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ Signals are taken before anything heavy is imported, which takes seconds: a sche
 
 from typing import TYPE_CHECKING, Any
 
+from diffdistill import processes
 from diffdistill.config import Resolved
 from diffdistill.config.places import placed
 from diffdistill.errors import DiffDistillError
@@ -34,5 +35,6 @@ def announced(verb: str, resolved: Resolved[Any]) -> int:
             result: Result = named(f"diffdistill.training.run:{verb}")(resolved)
         except DiffDistillError as error:
             raise placed(error, resolved.config, resolved.origins) from error
-    print(f"{result.model_folder}: the model; {result.folder / 'report.html'}: curves, grids and figures")
+    if processes.leader():
+        print(f"{result.model_folder}: the model; {result.folder / 'report.html'}: curves, grids and figures")
     return 0

@@ -3,20 +3,22 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
 
+from diffdistill import processes
 from diffdistill.config.schema import Run
 from diffdistill.matching.micro_batches import Metrics
 from diffdistill.training.attention import Networks
 from diffdistill.training.log import Log
 from diffdistill.training.randomness import seed_step
 from diffdistill.training.resume import Inputs, resume, settings_of
-from diffdistill.training.signals import Stopped, StopRequest, stop_requests
-from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
+from diffdistill.training.signals import Stopped, StopRequest, led, stop_requests
+from diffdistill.training.store import CheckpointStore, Parts, checksum, load_checkpoint
 
 GO_ON = "continue with resume_from_checkpoint=latest"
 
@@ -68,8 +70,14 @@ class TrainingRun(Generic[Model]):
     went_back: int | None = None
 
     def __post_init__(self) -> None:
-        self.log = Log(self.folder / "metrics.jsonl", self.step)
         self.saved_at = time.monotonic()
+        if processes.leader():
+            self.log  # noqa: B018  # made now: later lines go
+
+    @cached_property
+    def log(self) -> Log:
+        """The leader's alone."""
+        return Log(self.folder / "metrics.jsonl", self.step)
 
     @property
     def last(self) -> bool:
@@ -118,9 +126,17 @@ class TrainingRun(Generic[Model]):
     def stop_here(self, start: int) -> NoReturn:
         """Save what this sitting trained after step `start`; a signal has come."""
         if self.step > start:
-            self.save()
+            processes.lead(self.save)
             self.stop.sentence = f"stopped at step {self.step}, state saved; {GO_ON}"
         raise Stopped
+
+    def agree(self) -> None:
+        """What one process has seen, a signal or an end, is so for all; Stopped where it is a signal."""
+        word = processes.most(2 * self.stop.word + self.ended)
+        self.ended = self.ended or word % 2 == 1
+        self.stop.hear(word // 2)
+        if word > 1:
+            raise Stopped
 
     def go_back(self, step: int) -> None:
         """Everything as it was at `step`, saved as the checkpoint of this step: what later runs start from."""
@@ -153,10 +169,14 @@ def run_loop(
     A resumed run is bit-equal to one never stopped, for the same number of threads: step k seeds itself with (seed,
     k), the data order is a function of (seed, epoch), and all tensors are in the checkpoint. Observers are called in
     their order. Raises Preempted or Interrupted where a signal came, once the last whole step is saved.
+
+    Several processes make one run, of any number of them: all update alike, the leader alone has observers and files.
     """
     store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)
     with stop_requests() as stop:
         state = resume(task.parts, config, store, inputs or {}) or {}
+        if processes.size() > 1:  # each takes the steps of all, so they must begin alike
+            processes.agree({"weights": checksum(task.parts)})
         start = state.get("step")
         with tqdm(total=config.max_train_steps, initial=start or 0, unit="step", mininterval=1.0) as bar:
             run = TrainingRun(
@@ -171,8 +191,8 @@ def run_loop(
 
 
 def _train(run: TrainingRun[Any], observers: Sequence[Observer]) -> None:
-    for observer in observers:
-        observer.start(run)
+    led(lambda: _each(observers, "start", run))
+    run.agree()
     while not run.over:
         with run.stop.held():  # a signal waits for the end of the update, and of what sees it
             began = time.perf_counter()
@@ -181,8 +201,11 @@ def _train(run: TrainingRun[Any], observers: Sequence[Observer]) -> None:
             run.seconds += time.perf_counter() - began
             run.step += 1
             run.bar.update()
-            for observer in observers:
-                observer.after(run)
-        run.stop.obey()
+            led(lambda: _each(observers, "after", run), at_once=False)
+        run.agree()
+    led(lambda: _each(observers, "end", run))
+
+
+def _each(observers: Sequence[Observer], hook: str, run: TrainingRun[Any]) -> None:
     for observer in observers:
-        observer.end(run)
+        getattr(observer, hook)(run)

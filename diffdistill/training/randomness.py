@@ -14,6 +14,6 @@ def mix(seed: int, *counters: int) -> int:
     return value >> 1
 
 
-def seed_step(seed: int, step: int, rank: int = 0) -> None:
-    """Seed torch's generators for one training step."""
-    torch.manual_seed(mix(seed, step, rank))
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch's generators for one training step, in every process alike: what is drawn is the whole batch's."""
+    torch.manual_seed(mix(seed, step, 0))

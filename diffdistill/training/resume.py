@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from diffdistill import processes
 from diffdistill.config.schema import Run
 from diffdistill.errors import ConfigError, DiskError
+from diffdistill.files import sha256
 from diffdistill.training.store import (
+    MANIFEST,
     CheckpointStore,
     Parts,
     check_parts,
@@ -56,16 +59,13 @@ def resume(parts: Parts, config: Run, store: CheckpointStore, inputs: Inputs) ->
     """
     if config.resume_from_checkpoint is None:
         return None
-    folder, skipped = store.find(config.resume_from_checkpoint)
-    for line in skipped:
-        tqdm.write(f"skipped {line}")
-    if folder is None:
+    found = processes.lead(lambda: _found(parts, config, store, inputs))
+    if found is None:
         return None
-    state = read_state(folder)
-    check_parts(folder, parts)
-    check_same_run(folder, state, config, inputs)
-    load_checkpoint(folder, parts)
-    set_aside(store, state["step"])
+    folder = Path(found["folder"])
+    _check_shared(folder, found["manifest"])
+    state = load_checkpoint(folder, parts)
+    processes.lead(lambda: set_aside(store, state["step"]))
     threads = state.get("threads", torch.get_num_threads())
     if threads != torch.get_num_threads():
         tqdm.write(
@@ -74,6 +74,34 @@ def resume(parts: Parts, config: Run, store: CheckpointStore, inputs: Inputs) ->
         )
     tqdm.write(f"resumed {folder.name}")
     return state
+
+
+def _found(parts: Parts, config: Run, store: CheckpointStore, inputs: Inputs) -> dict[str, str] | None:
+    """The folder to go on from, looked at, and the SHA-256 of its manifest; None where there is none."""
+    assert config.resume_from_checkpoint is not None
+    folder, skipped = store.find(config.resume_from_checkpoint)
+    for line in skipped:
+        tqdm.write(f"skipped {line}")
+    if folder is None:
+        return None
+    check_parts(folder, parts)
+    check_same_run(folder, read_state(folder), config, inputs)
+    return {"folder": str(folder.absolute()), "manifest": sha256(folder / MANIFEST)}
+
+
+def _check_shared(folder: Path, manifest: str) -> None:
+    """ConfigError where other processes, which may be on other machines, do not see the leader's checkpoint."""
+    try:
+        same = sha256(folder / MANIFEST) == manifest
+    except OSError:
+        same = False
+    if processes.most(not same):
+        raise processes.together_told(
+            ConfigError(
+                f"not every process sees the checkpoint '{folder}' of process 0; put output_dir where all machines "
+                f"read the same files"
+            )
+        )
 
 
 def check_same_run(folder: Path, state: dict[str, Any], config: Run, inputs: Inputs) -> None:

@@ -1,16 +1,19 @@
 """What the verbs that train do, as functions of their settings: build the task, run it in its folder, publish."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from diffdistill import processes
 from diffdistill.config import Resolved
 from diffdistill.config.align import Align
 from diffdistill.config.schema import Distill, Run, Train
 from diffdistill.config.unused import refuse_idle
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
 from diffdistill.evaluation.figures import numbers_of
 from diffdistill.pipelines.text.adapter import load_pipeline
 from diffdistill.reporting.report import write_report
@@ -19,14 +22,14 @@ from diffdistill.training.batches import described_classes, names_of_classes, tr
 from diffdistill.training.device import Device
 from diffdistill.training.inputs import model_digest, pairs_digest, reward_digests
 from diffdistill.training.kinds import kind_of
-from diffdistill.training.loop import GO_ON, Task, run_loop
+from diffdistill.training.loop import GO_ON, Observer, Task, run_loop
 from diffdistill.training.monitors.images import ImageMonitor
 from diffdistill.training.monitors.pairs import PairMonitor
 from diffdistill.training.observers import Monitor, usual_observers
 from diffdistill.training.publish import DenoiserPublisher, PipelinePublisher, Publisher, publish
 from diffdistill.training.resume import Inputs
-from diffdistill.training.run_folder import Records, opened
-from diffdistill.training.signals import stop_requests, stops
+from diffdistill.training.run_folder import Records, opened, package_versions
+from diffdistill.training.signals import held_together, led, stop_requests, stops
 from diffdistill.training.tasks.align import AlignTask
 from diffdistill.training.tasks.distill import DistillTask
 from diffdistill.training.tasks.teacher import TeacherTask
@@ -53,22 +56,27 @@ class Result:
 
 
 @stops
+@processes.together()
 def train(resolved: Resolved[Train]) -> Result:
     """A teacher by denoising score matching, into `model/`."""
     config = resolved.config
+    check_processes(resolved)
     device = Device(config.mixed_precision, config.num_threads)
     data = training_data(config)
     task = TeacherTask(config, data, device)
     record = choices(task, config, device)
     publisher = DenoiserPublisher(resolved, data, "model", "teacher", class_names=data.class_names)
     record |= classes_of_run(data)
-    return execute(task, resolved, ImageMonitor(config, data), publisher, record, {"data": data.fingerprint})
+    inputs = {"data": data.fingerprint}
+    return execute(task, resolved, lambda: ImageMonitor(config, data), publisher, record, inputs)
 
 
 @stops
+@processes.together()
 def distill(resolved: Resolved[Distill]) -> Result:
     """A one- or few-step student of a teacher, into `student/`."""
     config = resolved.config
+    check_processes(resolved)
     device = Device(config.mixed_precision, config.num_threads)
     teacher = Denoiser.from_pretrained(config.teacher, device.name)
     teacher.check_teacher(config.teacher)
@@ -82,7 +90,6 @@ def distill(resolved: Resolved[Distill]) -> Result:
             f"all {task.first} steps are regression on the teacher's trajectories, as student.regression.steps asks: "
             f"a first stage, for initialize_from"
         )
-    monitor = kind.monitor(config, data, teacher)
     reward = {} if task.reward is None else {"reward": task.reward.versions()}
     # A student of converted weights is under their licence too, so its card must name them.
     source = teacher.metadata.get("source") or teacher.metadata.get("teacher_source")
@@ -93,13 +100,15 @@ def distill(resolved: Resolved[Distill]) -> Result:
     )  # fmt: skip
     inputs = {"data": data.fingerprint, "teacher": model_digest(config.teacher), **reward_digests(config)}
     record |= classes_of_run(data)
-    return execute(task, resolved, monitor, publisher, record, inputs)
+    return execute(task, resolved, lambda: kind.monitor(config, data, teacher), publisher, record, inputs)
 
 
 @stops
+@processes.together()
 def align(resolved: Resolved[Align]) -> Result:
     """The network of a text-to-image pipeline, trained on pairs, into `model/`."""
     config = resolved.config
+    check_processes(resolved)
     pairs, held_out = training_pairs(config)
     device = Device(config.mixed_precision, config.num_threads)
     model = load_pipeline(config.model)
@@ -107,7 +116,8 @@ def align(resolved: Resolved[Align]) -> Result:
     task = AlignTask(config, model, pairs, device)
     record = choices(task, config, device)
     inputs = {"data": pairs_digest(pairs.pairs), "model": model_digest(config.model)}
-    return execute(task, resolved, PairMonitor(task, held_out), PipelinePublisher(task, resolved), record, inputs)
+    publisher = PipelinePublisher(task, resolved)
+    return execute(task, resolved, lambda: PairMonitor(task, held_out), publisher, record, inputs)
 
 
 def classes_of_run(data: Any) -> dict[str, str]:
@@ -116,32 +126,56 @@ def classes_of_run(data: Any) -> dict[str, str]:
     return {} if described is None else {"classes": described}
 
 
-def choices(task: Task[Model], config: Run, device: Device) -> dict[str, str]:
+def check_processes(resolved: Resolved) -> None:
+    """ConfigError where processes were started differently, or one would have no image of a batch."""
+    config: Run = resolved.config
+    versions = {f"version of {name}": value for name, value in package_versions().items()}
+    processes.agree({"settings": resolved.text_yaml, **versions})
+    if (count := processes.size()) > config.train_batch_size:
+        raise processes.together_told(
+            ConfigError(
+                f"{count} processes share the {config.train_batch_size} images of train_batch_size; start no more "
+                f"than that, or raise it"
+            )
+        )
+
+
+def choices(task: Task[Model], config: Run, device: Device) -> dict[str, Any]:
     """What `auto` became on this machine, for the record; the task's networks attend by it from here on."""
     attention = choose_attention(task.networks(), config.attention, device.autocast)
-    return {"attention": attention, "mixed_precision": device.precision}
+    return {"attention": attention, "mixed_precision": device.precision, "processes": processes.size()}
 
 
 def execute(
     task: Task[Model],
     resolved: Resolved,
-    monitor: Monitor[Model],
+    watching: Callable[[], Monitor[Model]],
     publisher: Publisher[Model],
-    record: dict[str, str],
+    record: dict[str, Any],
     inputs: Inputs,
 ) -> Result:
     """Run a task in its folder; publish its model with card, figures and report.
 
     Whatever can be refused is refused by the arguments' own making and by the observers', before there is a folder.
-    inputs: digests of what the task is made from, which a resumed run compares.
+    watching: makes the monitor, in the leader alone. inputs: digests of what the task is made from, which a resumed
+    run compares.
     """
     config: Run = resolved.config
-    observers = [Records(resolved, record), *usual_observers(config, monitor)]
-    with opened(config) as folder, stop_requests() as stop:
-        monitor.begin(folder)
-        run = run_loop(task, config, folder, observers, inputs)
-        stop.sentence = f"stopped when all {run.step} steps were trained and saved; {GO_ON}"
-        published = folder / publisher.name
-        publish(publisher, task.averaged(), published, run.evaluation)
-        write_report(folder)
-    return Result(folder, published, numbers_of(run.evaluation) if run.evaluation else {})
+    processes.agree({**inputs, "mixed_precision": record["mixed_precision"]})
+    monitors: list[Monitor[Model]] = []
+    observers: list[Observer] = []
+
+    def observe() -> None:
+        monitors.append(watching())
+        observers.extend([Records(resolved, record), *usual_observers(config, monitors[0])])
+
+    with stop_requests() as stop, held_together():
+        led(observe)
+        with opened(config) as folder:
+            led(lambda: monitors[0].begin(folder))
+            run = run_loop(task, config, folder, observers, inputs)
+            stop.sentence = f"stopped when all {run.step} steps were trained and saved; {GO_ON}"
+            published = folder / publisher.name
+            led(lambda: publish(publisher, task.averaged(), published, run.evaluation))
+            led(lambda: write_report(folder))
+    return Result(folder, published, processes.share(numbers_of(run.evaluation) if run.evaluation else {}))

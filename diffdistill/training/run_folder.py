@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from diffdistill import __version__, machine
+from diffdistill import __version__, machine, processes
 from diffdistill.config import Resolved, load_config
 from diffdistill.config.schema import Run
 from diffdistill.errors import ConfigError, DiskError
@@ -28,6 +28,14 @@ OF_A_SITTING = {"resume_from_checkpoint": "null", "allow_changed_inputs": "false
 
 @contextlib.contextmanager
 def opened(config: Run) -> Iterator[Path]:
+    """`opened_here`, for the leader of several processes; the others see no more than its name."""
+    with contextlib.ExitStack() as stack:
+        processes.lead(lambda: str(stack.enter_context(opened_here(config))))
+        yield Path(config.output_dir)
+
+
+@contextlib.contextmanager
+def opened_here(config: Run) -> Iterator[Path]:
     """The run folder, for this process alone: new, or the one to resume (with the same settings but for length and
     logging).
 
@@ -59,7 +67,7 @@ class Records(Observer):
     record: what `auto` became, for the latter.
     """
 
-    def __init__(self, resolved: Resolved, record: dict[str, str]):
+    def __init__(self, resolved: Resolved, record: dict[str, Any]):
         self.resolved, self.record = resolved, record
 
     def start(self, run: TrainingRun[Any]) -> None:
@@ -136,8 +144,6 @@ def warn_of_precision(environment: Path, precision: str) -> None:
 
 def environment() -> dict[str, Any]:
     """What a reader needs to judge the speed and repeat the run; no paths, no user names."""
-    from importlib.metadata import version
-
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -145,10 +151,17 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **{package: version(package) for package in ("torch", "diffusers", "accelerate", "safetensors", "numpy")},
-        "diffdistill": __version__,
+        **package_versions(),
         "command": command_line(),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Of what computes."""
+    from importlib.metadata import version
+
+    packages = ("torch", "diffusers", "accelerate", "safetensors", "numpy")
+    return {package: version(package) for package in packages} | {"diffdistill": __version__}
 
 
 def command_line() -> str:

@@ -3,17 +3,21 @@
 A scheduler gives seconds. So a signal raises `Stopped` wherever nothing is lost by it: while data and networks are
 made, images drawn, measured, published. An update and the save after it are whole or not at all: there the signal is
 noted, and obeyed when they are done. In between nothing asks for it, so it costs a step nothing.
+
+Of several processes only the leader may stop at once, while it works for all; the others wait for it, and none leaves
+a common call. What one has noted, all obey at the end of the step.
 """
 
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
+from diffdistill import processes
 from diffdistill.errors import DiffDistillError, Interrupted, Preempted
 
 Params = ParamSpec("Params")
@@ -51,6 +55,17 @@ class StopRequest:
         self.requested, self._first, self._came = True, number, time.monotonic()
         self.error = Interrupted if number == signal.SIGINT else Preempted
         self.obey()
+
+    @property
+    def word(self) -> int:
+        """0: no signal; 1: to be preempted; 2: Ctrl-C. What processes tell each other."""
+        return 0 if not self.requested else 2 if self.error is Interrupted else 1
+
+    def hear(self, word: int) -> None:
+        """A signal that has come to another process."""
+        if word and not self.requested:
+            self.requested, self._came = True, time.monotonic()
+            self.error = Interrupted if word == 2 else Preempted
 
     def obey(self) -> None:
         """Raise Stopped if a signal has come, unless it has to wait."""
@@ -100,7 +115,7 @@ def stop_requests() -> Iterator[StopRequest]:
             before[number] = signal.signal(number, stop.handle)
         yield stop
     except Stopped:
-        raise stop.error(stop.sentence) from None
+        raise processes.together_told(stop.error(stop.sentence)) from None
     finally:
         for taken, handler in before.items():
             signal.signal(taken, handler)
@@ -119,8 +134,42 @@ def _in_main_thread() -> bool:
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Within an update: signals are obeyed at once in here, where no weight has moved yet."""
-    with _now.window() if _in_main_thread() else nullcontext():
+    with _now.window() if _in_main_thread() and processes.size() == 1 else nullcontext():
         yield
+
+
+def stop_if_asked() -> None:
+    """Within an update that moves no weight yet, in all processes at once: the same for several of them."""
+    if processes.size() > 1 and (word := processes.most(_now.word)):
+        _now.hear(word)
+        raise Stopped
+
+
+def held_together() -> AbstractContextManager[None]:
+    """Signals wait in each of several processes until all obey them; nothing for one process."""
+    return _now.held() if processes.size() > 1 else nullcontext()
+
+
+def led(act: Callable[[], object], at_once: bool = True) -> None:
+    """The leader acts and the others wait; an error, and a stop, are those of all.
+
+    at_once: whether the leader obeys signals all the while, or only where it opens a window itself.
+    """
+    if processes.size() == 1:
+        act()
+        return
+
+    def acting() -> int | None:
+        try:
+            with _now.window() if at_once else nullcontext():
+                act()
+        except Stopped:
+            return _now.word
+        return None
+
+    if (word := processes.lead(acting)) is not None:
+        _now.hear(word)
+        raise Stopped
 
 
 def stops(function: Callable[Params, Value]) -> Callable[Params, Value]:

@@ -35,6 +35,13 @@ def tensors_of(part: Part) -> dict[str, Tensor]:
     return {f"{index}.{key}": torch.as_tensor(value) for index, slots in state.items() for key, value in slots.items()}
 
 
+def checksum(parts: Parts) -> int:
+    """A number that differs, but for chance, where any tensor does; the same on every machine."""
+    tensors = [value for part in parts.values() for value in tensors_of(part).values()]
+    sums = [value.reshape(-1).view(torch.uint8).sum(dtype=torch.int64) for value in tensors]
+    return sum(int(value) for value in sums)
+
+
 def restore(part: Part, tensors: dict[str, Tensor]) -> None:
     """Inverse of `tensors_of`, in place."""
     if isinstance(part, nn.Module):

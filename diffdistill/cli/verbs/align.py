@@ -9,4 +9,5 @@ VERB = Verb(
     add_config,
     30,
     "diffdistill.config.align:Align",
+    shared=True,
 )

@@ -9,4 +9,5 @@ VERB = Verb(
     add_config,
     20,
     "diffdistill.config.schema:Distill",
+    shared=True,
 )

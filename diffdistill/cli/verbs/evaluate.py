@@ -114,4 +114,6 @@ def _not_used(args: argparse.Namespace) -> str | None:
     return None
 
 
-VERB = Verb("evaluate", "FID and others, with their protocol", "diffdistill.evaluation.command:run", add_flags, 50)
+VERB = Verb(
+    "evaluate", "FID and others, with their protocol", "diffdistill.evaluation.command:run", add_flags, 50, shared=True
+)

@@ -28,4 +28,6 @@ def _calibration_unused(args: argparse.Namespace) -> str | None:
     return None
 
 
-VERB = Verb("sample", "make images with a teacher or a student", "diffdistill.sampling.command:run", add_flags, 40)
+VERB = Verb(
+    "sample", "make images with a teacher or a student", "diffdistill.sampling.command:run", add_flags, 40, shared=True
+)

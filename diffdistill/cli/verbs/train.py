@@ -9,4 +9,5 @@ VERB = Verb(
     add_config,
     10,
     "diffdistill.config.schema:Train",
+    shared=True,
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from diffdistill import processes
 from diffdistill.config.schema import Distill
 from diffdistill.data import ImageSet, batch_indices, load_images, to_model_range
 from diffdistill.data.prompts import digest_of, read_prompts
@@ -58,7 +59,11 @@ def text_data(config: Distill, model: TextDenoiser) -> TextSet:
     if data.images.shape[1] == 1:  # a VAE takes colour
         data = replace(data, images=data.images.expand(-1, 3, -1, -1).contiguous())
     assert data.texts is not None
-    latents = torch.cat([model.encode(to_model_range(part)).cpu() for part in data.images.split(16)])
+    processes.agree({"data": data.fingerprint})  # several encode it in turn
+    parts = processes.in_turn(
+        lambda part: {"latents": model.encode(to_model_range(part)).cpu()}, data.images.split(16)
+    )
+    latents = torch.cat([part["latents"] for part in parts])
     return TextSet(model.prompts.ids(data.texts), latents, data, data.name, data.fingerprint)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffdistill import processes
 from diffdistill.matching.micro_batches import Metrics
 from diffdistill.training.optim.updater import Updater
 
@@ -30,6 +31,7 @@ class BackwardUpdater(Updater):
 
     def _move(self, weight: nn.Parameter) -> None:
         assert weight.grad is not None
+        processes.sum_gradients([weight])  # in the order of the pass, which is the same in all processes
         norm = weight.grad.norm()
         self.require_finite(norm, self.now)
         self.norms.append(norm)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffdistill import processes
 from diffdistill.errors import NonFiniteError
 from diffdistill.matching.micro_batches import Metrics
 from diffdistill.optimizers import Muon, Optimizer
@@ -47,6 +48,7 @@ class Updater:
 
     def step(self, step: int) -> Metrics:
         """Clip, check, update, clear. NonFiniteError, before any weight moves, if the gradient is not finite."""
+        processes.sum_gradients(self.parameters)
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
         self.require_finite(norm, step)

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffdistill import processes
 from diffdistill.alignment import MaPOOutput, NoisedPairs, diffusion_dpo_loss, mapo_loss, noise_pairs
 from diffdistill.alignment.pairs import rows_of_pairs
 from diffdistill.config.align import Align, DiffusionDPO
 from diffdistill.data import batch_indices
 from diffdistill.data.pairs import Pair, PairSet, Picture, picture
-from diffdistill.matching.micro_batches import Metrics, parts_of
+from diffdistill.matching.micro_batches import Metrics, blank_like, parts_of
 from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.kept import Condition
 from diffdistill.pipelines.text.lora import AdaptedNetwork, SharedWeights
@@ -77,13 +78,17 @@ class AlignTask:
     def update(self, step: int) -> Metrics:
         count = self.config.train_batch_size
         chosen = batch_indices(len(self.pairs), count, self.config.seed, step)
-        pairs = [self.pairs.pairs[i] for i in chosen.tolist()]
-        flips = torch.rand(count) < 0.5 if self.config.data.horizontal_flip else None
+        mine = processes.rows(count)
+        pairs = [self.pairs.pairs[i] for i in chosen[mine].tolist()]
+        flips = (torch.rand(count) < 0.5)[mine] if self.config.data.horizontal_flip else None
         pictures = pictures_of(pairs, self.size, flips)
-        parts = parts_of(count, self.config.micro_batch_size)
+        parts = parts_of(len(pairs), self.config.micro_batch_size)
         moments = self.model.moments(pictures)
-        latents = self.model.latents(moments, torch.randn_like(moments.chunk(2, dim=1)[0]))
-        noised = noise_pairs(self.model.scheduler, *latents.chunk(2))
+        # Drawn for the pairs of all processes, of which each takes its own.
+        blank = blank_like(moments.chunk(2, dim=1)[0], 2 * count)
+        latents = self.model.latents(moments, rows_of_pairs(torch.randn_like(blank), mine))
+        u, noise = torch.rand(count, device=latents.device), torch.randn_like(blank[:count])
+        noised = noise_pairs(self.model.scheduler, *latents.chunk(2), u=u[mine], noise=noise[mine])
         cond = self.model.conditions([pair.text for pair in pairs] * 2, pictures)
         ties = torch.tensor([pair.tie for pair in pairs], device=latents.device)
         self.updater.begin(step)
@@ -94,7 +99,7 @@ class AlignTask:
             (share * out.loss).backward()
             figures = {"loss": out.loss.detach(), "margin": out.margin.mean(), "win_rate": out.acc, **extra}
             metrics = {name: metrics.get(name, 0.0) + share * value for name, value in figures.items()}
-        return metrics | self.updater.step(step)
+        return processes.mean(metrics, count, count) | self.updater.step(step)
 
     def loss(self, noised: NoisedPairs, cond: Condition, ties: Tensor) -> tuple[MaPOOutput, dict[str, Tensor]]:
         """The method's loss of some pairs, and their denoising errors for the log."""

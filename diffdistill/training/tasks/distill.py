@@ -5,11 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diffdistill import processes
 from diffdistill.config.schema import Distill
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError
-from diffdistill.matching.micro_batches import Metrics, mean_of, parts_of, rows_of
+from diffdistill.matching.micro_batches import Metrics, blank_like, mean_of, parts_of, rows_of
 from diffdistill.matching.step import DistributionMatching
 from diffdistill.methods.base import Rewarded
 from diffdistill.pipelines.text.data import TextSet
@@ -153,8 +154,11 @@ class DistillTask:
         config, method = self.config, self.method
         progress = step / (config.max_train_steps - self.first)
         real, cond = self.data.draw(config.train_batch_size, config.seed, batch, config.data.horizontal_flip)
-        real, cond = self.device.put(real, cond)
+        count = config.train_batch_size
+        mine = processes.rows(count)
+        real, cond = self.device.put(*(rows_of(value, mine) for value in (real, cond)))
         x, sigma = self.student_input(real, cond)
+        blank = blank_like(x, count)  # what is drawn is drawn for the batch of all processes
         parts = parts_of(len(x), config.micro_batch_size)
         whole = len(parts) == 1
         with torch.set_grad_enabled(whole):  # in parts, the graph of each is made again when its turn has come
@@ -163,19 +167,22 @@ class DistillTask:
         metrics: Metrics = {}
         for _ in range(config.critic.updates_per_step):
             of_parts: list[Metrics] = []
-            noise = method.critic_noise(x0.detach(), real is not None)
+            noise = method.critic_noise(blank, real is not None).part(mine)
             for rows in parts:
                 loss, values = method.critic_loss(x0[rows], rows_of(cond, rows), rows_of(real, rows), noise.part(rows))
-                (len(x0[rows]) / len(x0) * loss).backward()
+                (len(x0[rows]) / count * loss).backward()
                 of_parts.append(values)
             for updater in self.critic_updaters:
                 metrics |= updater.step(step)
-            metrics |= mean_of(of_parts, parts)
+            metrics |= processes.mean(mean_of(of_parts, parts), len(x0), count)
 
         if progress >= method.choices.critic_warmup:
-            gradient, values = method.student_gradient(x0, cond, progress, self.texts(cond), config.micro_batch_size)
+            gradient, values = method.student_gradient(
+                x0, cond, progress, self.texts(cond), config.micro_batch_size,
+                method.student_noise(blank).part(mine), count,
+            )  # fmt: skip
             # The mean over C, H, W too, so that clipping thresholds mean what they mean in the papers.
-            gradient = gradient / x0.numel()
+            gradient = gradient / blank.numel()
             for rows in parts:
                 images = x0 if whole else self.images(x[rows], sigma[rows], rows_of(cond, rows))
                 images.backward(gradient[rows])
@@ -193,22 +200,27 @@ class DistillTask:
 
     @torch.no_grad()
     def student_input(self, real: Tensor | None, cond: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`(x, sigma)` for one of the student's K steps, drawn for the whole batch.
+        """`(x, sigma)` for one of the student's K steps, drawn for the whole batch, of which these rows are taken.
 
         Step 1 sees pure noise. A later step sees what it will see when sampling, the student's own previous image
         noised again (backward simulation, 2405.14867, section 4.5), or, cheaper and mismatched, a noised real image.
         """
         k = int(torch.randint(len(self.levels), ()))
         shape = (self.config.train_batch_size, *self.student.image_shape)
-        x = self.student.process.start_scale(self.levels[0]) * torch.randn(shape, device=self.device.name)
+        mine = processes.rows(shape[0])
+
+        def draw() -> Tensor:
+            return torch.randn(shape, device=self.device.name)[mine]
+
+        x = self.student.process.start_scale(self.levels[0]) * draw()
         if k and real is not None and self.config.student.training_input == "noised_data":
-            x = real + self.levels[k] * torch.randn_like(real)
+            x = real + self.levels[k] * draw()
         elif k:
             for level, below in zip(self.levels[:k], self.levels[1:], strict=False):
                 sigma = x.new_full((len(x),), level)
                 parts = parts_of(len(x), self.config.micro_batch_size)
                 x0 = torch.cat([self.images(x[rows], sigma[rows], rows_of(cond, rows)) for rows in parts])
-                x = self.student.clip(x0) + below * torch.randn_like(x)
+                x = self.student.clip(x0) + below * draw()
         return x, x.new_full((len(x),), self.levels[k])
 
     def networks(self) -> Networks:

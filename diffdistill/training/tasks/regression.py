@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from diffdistill import processes
 from diffdistill.config.schema import Regression
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
@@ -24,7 +25,7 @@ from diffdistill.training.device import Device
 from diffdistill.training.optim.muon import split_weights
 from diffdistill.training.optim.updater import Ema, Updater
 from diffdistill.training.randomness import mix
-from diffdistill.training.signals import stoppable
+from diffdistill.training.signals import stop_if_asked, stoppable
 
 Trajectories = tuple[Tensor, Tensor, Tensor | None]
 """States at the student's K levels `(B, K, C, H, W)`, the images they lead to `(B, C, H, W)`, conditions `(B,)`."""
@@ -97,7 +98,11 @@ class TrajectoryPairs:
 
     @cached_property
     def _all(self) -> Trajectories:
-        states, images, conds = zip(*(self._batch(k) for k in range(self.count)), strict=True)
+        made = []
+        for k in range(self.count):
+            stop_if_asked()  # a resumed run makes all of them, which may take minutes
+            made.append(self._batch(k))
+        states, images, conds = zip(*made, strict=True)
         self._made.clear()
         return torch.cat(states), torch.cat(images), None if conds[0] is None else torch.cat(conds)
 
@@ -112,16 +117,19 @@ class TrajectoryPairs:
         _, cond = self.device.put(*labelled)  # only the labels matter, in the proportions of the data
         generator = torch.Generator().manual_seed(mix(self.seed, PAIRS_STREAM, k))
         noise = torch.randn((self.batch, *self.teacher.image_shape), generator=generator).to(self.device.name)
+        mine = processes.rows(self.batch)
+        noise, mine_cond = noise[mine], rows_of(cond, mine)
         states = [self.teacher.process.start_scale(self.levels[0]) * noise]
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
             if sigma in self.levels[1:]:
                 states.append(x)
             with self.device.autocast():
-                return self.teacher.guided(x, x.new_full((len(x),), sigma), cond, self.guidance_scale)
+                return self.teacher.guided(x, x.new_full((len(x),), sigma), mine_cond, self.guidance_scale)
 
         image = self.teacher.clip(dpm_solver(denoise, noise * self.grid[0], self.grid))
-        return torch.stack(states, dim=1), image, cond
+        states_of_all = processes.gather(torch.stack(states, dim=1), self.batch)
+        return states_of_all, processes.gather(image, self.batch), cond
 
 
 class TrajectoryRegression:
@@ -149,17 +157,22 @@ class TrajectoryRegression:
 
     def update(self, step: int) -> Metrics:
         with stoppable():  # making pairs may take minutes, and moves no weight
-            x, sigma, target, cond = self.pairs[step]
+            whole = self.pairs[step]
+        count, mine = len(whole[0]), processes.rows(len(whole[0]))
+        x, sigma, target, cond = (rows_of(value, mine) for value in whole)
         parts = parts_of(len(x), self.part_size)
         of_parts: list[Metrics] = []
+        images = []
         for rows in parts:
             with self.device.autocast():
                 x0 = self.student(x[rows], sigma[rows], rows_of(cond, rows))
             loss = (x0 - target[rows]).square().mean()
-            (len(x0) / len(x) * loss).backward()
-            of_parts.append({"regression/loss": loss.detach(), "x0/std": x0.detach().std()})
+            (len(x0) / count * loss).backward()
+            images.append(x0.detach())
+            of_parts.append({"regression/loss": loss.detach()})
         metrics: Metrics = {}
         for updater in self.updaters:
             metrics |= updater.step(step)
         self.ema.update(self.student)
-        return {**mean_of(of_parts, parts), **metrics}
+        spread = processes.gather(torch.cat(images), count).std()
+        return {**processes.mean(mean_of(of_parts, parts), len(x), count), "x0/std": spread, **metrics}

@@ -3,13 +3,14 @@
 import torch
 from diffusers import UNet2DModel
 
+from diffdistill import processes
 from diffdistill.config.schema import Network, Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.files import reason_of
 from diffdistill.losses import denoising_loss
-from diffdistill.matching.micro_batches import Metrics
+from diffdistill.matching.micro_batches import Metrics, rows_of
 from diffdistill.models import UViT, apply_scalelong
 from diffdistill.process import EDM, Level, LevelLaw, per_sample
 from diffdistill.section import plain
@@ -104,13 +105,15 @@ class TeacherTask:
             labels = torch.where(dropped, self.model.null_class, labels)
         _, sigma = self.law.draw(len(x0), self.device.name)
         x_t = x0 + per_sample(sigma, x0) * torch.randn_like(x0)
+        count, mine = len(x0), processes.rows(len(x0))  # drawn for all processes, of which each takes its rows
+        x0, x_t, sigma, labels = (rows_of(value, mine) for value in (x0, x_t, sigma, labels))
         with self.device.autocast():
             denoised = self.model(x_t, sigma, labels)
         loss = denoising_loss(denoised, x0, sigma, self.config.sigma_data).mean()
-        loss.backward()
+        (len(x0) / count * loss).backward()
         metrics = self.updater.step(step)
         self.ema.update(self.model)
-        return {"loss": loss.detach(), **metrics}
+        return {**processes.mean({"loss": loss.detach()}, len(x0), count), **metrics}
 
     def networks(self) -> Networks:
         return layers_of(self.denoisers)
