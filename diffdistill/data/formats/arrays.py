@@ -147,8 +147,8 @@ def _check_several(shape: tuple[int, ...], name: str) -> None:
     if len(shape) == 3 and shape[0] == 3:
         _, height, width = shape
         refuse(
-            f"{name} has the shape (3, {height}, {width}), which may be one picture in colour: give three gray ones as "
-            f"(3, {height}, {width}, 1), and one as (1, 3, {height}, {width})"
+            f"{name} has the shape (3, {height}, {width}), which may be one picture in colour: give three gray ones "
+            f"as (3, {height}, {width}, 1), and one as (1, 3, {height}, {width})"
         )
 
 
