@@ -65,7 +65,8 @@ PACKED = {
         {"data/cat/0.png": 1, "data/dog/1.png": 2, "README.md": "x"},
         ([1, 2], [0, 1], ("cat", "dog")),
     ),
-    "macOS's copies": ({"cat/0.png": 1, "__MACOSX/cat/._0.png": "x", "dog/.DS_Store": "x"}, ([1], None, None)),
+    "macOS's copies": ({"cat/0.png": 1, "__MACOSX/cat/._0.png": "x", "dog/.DS_Store": "x"}, ([1], [0], ("cat",))),
+    "its own folder": ({"set/0.png": 1, "set/1.png": 2}, ([1, 2], None, None)),
     "a server's thumbnails": (
         {"cat/0.png": 1, "cat/@eaDir/0.png/SYNOPHOTO_THUMB_M.png": 9, "dog/1.png": 2},
         ([1, 2], [0, 1], ("cat", "dog")),

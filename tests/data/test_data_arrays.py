@@ -106,3 +106,21 @@ def test_images_of_zeros_and_ones_in_idx(caplog):
     with open("a-images-idx3-ubyte", "wb") as file:
         file.write(b"\0\0\x08\x03\0\0\0\x02\0\0\0\x08\0\0\0\x08" + bytes([0, 1] * 64))
     check("a-images-idx3-ubyte", r"holds no value but 0 and 1, and images go to 255", caplog)
+
+
+ONE_OR_THREE = (
+    r"has the shape \(3, 8, 10\), which may be one picture in colour: give three gray ones as \(3, 8, 10, 1\)"
+)
+
+
+def test_three_gray_images_or_one_in_colour(caplog):
+    three = GRAY[:3]
+    np.save("set.npy", three)
+    check("set.npy", ONE_OR_THREE, caplog)
+    np.savez("set.npz", images=three)
+    check("set.npz", "^images in set.npz " + ONE_OR_THREE, caplog)
+    for name, array in (("gray", three[..., None]), ("one", COLOUR[:1].transpose(0, 3, 1, 2))):
+        np.save(name, array)
+        assert len(load_images(f"{name}.npy")) == len(array)
+    np.savez("set.npz", images=three, labels=[0, 1, 1])
+    assert load_images("set.npz").images.shape == (3, 1, 8, 10)

@@ -103,6 +103,12 @@ def test_a_class_may_be_called_train(form):
 
 
 @both
+def test_one_class_folder_is_one_class(form):
+    found = load_images(write(form, {"cat/0.png": 1, "cat/1.png": 2}))
+    assert (found.labels.tolist(), found.class_names) == ([0, 0], ("cat",))
+
+
+@both
 @pytest.mark.parametrize("parent", ["", "data/", "a/b/"])
 def test_a_folder_around_the_set_changes_nothing(form, parent):
     found = load_images(write(form, {f"{parent}cat/0.png": 1, f"{parent}dog/0.png": 2}))

@@ -270,7 +270,7 @@ SOUND = {
     "captions": lambda folder: lines(folder, *(row(i, text=f"text {i}") for i in range(3))),
     "zip": lambda folder: zipped(folder, numbered(3, "cat/") | numbered(2, "dog/")),
     "npz": lambda folder: npz(folder, images=pixels(3, 8, 12, 3), labels=np.array([0, 1, 1])),
-    "npz of splits": lambda folder: npz(folder, x_train=pixels(3, 8, 8), x_test=pixels(2, 8, 8)),
+    "npz of splits": lambda folder: npz(folder, x_train=pixels(4, 8, 8), x_test=pixels(2, 8, 8)),
     "idx": lambda folder: write(folder, IDX | {"train-labels-idx1-ubyte": idx(np.arange(3, dtype=np.uint8))}),
     "parquet": lambda folder: parquet(folder, image=PICTURES, label=["a", "b", "a"], text=["x", "y", "x"]),
     "builtin": lambda _: "builtin:emoji",
@@ -353,7 +353,7 @@ def test_parquet_of_no_split_beside_splits_is_left_out(tmp_path):
 
 
 def test_black_blank_oblong_and_gray_pictures_are_noted(tmp_path):
-    dark = [pixels(8, 12) // 13 for _ in range(2)]
+    dark = [pixels(8, 12) // 13 for _ in range(3)]
     report = inspect_data(str(npz(tmp_path / "dark", images=np.stack([*dark, np.zeros_like(dark[0])]))))
     said = " / ".join(report["training"]["notes"])
     assert "12x8 is not square" in said

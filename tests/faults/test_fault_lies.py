@@ -128,10 +128,10 @@ def test_a_part_of_a_checkpoint(shop):
 
 
 def _arrays(suffix: str) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)
     stream = io.BytesIO()
     if suffix == ".npz":
-        np.savez_compressed(stream, images=pixels, labels=np.arange(3))
+        np.savez_compressed(stream, images=pixels, labels=np.arange(4))
     elif suffix == "":
         stream.write(b"\0\0\x08\x03" + np.array(pixels.shape, ">u4").tobytes() + pixels.tobytes())
     elif suffix == ".zip":

@@ -112,9 +112,9 @@ def open_at(data: str, path: Path, split: str) -> Source:
     >>> import numpy as np
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "unpacked.npy")
-    ...     np.save(path, np.zeros((3, 8, 8), np.uint8))
+    ...     np.save(path, np.zeros((4, 8, 8), np.uint8))
     ...     open_at("the set of my archive", path, "train").images.shape
-    (3, 8, 8, 1)
+    (4, 8, 8, 1)
     """
     for row in by_rank():
         if row.matches(data, path):

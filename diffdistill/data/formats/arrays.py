@@ -41,9 +41,11 @@ def read_npz(name: str, path: Path, split: str) -> Source:
         )
     if images_key in KEYS:
         only_split(split, name)
-    images = _as_images(arrays[images_key], f"{images_key} in {name}")
+    array = arrays[images_key]
+    images = _as_images(array, f"{images_key} in {name}")
     labels_key = _labels_key((of_split | KEYS)[images_key], images_key in KEYS, arrays)
     if labels_key is None:
+        _check_several(array.shape, f"{images_key} in {name}")
         return Source(len(images), images)
     labels = arrays[labels_key]
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
@@ -86,7 +88,9 @@ def read_npy(name: str, path: Path, split: str) -> Source:
     only_split(split, name)
     size = path.stat().st_size
     with open(path, "rb") as file:
-        images = _as_images(_load(file, name, size, size), name)
+        array = _load(file, name, size, size)
+    images = _as_images(array, name)
+    _check_several(array.shape, name)
     return Source(len(images), images)
 
 
@@ -136,6 +140,16 @@ def _as_images(array: "np.ndarray", name: str) -> "np.ndarray":
     check_pixels(array.shape[1], array.shape[2], name)
     check_range(array, name)
     return array
+
+
+def _check_several(shape: tuple[int, ...], name: str) -> None:
+    """DataError for an array (3, H, W) without labels: three gray images, or one picture in colour."""
+    if len(shape) == 3 and shape[0] == 3:
+        _, height, width = shape
+        refuse(
+            f"{name} has the shape (3, {height}, {width}), which may be one picture in colour: give three gray ones "
+            f"as (3, {height}, {width}, 1), and one as (1, 3, {height}, {width})"
+        )
 
 
 def _as_bytes(array: "np.ndarray") -> str:

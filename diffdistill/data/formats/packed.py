@@ -17,6 +17,8 @@ from diffdistill.data.source import (
     inside,
     is_hidden,
     is_picture,
+    split_of,
+    split_word,
 )
 from diffdistill.data.text import text_or_error
 from diffdistill.data.walk import LISTS, is_hidden_picture, say_hidden, say_left_out
@@ -86,9 +88,11 @@ def read_packed(packed: Packed, split: str) -> Source:
         kept = of_split(names, split, name)
         images, labels = [images[i] for i in kept], None if labels is None else [labels[i] for i in kept]
     else:
-        images = [images[i] for i in of_split(images, split, name)]
+        kept = of_split(images, split, name)
+        of_splits = split_of if len(kept) == len(images) else split_word
+        images = [images[i] for i in kept]
         if images:
-            order, labels, class_names = by_class(below_the_shared(images), name)
+            order, labels, class_names = by_class(below_the_shared(images, PurePosixPath(name).stem, of_splits), name)
             images = [images[i] for i in order]
     texts = texts_beside(images, packed.files, packed.texts, name)
     values = None
@@ -103,10 +107,23 @@ def _head(packed: Packed, file: PurePosixPath) -> bytes:
     return b"" if isinstance(data, DataError) else data
 
 
-def below_the_shared(files: Sequence[PurePosixPath]) -> list[PurePosixPath]:
-    """Paths from the folder on that the set begins in: folders around all of it were packed with it."""
+def below_the_shared(
+    files: Sequence[PurePosixPath], archive: str, of_splits: Callable[[str], str | None] = split_of
+) -> list[PurePosixPath]:
+    """Paths from the folder on that the set begins in: folders around all of it were packed with it.
+
+    A folder with images in it is such a one where it is called as the archive or as a split is; else it is a class, as
+    it is in a folder. of_splits: the split that the name of a folder says, or None.
+
+    >>> [str(below_the_shared([PurePosixPath(file)], "set")[0]) for file in ("a/cat/1.png", "set/1.png", "cat/1.png")]
+    ['cat/1.png', '1.png', 'cat/1.png']
+    """
     depth = 0
     while len({file.parts[: depth + 1] for file in files}) == 1 and all(len(file.parts) > depth + 1 for file in files):
+        shared = files[0].parts[depth]
+        loose = any(len(file.parts) == depth + 2 for file in files)
+        if loose and shared != archive and of_splits(shared) is None:
+            break
         depth += 1
     return [PurePosixPath(*file.parts[depth:]) for file in files]
 
