@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.data.formats import open_source
+from diffdistill.data.looking import looking, say
 from diffdistill.data.pixels import decode
 from diffdistill.data.prompts import Prompt, digest_of, given_prompts, spread
 from diffdistill.data.source import Source
@@ -102,18 +103,24 @@ def image_subject(images: str | Path | Tensor, limit: int | None, drawing: Drawi
     given = [f"--{name.replace('_', '-')}" for name in Drawing.OF_MODELS if getattr(drawing, name) is not None]
     if given:
         raise ConfigError(f"{given[0]} goes with --model: the images of --images are there already")
+    about: dict[str, Any] = {}
     if isinstance(images, Tensor):
         name, count, texts, classes = f"{len(images)} images", len(images), None, None
         batches: Iterator[Pair] = ((part, None) for part in images.split(1000))
     else:
-        name, source = str(images), open_source(str(images), "train")
+        name = str(images)
+        with looking(goes_on=False) as look:
+            source = open_source(name, "train")
+        if len(look.splits) > 1 and look.split is not None:
+            say(f"{name} has the splits {', '.join(look.splits)}: the images of {look.split!r} are measured")
+            about["split"] = look.split
         count, texts, batches, classes = source.count, source.texts, _decoded(source), source.class_names
     if count == 0:
         raise DataError(f"{name} holds no images")
     if limit is not None and limit > count:
         raise DataError(f"{name} has {count} images, but {limit} were asked for: lower --num-images")
     texts = texts if prompts is None else tuple(prompt.text for prompt in prompts)
-    subject = Subject(name, limit or count, batches, texts, {"images": name}, classes)
+    subject = Subject(name, limit or count, batches, texts, {"images": name} | about, classes)
     return lambda _captions: subject
 
 
