@@ -22,11 +22,13 @@ T = TypeVar("T")
 class Look:
     """What readers tell whoever looks.
 
-    refused: by kind, the first sentence and how often; the first of all is what training would say. splits, split:
-    those of the set and the one that is read; none where it is one set. said: what readers warn of. read, left_out:
-    files that are read beside pictures, such as captions, and files of no split; of archives, members.
+    goes_on: whether faults are kept; else readers refuse as ever, and are but listened to. refused: by kind, the first
+    sentence and how often; the first of all is what training would say. splits, split: those of the set and the one
+    that is read; none where it is one set. said: what readers warn of. read, left_out: files that are read beside
+    pictures, such as captions, and files of no split; of archives, members.
     """
 
+    goes_on: bool = True
     refused: dict[str, tuple[str, int]] = field(default_factory=dict)
     splits: tuple[str, ...] = ()
     split: str | None = None
@@ -46,8 +48,8 @@ _LOOK: ContextVar[Look | None] = ContextVar("look", default=None)
 
 
 @contextmanager
-def looking() -> Iterator[Look]:
-    """Within, `refuse` keeps sentences and raises nothing.
+def looking(goes_on: bool = True) -> Iterator[Look]:
+    """Within, `refuse` keeps sentences and raises nothing; not so without `goes_on`, where splits are told alone.
 
     >>> with looking() as look:
     ...     refuse("set has no label for image 3: give every image one, or none", kind="label")
@@ -55,7 +57,7 @@ def looking() -> Iterator[Look]:
     >>> look.refused
     {'label': ('set has no label for image 3: give every image one, or none', 2)}
     """
-    look = Look()
+    look = Look(goes_on)
     before = _LOOK.set(look)
     try:
         yield look
@@ -64,13 +66,14 @@ def looking() -> Iterator[Look]:
 
 
 def is_looking() -> bool:
-    return _LOOK.get() is not None
+    look = _LOOK.get()
+    return look is not None and look.goes_on
 
 
 def refuse(sentence: str, kind: str | None = None) -> None:
     """DataError, or, of a set that is looked at, a note; `kind` has faults of one sort counted and told once."""
     look = _LOOK.get()
-    if look is None:
+    if look is None or not look.goes_on:
         raise DataError(sentence)
     look.keep(sentence, kind)
 
@@ -92,7 +95,7 @@ def unreadable(error: OSError, data: str) -> DataError:
 def say(sentence: str) -> None:
     """A warning, or, of a set that is looked at, a note."""
     look = _LOOK.get()
-    if look is None:
+    if look is None or not look.goes_on:
         logger.warning("warning: %s", sentence)
     elif sentence not in look.said:
         look.said.append(sentence)

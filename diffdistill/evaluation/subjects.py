@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffdistill.data import ImageSet
 from diffdistill.data.formats import open_source
+from diffdistill.data.looking import looking, say
 from diffdistill.data.pixels import decode
 from diffdistill.data.prompts import Prompt, digest_of, given_prompts, spread
 from diffdistill.data.source import Source, is_picture
@@ -110,6 +111,16 @@ OpenSubject = Callable[[Sequence[str] | None], Subject]
 """Called with the captions of the reference, which a text-to-image model draws where no prompts are given."""
 
 
+def _opened(name: str) -> tuple[Source, str | None]:
+    """A set of images, and which of several splits of it is measured, which is said."""
+    with looking(goes_on=False) as look:
+        source = open_source(name, "train")
+    if len(look.splits) < 2 or look.split is None:
+        return source, None
+    say(f"{name} has the splits {', '.join(look.splits)}: the images of {look.split!r} are measured")
+    return source, look.split
+
+
 def image_subject(images: str | Path | Tensor, limit: int | None, drawing: Drawing) -> OpenSubject:
     """A set of images, decoded one at a time, so that it may be of any length and of mixed sizes.
 
@@ -119,7 +130,7 @@ def image_subject(images: str | Path | Tensor, limit: int | None, drawing: Drawi
     given = [f"--{name.replace('_', '-')}" for name in Drawing.OF_MODELS if getattr(drawing, name) is not None]
     if given:
         raise ConfigError(f"{given[0]} goes with --model: the images of --images are there already")
-    source = None if isinstance(images, Tensor) else open_source(str(images), "train")
+    source, split = (None, None) if isinstance(images, Tensor) else _opened(str(images))
     count = len(images) if isinstance(images, Tensor) else source.count  # type: ignore[union-attr]
     name = str(images) if source is not None else f"{count} images"
     texts = None if source is None else source.texts
@@ -136,6 +147,7 @@ def image_subject(images: str | Path | Tensor, limit: int | None, drawing: Drawi
     chosen = some_of(count, limit)
     texts = texts if texts is None or len(chosen) == count else tuple(texts[i] for i in chosen)
     about = {"images": name} | ({} if len(chosen) == count else {"of": count})
+    about |= {} if split is None else {"split": split}
     if source is None:
         assert isinstance(images, Tensor)
         plain = Subject(name, len(chosen), ((part, None) for part in images[chosen].split(1000)), texts, about)

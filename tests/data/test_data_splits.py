@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from files_of_data import check, png, write
+from files_of_data import check, in_form, png, write
 
 from diffdistill.data import load_images
 from diffdistill.data.layout import are_splits
@@ -156,18 +156,13 @@ TABLES = {
 }
 
 
+@FORMS
 @pytest.mark.parametrize("kind", TABLES)
-def test_splits_of_tables(kind, caplog):
+def test_splits_of_tables(kind, form, caplog):
     files, train, test = TABLES[kind]
-    data = write("folder", files)
-    check(data, train, caplog)
-    check(data, test, caplog, split="test")
-
-
-def test_splits_of_a_list_in_a_zip(caplog):
-    files, train, test = TABLES["EDM's list above"]
-    check(write("zip", files), train, caplog)
-    check("set.zip", test, caplog, split="test")
+    data = write(form, files)
+    check(data, in_form(train, form), caplog)
+    check(data, in_form(test, form), caplog, split="test")
 
 
 def parquet(name: str, values: list[int], **columns) -> None:

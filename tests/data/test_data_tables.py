@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from files_of_data import check, outcome, png, write
+from files_of_data import check, in_form, outcome, png, write
 
 from diffdistill.data import load_images
 
@@ -15,6 +15,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+FORMS = pytest.mark.parametrize("form", ["folder", "zip", "tar"])
 CSV = {
     "quotes in quotes": ('file_name,text\n0.png,"a ""big"" car"\n', ([1], None, None, ('a "big" car',))),
     "a line break in quotes": ('file_name,text\r\n0.png,"a\r\nb"\r\n', ([1], None, None, ("a\nb",))),
@@ -57,10 +58,12 @@ CSV = {
 }
 
 
+@FORMS
 @pytest.mark.parametrize("kind", CSV)
-def test_csv(kind, caplog):
+def test_csv(kind, form, caplog):
     text, expected = CSV[kind]
-    check(write("folder", {"0.png": 1, "x/1.png": 2, "y/2.png": 3, "metadata.csv": text}), expected, caplog)
+    data = write(form, {"0.png": 1, "x/1.png": 2, "y/2.png": 3, "metadata.csv": text})
+    check(data, in_form(expected, form), caplog)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
@@ -95,10 +98,12 @@ JSON = {
 }
 
 
+@FORMS
 @pytest.mark.parametrize("kind", JSON)
-def test_json_lines(kind, caplog):
+def test_json_lines(kind, form, caplog):
     text, expected = JSON[kind]
-    check(write("folder", {"0.png": 1, "x/1.png": 2, "metadata.jsonl": text}), expected, caplog)
+    data = write(form, {"0.png": 1, "x/1.png": 2, "metadata.jsonl": text})
+    check(data, in_form(expected, form), caplog)
 
 
 def test_two_tables(caplog):
@@ -106,9 +111,10 @@ def test_two_tables(caplog):
     check("set", r"has both metadata\.jsonl and metadata\.csv: leave the one that counts", caplog)
 
 
-def test_lists_in_class_folders_are_not_passed_over(caplog):
-    write("folder", {"a/0.png": 1, "b/1.png": 2, "b/metadata.jsonl": '{"file_name": "1.png", "text": "x"}'})
-    check("set", r"has the list b/metadata\.jsonl, inside of one of its folders: move it to the top", caplog)
+@FORMS
+def test_lists_in_class_folders_are_not_passed_over(form, caplog):
+    data = write(form, {"a/0.png": 1, "b/1.png": 2, "b/metadata.jsonl": '{"file_name": "1.png", "text": "x"}'})
+    check(data, r"has the list b/metadata\.jsonl, inside of one of its folders: move it to the top", caplog)
 
 
 @pytest.mark.parametrize("name", ["labels.csv", "captions.json", "train.csv", "list_attr_celeba.txt", "metadata.json"])

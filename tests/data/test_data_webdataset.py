@@ -64,7 +64,7 @@ SAMPLES = {
     "damaged": ({"a.png": b"rubbish", "a.cls": "1"}, r"a\.png in set\.tar is damaged or not an image"),
     "no image": ({"a.cls": "1"}, r"set\.tar holds no images"),
     "a list of labels": ({"a.png": 1, "dataset.json": '{"labels": [["a.png", 3]]}'}, ([1], [3], None, None)),
-    "a table": ({"a.png": 1, "metadata.csv": "file_name\na.png"}, r"has a metadata\.csv, which is read in a folder"),
+    "a table": ({"a.png": 1, "metadata.csv": "file_name,label\na.png,3"}, ([1], [3], None, None)),
     "splits": ({"train/a.png": 1, "train/a.cls": "0", "test/b.png": 9, "test/b.cls": "1"}, ([1], [0], None, None)),
     "a path out of it": ({"../a.png": 1, "../a.cls": "0"}, r"names the file '\.\./a\.png', which lies outside of it"),
 }

@@ -14,7 +14,7 @@ from PIL import Image
 from diffdistill.cli import main
 from diffdistill.config.loader import load_config
 from diffdistill.config.schema import Train
-from diffdistill.errors import ConfigError
+from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation import Evaluator, evaluate
 from diffdistill.evaluation import metrics as registry
 from diffdistill.evaluation.figures import figure_of, label_of, values_of
@@ -191,3 +191,25 @@ def test_evaluate_from_python_is_the_command():
         evaluate(images="fake", refrence="real")
     with pytest.raises(ConfigError, match="give images or a model"):
         evaluate(reference="real")
+
+
+def test_the_split_that_is_measured_is_said(caplog):
+    for split, level in (("train", 10), ("test", 200)):
+        Path("both", split).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (8, 8), level + i).save(Path("both", split, f"{i}.png"))
+    words = {"features": "pixels", "metrics": ["fid"]}
+    with caplog.at_level("WARNING"):
+        result = evaluate(images="both", reference="both/train", **words)
+    assert "both has the splits test, train: the images of 'train' are measured" in caplog.text
+    assert (result["subject"], result["metrics"]["fid"]["value"] < 1e-3) == (
+        {"images": "both", "split": "train"},
+        True,
+    )
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        assert evaluate(images="both/test", reference="both/train", **words)["subject"] == {"images": "both/test"}
+    assert "splits" not in caplog.text
+    Path("both/train/4.png").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"4\.png is damaged"):
+        evaluate(images="both", reference="both/test", **words)

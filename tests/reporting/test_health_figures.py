@@ -10,7 +10,7 @@ from diffdistill.matching.step import LEVEL_BINS, DistributionMatching
 
 def figures(x, teacher_x0, critic_x0, u):
     step = SimpleNamespace(teacher=SimpleNamespace(draws_texts=False), ratio=None)
-    found = DistributionMatching._health(step, x, teacher_x0, critic_x0, u)
+    found = DistributionMatching._health(step, x, teacher_x0, critic_x0, u, None)
     return {name: float(value) for name, value in found.items()}
 
 

@@ -102,6 +102,16 @@ def look_alike(data: str, caplog, channels: int | None = None, **kwargs) -> None
     assert (training["classes"], training["captions"]) == (found.num_classes, found.texts is not None)
 
 
+def in_form(expected: object, form: str) -> object:
+    """What is expected of a folder, in the words that are of an archive."""
+    if form == "folder" or not isinstance(expected, str):
+        return expected
+    expected = re.sub(r"set/([a-z0-9]+\\\.[a-z]+)", rf"\1 in set\.{form}", expected)
+    return re.sub(r"\bset (has|is a folder without)", rf"set\.{form} \1", expected).replace(
+        "is a folder without images", "holds no images"
+    )
+
+
 def check(data: str, expected: object, caplog, **kwargs) -> None:
     """DATA is what is expected: a tuple that begins as the outcome does; or a pattern of its refusal; or, where it
     begins with "~", of a warning.

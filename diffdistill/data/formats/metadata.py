@@ -1,8 +1,10 @@
 """Folders with `metadata.jsonl` or `metadata.csv`, as Hugging Face's image folders have them; and pairs."""
 
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any
 
 from diffdistill.data.formats import Format, allowed_pairs
 from diffdistill.data.formats.images import files_source
@@ -18,14 +20,39 @@ from diffdistill.errors import DataError
 JSON_LINES, CSV = "metadata.jsonl", "metadata.csv"
 
 
+@dataclass(frozen=True)
+class Listed:
+    """The rows of one split: paths of images, their labels and texts, and where they stand, for messages; and the
+    paths of all rows.
+    """
+
+    files: list[PurePosixPath]
+    labels: list[Any] | None
+    texts: list[Any] | None
+    where: Where
+    every: frozenset[PurePosixPath]
+
+
 def read_metadata(name: str, folder: Path, split: str) -> Source:
     """Rows with `file_name`, and `label` or `text` or both or neither; of the split that the column `split` or the
     folders of the files say, where they say one.
     """
     table = _table_of(folder, name)
+    listed = rows_listed(read_text(table), table.name == JSON_LINES, str(table), split, name)
+    there = [path.relative_to(folder) for path in pictures(folder)]
+    unlisted = [file for file in there if file not in listed.every]
+    if unlisted:
+        say_unlisted(sentence_of_unlisted(unlisted, name, table.name))
+    files = [folder / file for file in listed.files]
+    return files_source(name, files, listed.labels, texts=listed.texts, where=listed.where)
+
+
+def rows_listed(text: str, of_json: bool, table: str, split: str, name: str) -> Listed:
+    """What the text of a table says, of JSON lines or of CSV; see `read_metadata`. table: its name, for messages."""
     rows = []
     files = []
-    for line, row in _json_lines(table) if table.name == JSON_LINES else _csv_rows(table):
+    lines = _json_lines if of_json else _csv_rows
+    for line, row in lines(text, table):
         if not isinstance(row.get("file_name"), str) or not row["file_name"]:
             refuse(
                 f"line {line} of {table} has no 'file_name': name the image, relative to the folder",
@@ -33,17 +60,16 @@ def read_metadata(name: str, folder: Path, split: str) -> Source:
             )
             continue
         rows.append((line, row))
-        files.append(PurePosixPath(inside(row["file_name"], str(table))))
+        files.append(PurePosixPath(inside(row["file_name"], table)))
     columns = {column: None for _, row in rows for column in row}
     _say_folders(files, columns, table)
     _check_once(rows, files, table)
-    say_unread(columns, str(table))
+    say_unread(columns, table)
     kept = _kept(rows, files, split, name, table)
-    _say_unlisted(files, folder, name, table)
     labels = [rows[i][1].get("label") for i in kept] if "label" in columns else None
     texts = [rows[i][1].get("text") for i in kept] if "text" in columns else None
     where = _lines_of([rows[i][0] for i in kept], table)
-    return files_source(name, [folder / files[i] for i in kept], labels, texts=texts, where=where)
+    return Listed([files[i] for i in kept], labels, texts, where, frozenset(files))
 
 
 def _table_of(folder: Path, name: str) -> Path:
@@ -53,11 +79,11 @@ def _table_of(folder: Path, name: str) -> Path:
     return there[0]
 
 
-def _lines_of(lines: list[int], table: Path) -> Where:
+def _lines_of(lines: list[int], table: str) -> Where:
     return lambda index: f"line {lines[index]} of {table}"
 
 
-def _kept(rows: list[Row], files: list[PurePosixPath], split: str, name: str, table: Path) -> list[int]:
+def _kept(rows: list[Row], files: list[PurePosixPath], split: str, name: str, table: str) -> list[int]:
     """The rows of a split, by a column of splits or else by the folders of the files."""
     where = _lines_of([line for line, _ in rows], table)
     for column in split_column(column for _, row in rows for column in row):
@@ -67,7 +93,7 @@ def _kept(rows: list[Row], files: list[PurePosixPath], split: str, name: str, ta
     return of_split(files, split, name)
 
 
-def _check_once(rows: list[Row], files: list[PurePosixPath], table: Path) -> None:
+def _check_once(rows: list[Row], files: list[PurePosixPath], table: str) -> None:
     """DataError for a file that is listed with two labels; with two texts it may be."""
     first: dict[PurePosixPath, Row] = {}
     for (line, row), file in zip(rows, files, strict=True):
@@ -80,7 +106,7 @@ def _check_once(rows: list[Row], files: list[PurePosixPath], table: Path) -> Non
             )
 
 
-def _say_folders(files: list[PurePosixPath], columns: Iterable[str], table: Path) -> None:
+def _say_folders(files: list[PurePosixPath], columns: Iterable[str], table: str) -> None:
     """A warning where images lie in folders that may be classes, and the table has no labels."""
     folders = sorted({file.parts[0] for file in files if len(file.parts) > 1})
     if "label" not in columns and len(folders) > 1 and not are_splits(folders):
@@ -88,13 +114,9 @@ def _say_folders(files: list[PurePosixPath], columns: Iterable[str], table: Path
         say(f"{table} has no column 'label', and the folders of its images ({listed}) are not read as classes")
 
 
-def _say_unlisted(files: list[PurePosixPath], folder: Path, name: str, table: Path) -> None:
-    """A warning for images of the folder that the table does not name."""
-    listed = {folder / file for file in files}
-    unlisted = [path.relative_to(folder) for path in pictures(folder) if path not in listed]
-    if unlisted:
-        first = listed_of(unlisted)
-        say_unlisted(f"{name} has {len(unlisted)} images that {table.name} does not list, left out ({first})")
+def sentence_of_unlisted(files: Sequence[PurePath], name: str, table: str) -> str:
+    """What is said of images that a table does not name."""
+    return f"{name} has {len(files)} images that {table} does not list, left out ({listed_of(files)})"
 
 
 def read_pairs(name: str, folder: Path, split: str, _left_out: Counter[str]) -> list[Pair]:
@@ -104,7 +126,7 @@ def read_pairs(name: str, folder: Path, split: str, _left_out: Counter[str]) -> 
         raise DataError(f"{name} holds no pairs: give {allowed_pairs()}")
     only_split(split, name)
     pairs = []
-    for line, row in _json_lines(table):
+    for line, row in _json_lines(read_text(table), str(table)):
         where = f"line {line} of {table}"
         files = []
         for key in ("win", "lose"):
@@ -123,12 +145,12 @@ def read_pairs(name: str, folder: Path, split: str, _left_out: Counter[str]) -> 
     return pairs
 
 
-def _json_lines(table: Path) -> list[Row]:
-    return list(json_rows(read_text(table), str(table), '{"file_name": "..."} or, for pairs, {"win": "...", ...}'))
+def _json_lines(text: str, table: str) -> list[Row]:
+    return list(json_rows(text, table, '{"file_name": "..."} or, for pairs, {"win": "...", ...}'))
 
 
-def _csv_rows(table: Path) -> list[Row]:
-    return list(csv_rows(read_text(table), str(table), ("file_name",), "file_name,text"))
+def _csv_rows(text: str, table: str) -> list[Row]:
+    return list(csv_rows(text, table, ("file_name",), "file_name,text"))
 
 
 FORMAT = Format(

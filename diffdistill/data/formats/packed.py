@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from diffdistill.data.formats.metadata import JSON_LINES, rows_listed, sentence_of_unlisted
 from diffdistill.data.formats.sidecars import texts_beside
+from diffdistill.data.labels import Where, image_at
 from diffdistill.data.layout import by_class, by_number, of_split
-from diffdistill.data.looking import given, refuse
+from diffdistill.data.looking import given, refuse, say
 from diffdistill.data.source import (
     UNLABELLED,
     Entry,
@@ -40,9 +42,14 @@ class Packed:
     files: Mapping[PurePosixPath, Any]
     read: Callable[[Sequence[PurePosixPath], int | None], Iterator[bytes | DataError]]
 
-    def encoded(self, files: Sequence[PurePosixPath]) -> Iterator[Entry]:
-        for file, data in zip(files, self.read(files, None), strict=True):
-            yield f"{file} in {self.name}", data
+    def encoded(self, files: Sequence[PurePosixPath], where: Where = image_at) -> Iterator[Entry]:
+        """where: what messages call the image of a place, beside its path, see `files_source`."""
+        beside = "" if where is image_at else " ({})"
+        read = self.read([file for file in files if file in self.files], None)
+        for i, file in enumerate(files):
+            name = f"{file} in {self.name}" + beside.format(where(i))
+            lost = DataError(f"there is no image {name}: add it or take it off the list")
+            yield name, next(read) if file in self.files else lost
 
     def texts(self, files: Sequence[PurePosixPath]) -> Iterator[str | DataError]:
         for file, data in zip(files, self.read(files, None), strict=True):
@@ -72,11 +79,13 @@ def visible_files(members: Iterator[tuple[str, Any]], name: str) -> dict[PurePos
 def read_packed(packed: Packed, split: str) -> Source:
     """Images in the order of their names; labels from `{"labels": [[file, label], ...]}`, if such a list is there.
 
-    Without it an archive is what the folder in it would be: one of splits, of class folders, or of loose images, with
-    captions in text files beside them.
+    A `metadata.jsonl` or `metadata.csv` is read as in a folder. Without a list an archive is what the folder in it
+    would be: one of splits, of class folders, or of loose images, with captions in text files beside them.
     """
     name = packed.name
     listing = _listing(packed)
+    if listing is not None and listing.name != LABELS:
+        return _of_table(packed, listing, split)
     say_left_out(list(packed.files), name, lambda file: _head(packed, PurePosixPath(file)))
     images = sorted(filter(is_picture, packed.files), key=by_number)
     labels: list[Any] | None = None
@@ -100,6 +109,33 @@ def read_packed(packed: Packed, split: str) -> Source:
         values, class_names = as_labels(labels, name, class_names, lambda i: f"image {i} ({images[i]})")
     captions = None if texts is None else as_texts(texts, name)
     return Source(len(images), packed.encoded(images), values, captions, class_names)
+
+
+def _of_table(packed: Packed, table: PurePosixPath, split: str) -> Source:
+    """The images that a `metadata.jsonl` or `metadata.csv` lists, by their paths from where it lies."""
+    name, top = packed.name, table.parent
+    images = sorted(filter(is_picture, packed.files), key=by_number)
+    deep = next((file for file in images if not file.is_relative_to(top)), None)
+    if deep is not None:
+        refuse(
+            f"{name} has the list {table}, inside of one of its folders: move it to the top, with the paths of the "
+            "images from there"
+        )
+    called = f"{table} in {name}"
+    text = given(next(iter(packed.texts([table]))), "")
+    listed = rows_listed(text, table.name == JSON_LINES, called, split, name)
+    files = [top / file for file in listed.files]
+    every = {top / file for file in listed.every}
+    unlisted = [file for file in images if file not in every]
+    if unlisted:
+        say(sentence_of_unlisted(unlisted, name, table.name))
+    if not files:
+        return Source(0, [])
+    values, class_names = None, None
+    if listed.labels is not None:
+        values, class_names = as_labels(listed.labels, name, where=listed.where)
+    captions = None if listed.texts is None else as_texts(listed.texts, name, listed.where)
+    return Source(len(files), packed.encoded(files, listed.where), values, captions, class_names)
 
 
 def _head(packed: Packed, file: PurePosixPath) -> bytes:
@@ -129,13 +165,10 @@ def below_the_shared(
 
 
 def _listing(packed: Packed) -> PurePosixPath | None:
-    """The list of labels; DataError for several, or one of another kind."""
+    """The list of labels or captions; DataError for several."""
     lists = [file for file in packed.files if file.name in LISTS]
-    other = next((file.name for file in lists if file.name != LABELS), None)
-    if other is not None:
-        raise DataError(f"{packed.name} has a {other}, which is read in a folder and not in an archive: unpack it")
     if len(lists) > 1:
-        refuse(f"{packed.name} has {len(lists)} lists of labels, such as {lists[0]} and {lists[1]}: leave one in it")
+        refuse(f"{packed.name} has {len(lists)} lists of images, such as {lists[0]} and {lists[1]}: leave one in it")
     return lists[0] if lists else None
 
 

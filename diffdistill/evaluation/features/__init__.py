@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from diffdistill.evaluation.statistics import Statistics
 
 
-class FeaturesMissing(CheckpointError):
-    """Nothing was said of features, and those that fit the pictures are not on this machine."""
-
-
 SMALL = 32  # pixels: gray images of at most so many are measured by the bundled classifier of such images
 
 
@@ -148,6 +144,14 @@ def _of_folder(folder: Path, device: "torch.device") -> "FeatureExtractor":
     from diffdistill.evaluation.extractors.hub import HubFeatures
 
     return HubFeatures(str(folder), device)
+
+
+class FeaturesMissing(CheckpointError):
+    """Nothing was said of features, and those that fit the pictures are not on this machine.
+
+    >>> FeaturesMissing("name others").exit_code
+    4
+    """
 
 
 def choose_features(

@@ -51,7 +51,7 @@ def check_reward(name: str) -> None:
     >>> check_reward("clip:builtin:emoji_clip")
     >>> check_reward("pikscore")
     Traceback (most recent call last):
-    diffdistill.errors.ConfigError: reward 'pikscore' is not known (did you mean pickscore?) ...
+    diffdistill.errors.ConfigError: reward 'pikscore' is not known (did you mean pickscore?); ...
     """
     if name.partition(":")[0] not in REWARDS.rows() and not is_code(name) and not expanded(name).is_dir():
         raise unknown_reward(name)
