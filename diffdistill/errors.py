@@ -33,6 +33,10 @@ class CheckpointError(DiffDistillError):
     exit_code = 4
 
 
+class FeaturesMissing(CheckpointError):
+    """Nothing was said of features, and those that fit the pictures are not on this machine."""
+
+
 class NonFiniteError(DiffDistillError):
     """A loss or gradient that is NaN or infinite: training stopped before the update."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffdistill.assets import is_builtin, resolve_builtin
-from diffdistill.errors import CheckpointError, ConfigError
+from diffdistill.errors import CheckpointError, ConfigError, FeaturesMissing
 from diffdistill.files import expanded, is_hub_id, read_json, reading, reason_of
 from diffdistill.registry import Registry, is_plugin, load
 
@@ -144,14 +144,6 @@ def _of_folder(folder: Path, device: "torch.device") -> "FeatureExtractor":
     from diffdistill.evaluation.extractors.hub import HubFeatures
 
     return HubFeatures(str(folder), device)
-
-
-class FeaturesMissing(CheckpointError):
-    """Nothing was said of features, and those that fit the pictures are not on this machine.
-
-    >>> FeaturesMissing("name others").exit_code
-    4
-    """
 
 
 def choose_features(

@@ -13,9 +13,8 @@ from torch import Tensor
 from diffdistill.config.schema import Distill, Evaluation, Train
 from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
-from diffdistill.errors import ConfigError
+from diffdistill.errors import ConfigError, FeaturesMissing
 from diffdistill.evaluation import Evaluator
-from diffdistill.evaluation.features import FeaturesMissing
 from diffdistill.evaluation.metrics import metric
 from diffdistill.evaluation.subjects import unshown
 from diffdistill.files import replacing
