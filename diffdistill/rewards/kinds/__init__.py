@@ -58,7 +58,11 @@ def check_reward(name: str) -> None:
 
 
 def is_code(name: str) -> bool:
-    """Whether a name is that of a function, `FILE.py:function` or `module:function`."""
+    """Whether a name is that of a function, `FILE.py:function` or `module:function`.
+
+    >>> is_code("mine.py:brightness"), is_code("clip")
+    (True, False)
+    """
     place, _, attribute = name.rpartition(":")
     return bool(place) and attribute.isidentifier()
 
