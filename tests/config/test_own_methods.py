@@ -137,6 +137,11 @@ def test_what_is_no_divergence_is_refused(own):
         load_config(Distill, own, ["method={name: f_distill, divergence: 'mine.py:Own'}"])
 
 
+def test_an_unknown_divergence_is_refused_where_it_is_set():
+    with pytest.raises(ConfigError, match="override 'method.divergence=nonsense'.*'nonsense' is not known; allowed are"):
+        load_config(Distill, "fashion_mnist/f_distill", ["method.divergence=nonsense"])
+
+
 @pytest.mark.parametrize("divergence", ["forward_kl", "mine.py:CUBE_ROOT"])
 def test_a_method_that_weighs_by_a_ratio_and_makes_none_is_refused_with_the_config(own, divergence):
     with pytest.raises(ConfigError, match="needs a density ratio and the method does not say how logits become one"):
