@@ -8,9 +8,8 @@ choices there are. From outside the package a config says `method.name: FILE.py:
 import warnings
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from diffdistill.divergences import get_divergence
 from diffdistill.errors import ConfigError
 from diffdistill.matching.level_weights import LEVEL_WEIGHTS, level_weight_names
 from diffdistill.matching.settings import Choices, Form
@@ -99,19 +98,11 @@ def _meanings(form: Form) -> str:
     return "; ".join(f"{name}: {LEVEL_WEIGHTS[name].meaning}" for name in level_weight_names(form)) + "; FILE.py:NAME"
 
 
-def _known_divergence(name: str) -> str:
-    try:
-        get_divergence(name)
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
-    return name
-
-
 GapWeight = Annotated[
     str, OneOf(level_weight_names("score_gap"), files=True), Field(description=_meanings("score_gap"))
 ]
 FisherWeight = Annotated[str, OneOf(level_weight_names("fisher"), files=True), Field(description=_meanings("fisher"))]
-DivergenceName = Annotated[str, AfterValidator(_known_divergence)]
+DivergenceName = str  # `Choices` knows which there are
 
 
 class Method(Section):

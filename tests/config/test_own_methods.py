@@ -137,9 +137,11 @@ def test_what_is_no_divergence_is_refused(own):
         load_config(Distill, own, ["method={name: f_distill, divergence: 'mine.py:Own'}"])
 
 
-def test_an_unknown_divergence_is_refused_where_it_is_set():
-    with pytest.raises(ConfigError, match="override 'method.divergence=nonsense'.*'nonsense' is not known; allowed are"):
-        load_config(Distill, "fashion_mnist/f_distill", ["method.divergence=nonsense"])
+def test_an_unknown_divergence_is_refused_where_it_is_set(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: fashion_mnist/f_distill\nmethod:\n  name: f_distill\n  divergence: nonsense\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml:4: .*divergence.*'nonsense' is not known; allowed are"):
+        load_config(Distill, file)
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "mine.py:CUBE_ROOT"])
