@@ -138,12 +138,12 @@ def _arrays(suffix: str) -> bytes:
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
             for i, image in enumerate(pixels):
                 archive.writestr(f"{i}.png", _png(image))
-            archive.writestr("dataset.json", json.dumps({"labels": [[f"{i}.png", i] for i in range(3)]}))
+            archive.writestr("dataset.json", json.dumps({"labels": [[f"{i}.png", i] for i in range(4)]}))
     else:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pa.table({"image": [_png(image) for image in pixels], "label": [0, 1, 2]})
+        table = pa.table({"image": [_png(image) for image in pixels], "label": [0, 1, 2, 3]})
         pq.write_table(table, stream)
     return stream.getvalue()
 

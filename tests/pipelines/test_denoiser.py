@@ -13,7 +13,7 @@ from diffusers import (
 )
 from tiny import tiny_teacher, tiny_unet
 
-from diffdistill.denoiser import Denoiser
+from diffdistill.denoiser import Denoiser, float32_output
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.pipelines.network import clone_network
 from diffdistill.pipelines.pixel.schedule import GRID, snap_levels, stock_levels
@@ -96,12 +96,22 @@ def test_taps_give_the_submodules_output_and_stop_early(batch):
     assert torch.equal(x0, model(*batch))
     assert middle.shape == (3, 16, 4, 4)
     assert last.shape == (3, 1, 8, 8)
+    assert [tap.shape[1] for tap in model.tapped(*batch, ("conv_out", "mid_block"))[1]] == [1, 16]  # as asked for
     ran = []
     handle = model.network.conv_out.register_forward_hook(lambda *_: ran.append(1))
     (early,) = model.features(*batch, ("mid_block",))
     handle.remove()
     assert not ran
     assert torch.equal(early, middle)
+
+
+def test_autocast_is_on_again_after_the_last_layer():
+    """What follows it, such as a loss of the caller's, computes in the precision that the caller has chosen."""
+    network = tiny_unet()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), float32_output(network):
+        output = network(torch.randn(1, 1, 8, 8), torch.tensor([1.0]), torch.tensor([0])).sample
+        assert torch.is_autocast_enabled("cpu")
+        assert (output.dtype, torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype) == (torch.float32, torch.bfloat16)
 
 
 def test_a_tap_that_matches_nothing_names_the_layers():
