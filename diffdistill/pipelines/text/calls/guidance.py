@@ -51,7 +51,7 @@ class Guidance:
 
 
 def read_guidance(stage: Stage, plain: Leaves, place: Gather, outof: Gather, text: set[Path]) -> Guidance:
-    """plain: the network's arguments without guidance, for `SHORT`; place, outof: the noise in the state, and the
+    """plain: the network's arguments without guidance, for `SHORT`, but the time; place, outof: the noise in the state, and the
     network's output in the noise's order; text: the paths that differ from prompt to prompt.
     """
     ways = [(name, None) for name in SCALES if name in stage.off or name in stage.parameters]
@@ -101,8 +101,8 @@ def _first(value: Any) -> Any:
 
 def _told(found: Leaves, plain: Leaves, state: Path, name: str) -> Guidance | None:
     """The argument that follows the scale; None if there is none."""
-    for path, value in found.items():
-        before = plain[path]
+    for path, before in plain.items():
+        value = found[path]
         if path == state or not isinstance(value, Tensor) or same(value, before) or value.numel() != 1:
             continue
         start = 1.0

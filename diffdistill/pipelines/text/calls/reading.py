@@ -59,7 +59,8 @@ def read(pipeline: Any, part: str, size: int) -> Reading:
     outof = place.inverse().after(Gather.read(steps[0].handed, stage.output_shape))
     times = _times(stage, steps)
     kinds = Kinds(stage.state, set(times), plain, found, stage.asked(LONG))
-    guidance = read_guidance(stage, plain, place, outof, kinds.text)
+    timeless = {path: value for path, value in plain.items() if path not in times}
+    guidance = read_guidance(stage, timeless, place, outof, kinds.text)
     if guidance.kind == "two":
         kinds.widen(plain, guidance.null_row(_guided(stage, guidance), stage.state))
     masks = _masks(stage, plain, kinds)
@@ -101,14 +102,20 @@ def _times(stage: Stage, steps: list[Step]) -> dict[Path, Affine]:
         if not all(isinstance(value, Tensor | float | int) for value in values):
             raise Unreadable(f"its network's '{'.'.join(path)}' changes from step to step")
         one, two, three = (float(torch.as_tensor(value).flatten()[0]) for value in values)
-        factor = (two - one) / (second - first)
-        offset = one - factor * first
+        factor = _plain((two - one) / (second - first))
+        offset = _plain(one - factor * first)
         if abs(three - factor * third - offset) > 1e-4 * max(abs(one), abs(three)):
             raise Unreadable(f"its network's '{'.'.join(path)}' follows the scheduler's time in a way that is not read")
-        found[path] = factor, offset if abs(offset) > 1e-6 * abs(factor * first) else 0.0
+        found[path] = factor, offset
     if not found:
         raise Unreadable("its network is told no time")
     return found
+
+
+def _plain(value: float) -> float:
+    """A number as it was meant, n or 1 / n, where its rounding in float32 is off by so little."""
+    near = [float(round(value))] + ([1 / round(1 / value)] if 0 < abs(value) < 0.5 and round(1 / value) else [])
+    return next((number for number in near if abs(number - value) < 1e-6 * max(abs(number), abs(value), 0.1)), value)
 
 
 class Kinds:

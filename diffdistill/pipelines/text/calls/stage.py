@@ -14,6 +14,8 @@ from diffdistill.pipelines.text.calls.watch import Seen, Step, Wish, watched
 
 # Two texts of different lengths; what differs between their calls is what the network is told of a text.
 SHORT, LONG = "a", "two red apples"
+# Of the runs that look at one: schedules of a single step may have a time that is no number (Qwen-Image's).
+STEPS = 2
 # By which a pipeline may be told how strongly to guide.
 SCALES = ("guidance_scale", "true_cfg_scale")
 
@@ -43,7 +45,7 @@ class Stage:
         given = {"num_inference_steps": steps, **size, **own, **self.off, **more}
         return {name: value for name, value in given.items() if name in self.parameters}
 
-    def watch(self, prompts: Sequence[str], wish: Wish, steps: int = 1, **more: Any) -> Seen:
+    def watch(self, prompts: Sequence[str], wish: Wish, steps: int = STEPS, **more: Any) -> Seen:
         return watched(self.pipeline, self.part, prompts, wish, **self.call(steps, more))
 
     def asked(self, prompt: str, **more: Any) -> Leaves:
