@@ -153,10 +153,10 @@ class TextDenoiser(Denoiser):
 
     def mixed(self, without: Tensor, with_cond: Tensor, guidance_scale: float, x_t: Tensor, sigma: Tensor) -> Tensor:
         """As in the base class; some pipelines then change the length of the guided output of the network."""
-        x0 = super().mixed(without, with_cond, guidance_scale, x_t, sigma)
+        plainly = super().mixed(without, with_cond, guidance_scale, x_t, sigma)
         if not self.adapter.changes_guided:
-            return x0
-        guided, cond = (self.process.from_x0(value, x_t.float(), sigma.float()) for value in (x0, with_cond))
+            return plainly
+        guided, cond = (self.process.from_x0(value, x_t.float(), sigma.float()) for value in (plainly, with_cond))
         return self.process.to_x0(self.adapter.guided(guided, cond), x_t.float(), sigma.float())
 
     def to(self, *args: Any, **kwargs: Any) -> "TextDenoiser":

@@ -190,7 +190,9 @@ class ReadOff(Adapter):
 
     def feature(self, output: Any) -> Tensor:
         """Maps as they are; tokens of the image, which come last where a text's do, too, as a map."""
-        outputs = [value for value in (output if isinstance(output, tuple) else (output,)) if isinstance(value, Tensor)]
+        outputs = [
+            value for value in (output if isinstance(output, tuple) else (output,)) if isinstance(value, Tensor)
+        ]
         if outputs and outputs[0].dim() == 4:
             return outputs[0]
         _, height, width = self.latent_shape

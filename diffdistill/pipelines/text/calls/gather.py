@@ -59,7 +59,9 @@ class Gather:
             raise Unreadable("numbers are lost between its noise, its network and its images")
         digits = (rows[2:] - offset) / scale
         whole = digits.round()
-        index = sum((whole[place] * BASE**place for place in range(DIGITS)), torch.zeros(rows.shape[1]).double()).long()
+        index = sum(
+            (whole[place] * BASE**place for place in range(DIGITS)), torch.zeros(rows.shape[1]).double()
+        ).long()
         fits = (digits - whole).abs().max() < 0.2 and index.min() >= 0 and index.max() < prod(taken)
         if not fits:
             raise Unreadable("numbers are mixed between its noise, its network and its images")

@@ -47,7 +47,9 @@ class Guidance:
         if len(calls) == 2:
             return {path: row(value, 0) if count(value) == 1 else value for path, value in calls[number].items()}
         whole = calls[0]
-        return {path: row(value, number) if count(value) == count(whole[state]) else value for path, value in whole.items()}
+        return {
+            path: row(value, number) if count(value) == count(whole[state]) else value for path, value in whole.items()
+        }
 
 
 def read_guidance(stage: Stage, plain: Leaves, place: Gather, outof: Gather, text: set[Path]) -> Guidance:

@@ -105,7 +105,9 @@ def _times(stage: Stage, steps: list[Step]) -> dict[Path, Affine]:
         factor = _plain((two - one) / (second - first))
         offset = _plain(one - factor * first)
         if abs(three - factor * third - offset) > 1e-4 * max(abs(one), abs(three)):
-            raise Unreadable(f"its network's '{'.'.join(path)}' follows the scheduler's time in a way that is not read")
+            raise Unreadable(
+                f"its network's '{'.'.join(path)}' follows the scheduler's time in a way that is not read"
+            )
         found[path] = factor, offset
     if not found:
         raise Unreadable("its network is told no time")

@@ -96,5 +96,3 @@ def state_of(found: Leaves, noise: Tensor) -> Path:
         if scale > 0 and torch.allclose(got, scale * want, rtol=0, atol=1e-2 * float(got.abs().max())):
             return path
     raise Unreadable("none of its network's arguments is its noise alone")
-
-

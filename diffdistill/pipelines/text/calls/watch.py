@@ -200,5 +200,3 @@ def _named(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, An
     rest = [name for name, one in signature.parameters.items() if one.kind is one.VAR_KEYWORD]
     more = bound.pop(rest[0], {}) if rest else {}
     return {**bound, **more}
-
-
