@@ -266,8 +266,8 @@ class Denoiser(nn.Module):
         assert cond is not None  # null_condition has refused it
         twice = torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), torch.cat([null, cond])
         x0, features = self.tapped(*twice, taps)
-        mixed = self.mixed(*x0.chunk(2), guidance_scale, x_t, sigma)
-        return mixed, [f.chunk(2)[1] for f in features]
+        without, with_cond = x0.chunk(2)
+        return self.mixed(without, with_cond, guidance_scale, x_t, sigma), [f.chunk(2)[1] for f in features]
 
     def mixed(self, without: Tensor, with_cond: Tensor, guidance_scale: float, _x_t: Tensor, _sigma: Tensor) -> Tensor:
         """x0 of the null and of the conditional pass, mixed."""

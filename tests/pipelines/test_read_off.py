@@ -140,9 +140,13 @@ def test_sizes_that_the_pipeline_does_not_draw_are_refused(qwen):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("KandinskyPipeline", "no vae"), ("WanPipeline", "one network"), ("LTXPipeline", "does not draw an image"), ("QwenImagePipeline", None), ("Krea2Pipeline", None),
+        ("KandinskyPipeline", "no vae"),
+        ("WanPipeline", "one network"),
+        ("LTXPipeline", "does not draw an image"),
+        ("QwenImagePipeline", None),
+        ("Krea2Pipeline", None),
     ],
-)  # fmt: skip
+)
 def test_what_a_class_is_refused_for(name, reason):
     said = ReadOff.why_not(getattr(diffusers, name))
     assert said is None if reason is None else reason in said

@@ -201,18 +201,10 @@ def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None
         raise ConfigError("a text-to-image pipeline needs transformers: pip install 'diffdistill[text]'") from error
     import diffusers
 
-    cls = getattr(diffusers, name, None)
+    cls: Any = getattr(diffusers, name, None)
     if cls is None and name in known:
         raise CheckpointError(f"'{model}' is a {name}, which this diffusers lacks; upgrade diffusers")
-    fitting = known.get(name, known[ANY_OTHER]).adapter
-    problem = fitting.why_not(cls) if isinstance(cls, type) else "this diffusers lacks it"
-    if problem is not None:
-        named = ", ".join(row for row in known if row != ANY_OTHER)
-        raise ConfigError(
-            f"'{model}' is a {name}, and there are adapters for {named}; this one cannot be read off itself, for "
-            f"{problem}: give one of these, or name a file with an AdapterFor of your own in {PLUGINS} "
-            f"(docs/text_to_image.md)"
-        )
+    fitting = _fitting(cls, name, model, known)
     read_scheduler(folder)
     networks = _load_networks(folder, cls)
     try:
@@ -223,6 +215,20 @@ def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return fitting(pipeline, folder)
+
+
+def _fitting(cls: Any, name: str, model: str, known: dict[str, AdapterFor]) -> type[Adapter]:
+    """The adapter of a class, or that of all which have none; ConfigError where neither is for it."""
+    fitting = known.get(name, known[ANY_OTHER]).adapter
+    problem = fitting.why_not(cls) if isinstance(cls, type) else "this diffusers lacks it"
+    if problem is None:
+        return fitting
+    named = ", ".join(row for row in known if row != ANY_OTHER)
+    raise ConfigError(
+        f"'{model}' is a {name}, and there are adapters for {named}; this one cannot be read off itself, for "
+        f"{problem}: give one of these, or name a file with an AdapterFor of your own in {PLUGINS} "
+        f"(docs/text_to_image.md)"
+    )
 
 
 def _load_networks(folder: Path, pipeline: type) -> dict[str, nn.Module]:

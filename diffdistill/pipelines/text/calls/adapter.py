@@ -14,12 +14,12 @@ from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.calls.check import check
 from diffdistill.pipelines.text.calls.gather import Unreadable
 from diffdistill.pipelines.text.calls.guidance import lengthened
-from diffdistill.pipelines.text.calls.leaves import Leaves, leaves, nested, row, together
+from diffdistill.pipelines.text.calls.leaves import Leaves, leaves, name_of, nested, row, together
 from diffdistill.pipelines.text.calls.reading import Reading, map_of, read
 from diffdistill.pipelines.text.calls.stage import SHORT, Stage
 from diffdistill.pipelines.text.calls.watch import Wish
 from diffdistill.pipelines.text.kept import Condition, Kept
-from diffdistill.pipelines.text.texts import Size, Texts
+from diffdistill.pipelines.text.texts import Size
 
 PARTS = ("transformer", "unet")
 
@@ -45,7 +45,7 @@ class ReadOff(Adapter):
     @classmethod
     def why_not(cls, pipeline: type) -> str | None:
         """Why a pipeline class of diffusers cannot be read off, as far as its signatures tell; None: it may be."""
-        made, called = (set(inspect.signature(f).parameters) for f in (pipeline.__init__, pipeline.__call__))  # type: ignore[misc, attr-defined]
+        made, called = (set(inspect.signature(f).parameters) for f in (pipeline.__init__, pipeline.__call__))
         networks = [part for part in made if part.startswith(PARTS) or part.startswith(("prior", "decoder"))]
         if len(networks) != 1 or networks[0] not in PARTS:
             return "it has not one network, a transformer or unet"
@@ -122,7 +122,7 @@ class ReadOff(Adapter):
 
     def text(self, prompt: str) -> Condition:
         found = self.reading.stage.asked(prompt)
-        return {path: row(found[path], 0) for path in self.reading.text}  # type: ignore[misc]
+        return {name_of(path): row(found[path], 0) for path in self.reading.text}
 
     def null(self) -> Condition:
         return self.away(None)
@@ -135,7 +135,7 @@ class ReadOff(Adapter):
         zeros = stage.outputs(lambda rows: torch.zeros(rows, *stage.output_shape).to(self.device))
         seen = stage.watch([SHORT], Wish(output=zeros, until="stepped"), **guidance.arguments(2.0, 1, negative))
         found = guidance.null_row(seen.steps[0].calls, stage.state)
-        return {path: found[path] for path in reading.text}  # type: ignore[misc]
+        return {name_of(path): found[path] for path in reading.text}
 
     def joined(
         self, prompts: Sequence[str | None], sizes: Sequence[Size] | None = None, dtype: torch.dtype | None = None
@@ -147,7 +147,7 @@ class ReadOff(Adapter):
         for path, one in reading.repeated.items():
             found[path] = together([self._moved(one)] * len(prompts), path in reading.listed)
         for path in reading.text:
-            rows = [text[path].to(self.device) for text in texts]  # type: ignore[index]
+            rows = [text[name_of(path)].to(self.device) for text in texts]
             rows = [one.to(dtype) if dtype and one.is_floating_point() else one for one in rows]
             found[path] = together(rows, path in reading.listed)
             if path in reading.ragged:

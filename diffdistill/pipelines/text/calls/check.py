@@ -42,6 +42,7 @@ def check(adapter: Any, reading: Reading) -> None:
     size = adapter.image_size
     if tuple(seen.images.shape) != (len(prompts), 3, size, size):
         raise Unreadable(f"it draws images of {tuple(seen.images.shape[1:])}, and (3, {size}, {size}) were asked for")
+    assert seen.latents is not None
     drawn = adapter.decode(reading.decoded.inverse()(seen.latents))
     _compare((drawn / 2 + 0.5).clamp(0, 1), seen.images, allowed, "its image")
 

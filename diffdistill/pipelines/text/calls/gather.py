@@ -48,11 +48,11 @@ class Gather:
     offset: Tensor
     taken: tuple[int, ...]
     shape: tuple[int, ...]
-    _at: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _at: dict[torch.device, tuple[Tensor | None, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def read(cls, seen: Tensor, taken: Sequence[int]) -> "Gather":
-        """From what became of `probes(taken)`, `(PROBES, *shape)`. Raises Unreadable where it was another kind of map."""
+        """From what became of `probes(taken)`, `(PROBES, *shape)`; Unreadable where it was another kind of map."""
         rows = seen.detach().cpu().double().flatten(1)
         offset, scale = rows[0], rows[1] - rows[0]
         if (scale == 0).any():
@@ -69,11 +69,21 @@ class Gather:
 
     def __call__(self, x: Tensor) -> Tensor:
         index, scale, offset = self._on(x.device)
-        return (x.flatten(1)[:, index] * scale.to(x.dtype) + offset.to(x.dtype)).reshape(len(x), *self.shape)
+        y = x.flatten(1)
+        y = y if index is None else y[:, index]
+        y = y if scale is None else y * scale.to(x.dtype)
+        y = y if offset is None else y + offset.to(x.dtype)
+        return y.reshape(len(x), *self.shape)
 
-    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
+    def _on(self, device: torch.device) -> tuple[Tensor | None, ...]:
+        """Index, scale and offset on a device, None for those that change nothing."""
         if device not in self._at:
-            self._at[device] = tuple(tensor.to(device) for tensor in (self.index, self.scale, self.offset))
+            count = prod(self.taken)
+            kept = torch.equal(self.index, torch.arange(count)), bool((self.scale == 1).all()), not self.offset.any()
+            tensors = self.index, self.scale, self.offset
+            self._at[device] = tuple(
+                None if same else tensor.to(device) for tensor, same in zip(tensors, kept, strict=True)
+            )
         return self._at[device]
 
     def inverse(self) -> "Gather":

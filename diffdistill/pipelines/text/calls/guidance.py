@@ -53,10 +53,12 @@ class Guidance:
 
 
 def read_guidance(stage: Stage, plain: Leaves, place: Gather, outof: Gather, text: set[Path]) -> Guidance:
-    """plain: the network's arguments without guidance, for `SHORT`, but the time; place, outof: the noise in the state, and the
-    network's output in the noise's order; text: the paths that differ from prompt to prompt.
+    """plain: the network's arguments without guidance, for `SHORT`, but the time; place, outof: the noise in the
+    state, and the network's output in the noise's order; text: the paths that differ from prompt to prompt.
     """
-    ways = [(name, None) for name in SCALES if name in stage.off or name in stage.parameters]
+    ways: list[tuple[str, str | None]] = [
+        (name, None) for name in SCALES if name in stage.off or name in stage.parameters
+    ]
     if "negative_prompt" in stage.parameters:
         ways += [(name, NOTHING) for name, _ in ways]
     for name, negative in ways:
@@ -78,7 +80,7 @@ def _tried(
         made.append(torch.randn(rows, *stage.output_shape, generator=generator).to(stage.pipeline.device))
         return made[-1]
 
-    given = {name: SCALE} | ({} if negative is None else {"negative_prompt": [negative]})
+    given: dict[str, Any] = {name: SCALE} | ({} if negative is None else {"negative_prompt": [negative]})
     wish = Wish(output=stage.outputs(drawn), until="stepped")
     step = stage.watch([SHORT], wish, **given).steps[0]
     outputs = torch.cat(made)

@@ -23,6 +23,11 @@ def leaves(arguments: dict[str, Any], at: Path = ()) -> Leaves:
     return found
 
 
+def name_of(path: Path) -> str:
+    """`added_cond_kwargs.text_embeds`"""
+    return ".".join(path)
+
+
 def nested(found: Leaves) -> dict[str, Any]:
     """The inverse of `leaves`."""
     arguments: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffdistill.pipelines.text.calls.gather import PROBES, Gather, Unreadable, probes
 from diffdistill.pipelines.text.calls.guidance import Guidance, read_guidance
-from diffdistill.pipelines.text.calls.leaves import Leaves, Path, count, row, same, together
+from diffdistill.pipelines.text.calls.leaves import Leaves, Path, count, name_of, row, same, together
 from diffdistill.pipelines.text.calls.stage import LONG, SHORT, Stage
 from diffdistill.pipelines.text.calls.watch import Step, Wish
 
@@ -100,14 +100,12 @@ def _times(stage: Stage, steps: list[Step]) -> dict[Path, Affine]:
         if path == stage.state or same(values[0], values[1]):
             continue
         if not all(isinstance(value, Tensor | float | int) for value in values):
-            raise Unreadable(f"its network's '{'.'.join(path)}' changes from step to step")
+            raise Unreadable(f"its network's '{name_of(path)}' changes from step to step")
         one, two, three = (float(torch.as_tensor(value).flatten()[0]) for value in values)
         factor = _plain((two - one) / (second - first))
         offset = _plain(one - factor * first)
         if abs(three - factor * third - offset) > 1e-4 * max(abs(one), abs(three)):
-            raise Unreadable(
-                f"its network's '{'.'.join(path)}' follows the scheduler's time in a way that is not read"
-            )
+            raise Unreadable(f"its network's '{name_of(path)}' follows the scheduler's time in a way that is not read")
         found[path] = factor, offset
     if not found:
         raise Unreadable("its network is told no time")
@@ -142,14 +140,14 @@ class Kinds:
             elif same(value, many[path]) and same(value, other[path]):
                 self.fixed[path] = value
             else:
-                raise Unreadable(f"its network's '{'.'.join(path)}' differs between prompts and has no row for each")
+                raise Unreadable(f"its network's '{name_of(path)}' differs between prompts and has no row for each")
 
     def _of_image(self, path: Path, one: Any, other: Any) -> None:
         if same(one, other):
             self.repeated[path] = one
             return
         if not isinstance(one, Tensor):
-            raise Unreadable(f"its network's '{'.'.join(path)}' differs between prompts and is no tensor")
+            raise Unreadable(f"its network's '{name_of(path)}' differs between prompts and is no tensor")
         self.text.add(path)
         self.repeated.pop(path, None)
         if path not in self.listed and one.shape != other.shape:
@@ -178,11 +176,11 @@ def _masks(stage: Stage, plain: Leaves, kinds: Kinds) -> dict[Path, torch.dtype]
         rows = [row(found[path], 0) for found in (plain, other)]
         lengths = [one.shape[1] for one in rows]
         if any(one.shape[2:] != rows[0].shape[2:] for one in rows) or not same(both[path], together(rows, False)):
-            raise Unreadable(f"it joins texts of different lengths in its network's '{'.'.join(path)}' in its own way")
+            raise Unreadable(f"it joins texts of different lengths in its network's '{name_of(path)}' in its own way")
     for path in [path for path, value in kinds.fixed.items() if value is None and isinstance(both[path], Tensor)]:
         ends = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         if not same(both[path].bool().cpu(), ends):
-            raise Unreadable(f"its network's '{'.'.join(path)}' marks the ends of texts in a way that is not read")
+            raise Unreadable(f"its network's '{name_of(path)}' marks the ends of texts in a way that is not read")
         masks[path] = both[path].dtype
     return masks
 

@@ -42,8 +42,9 @@ class Step:
 
 @dataclass
 class Seen:
-    """drawn: shape of the first noise, and `noise`, what was put there. calls, outputs: of the network, since the last of `steps`. times: arguments of
-    the scheduler's `set_timesteps`. latents: what the VAE was given. images: what the pipeline returned.
+    """drawn: shape of the first noise; noise: what was put there. calls, outputs: of the network, since the last of
+    `steps`. times: arguments of the scheduler's `set_timesteps`. latents: what the VAE was given. images: what the
+    pipeline returned.
     """
 
     drawn: tuple[int, ...] | None = None
