@@ -41,16 +41,17 @@ def teacher(request, tmp_path_factory):
     return UNADAPTED[request.param](tmp_path_factory.mktemp(request.param) / "teacher")
 
 
-@pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_the_teacher_draws_the_images_of_its_stock_pipeline(teacher, scale):
+@pytest.mark.parametrize(("scale", "negative"), [(1.0, None), (4.0, None), (4.0, "blue")])
+def test_the_teacher_draws_the_images_of_its_stock_pipeline(teacher, scale, negative):
     model = Denoiser.from_pretrained(str(teacher))
     model.adapter.image_size = SIDE
     guidance = model.adapter.reading.guidance
-    more = guidance.arguments(scale, len(PROMPTS)) if scale != 1 else {}
+    more = guidance.arguments(scale, len(PROMPTS), negative) if scale != 1 else {}
     more["generator"] = [torch.Generator().manual_seed(image_seed(SEED, i)) for i in range(2)]
     theirs = stock(teacher, prompt=list(PROMPTS), num_inference_steps=3, **model.adapter.student_call() | more)
+    mine = pictures(model, steps=3, guidance_scale=scale, negative_prompt=negative)
     assert float(theirs.std()) > 0.03
-    assert float((pictures(model, steps=3, guidance_scale=scale) - theirs).abs().max()) < 1e-4
+    assert float((mine - theirs).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("lora", [True, False])

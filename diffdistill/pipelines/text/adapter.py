@@ -102,7 +102,7 @@ class Adapter(Texts, Latents):
         return mixed
 
     @classmethod
-    def why_not(cls, _pipeline: type) -> str | None:
+    def why_not(cls, _pipeline: Any) -> str | None:
         """Why this adapter is not for a pipeline class of diffusers; None: it is."""
         return None
 

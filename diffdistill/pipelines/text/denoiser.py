@@ -31,7 +31,8 @@ class TextDenoiser(Denoiser):
 
     x_t: `(B, C, h, w)` = x0 + sigma * eps, x0 = (VAE's latent - shift) * scale, of variance near 1. Teacher, student
     and critic of a run share one adapter and one table, and have a network each. `null_class` is the row of the null
-    prompt of guidance: 0, the pipeline's own; for a negative prompt, `model.null_class = int(prompts.ids([text])[0])`.
+    prompt of guidance: 0, the pipeline's own; for a negative prompt, `model.null_class =
+    int(prompts.ids([text], negative=True)[0])`.
     """
 
     draws_texts = True

@@ -18,7 +18,7 @@ from diffdistill.pipelines.text.calls.leaves import Leaves, leaves, name_of, nes
 from diffdistill.pipelines.text.calls.reading import Reading, map_of, read
 from diffdistill.pipelines.text.calls.stage import SHORT, Stage
 from diffdistill.pipelines.text.calls.watch import Wish
-from diffdistill.pipelines.text.kept import Condition, Kept
+from diffdistill.pipelines.text.kept import Condition, Kept, Prompt
 from diffdistill.pipelines.text.texts import Size
 
 PARTS = ("transformer", "unet")
@@ -43,7 +43,7 @@ class ReadOff(Adapter):
         self._times: dict[int, dict[str, Any]] = {}
 
     @classmethod
-    def why_not(cls, pipeline: type) -> str | None:
+    def why_not(cls, pipeline: Any) -> str | None:
         """Why a pipeline class of diffusers cannot be read off, as far as its signatures tell; None: it may be."""
         made, called = (set(inspect.signature(f).parameters) for f in (pipeline.__init__, pipeline.__call__))
         networks = [part for part in made if part.startswith(PARTS) or part.startswith(("prior", "decoder"))]
@@ -56,7 +56,7 @@ class ReadOff(Adapter):
         return None
 
     @property
-    def image_size(self) -> int:  # type: ignore[override]
+    def image_size(self) -> int:
         if self._size is None:
             self._size = self.native_size()
         return self._size
@@ -125,9 +125,13 @@ class ReadOff(Adapter):
         return {name_of(path): row(found[path], 0) for path in self.reading.text}
 
     def null(self) -> Condition:
-        return self.away(None)
+        return self._away(None)
 
-    def away(self, negative: str | None) -> Condition:
+    def away(self, negative: str) -> Condition:
+        return self._away(negative)
+
+    def _away(self, negative: str | None) -> Condition:
+        """What a guided call tells its network in the null row: of a negative prompt, or of none."""
         reading = self.reading
         guidance, stage = reading.guidance, reading.stage
         if guidance.kind != "two":
@@ -138,7 +142,7 @@ class ReadOff(Adapter):
         return {name_of(path): found[path] for path in reading.text}
 
     def joined(
-        self, prompts: Sequence[str | None], sizes: Sequence[Size] | None = None, dtype: torch.dtype | None = None
+        self, prompts: Sequence[Prompt], sizes: Sequence[Size] | None = None, dtype: torch.dtype | None = None
     ) -> Condition:
         """The network's arguments but the state, the time and the scale of guidance; `sizes` must be None."""
         reading = self.reading
