@@ -267,7 +267,11 @@ class Denoiser(nn.Module):
         twice = torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), torch.cat([null, cond])
         x0, features = self.tapped(*twice, taps)
         without, with_cond = x0.chunk(2)
-        return without + guidance_scale * (with_cond - without), [f.chunk(2)[1] for f in features]
+        return self.mixed(without, with_cond, guidance_scale, x_t, sigma), [f.chunk(2)[1] for f in features]
+
+    def mixed(self, without: Tensor, with_cond: Tensor, guidance_scale: float, _x_t: Tensor, _sigma: Tensor) -> Tensor:
+        """x0 of the null and of the conditional pass, mixed."""
+        return without + guidance_scale * (with_cond - without)
 
     def null_condition(self, cond: Tensor | None) -> Tensor:
         if self.null_class is None or cond is None:

@@ -167,7 +167,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("student")  # this folder, or its Hub id
-image = pipe("a caption"{arguments}, generator=torch.Generator().manual_seed(0)).images[0]
+image = pipe(prompt="a caption"{arguments}, generator=torch.Generator().manual_seed(0)).images[0]
 image.save("image.png")
 ```
 

@@ -90,13 +90,29 @@ class Adapter(Texts, Latents):
         """Whether the guidance scale is an input of the network, which then needs no second pass."""
         return False
 
-    def student_call(self) -> dict[str, float]:
+    @property
+    def default_guidance(self) -> float:
+        """The scale w of guidance where the stock pipeline is given none."""
+        return float(inspect.signature(type(self.pipeline).__call__).parameters["guidance_scale"].default)
+
+    # Whether the pipeline changes null + w (cond - null), outputs of its network, to `guided` of it.
+    changes_guided = False
+
+    def guided(self, mixed: Tensor, _cond: Tensor) -> Tensor:
+        return mixed
+
+    @classmethod
+    def why_not(cls, _pipeline: Any) -> str | None:
+        """Why this adapter is not for a pipeline class of diffusers; None: it is."""
+        return None
+
+    def student_call(self) -> dict[str, Any]:
         """What a student's pipeline is called with beside its steps: no null pass, for guidance is in the weights."""
         size = {} if self.image_size == self.native_size() else {"height": self.image_size, "width": self.image_size}
         return {"guidance_scale": self.guidance if self.embeds_guidance else 1.0, **size}
 
-    def shift(self) -> float:
-        """Of a flow's times towards noise (2403.03206, eq. 23), at this size of image."""
+    def shift(self, _steps: int = 1) -> float:
+        """Of a flow's times towards noise (2403.03206, eq. 23), at this size of image and for so many steps."""
         return float(self.scheduler.config.shift)
 
     def default_sigmas(self, steps: int) -> list[float] | None:
@@ -160,6 +176,8 @@ class AdapterFor:
     align: bool = False
 
 
+# The name under which the adapter of every class stands that has none of its own.
+ANY_OTHER = "any other"
 ADAPTERS: Registry[AdapterFor] = Registry("pipeline", AdapterFor, "diffdistill.pipelines.text.adapters", "ADAPTER")
 
 
@@ -177,20 +195,16 @@ def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None
     diffdistill.errors.ConfigError: 'my model' is a KandinskyPipeline, and there are adapters for ...
     """
     known = ADAPTERS.rows() | ({} if adapter is None else {name: ADAPTERS.get(adapter)})
-    if name not in known:
-        raise ConfigError(
-            f"'{model}' is a {name}, and there are adapters for {', '.join(known)}; give one of these, or name a file "
-            f"with an AdapterFor of your own in {PLUGINS} (docs/text_to_image.md)"
-        )
     try:
         import transformers  # noqa: F401
     except ImportError as error:
         raise ConfigError("a text-to-image pipeline needs transformers: pip install 'diffdistill[text]'") from error
     import diffusers
 
-    cls = getattr(diffusers, name, None)
-    if cls is None:
+    cls: Any = getattr(diffusers, name, None)
+    if cls is None and name in known:
         raise CheckpointError(f"'{model}' is a {name}, which this diffusers lacks; upgrade diffusers")
+    fitting = _fitting(cls, name, model, known)
     read_scheduler(folder)
     networks = _load_networks(folder, cls)
     try:
@@ -200,7 +214,21 @@ def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None
             f"'{model}' could not be loaded ({' '.join(str(error).split())[:200]}); make or fetch the folder again"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    return known[name].adapter(pipeline, folder)
+    return fitting(pipeline, folder)
+
+
+def _fitting(cls: Any, name: str, model: str, known: dict[str, AdapterFor]) -> type[Adapter]:
+    """The adapter of a class, or that of all which have none; ConfigError where neither is for it."""
+    fitting = known.get(name, known[ANY_OTHER]).adapter
+    problem = fitting.why_not(cls) if isinstance(cls, type) else "this diffusers lacks it"
+    if problem is None:
+        return fitting
+    named = ", ".join(row for row in known if row != ANY_OTHER)
+    raise ConfigError(
+        f"'{model}' is a {name}, and there are adapters for {named}; this one cannot be read off itself, for "
+        f"{problem}: give one of these, or name a file with an AdapterFor of your own in {PLUGINS} "
+        f"(docs/text_to_image.md)"
+    )
 
 
 def _load_networks(folder: Path, pipeline: type) -> dict[str, nn.Module]:
@@ -211,6 +239,8 @@ def _load_networks(folder: Path, pipeline: type) -> dict[str, nn.Module]:
     wanted = inspect.signature(pipeline.__init__).parameters  # type: ignore[misc]
     for part, entry in read_json(folder / "model_index.json").items():
         if not isinstance(entry, list) or part not in wanted or entry == [None, None]:
+            continue
+        if any(isinstance(word, int) for word in entry) and not (folder / part).exists():  # a setting that is a list
             continue
         cls = _class_of(folder, part, entry)
         if isinstance(cls, type) and issubclass(cls, nn.Module) and (folder / part).is_dir():

@@ -32,7 +32,7 @@ class PromptConditions(Conditions):
             if not negatives:
                 return cond, None
             null = model.null_condition(cond).clone()
-            null[list(negatives)] = model.prompts.ids(list(negatives.values())).to(device)
+            null[list(negatives)] = model.prompts.ids(list(negatives.values()), negative=True).to(device)
             return cond, null
 
     def place(self, seed: int, index: int) -> tuple[int, int]:

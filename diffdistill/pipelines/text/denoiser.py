@@ -1,6 +1,5 @@
 """A text-to-image pipeline seen as a denoiser of latents: `D(x_t, sigma, prompt ids) -> x0`."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,8 @@ class TextDenoiser(Denoiser):
 
     x_t: `(B, C, h, w)` = x0 + sigma * eps, x0 = (VAE's latent - shift) * scale, of variance near 1. Teacher, student
     and critic of a run share one adapter and one table, and have a network each. `null_class` is the row of the null
-    prompt of guidance: 0, the pipeline's own; for a negative prompt, `model.null_class = int(prompts.ids([text])[0])`.
+    prompt of guidance: 0, the pipeline's own; for a negative prompt, `model.null_class =
+    int(prompts.ids([text], negative=True)[0])`.
     """
 
     draws_texts = True
@@ -87,8 +87,7 @@ class TextDenoiser(Denoiser):
     def default_guidance(self) -> float:
         """What diffdistill.json names, else the default of the call of the stock pipeline."""
         named = self.metadata.get("guidance_scale")
-        call = inspect.signature(type(self.adapter.pipeline).__call__)
-        return float(call.parameters["guidance_scale"].default if named is None else named)
+        return self.adapter.default_guidance if named is None else float(named)
 
     def conditions_for(self, request: SamplingRequest) -> PromptConditions:
         return prompt_conditions(
@@ -152,6 +151,14 @@ class TextDenoiser(Denoiser):
             return self.tapped(x_t, sigma, cond, taps)
         finally:
             adapter.guidance = before
+
+    def mixed(self, without: Tensor, with_cond: Tensor, guidance_scale: float, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """As in the base class; some pipelines then change the length of the guided output of the network."""
+        plainly = super().mixed(without, with_cond, guidance_scale, x_t, sigma)
+        if not self.adapter.changes_guided:
+            return plainly
+        guided, cond = (self.process.from_x0(value, x_t.float(), sigma.float()) for value in (plainly, with_cond))
+        return self.process.to_x0(self.adapter.guided(guided, cond), x_t.float(), sigma.float())
 
     def to(self, *args: Any, **kwargs: Any) -> "TextDenoiser":
         super().to(*args, **kwargs)

@@ -2,11 +2,24 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 Condition = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Away:
+    """A text that guidance leads away from: some pipelines encode it otherwise than a prompt."""
+
+    text: str
+
+
+# None: what guidance leads away from where no negative prompt is given.
+Prompt = str | Away | None
+
 KEPT_GB = 4.0  # 13,000 prompts of SDXL in bfloat16, of 0.3 MB each; 950 of Flux, of 4.2 MB
 
 
@@ -19,15 +32,15 @@ class Kept:
     def __init__(self, limit: float = KEPT_GB * 1e9):
         self.limit = limit
         self.size = 0
-        self._values: OrderedDict[str | None, tuple[Condition, int]] = OrderedDict()
+        self._values: OrderedDict[Prompt, tuple[Condition, int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._values)
 
-    def __contains__(self, prompt: str | None) -> bool:
+    def __contains__(self, prompt: Prompt) -> bool:
         return prompt in self._values
 
-    def get(self, prompt: str | None, make: Callable[[], Condition]) -> Condition:
+    def get(self, prompt: Prompt, make: Callable[[], Condition]) -> Condition:
         """The value of `prompt`, from memory or made."""
         if prompt in self._values:
             self._values.move_to_end(prompt)

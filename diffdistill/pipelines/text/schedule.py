@@ -87,7 +87,7 @@ def _flow(adapter: Adapter, process: Flow, steps: int, timesteps: Sequence[float
         sigmas = [t / teacher.num_train_timesteps for t in timesteps]
         scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0, **settings)
         return Schedule(scheduler, _levels(process, timesteps), {"sigmas": sigmas})
-    shift, sigmas_given = adapter.shift(), adapter.default_sigmas(steps)
+    shift, sigmas_given = adapter.shift(steps), adapter.default_sigmas(steps)
     # Left alone, the scheduler would spread its steps down to t = 1 / 1000.
     last = shift / (steps + shift - 1) if sigmas_given is None and steps > 1 else None
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, shift_terminal=last, **settings)
@@ -119,7 +119,7 @@ def pipeline_levels(adapter: Adapter, process: Process, steps: int) -> tuple[flo
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     assert isinstance(process, Flow)
-    settings = dict(adapter.scheduler.config) | {"shift": adapter.shift(), "use_dynamic_shifting": False}
+    settings = dict(adapter.scheduler.config) | {"shift": adapter.shift(steps), "use_dynamic_shifting": False}
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(settings)
     scheduler.set_timesteps(steps, sigmas=adapter.default_sigmas(steps))
     return (*process.level_at(scheduler.timesteps).tolist(), 0.0)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from diffdistill.pipelines.text.kept import Condition, Kept
+from diffdistill.pipelines.text.kept import Away, Condition, Kept, Prompt
 from diffdistill.pipelines.text.latents import Parts, Pixels
 
 
@@ -46,11 +46,15 @@ class Texts(Parts):
         """The same of what the stock pipeline guides away from where it is given no negative prompt."""
         return self.text("")
 
+    def away(self, negative: str) -> Condition:
+        """The same of a negative prompt."""
+        return self.text(negative)
+
     def arguments(self, rows: Condition, sizes: Sequence[Size]) -> Condition:
         """Keyword arguments of the network, from encoded texts and the sizes of the images, a row an image."""
         return rows
 
-    def encoded(self, prompt: str | None) -> Condition:
+    def encoded(self, prompt: Prompt) -> Condition:
         """The encoded prompt, on the CPU; None is the null prompt of guidance.
 
         One prompt at a time, so that it does not depend on the batch it is in. The last used ones are `kept`.
@@ -59,12 +63,14 @@ class Texts(Parts):
         def make() -> Condition:
             # A grid may ask first, in inference mode, whose tensors no later gradient may meet.
             with torch.inference_mode(False), torch.no_grad():
+                if isinstance(prompt, Away):
+                    return rows_of(self.away(prompt.text), lambda rows: rows.cpu())
                 return rows_of(self.null() if prompt is None else self.text(prompt), lambda rows: rows.cpu())
 
         return self.kept.get(prompt, make)
 
     def joined(
-        self, prompts: Sequence[str | None], sizes: Sequence[Size] | None = None, dtype: torch.dtype | None = None
+        self, prompts: Sequence[Prompt], sizes: Sequence[Size] | None = None, dtype: torch.dtype | None = None
     ) -> Condition:
         """`arguments` of some prompts, on the adapter's device.
 

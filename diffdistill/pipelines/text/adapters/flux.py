@@ -46,7 +46,7 @@ class Flux(TransformerAdapter):
         rows, channels, height, width = noise.shape
         return unpack(noise.reshape(rows, height * width // PATCH**2, channels * PATCH**2), height, width)
 
-    def shift(self) -> float:
+    def shift(self, _steps: int = 1) -> float:
         """exp(mu), mu linear in the number of tokens, where the scheduler shifts by the size of the image."""
         config = self.scheduler.config
         if not config.use_dynamic_shifting:

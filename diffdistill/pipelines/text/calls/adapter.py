@@ -1,0 +1,252 @@
+"""The adapter of a pipeline that has none: its call is read off it, once for each size of image, and replayed."""
+
+import inspect
+import math
+from collections.abc import Sequence
+from pathlib import Path as Folder
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.errors import ConfigError
+from diffdistill.pipelines.text.adapter import Adapter
+from diffdistill.pipelines.text.calls.check import check
+from diffdistill.pipelines.text.calls.gather import Unreadable
+from diffdistill.pipelines.text.calls.guidance import lengthened
+from diffdistill.pipelines.text.calls.leaves import Leaves, leaves, name_of, nested, row, together
+from diffdistill.pipelines.text.calls.reading import Reading, map_of, read
+from diffdistill.pipelines.text.calls.stage import SHORT, Stage
+from diffdistill.pipelines.text.calls.watch import Wish
+from diffdistill.pipelines.text.kept import Condition, Kept, Prompt
+from diffdistill.pipelines.text.texts import Size
+
+PARTS = ("transformer", "unet")
+
+
+class ReadOff(Adapter):
+    """A pipeline whose call was read off itself; for classes without an adapter.
+
+    Latents are the pipeline's noise as it draws it. Everything is read when it is first needed, at the size of image
+    that is set then, and again at another: the pipeline runs a few times with stand-ins for its network's outputs,
+    and twice for real, once to see what its network returns and once to check that the replay draws its images.
+    Raises ConfigError where it cannot be read, or does not.
+    """
+
+    def __init__(self, pipeline: Any, source: Folder):
+        self.part = next(part for part in PARTS if getattr(pipeline, part, None) is not None)
+        super(Adapter, self).__init__(pipeline)
+        self.source = source
+        self.guidance = 1.0
+        self._size: int | None = None
+        self._reading: Reading | None = None
+        self._times: dict[int, dict[str, Any]] = {}
+
+    @classmethod
+    def why_not(cls, pipeline: Any) -> str | None:
+        """Why a pipeline class of diffusers cannot be read off, as far as its signatures tell; None: it may be."""
+        made, called = (set(inspect.signature(f).parameters) for f in (pipeline.__init__, pipeline.__call__))
+        networks = [part for part in made if part.startswith(PARTS) or part.startswith(("prior", "decoder"))]
+        if len(networks) != 1 or networks[0] not in PARTS:
+            return "it has not one network, a transformer or unet"
+        if lacking := [part for part in ("vae", "scheduler") if part not in made]:
+            return f"it has no {lacking[0]}"
+        if "num_frames" in called or "prompt" not in called:
+            return "it does not draw an image from a prompt"
+        return None
+
+    @property
+    def image_size(self) -> int:
+        if self._size is None:
+            self._size = self.native_size()
+        return self._size
+
+    @image_size.setter
+    def image_size(self, size: int) -> None:
+        if size != self._size:
+            # What was read, and every text, may be of another shape at another size.
+            self._size, self._reading, self._times, self.kept = size, None, {}, Kept(self.kept.limit)
+
+    @property
+    def reading(self) -> Reading:
+        if self._reading is None:
+            try:
+                with torch.inference_mode(False):
+                    self._reading = read(self.pipeline, self.part, self.image_size)
+                    check(self, self._reading)
+            except Unreadable as problem:
+                self._reading = None
+                raise self._refusal(problem) from problem
+        return self._reading
+
+    def _refusal(self, problem: Unreadable) -> ConfigError:
+        return ConfigError(
+            f"'{self.source}' is a {type(self.pipeline).__name__}, which has no adapter, and its call cannot be read "
+            f"off at {self._size} pixels: {problem}; write an AdapterFor (docs/extend.md)"
+        )
+
+    def native_size(self) -> int:
+        """Of the images that the pipeline draws where it is told no size."""
+        try:
+            with torch.inference_mode(False):
+                own = self._drawn(None)
+                factors = {self.size_multiple, self.pipeline.vae_scale_factor, 8, 16, 32}
+                for factor in sorted(factors):
+                    if self._drawn(own[-1] * factor) == own:
+                        return own[-1] * factor
+        except Unreadable as problem:
+            raise self._refusal(problem) from problem
+        raise self._refusal(Unreadable(f"the size of the images that it draws from noise of {own} is not found"))
+
+    def _drawn(self, size: int | None) -> tuple[int, int, int]:
+        return map_of(Stage(self.pipeline, self.part, size).watch([SHORT], Wish(until="drawn")).drawn)
+
+    @property
+    def size_multiple(self) -> int:
+        processor = getattr(self.pipeline, "image_processor", None)
+        return int(processor.config.vae_scale_factor if processor is not None else self.pipeline.vae_scale_factor)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.reading.shape
+
+    @property
+    def embeds_guidance(self) -> bool:
+        return self.reading.guidance.kind != "two"
+
+    @property
+    def default_guidance(self) -> float:
+        guidance = self.reading.guidance
+        own = self.reading.stage.parameters[guidance.name].default if guidance.name else None
+        return 1.0 if own is None else float(own) + guidance.extra
+
+    def text(self, prompt: str) -> Condition:
+        found = self.reading.stage.asked(prompt)
+        return {name_of(path): row(found[path], 0) for path in self.reading.text}
+
+    def null(self) -> Condition:
+        return self._away(None)
+
+    def away(self, negative: str) -> Condition:
+        return self._away(negative)
+
+    def _away(self, negative: str | None) -> Condition:
+        """What a guided call tells its network in the null row: of a negative prompt, or of none."""
+        reading = self.reading
+        guidance, stage = reading.guidance, reading.stage
+        if guidance.kind != "two":
+            return self.text("")
+        zeros = stage.outputs(lambda rows: torch.zeros(rows, *stage.output_shape).to(self.device))
+        seen = stage.watch([SHORT], Wish(output=zeros, until="stepped"), **guidance.arguments(2.0, 1, negative))
+        found = guidance.null_row(seen.steps[0].calls, stage.state)
+        return {name_of(path): found[path] for path in reading.text}
+
+    def joined(
+        self, prompts: Sequence[Prompt], sizes: Sequence[Size] | None = None, dtype: torch.dtype | None = None
+    ) -> Condition:
+        """The network's arguments but the state, the time and the scale of guidance; `sizes` must be None."""
+        reading = self.reading
+        texts = [self.encoded(prompt) for prompt in prompts]
+        found: Leaves = {path: self._moved(value) for path, value in reading.fixed.items()}
+        for path, one in reading.repeated.items():
+            found[path] = together([self._moved(one)] * len(prompts), path in reading.listed)
+        for path in reading.text:
+            rows = [text[name_of(path)].to(self.device) for text in texts]
+            rows = [one.to(dtype) if dtype and one.is_floating_point() else one for one in rows]
+            found[path] = together(rows, path in reading.listed)
+            if path in reading.ragged:
+                found |= self._ends([one.shape[1] for one in rows])
+        return nested(found)
+
+    def _ends(self, lengths: list[int]) -> Leaves:
+        """Marks of where texts end, if they are not equally long."""
+        if len(set(lengths)) == 1:
+            return {}
+        ends = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        return {path: ends.to(self.device, dtype) for path, dtype in self.reading.masks.items()}
+
+    def _moved(self, value: Any) -> Any:
+        return value.to(self.device) if isinstance(value, Tensor) else value
+
+    def predict(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        reading = self.reading
+        state = reading.into(x_t)
+        listed = reading.stage.state_listed
+        found = leaves(cond) | {reading.stage.state: list(state) if listed else state}
+        found |= {path: t * factor + offset for path, (factor, offset) in reading.times.items()}
+        told = reading.guidance
+        if told.kind == "told":
+            scale = told.factor * self.guidance + told.offset
+            found[told.told] = torch.full((len(x_t),), scale, device=x_t.device)
+        output = network(**nested(found))[0]
+        return reading.outof(torch.stack(output) if isinstance(output, list) else output)
+
+    @property
+    def changes_guided(self) -> bool:  # type: ignore[override]
+        return self.reading.guidance.kept
+
+    def guided(self, mixed: Tensor, cond: Tensor) -> Tensor:
+        return lengthened(mixed, cond, self.reading.place)
+
+    def arrange(self, noise: Tensor) -> Tensor:
+        place = self.reading.place
+        return place.inverse()(noise.reshape(len(noise), *place.shape))
+
+    def feature(self, output: Any) -> Tensor:
+        """Maps as they are; tokens of the image, which come last where a text's do, too, as a map."""
+        outputs = [
+            value for value in (output if isinstance(output, tuple) else (output,)) if isinstance(value, Tensor)
+        ]
+        if outputs and outputs[0].dim() == 4:
+            return outputs[0]
+        _, height, width = self.latent_shape
+        patch = getattr(self.network.config, "patch_size", 1)
+        side = math.isqrt(height * width // self.reading.tokens) if self.reading.tokens else patch
+        grid = height // side, width // side
+        for tokens in reversed(outputs):
+            if tokens.dim() == 3 and tokens.shape[1] == grid[0] * grid[1]:
+                return tokens.transpose(1, 2).unflatten(2, grid)
+        raise ConfigError(
+            f"a layer of adversarial.taps returns no {grid[0]} x {grid[1]} tokens of the image; name another layer of "
+            f"the {self.part}"
+        )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """The inverse of what the pipeline does before its VAE decodes, of the VAE's mean latents; one at a time."""
+        back = self.reading.decoded.inverse()
+        video = len(self.reading.decoded.shape) == 4
+        rows = []
+        for image in images.to(self.device).split(1):
+            found = self.pipeline.vae.encode(image.unsqueeze(2) if video else image)
+            rows.append(back(found.latent if hasattr(found, "latent") else found.latent_dist.mode()))
+        return torch.cat(rows)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        image = self.pipeline.vae.decode(self.reading.decoded(latents.to(self.device)), return_dict=False)[0]
+        return image.squeeze(2) if image.dim() == 5 else image
+
+    def student_call(self) -> dict[str, Any]:
+        reading = self.reading
+        scale = {reading.guidance.name: self.guidance} if reading.guidance.kind == "told" else reading.stage.off
+        binning = {"use_resolution_binning": False} if "use_resolution_binning" in reading.stage.parameters else {}
+        return {**scale, "height": self.image_size, "width": self.image_size, **binning}
+
+    def _scheduled(self, steps: int) -> dict[str, Any]:
+        """What the pipeline tells its scheduler for so many steps."""
+        if steps not in self._times:
+            try:
+                self._times[steps] = self.reading.stage.watch([SHORT], Wish(until="asked"), steps).times
+            except Unreadable as problem:
+                raise self._refusal(problem) from problem
+        return self._times[steps]
+
+    def shift(self, steps: int = 1) -> float:
+        config, mu = self.scheduler.config, self._scheduled(steps).get("mu")
+        if mu is None or not config.get("use_dynamic_shifting"):
+            return float(config.get("shift", 1.0))
+        return float(mu) if config.get("time_shift_type") == "linear" else math.exp(mu)
+
+    def default_sigmas(self, steps: int) -> list[float] | None:
+        sigmas = self._scheduled(steps).get("sigmas")
+        return None if sigmas is None else [float(sigma) for sigma in sigmas]
