@@ -183,7 +183,8 @@ def _as_text(model: type[BaseModel], given: Placed, overrides: Sequence[str]) ->
         given_value = section[path[-1]]
         null = word == "null" or (word in ("~", "") and texts.get(path) is not str)
         yaml = null or (QUOTED.fullmatch(word) and not isinstance(given_value, Unread))
-        if path in texts and not yaml:
+        below = any(other[: len(path)] == path != other for other in last)  # keys of a text, which has none
+        if path in texts and not yaml and not below:
             section[path[-1]] = word
         elif isinstance(given_value, Unread):
             raise ConfigError(given_value.error)

@@ -25,6 +25,8 @@ def placed(
     if isinstance(error, Problems) or type(error) not in (ConfigError, DataError, CheckpointError):
         return error
     found = key if key is not None else _key_in(text, origins) or _value_in(text, config, origins)
+    if key is None and found == "output_dir" and "was made with other" in text:
+        return error  # the folder is right, and what differs is named
     place = None if found is None else origins.get(found)
     return error if place is None or text.startswith(place) else type(error)(f"{place}: {text}")
 

@@ -117,7 +117,8 @@ def csv_rows(text: str, name: str, needs: tuple[str, ...], example: str) -> Iter
                 )
             yield here, dict(zip_longest(header, row[: len(header)]))
     except csv.Error as error:
-        raise DataError(f"line {line} of '{name}' is not CSV ({error}): mend its quotation marks") from error
+        what = "a quotation mark is opened and never closed" if "unexpected end" in str(error) else error
+        raise DataError(f"line {line} of '{name}' is not CSV ({what}): mend its quotation marks") from error
 
 
 def _header(row: list[str], name: str, needs: tuple[str, ...], example: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 
 from diffdistill.data.layout import by_number
 from diffdistill.data.looking import is_looking, refuse, say, say_unlisted, unreadable
-from diffdistill.data.source import SUFFIXES, is_hidden, is_picture
+from diffdistill.data.source import HIDDEN, SUFFIXES, is_hidden, is_picture
 
 # Endings of pictures that are not read: some have no mark to know them by, others need programs of their own.
 OTHER_PICTURES = {
@@ -32,17 +32,20 @@ MOST_OPENED = 10_000  # files without a known ending that are looked into
 def files_below(folder: Path, endings: tuple[str, ...] = ("",), hidden: list[Path] | None = None) -> list[Path]:
     """All visible files below a folder and below folders that it has links to, each folder once, in no order.
 
-    endings: of the files, in lower case; those without an ending come along. hidden: gets the images among files
-    whose own name hides them, but for those that macOS writes beside each.
+    endings: of the files, in lower case; those without an ending come along. hidden: gets the images that their
+    own names or those of their folders hide, but for those that macOS writes beside each.
     Raises OSError for a folder that cannot be read, DataError for a link that leads nowhere, which may have been to a
     folder of images; one called as a picture is named when it is read.
     """
     found: list[Path] = []
-    for place, _, names in folders_below(folder):
+    depth = len(folder.parts)
+    for place, _, names in folders_below(folder, hidden=hidden is not None):
+        if hidden is not None:
+            hidden += [Path(place, name) for name in names if is_hidden_picture(PurePath(*place.parts[depth:], name))]
+        if any(map(is_hidden, place.parts[depth:])):
+            continue
         wanted = (name for name in names if name.lower().endswith(endings) or "." not in name)
         found += [Path(place, name) for name in wanted if not is_hidden(name)]
-        if hidden is not None:
-            hidden += [Path(place, name) for name in names if is_hidden_picture(name)]
     lost = next((path for path in found if not path.suffix and path.is_symlink() and not path.exists()), None)
     if lost is not None:
         refuse(f"there is nothing behind the link {lost}: mend it or take it out")
@@ -67,9 +70,13 @@ def folders_below(folder: Path, hidden: bool = False) -> Iterator[tuple[Path, li
             yield Path(place), list(folders), names
 
 
-def is_hidden_picture(name: str) -> bool:
-    """Whether a file is an image, but for the dot before its name; `._1.png` is what macOS notes of `1.png`."""
-    return name.startswith(".") and not name.startswith("._") and PurePath(name).suffix.lower() in SUFFIXES
+def is_hidden_picture(file: PurePath) -> bool:
+    """Whether a file is an image, but for a dot before its name or that of a folder of its. What systems keep beside
+    pictures, such as `._1.png` of macOS and thumbnails of file servers, are copies, and nobody misses them.
+    """
+    parts = [part for part in file.parts if is_hidden(part)]
+    copies = any(part in HIDDEN or part.startswith(("._", "__MACOSX", ".ipynb_checkpoints")) for part in parts)
+    return bool(parts) and not copies and file.suffix.lower() in SUFFIXES
 
 
 def say_hidden(files: Sequence[PurePath], name: str) -> None:

@@ -186,6 +186,8 @@ def measured(request: Request) -> Iterator[dict[str, Any]]:
         if by_class:
             assert isinstance(reference, ImageSet)
             subject = subject.by_names(reference)
+        elif isinstance(reference, ImageSet):
+            subject = subject.beside(reference)
         yield measure(evaluator, subject, request.neighbours)
 
 

@@ -81,6 +81,24 @@ class Subject:
     warnings: tuple[str, ...] = ()
     trained_on: str | None = None
 
+    def beside(self, reference: ImageSet) -> "Subject":
+        """The same, with a warning where the reference has classes and no image is of them: a figure of the whole set
+        is then mostly about what is missing. Classes go by name, or by number where neither side has names.
+        """
+        theirs, ours = reference.class_names, self.class_names
+        if reference.labels is None or not self.classes or (theirs is None) != (ours is None):
+            return self
+        drawn = {str(label) if ours is None else ours[label] for label in self.classes}
+        shown = [str(label) if theirs is None else theirs[label] for label in reference.labels.unique().tolist()]
+        absent = [name for name in shown if name not in drawn]
+        if not absent:
+            return self
+        text = (
+            f"{self.name} has no image of {len(absent)} of the {len(shown)} classes of {reference.name} "
+            f"({', '.join(absent):.100}): every figure counts them as missing"
+        )
+        return replace(self, warnings=(*self.warnings, text))
+
     def by_names(self, reference: ImageSet) -> "Subject":
         """The same with labels that count the classes of the reference: by their names, where both have names.
 

@@ -34,7 +34,9 @@ def run(args: Namespace) -> int:
     if target is not None and samples is not None:
         with new_folder(target) as folder:
             sheet_of(report, samples).save(folder / SHEET)
-            write_text(folder / PAGE, findings_page(report, folder / SHEET))
+            page = findings_page(report, folder / SHEET)
+            # Names of folders may be no UTF-8.
+            write_text(folder / PAGE, page.encode("utf-8", "backslashreplace").decode())
         print(f"\n{target / SHEET}\n{target / PAGE}", file=said)
     if report["training"]["refused"]:
         raise DataError(report["training"]["refused"][0]["reason"])

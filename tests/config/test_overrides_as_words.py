@@ -81,3 +81,8 @@ def test_text_that_yaml_reads_otherwise_or_not_at_all_is_text(word: str):
 def test_a_word_that_is_no_yaml_is_refused_where_the_setting_is_no_text():
     with pytest.raises(ConfigError, match="override 'seed=@1': not valid YAML: found character '@'"):
         load_config(Train, "fashion_mnist/teacher", ["seed=@1"])
+
+
+def test_a_key_below_a_text_is_refused():
+    with pytest.raises(ConfigError, match=r"data\.path"):
+        load_config(Train, "fashion_mnist/teacher", ["data.path=set", "data.path.x=1"])

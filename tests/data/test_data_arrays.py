@@ -40,7 +40,10 @@ def test_orders(kind, ending):
 REFUSED = {
     "from 0 to 1": (FRACTIONS, r"type float32: .*from 0 to 1, so save \(x \* 255\)\.round\(\)\.astype\('uint8'\)"),
     "from -1 to 1": (FRACTIONS * 2 - 1, r"from -1 to 1, so save \(\(x \+ 1\) \* 127\.5\)\.round\(\)"),
-    "from 0 to 255": (COLOUR.astype(np.float64), r"type float64: .*from 0 to 255, so bring them to that range"),
+    "from 0 to 255": (
+        COLOUR.astype(np.float64),
+        r"float64: .*, as its values are: save array\.round\(\)\.astype",
+    ),
     "half precision": (FRACTIONS.astype(np.float16), r"type float16: .*from 0 to 1, so save \(x \* 255\)"),
     "with NaN": (np.where(FRACTIONS < 0.5, np.nan, FRACTIONS), r"it has \d+ values that are no finite numbers"),
     "with infinity": (np.where(FRACTIONS < 0.5, np.inf, FRACTIONS), r"values that are no finite numbers, mend them"),

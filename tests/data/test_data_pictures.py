@@ -160,7 +160,6 @@ def test_what_is_left_out(kind, caplog):
 
 HIDDEN = [
     "._a.png",
-    ".hidden/b.png",
     ".ipynb_checkpoints/a-checkpoint.png",
     "@eaDir/a.png/THUMB.png",
     "#recycle/a.png",
@@ -174,8 +173,8 @@ def test_hidden_pictures_are_none(caplog):
     write("folder", {"cat/a.png": 1, "dog/b.png": 2} | {f"cat/{name}": 9 for name in HIDDEN}, "classes")
     check("classes", ([1, 2], [0, 1], ("cat", "dog")), caplog)
     for form in ("folder", "zip"):
-        data = write(form, {"a.png": 1, ".b.png": 2, "c/.d.jpg": 3, ".e.txt": "x"}, "some")
-        check(data, rf"~{data} has 2 hidden images, passed over \(.*\.b\.png, .*c/\.d\.jpg\)", caplog)
+        data = write(form, {"a.png": 1, ".b.png": 2, "c/.d.jpg": 3, ".f/g.png": 4, ".e.txt": "x"}, "some")
+        check(data, rf"~{data} has 3 hidden images, passed over \(.*\.b\.png, .*\.f/g\.png, .*c/\.d\.jpg\)", caplog)
 
 
 def test_folders_that_cannot_be_read_are_no_loss(monkeypatch, caplog):

@@ -29,7 +29,7 @@ def test_a_step_has_the_prompts_of_its_images():
 def test_a_negative_prompt_is_that_of_its_own_image():
     model = nn.Linear(1, 1)
     table = {"": 0, "cat": 1, "dog": 2, "blurry": 3}
-    model.prompts = SimpleNamespace(ids=lambda texts: torch.tensor([table[text] for text in texts]))
+    model.prompts = SimpleNamespace(ids=lambda texts, negative=False: torch.tensor([table[text] for text in texts]))
     model.null_condition = torch.zeros_like
     conditions = PromptConditions(prompts=(Prompt("cat"), Prompt("dog", negative="blurry"), Prompt("cat")))
     cond, null = conditions.tensors(model, [0, 1, 2, 4])

@@ -162,8 +162,9 @@ def _as_bytes(array: "np.ndarray") -> str:
     if not math.isfinite(low) or not math.isfinite(high):
         finite = int(np.isfinite(array).sum())
         return f"; it has {array.size - finite} values that are no finite numbers, mend them first"
-    if array.dtype.kind in "iu" and low >= 0 and 1 < high <= 255:
-        return ", as its values are: save array.astype('uint8')"
+    if low >= 0 and 1 < high <= 255:
+        rounded = "array.astype('uint8')" if array.dtype.kind in "iu" else "array.round().astype('uint8')"
+        return f", as its values are: save {rounded}"
     scale = "x * 255" if low >= 0 and high <= 1 else "(x + 1) * 127.5" if low >= -1 and high <= 1 else None
     hint = f"save ({scale}).round().astype('uint8')" if scale else "bring them to that range"
     return f"; its values are from {low:g} to {high:g}, so {hint}"

@@ -66,7 +66,7 @@ def visible_files(members: Iterator[tuple[str, Any]], name: str) -> dict[PurePos
     for member, value in members:
         file = PurePosixPath(inside(member, name))
         if any(map(is_hidden, file.parts)):
-            if is_hidden_picture(file.name) and not any(map(is_hidden, file.parts[:-1])):
+            if is_hidden_picture(file):
                 hidden.append(file)
             continue
         if file in files:

@@ -60,7 +60,7 @@ class Gather:
         digits = (rows[2:] - offset) / scale
         whole = digits.round()
         index = sum(
-            (whole[place] * BASE**place for place in range(DIGITS)), torch.zeros(rows.shape[1]).double()
+            (whole[place] * BASE**place for place in range(DIGITS)), torch.zeros(rows.shape[1], dtype=torch.float64)
         ).long()
         fits = (digits - whole).abs().max() < 0.2 and index.min() >= 0 and index.max() < prod(taken)
         if not fits:
