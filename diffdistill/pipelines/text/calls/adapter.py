@@ -17,7 +17,7 @@ from diffdistill.pipelines.text.calls.guidance import lengthened
 from diffdistill.pipelines.text.calls.leaves import Leaves, leaves, name_of, nested, row, together
 from diffdistill.pipelines.text.calls.reading import Reading, map_of, read
 from diffdistill.pipelines.text.calls.stage import SHORT, Stage
-from diffdistill.pipelines.text.calls.watch import Wish
+from diffdistill.pipelines.text.calls.watch import Wish, quiet
 from diffdistill.pipelines.text.kept import Condition, Kept, Prompt
 from diffdistill.pipelines.text.texts import Size
 
@@ -71,7 +71,7 @@ class ReadOff(Adapter):
     def reading(self) -> Reading:
         if self._reading is None:
             try:
-                with torch.inference_mode(False):
+                with quiet():
                     self._reading = read(self.pipeline, self.part, self.image_size)
                     check(self, self._reading)
             except Unreadable as problem:
@@ -88,7 +88,7 @@ class ReadOff(Adapter):
     def native_size(self) -> int:
         """Of the images that the pipeline draws where it is told no size."""
         try:
-            with torch.inference_mode(False):
+            with quiet():
                 own = self._drawn(None)
                 factors = {self.size_multiple, self.pipeline.vae_scale_factor, 8, 16, 32}
                 for factor in sorted(factors):
