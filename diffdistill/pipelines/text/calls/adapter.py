@@ -128,7 +128,9 @@ class ReadOff(Adapter):
         return self._away(None)
 
     def away(self, negative: str) -> Condition:
-        return self._away(negative)
+        """As the pipeline encodes it; as a prompt where it takes none (Flux.2 klein)."""
+        taken = "negative_prompt" in self.reading.stage.parameters
+        return self._away(negative) if taken else self.text(negative)
 
     def _away(self, negative: str | None) -> Condition:
         """What a guided call tells its network in the null row: of a negative prompt, or of none."""
