@@ -47,6 +47,9 @@ def test_the_teacher_draws_the_images_of_its_stock_pipeline(teacher, scale, nega
     model.adapter.image_size = SIDE
     guidance = model.adapter.reading.guidance
     more = guidance.arguments(scale, len(PROMPTS), negative) if scale != 1 else {}
+    if negative is not None and "negative_prompt" not in model.adapter.reading.stage.parameters:  # Flux.2 klein
+        del more["negative_prompt"]
+        more["negative_prompt_embeds"] = model.adapter.pipeline.encode_prompt(prompt=[negative] * 2)[0]
     more["generator"] = [torch.Generator().manual_seed(image_seed(SEED, i)) for i in range(2)]
     theirs = stock(teacher, prompt=list(PROMPTS), num_inference_steps=3, **model.adapter.student_call() | more)
     mine = pictures(model, steps=3, guidance_scale=scale, negative_prompt=negative)

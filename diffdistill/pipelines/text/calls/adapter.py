@@ -17,7 +17,7 @@ from diffdistill.pipelines.text.calls.guidance import lengthened
 from diffdistill.pipelines.text.calls.leaves import Leaves, leaves, name_of, nested, row, together
 from diffdistill.pipelines.text.calls.reading import Reading, map_of, read
 from diffdistill.pipelines.text.calls.stage import SHORT, Stage
-from diffdistill.pipelines.text.calls.watch import Wish
+from diffdistill.pipelines.text.calls.watch import Wish, quiet
 from diffdistill.pipelines.text.kept import Condition, Kept, Prompt
 from diffdistill.pipelines.text.texts import Size
 
@@ -71,7 +71,7 @@ class ReadOff(Adapter):
     def reading(self) -> Reading:
         if self._reading is None:
             try:
-                with torch.inference_mode(False):
+                with quiet():
                     self._reading = read(self.pipeline, self.part, self.image_size)
                     check(self, self._reading)
             except Unreadable as problem:
@@ -88,7 +88,7 @@ class ReadOff(Adapter):
     def native_size(self) -> int:
         """Of the images that the pipeline draws where it is told no size."""
         try:
-            with torch.inference_mode(False):
+            with quiet():
                 own = self._drawn(None)
                 factors = {self.size_multiple, self.pipeline.vae_scale_factor, 8, 16, 32}
                 for factor in sorted(factors):
@@ -128,7 +128,9 @@ class ReadOff(Adapter):
         return self._away(None)
 
     def away(self, negative: str) -> Condition:
-        return self._away(negative)
+        """As the pipeline encodes it; as a prompt where it takes none (Flux.2 klein)."""
+        taken = "negative_prompt" in self.reading.stage.parameters
+        return self._away(negative) if taken else self.text(negative)
 
     def _away(self, negative: str | None) -> Condition:
         """What a guided call tells its network in the null row: of a negative prompt, or of none."""

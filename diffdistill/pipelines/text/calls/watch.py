@@ -100,6 +100,20 @@ def watched(pipeline: Any, part: str, prompts: Sequence[str], wish: Wish, **call
 
 
 @contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the pipeline's remarks on how it is called, which are not the user's calls; gradients are not taken."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextlib.contextmanager
 def _put(home: Any, name: str, function: Any) -> Iterator[None]:
     """A function in the place of a method, for a while."""
     before = vars(home).get(name)
