@@ -93,8 +93,10 @@ def as_labels(
         if label is UNLABELLED:
             labels[index] = -1
         elif isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < end:
+            large = isinstance(label, int) and label >= 2**31
             refuse(
-                f"{name} has the label {label!r} for {where(index)}: labels are whole numbers from 0 {top}",
+                f"{name} has the label {label!r} for {where(index)}: labels are whole numbers from 0 "
+                f"{'to 2147483647' if large and not class_names else top}",
                 f"wrong label in {name}",
             )
             labels[index] = -1

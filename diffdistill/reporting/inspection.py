@@ -23,6 +23,8 @@ def run(args: Namespace) -> int:
     target = None if args.out is None else Path(args.out)
     if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--out '{target}' already exists and is not an empty folder; name a new one")
+    if target is not None and Path(args.data).is_dir() and target.resolve().is_relative_to(Path(args.data).resolve()):
+        raise ConfigError(f"--out '{target}' lies in the set, of which it would become a part; name a folder outside")
     if args.json is not None:
         check_output(args.json, "--json", has_keys("data", "training", "left_out"))
     samples = None if target is None else Samples(args.image_size)

@@ -178,6 +178,9 @@ def test_labels_of_a_table_that_are_numbers_are_no_names():
         write("folder", {"0.png": 1, "1.png": 2, "metadata.csv": f"file_name,label\n0.png,{bad}\n1.png,0\n"})
         with pytest.raises(DataError, match="labels are whole numbers from 0 up"):
             load_images("set")
+    write("folder", {"metadata.csv": "file_name,label\n0.png,99999999999\n1.png,0\n"})
+    with pytest.raises(DataError, match="labels are whole numbers from 0 to 2147483647"):
+        load_images("set")
     write("folder", {"metadata.csv": "file_name, Label\n0.png,10\n1.png,9\n"})
     found = load_images("set")
     assert (found.labels.tolist(), found.class_names) == ([10, 9], None)

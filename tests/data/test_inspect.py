@@ -419,6 +419,9 @@ def test_nothing_is_overwritten(tmp_path, capsys):
     code, out, err = ask(capsys, data, "--out", data)
     assert (code, out) == (2, "")
     assert "already exists and is not an empty folder" in err
+    code, out, err = ask(capsys, data, "--out", f"{data}/look")
+    assert (code, out) == (2, "")
+    assert "lies in the set, of which it would become a part" in err
     write(tmp_path, {"mine.json": b"{}"})
     code, out, err = ask(capsys, data, "--json", tmp_path / "mine.json")
     assert (code, out) == (2, "")
