@@ -51,8 +51,8 @@ def test_answers_at_once_and_without_torch(python, words, code):
     "words", [["--help"], ["sample", "--help"], ["train", "x.yaml"], ["distill", "fashion_mnist/teacher", "a=1"]]
 )
 def test_help_and_errors_cost_less_than_half_a_second(python, words):
-    # Processor time: what the answer costs, however busy the machine is.
-    seconds = min(python("-m", "diffdistill", *words).cpu_seconds for _ in range(3))
+    # Processor time, which a neighbour on the same core lengthens too: the best of several.
+    seconds = min(python("-m", "diffdistill", *words).cpu_seconds for _ in range(5))
     assert seconds < 0.5
 
 
