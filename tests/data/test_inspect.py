@@ -1,85 +1,37 @@
 """`data inspect`: filthy sets are looked at to their end, and what is said of training is what training says."""
 
-import io
-import json
-import os
-import struct
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from sets_to_look_at import (
+    IDX,
+    PICTURES,
+    csv_with_a_comma,
+    filthy_set,
+    idx,
+    lines,
+    npz,
+    numbered,
+    parquet,
+    pixels,
+    png,
+    row,
+    write,
+    zip_cut_at_its_beginning,
+    zip_with_a_damaged_member,
+    zipped,
+)
 
-from diffdistill.cli import main
 from diffdistill.data import load_images
 from diffdistill.data.inspect import inspect_data
 from diffdistill.errors import DataError
-from diffdistill.reporting.contact_sheet import Samples
 from diffdistill.reporting.findings import table
-from diffdistill.reporting.inspection import sheet_of
-
-RNG = np.random.default_rng(0)
-
-
-def pixels(*shape):
-    return RNG.integers(0, 256, shape, dtype=np.uint8)
-
-
-def png(array, file_format="png", **options):
-    file = io.BytesIO()
-    image = array if isinstance(array, Image.Image) else Image.fromarray(array)
-    image.save(file, file_format, **options)
-    return file.getvalue()
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
-
-
-def numbered(count, prefix="", size=8):
-    return {f"{prefix}{i}.png": png(pixels(size, size, 3)) for i in range(count)}
 
 
 @pytest.fixture
 def filthy(tmp_path):
-    """A folder of classes with every kind of dirt."""
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    colour, gray = pixels(8, 8, 3), pixels(8, 8)
-    first, second = (Image.fromarray(pixels(8, 8, 3)).quantize(16) for _ in range(2))
-    files = {
-        "cat/0.png": png(colour),
-        "cat/1.bmp": png(colour, "bmp"),
-        "cat/2.png": png(np.stack([gray] * 3, -1)),
-        "cat/3.png": png(pixels(8, 12, 3)),
-        "cat/4.png": png(pixels(8, 8, 4)),
-        "cat/5.png": png(pixels(8, 8).astype(np.uint16) * 257),
-        "cat/6.jpg": png(pixels(8, 8, 3), "jpeg", exif=turned),
-        "cat/7.gif": png(first, "gif", save_all=True, append_images=[second]),
-        "cat/8.jpg": png(Image.fromarray(pixels(8, 8, 3)).convert("CMYK"), "jpeg"),
-        "cat/9.png": png(np.full((8, 8), 9, np.uint8)),
-        "cat/10.png": png(colour)[:60],
-        "cat/11.png": b"text",
-        "cat/12.jpg": b"",
-        "dog/0.png": png(colour),
-        "dog/1.png": png(gray),
-        "dog/old/2.png": png(pixels(8, 8, 3)),
-        "dog/phone.heic": b"x",
-        "loose.png": png(pixels(8, 8, 3)),
-        ".hidden.png": b"x",
-        "__MACOSX/._0.png": b"x",
-        "notes.txt": b"x",
-    }
-    folder = write(tmp_path / "set", files)
-    (folder / "empty").mkdir()
-    (folder / "cat" / "nowhere.png").symlink_to(tmp_path / "nowhere.png")
-    (folder / "cat" / "linked").symlink_to(folder / "dog")
-    os.mkfifo(folder / "cat" / "pipe.png")
-    return folder
+    return filthy_set(tmp_path)
 
 
 def reasons(report):
@@ -129,58 +81,6 @@ def test_classes_duplicates_and_what_is_left_out_are_told(filthy):
 # ---- what training sees and says
 
 
-def csv_with_a_comma(folder):
-    return write(folder, numbered(2) | {"metadata.csv": b"file_name,text\n0.png,a, b\n1.png,c\n"})
-
-
-def lines(folder, *rows):
-    return write(folder, numbered(3) | {"metadata.jsonl": "\n".join(rows).encode()})
-
-
-def row(index, **more):
-    return json.dumps({"file_name": f"{index}.png"} | more)
-
-
-def zipped(folder, files):
-    with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return folder.with_suffix(".zip")
-
-
-def zip_with_a_damaged_member(folder):
-    file = zipped(folder, numbered(2))
-    data = bytearray(file.read_bytes())
-    data[data.index(b"IDAT") + 20] ^= 255
-    file.write_bytes(data)
-    return file
-
-
-def zip_cut_at_its_beginning(folder):
-    file = zipped(folder, numbered(2))
-    file.write_bytes(file.read_bytes()[20:])
-    return file
-
-
-def idx(values):
-    return struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
-
-
-def npz(folder, **arrays):
-    np.savez(folder.with_suffix(".npz"), **arrays)
-    return folder.with_suffix(".npz")
-
-
-def parquet(folder, **columns):
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as writer
-
-    writer.write_table(pyarrow.table(columns), folder.with_suffix(".parquet"))
-    return folder.with_suffix(".parquet")
-
-
-PICTURES = list(numbered(3).values())
-IDX = {"train-images-idx3-ubyte": idx(pixels(3, 8, 8)), "train-labels-idx1-ubyte": idx(np.arange(2, dtype=np.uint8))}
 ONE_LABEL = b'{"labels": [["0.png", 1]]}'
 FAULTY = {
     "no picture": lambda folder: write(folder, {"notes.txt": b"x"}),
@@ -377,94 +277,3 @@ def test_captions_are_measured(tmp_path):
 
 
 # ---- the command
-
-
-def ask(capsys, *words):
-    code = main(["data", "inspect", *map(str, words)])
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
-
-
-def test_findings_are_printed_before_the_refusal(filthy, tmp_path, capsys):
-    code, out, err = ask(capsys, filthy, "--out", tmp_path / "look")
-    assert code == 3
-    assert err.splitlines()[-1].startswith(f"diffdistill: error: {filthy} has both loose images")
-    assert "cat/10.png is damaged" in out
-    assert "training refuses this:" in out
-    assert sorted(file.name for file in (tmp_path / "look").iterdir()) == ["contact_sheet.png", "index.html"]
-    page = (tmp_path / "look" / "index.html").read_text("utf-8")
-    assert "cat/10.png is damaged" in page
-    assert "http" not in page
-    assert page.count("<img ") == 1
-
-
-def test_names_are_no_markup_of_the_page(tmp_path, capsys):
-    data = write(tmp_path / "<b>set", numbered(2, "<script>x/") | {"<i>.png": b"x"})
-    assert ask(capsys, data, "--out", tmp_path / "look")[0] == 3
-    page = (tmp_path / "look" / "index.html").read_text("utf-8")
-    assert not [tag for tag in ("<b>set", "<script", "<i>.") if tag in page]
-    assert "&lt;script&gt;x" in page
-
-
-def test_json_on_standard_output_is_all_of_it(tmp_path, capsys):
-    data = SOUND["classes"](tmp_path / "set")
-    code, out, err = ask(capsys, data, "--json", "-")
-    assert code == 0
-    assert json.loads(out) == json.loads(json.dumps(inspect_data(str(data))))
-    assert "training sees 5 images of (3, 8, 8), 2 classes, no captions" in err
-
-
-def test_nothing_is_overwritten(tmp_path, capsys):
-    data = SOUND["classes"](tmp_path / "set")
-    code, out, err = ask(capsys, data, "--out", data)
-    assert (code, out) == (2, "")
-    assert "already exists and is not an empty folder" in err
-    code, out, err = ask(capsys, data, "--out", f"{data}/look")
-    assert (code, out) == (2, "")
-    assert "lies in the set, of which it would become a part" in err
-    write(tmp_path, {"mine.json": b"{}"})
-    code, out, err = ask(capsys, data, "--json", tmp_path / "mine.json")
-    assert (code, out) == (2, "")
-
-
-def test_nowhere_is_a_sentence(tmp_path, capsys):
-    code, out, err = ask(capsys, tmp_path / "nowhere")
-    assert (code, out) == (3, "")
-    assert "there is no file or folder" in err
-
-
-# ---- the contact sheet
-
-
-def test_a_row_a_class_without_what_cannot_be_read(filthy):
-    samples = Samples()
-    report = inspect_data(str(filthy), watch=samples)
-    assert {label: len(row) for label, row in samples.kept.items()} == {0: 10, 1: 3, -1: 1}
-    sheet = sheet_of(report, samples)
-    assert (sheet.mode, sheet.width > sheet.height) == ("RGB", True)
-
-
-def test_a_sheet_holds_pictures_as_training_sees_them(tmp_path):
-    images = np.zeros((2, 40, 80), np.uint8)
-    images[:, :, 10:70] = 200  # the middle square, and a margin for the resampling
-    samples = Samples(image_size=28)
-    report = inspect_data(
-        str(npz(tmp_path / "set", images=images, labels=np.array([0, 1]))), image_size=28, watch=samples
-    )
-    (picture,) = samples.kept[0]
-    assert picture.size == (56, 56)
-    assert np.asarray(picture).min() == 200
-    assert sheet_of(report, samples).width >= 56
-
-
-def test_of_many_pictures_few_are_kept_from_all_over(tmp_path):
-    count = 1000
-    images = np.arange(count, dtype=np.uint16).astype(np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
-    samples = Samples()
-    inspect_data(str(npz(tmp_path / "loose", images=images)), watch=samples)
-    first = [int(np.asarray(picture)[0, 0]) for picture in samples.kept[0]]
-    assert first == [i * count // 96 % 256 for i in range(96)]
-    samples = Samples()
-    report = inspect_data(str(npz(tmp_path / "many", images=images, labels=np.arange(count) // 4)), watch=samples)
-    assert sorted(samples.kept) == list(range(20))
-    assert "... and 231 more classes (--json has all)" in table(report)
