@@ -9,7 +9,7 @@ from harness import spawn, wait
 
 GROWTH = 0.01
 NETWORK = {"network.block_out_channels": "[4]", "network.attention_levels": "[]", "train_batch_size": "2"}
-LEAST = 500  # updates or images, of which anything can be seen
+LEAST = {"updates": 500, "images": 4000}  # of which anything can be seen
 EVERY = 0.02  # seconds between two looks
 
 
@@ -23,11 +23,13 @@ def _look(pid: int) -> tuple[int, int, int] | None:
         return None
 
 
-def _watched(shop, words: list[object]) -> tuple[int, str, list[tuple[int, int, int]]]:
+def _watched(shop, words: list[object], work: tuple[Path, str]) -> tuple[int, str, list[tuple[int, int, int]]]:
+    """Looks from the first work on, a file of that pattern below that folder: what is loaded before is no growth."""
     log = shop.root / "soak.txt"
-    pid, looks = spawn(words, log), []
+    pid, looks, begun = spawn(words, log), [], False
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if (look := _look(pid)) is not None:
+        begun = begun or next(work[0].rglob(work[1]), None) is not None
+        if begun and (look := _look(pid)) is not None:
             looks.append(look)
         time.sleep(EVERY)
     return wait(pid), log.read_text(errors="replace"), looks
@@ -37,8 +39,8 @@ def _middle(values: list[int]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def _judge(shop, counts, words: list[object], count: int) -> None:
-    code, text, looks = _watched(shop, words)
+def _judge(shop, counts, words: list[object], count: int, work: tuple[Path, str]) -> None:
+    code, text, looks = _watched(shop, words, work)
     if code or len(looks) < 20:
         counts.wrong(f"exit {code}, {len(looks)} looks: {text[-300:]}")
         return
@@ -64,15 +66,17 @@ RIGHT = "resident memory grows by less than 1 % from the first fifth on, open fi
 
 
 def test_updates(shop):
-    count, out = max(LEAST, tries(20_000, LEAST)), shop.folder("soak") / "run"
+    least = LEAST["updates"]
+    count, out = max(least, tries(20_000, least)), shop.folder("soak") / "run"
     settings = [f"{key}={value}" for key, value in NETWORK.items()]
     rare = [f"log_every={max(1, count // 200)}", f"checkpoint_every={max(1, count // 20)}"]
     with counting("soak", "updates of train", RIGHT) as counts:
-        _judge(shop, counts, shop.words("train", out, count, *settings, *rare), count)
+        _judge(shop, counts, shop.words("train", out, count, *settings, *rare), count, (out.parent, "metrics.jsonl"))
 
 
 def test_images(shop):
-    count, out = max(LEAST, tries(50_000, LEAST)), shop.folder("soak-images") / "images"
+    least = LEAST["images"]
+    count, out = max(least, tries(50_000, least)), shop.folder("soak-images") / "images"
     student = shop.root / "student" / "student"
     with counting("soak", "images of sample", RIGHT) as counts:
-        _judge(shop, counts, ["sample", student, "--num-images", count, "--out", out], count)
+        _judge(shop, counts, ["sample", student, "--num-images", count, "--out", out], count, (out.parent, "*.png"))
