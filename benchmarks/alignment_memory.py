@@ -10,7 +10,7 @@ counted: what a single operation needs and frees again, the VAE, the text encode
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,11 +127,14 @@ def forward_bytes(network: Any, dtype: torch.dtype, size: int, rows: int) -> tup
 
 
 @contextlib.contextmanager
-def watched(network: nn.Module, found: dict[int, int], blocks: dict[str, int]) -> Iterator[None]:
-    """What each block that checkpointing computes anew adds to `found`, into `blocks`."""
+def watched(
+    network: nn.Module, found: dict[int, int], blocks: dict[str, int],
+    kinds: Sequence[str] = ("ResnetBlock2D", "BasicTransformerBlock"),
+) -> Iterator[None]:  # fmt: skip
+    """What each block that checkpointing computes anew, of the classes `kinds`, adds to `found`, into `blocks`."""
     handles = []
     for name, module in network.named_modules():
-        if type(module).__name__ in ("ResnetBlock2D", "BasicTransformerBlock"):
+        if type(module).__name__ in kinds:
 
             def before(*_: Any, name: str = name) -> None:
                 blocks[name] = -sum(found.values())
