@@ -141,7 +141,7 @@ def fused_attention() -> Iterator[None]:
     def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
         return FusedAttention.apply(query, key, value)
 
-    nn.functional.scaled_dot_product_attention = fused  # type: ignore[assignment]
+    nn.functional.scaled_dot_product_attention = fused
     try:
         yield
     finally:
