@@ -81,30 +81,18 @@ def test_a_kernel_that_does_not_run_stops_a_run_before_its_folder_is_made(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_samples_record_their_kernels(tmp_path, python):
+def test_samples_record_their_kernels(tmp_path, ask):
     tiny_teacher().save_pretrained(tmp_path / "model", role="teacher")
-    command = ["-m", "diffdistill", "sample", str(tmp_path / "model"), "--num-images", "3", "--steps", "1"]
+    command = ["sample", str(tmp_path / "model"), "--num-images", "3", "--steps", "1"]
     for policy, recorded in ((), "auto: flash"), (("--attention", "sdpa-math"), "sdpa-math: math"):
         out = tmp_path / recorded[:4]
-        done = python(*command, "--out", str(out), *policy)
-        assert (done.code, done.err) == (0, "")
+        code, _, _ = ask(*command, "--out", str(out), *policy)
+        assert code == 0
         assert json.loads((out / "samples.json").read_text())["attention"] == recorded
 
 
-def test_evaluate_takes_the_flag_with_a_model_only(python):
-    done = python(
-        *(
-            "-m",
-            "diffdistill",
-            "evaluate",
-            "--images",
-            "builtin:emoji",
-            "--reference",
-            "builtin:emoji",
-            "--attention",
-            "sdpa",
-        ),
-        timeout=120,
-    )
-    assert done.code == 2
-    assert "--attention goes with --model" in done.err
+def test_evaluate_takes_the_flag_with_a_model_only(ask):
+    words = "evaluate --images builtin:emoji --reference builtin:emoji --attention sdpa"
+    code, _, err = ask(*words.split())
+    assert code == 2
+    assert "--attention goes with --model" in err

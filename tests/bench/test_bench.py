@@ -91,15 +91,13 @@ def test_the_ratio_is_that_of_neighbouring_runs(monkeypatch):
     assert row.record()["speed"] == {"images_per_second": 2.0, "bare": 3.0}
 
 
-def test_the_command_writes_figures_with_their_protocol(tmp_path, python):
+def test_the_command_writes_figures_with_their_protocol(tmp_path, ask):
     tiny_teacher().save_pretrained(tmp_path / "model", role="teacher")
     target = tmp_path / "bench.json"
-    done = python(
-        *("-m", "diffdistill", "bench", "--quick", "--batch-size", "2"),
-        *("--model", str(tmp_path / "model"), "--json", str(target)),
-        timeout=300,
+    code, out, err = ask(
+        *("bench", "--quick", "--batch-size", "2", "--model", str(tmp_path / "model"), "--json", str(target))
     )
-    assert (done.code, done.err) == (0, "")
+    assert (code, err) == (0, "")
     found = json.loads(target.read_text())
     assert found["protocol"]["batch"] == 2
     assert found["protocol"]["threads"] == 1
@@ -116,7 +114,7 @@ def test_the_command_writes_figures_with_their_protocol(tmp_path, python):
         "sample, student, consistency, 1 pass",
     ]
     for row in found["rows"]:
-        assert row["name"] in done.out
+        assert row["name"] in out
         assert 0 < row["ours"]["least"] <= row["ours"]["median"] <= row["ours"]["most"]
         assert row["peak_bytes"] > 0
     # The student's graph waits while the critic trains, so a step holds more than its largest pass.
@@ -125,8 +123,8 @@ def test_the_command_writes_figures_with_their_protocol(tmp_path, python):
     assert found["attention"]["sdpa-cudnn"] is None
 
 
-def test_a_folder_that_is_not_there_is_refused_before_anything_is_measured(tmp_path, python):
-    done = python("-m", "diffdistill", "bench", "--json", str(tmp_path / "none" / "b.json"))
-    assert done.code == 2
-    assert "there is no folder" in done.err
-    assert done.out == ""
+def test_a_folder_that_is_not_there_is_refused_before_anything_is_measured(tmp_path, ask):
+    code, out, err = ask("bench", "--json", str(tmp_path / "none" / "b.json"))
+    assert code == 2
+    assert "there is no folder" in err
+    assert out == ""
