@@ -48,6 +48,10 @@ def tensors(made):
     return {f"{name}.{key}": v.clone() for name, part in made.parts.items() for key, v in tensors_of(part).items()}
 
 
+def same(before, after):
+    return before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+
+
 def watch(tmp_path, metric, values, **more):
     log = tmp_path / "metrics.jsonl"
     rows = [{"step": 10 * i, f"evaluation/{metric}": value} for i, value in enumerate(values)]
@@ -103,9 +107,7 @@ def test_a_run_that_fell_ends_with_everything_as_it_was_when_it_was_last_good(tm
     assert evaluation["metrics"]["fid"]["value"] == 2.2
     if kind == "train":  # whose rate depends on the length of the run
         return
-    ended = tensors(made)
-    assert whole.keys() == ended.keys()
-    assert all(torch.equal(value, ended[name]) for name, value in whole.items())
+    assert same(whole, tensors(made))
 
 
 def test_the_last_checkpoint_is_the_last_good_one_and_a_finished_run_stays_finished(tmp_path):
@@ -117,7 +119,7 @@ def test_the_last_checkpoint_is_the_last_good_one_and_a_finished_run_stays_finis
     again, observer, evaluation = watched(tmp_path / "run", 0.0, resume_from_checkpoint="latest")
     assert (len(observer.seen), lines(tmp_path / "run")) == (1, log)  # measured for the record, and no more trained
     assert evaluation["metrics"]["fid"]["value"] == 0.0
-    assert all(torch.equal(value, tensors(again)[name]) for name, value in tensors(made).items())
+    assert same(tensors(made), tensors(again))
     # With more patience it goes on, from there.
     _, observer, _ = watched(tmp_path / "run", *[2.1] * 4, resume_from_checkpoint="latest", stop={"patience": 2})
     assert len(observer.seen) == 4
@@ -144,7 +146,7 @@ def test_a_resumed_run_ends_where_one_never_stopped_does(tmp_path, cut):
         tmp_path / "cut", *values, checkpoint_every=1, keep_checkpoints=10, resume_from_checkpoint="latest", done=after
     )
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
-    assert all(torch.equal(value, tensors(resumed)[name]) for name, value in tensors(whole).items())
+    assert same(tensors(whole), tensors(resumed))
 
 
 def test_a_good_checkpoint_that_was_removed_is_missed_in_a_sentence(tmp_path):
@@ -177,7 +179,7 @@ def test_the_report_says_where_and_why(tmp_path):
 def test_watching_without_falling_changes_nothing(tmp_path):
     whole = run("sid", tmp_path / "whole")
     made, _, _ = watched(tmp_path / "run", 2.0)
-    assert all(torch.equal(value, tensors(made)[name]) for name, value in whole.items())
+    assert same(whole, tensors(made))
 
 
 @pytest.mark.parametrize(
