@@ -93,11 +93,15 @@ def test_tf_resize_is_the_one_inside_the_inception_graph():
 
 def test_clean_resize_is_pillows_on_floats():
     images = pictures(2, 3, 40, 30).float()
-    expected = [
-        [np.asarray(Image.fromarray(plane.numpy()).resize((9, 12), Image.Resampling.BICUBIC)) for plane in image]
-        for image in images
-    ]
-    assert torch.equal(resize(images, (12, 9), "clean"), torch.from_numpy(np.array(expected)).clamp(0, 255))
+    images[..., 15:] = 255  # an edge, beside which bicubic goes beyond 255
+    expected = np.array(
+        [
+            [np.asarray(Image.fromarray(plane.numpy()).resize((9, 12), Image.Resampling.BICUBIC)) for plane in image]
+            for image in images
+        ]
+    )
+    assert expected.max() > 256
+    assert torch.equal(resize(images, (12, 9), "clean"), torch.from_numpy(expected).clamp(0, 255))
 
 
 def test_the_resize_in_use_is_named():
