@@ -19,7 +19,7 @@ from diffdistill.evaluation import Evaluator, load_features
 from diffdistill.evaluation.extractors import inception
 from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.features import choose_features
-from diffdistill.evaluation.resize import resize
+from diffdistill.evaluation.resize import resize, with_channels
 from diffdistill.files import sha256
 
 
@@ -102,6 +102,13 @@ def test_clean_resize_is_pillows_on_floats():
     )
     assert expected.max() > 256
     assert torch.equal(resize(images, (12, 9), "clean"), torch.from_numpy(expected).clamp(0, 255))
+
+
+def test_colour_becomes_the_gray_that_pillow_makes_of_it():
+    images = pictures(2, 3)
+    gray = [np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")) for image in images]
+    assert (with_channels(images.float(), 1)[:, 0] - torch.from_numpy(np.array(gray))).abs().max() <= 0.51
+    assert torch.equal(with_channels(images[:, :1].float(), 3), images[:, :1].float().repeat(1, 3, 1, 1))
 
 
 def test_the_resize_in_use_is_named():
