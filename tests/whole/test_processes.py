@@ -1,4 +1,4 @@
-"""Several processes as one: what they hand each other, and two updates of a run; the rest is in tests/dist."""
+"""Several processes as one: what they hand each other, and two updates of a run; the rest is in tests/processes."""
 
 import pytest
 import torch
