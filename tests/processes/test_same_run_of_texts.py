@@ -10,12 +10,12 @@ pytest.importorskip("peft")
 
 import text_world
 from ranks import ranks
-from same_run import distances, in_double, trained
+from same_run import distances, doubled, in_double, trained
 from tiny_text import captioned_folder, pair_folder, stable_diffusion
 
 from diffdistill.config.align import Align
 from diffdistill.data.pairs import load_pairs
-from diffdistill.pipelines.text.adapter import load_pipeline
+from diffdistill.pipelines.text import adapter
 from diffdistill.training.device import Device
 from diffdistill.training.tasks.align import AlignTask
 
@@ -57,7 +57,7 @@ def pairs_task(world, name):
     data = {"path": str(world / "pairs")} | more.pop("data", {})
     given = {"output_dir": "unused", "model": str(world / "sd"), "train_batch_size": 5, "data": data}
     config = Align.model_validate(given | more)
-    return AlignTask(config, load_pipeline(config.model), load_pairs(config.data.path), Device("no"))
+    return AlignTask(config, adapter.load_pipeline(config.model), load_pairs(config.data.path), Device("no"))
 
 
 @pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
@@ -66,6 +66,8 @@ def test_the_run_of_one(world, tmp_path, name, double):
     make = texts_task if name in TEXTS else pairs_task
 
     def work(_rank):
+        if double:
+            adapter.load_whole = doubled(adapter.load_whole)
         with in_double() if double else nullcontext():
             return trained(lambda: make(world, name), STEPS)
 

@@ -12,17 +12,36 @@ from diffdistill.training.store import tensors_of
 UNSEEN = ("to_k.bias", "heads.0.0.bias")
 
 
+SINGLE = torch.get_default_dtype(), torch.float32, torch.Tensor.float
+DOUBLE = torch.float64, torch.float64, torch.Tensor.double
+
+
 @contextmanager
-def in_double():
-    """Within, everything is float64, whatever the code asks for: what is left between two runs is no rounding."""
-    before, single, cast = torch.get_default_dtype(), torch.float32, torch.Tensor.float
-    torch.set_default_dtype(torch.float64)
-    torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double
+def precision(of):
+    before = torch.get_default_dtype(), torch.float32, torch.Tensor.float
+    for default, torch.float32, torch.Tensor.float in (of,):
+        torch.set_default_dtype(default)
     try:
         yield
     finally:
-        torch.float32, torch.Tensor.float = single, cast
-        torch.set_default_dtype(before)
+        for default, torch.float32, torch.Tensor.float in (before,):
+            torch.set_default_dtype(default)
+
+
+def in_double():
+    """Within, everything is float64, whatever the code asks for: what is left between two runs is no rounding."""
+    return precision(DOUBLE)
+
+
+def doubled(load):
+    """A function that reads a network, for use within `in_double`: files hold float32 and are read as such."""
+
+    def loading(*given, **settings):
+        with precision(SINGLE):
+            network = load(*given, **settings)
+        return network.double()
+
+    return loading
 
 
 @contextmanager
