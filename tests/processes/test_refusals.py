@@ -8,6 +8,8 @@ import pytest
 from shared_commands import digests, together, whole, words, world
 
 from diffdistill.errors import DataError
+from diffdistill.files import sha256
+from diffdistill.training import resume
 from diffdistill.training import run as training
 from diffdistill.training.tasks.teacher import TeacherTask
 
@@ -52,6 +54,7 @@ def in_folders_of_their_own(tmp_path):
     """Each process in a folder of its own, as on machines that share none."""
 
     def within(rank):
+        os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
         (tmp_path / f"machine{rank}").mkdir(exist_ok=True)
         os.chdir(tmp_path / f"machine{rank}")
 
@@ -62,8 +65,8 @@ def test_other_data(config, tmp_path):
     run = tmp_path / "run"
     for rank in range(2):
         (tmp_path / f"machine{rank}").mkdir()
-        pixels = np.zeros((24, 8, 8), dtype=np.uint8)
-        pixels[3, 2, 1] = rank  # one pixel
+        pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8), dtype=np.uint8)
+        pixels[3, 2, 1] ^= rank  # one pixel
         np.savez(tmp_path / f"machine{rank}" / "data.npz", images=pixels, labels=np.arange(24) % 3)
     argv = words(config, run, "data.path=data.npz")
     line = refused(config, run, argv, tmp_path / "logs", within=in_folders_of_their_own(tmp_path))
@@ -90,7 +93,13 @@ def test_other_weights(config, tmp_path):
 
 
 def test_a_run_folder_that_is_not_shared(config, tmp_path):
-    argv, within = words(config, "run"), in_folders_of_their_own(tmp_path)
+    argv, apart = words(config, "run"), in_folders_of_their_own(tmp_path)
+
+    def within(rank):
+        apart(rank)
+        if rank:  # the leader's path, which is a whole one, leads nowhere here
+            resume.sha256 = lambda file: sha256(file.with_name("nothing"))
+
     assert together([*argv, "max_train_steps=2"], 1, tmp_path / "first", within).codes == [0]
     before = digests(tmp_path / "machine0" / "run")
     done = together([*argv, "max_train_steps=4", LATEST], 2, tmp_path / "logs", within)
