@@ -28,7 +28,11 @@ def placed(
     if key is None and found == "output_dir" and "was made with other" in text:
         return error  # the folder is right, and what differs is named
     place = None if found is None else origins.get(found)
-    return error if place is None or text.startswith(place) else type(error)(f"{place}: {text}")
+    if place is None or text.startswith(place):
+        return error
+    located = type(error)(f"{place}: {text}")
+    located.told = error.told
+    return located
 
 
 def _key_in(text: str, origins: Mapping[str, str]) -> str | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ from packaging.requirements import Requirement
 
 import diffdistill
 
+TAKEN = ("build", "dist", "runs")  # what is made at the top of the clone, and may be a room's name elsewhere
 EXTRAS = {"text", "eval", "data", "plot", "xformers", "dev"}
 
 
@@ -105,6 +107,20 @@ def test_every_bundled_file_has_its_checksum(root):
 def test_files_fit_a_reader(root):
     lengths = {path: len(path.read_text().splitlines()) for path in (root / "diffdistill").rglob("*.py")}
     assert {path.name: length for path, length in lengths.items() if length > 400} == {}
+
+
+def test_git_sees_every_file_of_the_package_and_of_the_tests(root):
+    """A pattern without a slash before it swallows folders of that name wherever they are: files are then never
+    committed, and nobody is told."""
+    if shutil.which("git") is None or not (root / ".git").exists():
+        pytest.skip("this is no clone, or there is no git")
+    files = [str(file.relative_to(root)) for name in ("diffdistill", "tests") for file in (root / name).rglob("*.py")]
+    assert len(files) > 100
+    # The names of folders too: the next file in one of them must be seen.
+    names = "\n".join(files + [f"{name}/{folder}/a.py" for name in ("diffdistill", "tests") for folder in TAKEN])
+    ask = ["git", "-C", str(root), "-c", "core.excludesFile=", "check-ignore", "--no-index", "--stdin"]
+    done = subprocess.run(ask, input=names, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("", 1)  # 1: none is ignored
 
 
 @pytest.mark.bench

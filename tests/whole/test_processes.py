@@ -1,4 +1,4 @@
-"""Several processes as one: what they hand each other, and two updates of a run; the rest is in tests/dist."""
+"""Several processes as one: what they hand each other, and two updates of a run; the rest is in tests/processes."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from runs import settings, task
 from same_run import distances, trained
 
 from diffdistill import processes
+from diffdistill.config.places import placed
 from diffdistill.errors import ConfigError, DiskError
 from diffdistill.training.signals import Stopped, led, stop_requests
 
@@ -137,6 +138,16 @@ def test_what_a_launcher_says(monkeypatch, words, rank):
     for name, value in words.items():
         monkeypatch.setenv(name, value)
     assert processes.launched()[0] == rank
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_the_place_of_a_setting_does_not_make_others_tell_an_error(told):
+    error = ConfigError("'runs/x' is no folder for a run; name another")
+    error.told = told  # by the leader
+    config = settings("train", "runs/x")
+    located = placed(error, config, {"output_dir": "override 'output_dir=runs/x'"})
+    assert str(located) == f"override 'output_dir=runs/x': {error}"
+    assert located.told is told
 
 
 def test_half_of_a_launch_is_a_sentence(monkeypatch):

@@ -1,5 +1,7 @@
 """What some updates of a task leave, so that runs of one and of several processes can be compared."""
 
+from contextlib import contextmanager
+
 import torch
 
 from diffdistill import processes
@@ -7,43 +9,83 @@ from diffdistill.training.optim.updater import Updater
 from diffdistill.training.randomness import seed_step
 from diffdistill.training.store import tensors_of
 
+UNSEEN = ("to_k.bias", "heads.0.0.bias")
+
+
+SINGLE = torch.get_default_dtype(), torch.float32, torch.Tensor.float
+DOUBLE = torch.float64, torch.float64, torch.Tensor.double
+
+
+@contextmanager
+def precision(of):
+    before = torch.get_default_dtype(), torch.float32, torch.Tensor.float
+    for default, torch.float32, torch.Tensor.float in (of,):
+        torch.set_default_dtype(default)
+    try:
+        yield
+    finally:
+        for default, torch.float32, torch.Tensor.float in (before,):
+            torch.set_default_dtype(default)
+
+
+def in_double():
+    """Within, everything is float64, whatever the code asks for: what is left between two runs is no rounding."""
+    return precision(DOUBLE)
+
+
+def doubled(load):
+    """A function that reads a network, for use within `in_double`: files hold float32 and are read as such."""
+
+    def loading(*given, **settings):
+        with precision(SINGLE):
+            network = load(*given, **settings)
+        return network.double()
+
+    return loading
+
+
+@contextmanager
+def gradients_seen(found):
+    """Within, `gradient NUMBER NAME` of every update: of the whole batch, before it is clipped."""
+    require, numbers = Updater.require_finite, iter(range(10**9))
+
+    def note(self, norm, step):
+        grads = [p.grad.flatten() for p in self.parameters if p.grad is not None]
+        found[f"gradient {next(numbers)} {self.name}"] = torch.cat(grads).clone()
+        require(self, norm, step)
+
+    Updater.require_finite = note
+    try:
+        yield
+    finally:
+        Updater.require_finite = require
+
 
 def trained(make, steps):
-    """Tensors by name after `steps` updates of the task that `make()` gives: `start`, `end` and `moved` of its weights
-    and states, `gradient` of each updater's first step, `figure` of the last update."""
-    found, order = {}, []
-
-    def note(self, step):
-        order.append(self.name)
-        grads = [p.grad.flatten() for p in self.parameters if p.grad is not None]
-        if order.count(self.name) == 1 and grads:  # there are none where weights move within the backward pass
-            found[f"gradient {self.name}"] = torch.cat(grads)
-        return rate(self, step)
-
-    rate, Updater.set_rate = Updater.set_rate, note
-    try:
-        with processes.together():
-            task = make()
-            found |= {f"start {name}": value for name, value in tensors(task).items()}
-            for step in range(steps):
-                seed_step(3, step)
-                metrics = task.update(step)
-            found |= {f"end {name}": value for name, value in tensors(task).items()}
-            found |= {f"figure {name}": torch.as_tensor(value).float() for name, value in metrics.items()}
-    finally:
-        Updater.set_rate = rate
+    """Tensors by name after `steps` updates of the task that `make()` gives: `start`, `end` of its weights and states,
+    `gradient` of each update of each network, `figure` of the last update."""
+    found = {}
+    with gradients_seen(found), processes.together():
+        task = make()
+        found |= {f"start {name}": value for name, value in tensors(task).items()}
+        for step in range(steps):
+            seed_step(3, step)
+            metrics = task.update(step)
+        found |= {f"end {name}": value for name, value in tensors(task).items()}
+        found |= {f"figure {name}": torch.as_tensor(value).double() for name, value in metrics.items()}
     return found
 
 
 def tensors(task):
     """A vector for each part, of its numbers, and another of its counters.
 
-    Without the biases of keys: their gradient is nought, for a softmax does not see them, and Adam makes whole steps
-    of its rounding.
+    Without those that nothing sees: the biases of keys, for a softmax takes them away, and of a discriminator's first
+    layer, whose channels are normalised each by itself. Their gradient is nought, and Adam makes whole steps of its
+    rounding.
     """
     found = {}
     for name, part in task.parts.items():
-        values = [v.detach().flatten() for key, v in tensors_of(part).items() if not key.endswith("to_k.bias")]
+        values = [v.detach().flatten() for key, v in tensors_of(part).items() if not key.endswith(UNSEEN)]
         numbers = [value.double() for value in values if value.is_floating_point()]
         counters = [value for value in values if not value.is_floating_point()]
         found |= {kind: torch.cat(some) for kind, some in ((name, numbers), (f"{name} counters", counters)) if some}
@@ -51,16 +93,21 @@ def tensors(task):
 
 
 def distances(one, other):
-    """The largest of each kind: `gradient`, part of its norm; `weights`, absolute; `moved`, part of the movement;
-    `figures`, relative. Asserts that both have the same things."""
+    """The largest of each kind: `first`, of each network's first gradient, and `gradient`, of all, parts of its norm;
+    `weights`, absolute; `moved`, part of the movement; `figures`, relative. Asserts that both have the same things."""
     assert one.keys() == other.keys(), one.keys() ^ other.keys()
-    worst = {"gradient": 0.0, "weights": 0.0, "moved": 0.0, "figures": 0.0}
+    worst = {"first": 0.0, "gradient": 0.0, "weights": 0.0, "moved": 0.0, "figures": 0.0}
+    seen = set()
     for name, value in one.items():
         kind, _, what = name.partition(" ")
         gap = (value.double() - other[name].double()).norm()
         assert torch.isfinite(value).all(), name
         if kind == "gradient":
-            worst[kind] = max(worst[kind], float(gap / value.double().norm().clamp_min(1e-12)))
+            part = float(gap / value.double().norm().clamp_min(1e-12))
+            network = what.partition(" ")[2]
+            worst["first"] = max(worst["first"], 0.0 if network in seen else part)
+            worst["gradient"] = max(worst["gradient"], part)
+            seen.add(network)
         elif kind == "figure":
             worst["figures"] = max(worst["figures"], float(gap / value.abs().clamp_min(1e-3)))
         elif kind == "start" or what.endswith("counters"):

@@ -47,4 +47,5 @@ VERB = Verb(
     "diffdistill.parts.exposure_bias.calibration.command:run",
     add_flags,
     60,
+    shared=True,
 )

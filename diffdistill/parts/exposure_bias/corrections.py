@@ -222,8 +222,7 @@ def read_calibration(path: Path) -> Calibration:
         content.pop(SEAL, None)
         if content.pop("kind") != KIND or content.pop("version") != VERSION:
             raise ValueError("it is something else, or of another version")
-        entries = tuple(_entry(**entry) for entry in content.pop("entries"))
-        return Calibration(entries=entries, **content)
+        return calibration_of(content)
     except FileNotFoundError:
         raise CheckpointError(
             f"there is no calibration '{path}'; make one with 'diffdistill calibrate MODEL --data DATA --out FILE'"
@@ -232,6 +231,13 @@ def read_calibration(path: Path) -> Calibration:
         raise CheckpointError(
             f"'{path}' is not a calibration that can be read ({reason_of(error)}); make it again"
         ) from error
+
+
+def calibration_of(content: dict[str, Any]) -> Calibration:
+    """What `asdict` of a calibration was made of; KeyError, TypeError or ValueError where it is something else."""
+    content = dict(content)
+    entries = tuple(_entry(**entry) for entry in content.pop("entries"))
+    return Calibration(entries=entries, **content)
 
 
 def _entry(sampler: str, steps: int, fits: dict[str, Fit], report: dict[str, Any]) -> Entry:

@@ -3,14 +3,14 @@
 import statistics
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from diffdistill import __version__
+from diffdistill import __version__, processes
 from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError, DataError
@@ -27,6 +27,7 @@ from diffdistill.parts.exposure_bias.corrections import (
     Calibration,
     Corrections,
     Entry,
+    calibration_of,
     read_calibration,
 )
 from diffdistill.pipelines.folder import locate, weights_digest
@@ -37,8 +38,12 @@ from diffdistill.sampling.scheduled import Observe, scheduler_class
 NAMES = {"plain": "plain", SCALE: "Epsilon Scaling", SHIFT: "Time-Shift", BOTH: "both"}
 
 
+@processes.together()
 def run(args: Namespace) -> int:
-    """Calibrate, write `--out` after every entry and the plot beside it; an unfinished file is continued."""
+    """Calibrate, write `--out` after every entry and the plot beside it; an unfinished file is continued.
+
+    Several processes sample and look at images in turn; the first one has the file.
+    """
     out = Path(args.out)
     data = load_images(args.data, split=args.split)
     model = Denoiser.from_pretrained(args.model, pick_device(args.device))
@@ -50,26 +55,32 @@ def run(args: Namespace) -> int:
     plans = [plan_sampling(model, sampler=name, steps=steps) for name in args.sampler for steps in args.steps]
     for name in args.sampler:
         scheduler_class(name)  # refuses samplers that no correction fits
-    _check_fit(model, data)
+    processes.lead(lambda: _check_fit(model, data))
     moments = Moments.of(data)
-    calibration = _started(out, args, data, moments)
+    processes.agree({"model": weights_digest(locate(args.model)), "data": data.fingerprint, "flags": vars(args)})
+    begun = processes.lead(lambda: asdict(_started(out, args, data, moments)))
+    calibration = calibration_of(begun)
     judge, warning = _judge(args, data, model)
     for plan in plans:
         if any((entry.sampler, entry.steps) == (plan.sampler, plan.steps) for entry in calibration.entries):
             continue
         entry = calibrate_plan(model, plan, moments, judge, args)
         calibration = replace(calibration, entries=(*calibration.entries, entry))
-        calibration.save(out)
+        processes.lead(partial(calibration.save, out))
         print(_line(entry), flush=True)
     if warning is not None:
         print(f"note: {warning}")
     print(f"{out}: {len(calibration.entries)} fits")
+    processes.lead(lambda: _plotted(calibration, out.with_suffix(".png")))
+    return 0
+
+
+def _plotted(calibration: Calibration, file: Path) -> None:
     try:
-        plot_calibration(calibration, out.with_suffix(".png"))
-        print(f"{out.with_suffix('.png')}: bias along the path, quality against b")
+        plot_calibration(calibration, file)
+        print(f"{file}: bias along the path, quality against b")
     except ConfigError as error:  # no matplotlib: the fits are there all the same
         print(f"no plot: {error}")
-    return 0
 
 
 def calibrate_plan(model: Denoiser, plan: Plan, moments: Moments, judge: Judge, args: Namespace) -> Entry:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffdistill import processes
 from diffdistill.data import ImageSet
 from diffdistill.errors import DataError
 from diffdistill.parts.exposure_bias.time_shift import level_statistic
@@ -123,11 +124,11 @@ def _rounded(values: Tensor) -> list[float]:
 
 
 class _Watch:
-    """Collects what `Exposure` is made of, batch after batch."""
+    """Collects what `Exposure` is made of, of one batch: a row a state, `(B, 3 + 2 BANDS)`, float64."""
 
     def __init__(self, moments: Moments):
         self.moments = moments
-        self.rows: dict[int, list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]] = {}
+        self.rows: dict[int, Tensor] = {}
 
     def __call__(self, index: int, x: Tensor, alpha: Tensor, s: Tensor) -> None:
         x, alpha, s = x.cpu().double(), alpha.cpu().double(), s.cpu().double()
@@ -136,29 +137,39 @@ class _Watch:
         signal, noise = alpha.flatten().expand(len(x)) ** 2, s.flatten().expand(len(x)) ** 2
         reference = signal * self.moments.variance + noise
         band_reference = signal[:, None] * self.moments.bands + noise[:, None]
-        row = (energy, reference, band_power(centred), band_reference, (noise / signal).sqrt())
-        self.rows.setdefault(index, []).append(row)
+        level = (noise / signal).sqrt()
+        row = (energy[:, None], reference[:, None], level[:, None], band_power(centred), band_reference)
+        self.rows[index] = torch.cat(row, dim=1)
+
+    def states(self) -> Tensor:
+        """`(B, S, 3 + 2 BANDS)`."""
+        return torch.stack([self.rows[index] for index in sorted(self.rows)], dim=1)
 
 
 def measure_exposure_bias(
     sample: SampleBatch, reference: Moments, *, num_images: int, batch_size: int = 64
 ) -> Exposure:
-    """Run a sampler for the images 0 to num_images - 1 and measure every state it visits; see `Exposure`."""
+    """Run a sampler for the images 0 to num_images - 1 and measure every state it visits; see `Exposure`.
+
+    Several processes sample the batches in turn, and all know the whole, to the last digit of one.
+    """
     from diffdistill.data.pixels import to_uint8
 
-    watch = _Watch(reference)
-    images = []
-    for start in range(0, num_images, batch_size):
-        indices = range(start, min(start + batch_size, num_images))
-        images.append(to_uint8(sample(indices, watch)).cpu())
-    states = [[torch.cat(column) for column in zip(*watch.rows[i], strict=True)] for i in sorted(watch.rows)]
-    energy, expected, bands, band_reference, levels = (list(column) for column in zip(*states, strict=True))
-    ratios = [(b.mean(0) / r.mean(0)).log() for b, r in zip(bands, band_reference, strict=True)]
+    def look(indices: range) -> dict[str, Tensor]:
+        watch = _Watch(reference)
+        images = to_uint8(sample(indices, watch)).cpu()
+        return {"images": images, "states": watch.states()}
+
+    batches = [range(start, min(start + batch_size, num_images)) for start in range(0, num_images, batch_size)]
+    found = list(processes.in_turn(look, batches))
+    states = torch.cat([part["states"] for part in found])
+    energy, expected, levels = (states[:, :, column].T.contiguous() for column in range(3))
+    bands, band_reference = (part.transpose(0, 1).contiguous() for part in states[:, :, 3:].split(BANDS, dim=2))
     return Exposure(
         tuple(float(level.mean()) for level in levels),
-        torch.stack(energy),
-        torch.stack(expected),
-        torch.stack(ratios),
+        energy,
+        expected,
+        (bands.mean(1) / band_reference.mean(1)).log(),
         reference.mean.numel(),
-        torch.cat(images),
+        torch.cat([part["images"] for part in found]),
     )

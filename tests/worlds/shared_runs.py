@@ -1,0 +1,71 @@
+"""Runs that several processes share: a small task of every method, of teachers, of texts and of pairs."""
+
+from diffusers import UNet2DModel
+from runs import data
+from torch import manual_seed
+
+from diffdistill.config.schema import Distill, Train
+from diffdistill.denoiser import Denoiser
+from diffdistill.process import EDM
+from diffdistill.training.device import Device
+from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.teacher import TeacherTask
+
+BATCH = 5  # rows of 2 processes: 2 and 3; of 3: 1, 2 and 2; of 4: 1, 1, 1 and 2
+COMMON = {"output_dir": "unused", "train_batch_size": BATCH, "log_every": 1, "sample_every": 0}
+NETWORK = {"block_out_channels": (8,), "norm_num_groups": 4, "attention_head_dim": 8, "attention_levels": ()}
+
+DISTILLED = {
+    "diff_instruct": {"method": {"name": "diff_instruct", "guidance_scale": 2.0}},
+    "diff_instruct_pp": {
+        "method": {"name": "diff_instruct_pp", "guidance_scale": 2.0, "guidance": "outside"},
+        "micro_batch_size": 2,
+    },
+    "diff_instruct_star": {"method": {"name": "diff_instruct_star", "guidance_scale": 3.0}, "student": {"steps": 2}},
+    "dmd2": {
+        "method": {"name": "dmd2", "adversarial": {"features": "critic", "r1": 0.1, "weight": 0.1}},
+        "critic": {"updates_per_step": 5},
+        "micro_batch_size": 2,
+    },
+    "f_distill": {
+        "method": {"name": "f_distill", "adversarial": {"r1": 0.1, "weight": 0.1}, "ratio": {"bins": 3}},
+        "student": {"steps": 4},
+    },
+    "f_distill, parts and noised data": {
+        "method": {"name": "f_distill", "divergence": "forward_kl"},
+        "student": {"steps": 4, "training_input": "noised_data"},
+        "data": {"horizontal_flip": True},
+        "micro_batch_size": 2,
+    },
+    "sid": {"method": {"name": "sid"}, "micro_batch_size": 1},
+    "sida": {"method": {"name": "sid", "adversarial": {"weight": 0.1}}},
+    "sim": {"method": {"name": "sim"}},
+    "sim, a weight a level": {"method": {"name": "sim", "level_weight": "dmd_level"}, "micro_batch_size": 2},
+    "uni_instruct": {"method": {"name": "uni_instruct"}, "micro_batch_size": 2},
+    "regression first": {
+        "method": {"name": "dmd2", "adversarial": None},
+        "student": {"steps": 3, "regression": {"steps": 8, "pairs": 15, "solver_steps": 4, "muon": {}}},
+    },
+}
+TAUGHT = {
+    "train": {},
+    "train, flipped, many dropped": {"data": {"horizontal_flip": True}, "class_dropout": 0.5},
+}
+
+
+def teacher():
+    """Three classes and the null class; 8x8 gray, one level."""
+    manual_seed(0)
+    network = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
+        attention_head_dim=8, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), num_class_embeds=4,
+    )  # fmt: skip
+    return Denoiser(network, EDM(), null_class=3).eval()
+
+
+def image_task(name, steps):
+    """A task of DISTILLED or TAUGHT, which is `steps` long."""
+    length = {"max_train_steps": steps}
+    if name in TAUGHT:
+        return TeacherTask(Train(**COMMON | length | TAUGHT[name], network=NETWORK), data(), Device("no"))
+    return DistillTask(Distill(**COMMON | length | DISTILLED[name]), teacher(), data(), Device("no"))
