@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from diffdistill.data.prompts import read_prompts
 from diffdistill.data.source import is_picture
 from diffdistill.errors import CheckpointError, ConfigError, DataError, DiffDistillError, DiskError
 from diffdistill.evaluation.features import check_features
+from diffdistill.evaluation.metrics import check_enough, metric, too_few
 from diffdistill.files import expanded, read_json, reading
 from diffdistill.pipelines.folder import local
 from diffdistill.rewards.kinds import check_reward
@@ -84,6 +85,8 @@ def model_at_steps(name: str) -> None:
     match = re.fullmatch(r"(.+)@(\d+)", name)
     with reading(name, CheckpointError):
         plain = match is None or Path(name).exists()
+    if not plain and match is not None and int(match[2][:18]) < 1:
+        raise ConfigError(f"'{name}' asks for a model at 0 steps; write MODEL@K with a K of 1 or more")
     model(name if plain or match is None else match[1])
 
 
@@ -148,11 +151,14 @@ def settings(resolved: "Resolved[Run]") -> None:
 
 def _look_at_images(config: Any, look: Callable[..., None]) -> None:
     split = config.evaluation.reference_split
+    measured = config.evaluation.metrics if config.evaluation.every or config.evaluation.at_end else ()
     if config.data.prompts is None:
-        about = {" split ": "data.split", "data.limit": "data.limit"}
-        look("data.path", opened, config.data.split, config.data.limit, about=about)
+        about = {" split ": "data.split", "data.limit": "data.limit", " at least": "data.limit"}
+        compared = () if config.evaluation.reference is not None else measured
+        look("data.path", opened, config.data.split, config.data.limit, compared, about=about)
     about = {" split ": "data.split" if split is None else "evaluation.reference_split"}
-    look("evaluation.reference", opened, split or config.data.split, about=about)
+    look("evaluation.reference", opened, split or config.data.split, None, measured, about=about)
+    look("evaluation.num_images", drawn, measured)
     look("evaluation.prompts", prompts_of)
 
 
@@ -175,8 +181,10 @@ def prompts_of(name: str) -> None:
         read_prompts(name)
 
 
-def opened(name: str, split: str, limit: int | None = None) -> None:
-    """DATA that a format reads, with that split and so many images; no image is decoded."""
+def opened(name: str, split: str, limit: int | None = None, compared: Sequence[str] = ()) -> None:
+    """DATA that a format reads, with that split and so many images, enough for the metrics that compare with them; no
+    image is decoded.
+    """
     data(name)
     if not (is_builtin(name) or expanded(name).exists()):
         return  # of the Hub
@@ -189,6 +197,13 @@ def opened(name: str, split: str, limit: int | None = None) -> None:
         logging.disable(before)
     if limit is not None and limit > count:
         raise DataError(f"{name} has {count} images, but {limit} were asked for: lower data.limit")
+    check_enough([one for one in compared if metric(one).compares], limit or count, name)
+
+
+def drawn(count: int, metrics: Sequence[str]) -> None:
+    """ConfigError for fewer images than one of the metrics needs."""
+    if (need := too_few(metrics, count)) is not None:
+        raise ConfigError(f"evaluation.num_images is {count}, and {need}; raise it, or leave it out of the metrics")
 
 
 def run_folder(name: str) -> None:

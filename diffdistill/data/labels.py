@@ -49,12 +49,21 @@ def whole_name(name: str) -> str:
 
 
 def classes_of(names: Iterable[str], where: str) -> Names:
-    """Names of classes in the order of their labels; a warning for two that differ by the case alone."""
+    """Names of classes in the order of their labels; a warning for two that differ by the case alone, and for numbers
+    among words, which are not their own labels.
+    """
     ordered = tuple(sorted(set(names), key=number_key))
     twice = next((key for key, count in Counter(map(str.casefold, ordered)).items() if count > 1), None)
     if twice is not None:
         one, two = [name for name in ordered if name.casefold() == twice][:2]
         say(f"{where} has the classes {one!r} and {two!r}, which differ by the case alone")
+    moved = [(label, name) for label, name in enumerate(ordered) if name.isdecimal() and int(name[-18:]) != label]
+    if moved:
+        label, name = moved[0]
+        say(
+            f"{where} has classes of numbers and of words: {name!r} is a name, of label {label}; call all classes by "
+            "numbers for these to be the labels"
+        )
     return ordered
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from diffdistill.data.looking import refuse
 from diffdistill.errors import DataError
-from diffdistill.files import parse_json, read_bounded
+from diffdistill.files import Twice, parse_json, read_bounded
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 MARKS = (
@@ -73,7 +73,10 @@ def json_rows(text: str, name: str, example: str) -> Iterator[Row]:
         if not words.strip():
             continue
         try:
-            row = parse_json(words)
+            row = parse_json(words, unique=True)
+        except Twice as error:
+            refuse(f"line {line} of '{name}' has {error}: which counts? leave one", f"twice in a line of {name}")
+            continue
         except ValueError as error:
             refuse(f"line {line} of '{name}' is not JSON ({error}): write one object a line", f"line of {name}")
             continue

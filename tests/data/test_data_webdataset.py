@@ -53,6 +53,10 @@ SAMPLES = {
     "an empty label": ({"a.png": 1, "a.cls": ""}, r"has no label for a in set\.tar"),
     "a label of no class": ({"a.png": 1, "a.cls": "-1"}, r"has the label -1 for a in set\.tar"),
     "a fraction": ({"a.png": 1, "a.cls": "1.0"}, r"the label '1\.0' for a in set\.tar"),
+    "a key twice": (
+        {"a.png": 1, "a.json": '{"label": 4, "label": 5}'},
+        r"a in set\.tar: its json has the key 'label' t",
+    ),
     "a record that is none": ({"a.png": 1, "a.json": "{"}, r"a in set\.tar: its json is damaged \("),
     "a caption in Latin-1": ({"a.png": 1, "a.txt": "größer".encode("latin-1")}, r"'a\.txt in set\.tar' is not UTF-8"),
     "samples without an image": (

@@ -22,7 +22,7 @@ from diffdistill.data.source import SUFFIXES, UNLABELLED, Entry, Source, as_labe
 from diffdistill.data.text import text_or_error
 from diffdistill.data.walk import LISTS, listed_of, pictures
 from diffdistill.errors import DataError
-from diffdistill.files import parse_json
+from diffdistill.files import Twice, parse_json
 
 BRACES = re.compile(r"(?P<head>.*)\{(?P<first>\d+)\.\.(?P<last>\d+)\}(?P<tail>.*\.tar)")
 MOST_FILES = 1_000_000
@@ -247,7 +247,10 @@ def _record(sample: Sample) -> dict[str, Any]:
         return {}
     tell_read([PurePosixPath(sample.parts[RECORD].path)])
     try:
-        record = parse_json(given(sample.text(RECORD), "{}", f"text in {sample.tar}"))
+        record = parse_json(given(sample.text(RECORD), "{}", f"text in {sample.tar}"), unique=True)
+    except Twice as error:
+        refuse(f"{sample.name}: its json has {error}: which counts? leave one", f"twice in a json in {sample.tar}")
+        return {}
     except ValueError as error:
         refuse(f"{sample.name}: its json is damaged ({error}); mend it or take it out", f"json in {sample.tar}")
         return {}
