@@ -12,8 +12,9 @@ from diffdistill.data.text import check_whole
 if TYPE_CHECKING:
     import numpy as np
 
-# Labels that are numbers, and no names: `3`; also `-1`, `1.0` and `1e+00`, which are refused, not sorted as words.
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# Labels that are numbers, and no names: `3`; also `-1`, `1.0`, `1,0` and `1e+00`, which are refused, not sorted as
+# words.
+NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
 
 # What programs write for a number that is not there.
 MISSING = {"", "nan", "na", "n/a", "<na>", "none", "null"}

@@ -121,8 +121,9 @@ def check_same_run(folder: Path, state: dict[str, Any], config: Run, inputs: Inp
         )
     changed = differing(state.get("inputs"), inputs)
     if changed and not config.allow_changed_inputs:
+        called = ", ".join(_called(name, config) for name in changed)
         raise ConfigError(
-            f"the content of {', '.join(_called(name, config) for name in changed)} is not what '{folder}' was trained with; put the former back, or "
+            f"the content of {called} is not what '{folder}' was trained with; put the former back, or "
             f"set allow_changed_inputs=true to go on with this"
         )
 

@@ -22,6 +22,11 @@ CSV = {
     "old Mac's lines": ("file_name,text\r0.png,a\r", ([1], None, None, ("a",))),
     "an index of pandas": (",file_name,label\n0,0.png,b\n", ([1], [0], ("b",))),
     "semicolons": ("file_name;text\n0.png;a\n", r"line 1 of .* names no column 'file_name', only 'file_name;text'"),
+    "semicolons, with their reason": (
+        "file_name;text\n0.png;a\n",
+        r"such as file_name,text, and put commas between the columns$",
+    ),
+    "Excel's sep": ("sep=;\nfile_name;text\n0.png;a\n", r"put commas between the columns$"),
     "tabs": ("file_name\ttext\n0.png\ta\n", r"line 1 of .* names no column 'file_name'"),
     "backslashes before quotes": ('file_name,text\n0.png,"a \\"big\\" car"\n', r"line 2 of .* is not CSV"),
     "a space before quotes": (
