@@ -101,11 +101,11 @@ REFUSED = {
     "evaluate --model run/model@0 --reference data.npz": (2, "'run/model@0' asks for a model at 0 steps; write"),
     "distill fashion_mnist/dmd2 data.path=one.npz output_dir=o": (
         3,
-        "override 'data.path=one.npz': one.npz has 1 image, and metric 'fid' needs 2 at least: give more",
+        "override 'data.path=one.npz': one.npz has 1 image, and metric 'prdc' needs 6 at least",
     ),
-    "distill fashion_mnist/dmd2 evaluation.reference=one.npz output_dir=o": (
+    "train fashion_mnist/teacher data.path=data.npz evaluation.reference=one.npz output_dir=o": (
         3,
-        "override 'evaluation.reference=one.npz': one.npz has 1 image, and metric 'fid' needs 2",
+        "override 'evaluation.reference=one.npz': one.npz has 1 image, and metric '",
     ),
     "train fashion_mnist/teacher data.path=one.npz evaluation.metrics=[kid] evaluation.reference=data.npz "
     "evaluation.num_images=3 output_dir=o": (
