@@ -207,6 +207,13 @@ def test_a_limit_above_the_number_is_refused_and_looked_past(tmp_path):
     assert (report["images"], report["left_out"], report["training"]["reads"]) == (2, {}, True)
 
 
+def test_a_limit_that_leaves_classes_out_is_noted(tmp_path):
+    data = str(write(tmp_path / "set", numbered(4, "a/") | numbered(4, "b/") | numbered(4, "c/")))
+    report = inspect_data(data, limit=4)
+    assert [row["images"] for row in report["classes"]["rows"]] == [4, 0, 0]
+    assert "2 classes of 3 without an image: what is drawn of it is untrained" in report["training"]["notes"]
+
+
 # ---- splits
 
 
