@@ -10,9 +10,9 @@ from diffdistill.cli import main
 from diffdistill.training.tasks import teacher
 
 SETS = {
-    "oblong": ((8, 12), [], "'set.npz' has images of 12x8, and a network of UNet kind takes square ones; set data.ima"),
+    "oblong": ((8, 12), [], "'set.npz' has images of 12x8, and a network of UNet kind takes square ones; set"),
     "odd": (
-        (9, 9), [], "'set.npz' has images of 9x9, and this network takes sides that are multiples of 2; set data.image_size=8",
+        (9, 9), [], "'set.npz' has images of 9x9, and this network takes sides that are multiples of 2; set data.im",
     ),
     "odd for patches": (
         (8, 9), ["network.kind=uvit", "network.uvit.patch_size=4"],
