@@ -97,6 +97,14 @@ REFUSED = {
         "--neighbours - is neither read nor written",
     ),
     "sample run/model --out o --prompts -": (2, "--prompts - is neither read nor written here"),
+    "train fashion_mnist/teacher data.path=data.npz evaluation.metrics=[per_class_fid] output_dir=o": (
+        3,
+        "override 'data.path=data.npz': data.npz has no labels, and metric 'per_class_fid' needs them",
+    ),
+    "distill emoji/one_step data.path=data.npz output_dir=o": (
+        2,
+        "override 'data.path=data.npz': 'data.npz' has no texts, and the teacher draws texts; give",
+    ),
     "train - output_dir=o": (2, "config '-' does not exist"),
     "evaluate --model run/model@0 --reference data.npz": (2, "'run/model@0' asks for a model at 0 steps; write"),
     "distill fashion_mnist/dmd2 data.path=one.npz output_dir=o": (
