@@ -80,15 +80,30 @@ def read_json(file: Path) -> Any:
     return parse_json(read_bounded(file, MOST_JSON).decode("utf-8"))
 
 
-def parse_json(text: str | bytes) -> Any:
-    """What JSON says; ValueError for text that is none, or of so many lists that they would fill the memory."""
+class Twice(ValueError):
+    """A key that is twice in one object of JSON, of which readers silently take the last."""
+
+
+def parse_json(text: str | bytes, unique: bool = False) -> Any:
+    """What JSON says; ValueError for text that is none, or of so many lists that they would fill the memory.
+
+    unique: `Twice` where an object has a key two times, for what people write.
+    """
     opened = (text.count("[") + text.count("{")) if isinstance(text, str) else text.count(b"[") + text.count(b"{")
     if opened > MOST_LISTS:
         raise ValueError(f"it holds more than {MOST_LISTS:,} lists")
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once if unique else None)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise Twice(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.80} twice")
+    return found
 
 
 def reason_of(error: BaseException) -> str:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,11 @@ from diffdistill.assets import BUILTIN, bundled, is_builtin, resolve_builtin
 from diffdistill.config.places import placed
 from diffdistill.config.unused import refuse_idle, value_at
 from diffdistill.data.formats import allowed, by_rank, known_place, open_source
-from diffdistill.data.prompts import read_prompts
+from diffdistill.data.prompts import read_prompts, without_texts
 from diffdistill.data.source import is_picture
 from diffdistill.errors import CheckpointError, ConfigError, DataError, DiffDistillError, DiskError
 from diffdistill.evaluation.features import check_features
+from diffdistill.evaluation.metrics import check_enough, metric, too_few
 from diffdistill.files import expanded, read_json, reading
 from diffdistill.pipelines.folder import local
 from diffdistill.rewards.kinds import check_reward
@@ -84,6 +85,8 @@ def model_at_steps(name: str) -> None:
     match = re.fullmatch(r"(.+)@(\d+)", name)
     with reading(name, CheckpointError):
         plain = match is None or Path(name).exists()
+    if not plain and match is not None and int(match[2][:18]) < 1:
+        raise ConfigError(f"'{name}' asks for a model at 0 steps; write MODEL@K with a K of 1 or more")
     model(name if plain or match is None else match[1])
 
 
@@ -133,7 +136,7 @@ def settings(resolved: "Resolved[Run]") -> None:
 
     for key in ("teacher", "model"):
         look(key, model)
-    check_kind(resolved)
+    draws_texts = check_kind(resolved)
     for key in ("method.reward.name", "method.reward.sum", "evaluation.rewards", "evaluation.judges"):
         look(key, check_reward)
     look("evaluation.features", check_features)
@@ -142,31 +145,40 @@ def settings(resolved: "Resolved[Run]") -> None:
         look("data.path", no_model)
         look("data.held_out_path", no_model)
     else:
-        _look_at_images(config, look)
+        _look_at_images(config, look, bool(draws_texts))
     look("output_dir", run_folder)
 
 
-def _look_at_images(config: Any, look: Callable[..., None]) -> None:
+def _look_at_images(config: Any, look: Callable[..., None], draws_texts: bool) -> None:
     split = config.evaluation.reference_split
+    measured = config.evaluation.metrics if config.evaluation.every or config.evaluation.at_end else ()
     if config.data.prompts is None:
-        about = {" split ": "data.split", "data.limit": "data.limit"}
-        look("data.path", opened, config.data.split, config.data.limit, about=about)
+        about = {" split ": "data.split", "data.limit": "data.limit", " at least": "data.limit"}
+        compared = () if config.evaluation.reference is not None else measured
+        look("data.path", opened, config.data.split, config.data.limit, compared, draws_texts, about=about)
     about = {" split ": "data.split" if split is None else "evaluation.reference_split"}
-    look("evaluation.reference", opened, split or config.data.split, about=about)
+    look("evaluation.reference", opened, split or config.data.split, None, measured, about=about)
+    look("evaluation.num_images", drawn, measured)
     look("evaluation.prompts", prompts_of)
 
 
-def check_kind(resolved: "Resolved[Any]") -> None:
-    """ConfigError for settings that this kind of teacher does not use; the Hub's are known once they are fetched."""
+def check_kind(resolved: "Resolved[Any]") -> bool | None:
+    """Whether the teacher draws texts, where there is one that is here; the Hub's are known once they are fetched.
+
+    ConfigError for settings that this kind of teacher does not use.
+    """
     if not hasattr(resolved.config, "teacher"):
-        return
+        return None
     folder = local(resolved.config.teacher)
     try:
         index = None if folder is None else read_json(folder / "model_index.json")
     except (OSError, ValueError):
-        return  # the verb says what is wrong with it
-    if isinstance(index, dict):
-        refuse_idle(resolved, any(name.startswith("text_encoder") for name in index))
+        return None  # the verb says what is wrong with it
+    if not isinstance(index, dict):
+        return None
+    draws_texts = any(name.startswith("text_encoder") for name in index)
+    refuse_idle(resolved, draws_texts)
+    return draws_texts
 
 
 def prompts_of(name: str) -> None:
@@ -175,8 +187,12 @@ def prompts_of(name: str) -> None:
         read_prompts(name)
 
 
-def opened(name: str, split: str, limit: int | None = None) -> None:
-    """DATA that a format reads, with that split and so many images; no image is decoded."""
+def opened(
+    name: str, split: str, limit: int | None = None, compared: Sequence[str] = (), captioned: bool = False
+) -> None:
+    """DATA that a format reads, with that split and so many images, enough for the metrics that compare with them,
+    with labels or captions where these are needed; no image is decoded.
+    """
     data(name)
     if not (is_builtin(name) or expanded(name).exists()):
         return  # of the Hub
@@ -184,11 +200,25 @@ def opened(name: str, split: str, limit: int | None = None) -> None:
     logging.disable(logging.WARNING)  # what is passed over is said when the images are read
     try:
         with reading(name, DataError):
-            count = open_source(name, split).count
+            source = open_source(name, split)
     finally:
         logging.disable(before)
-    if limit is not None and limit > count:
-        raise DataError(f"{name} has {count} images, but {limit} were asked for: lower data.limit")
+    if limit is not None and limit > source.count:
+        raise DataError(f"{name} has {source.count} images, but {limit} were asked for: lower data.limit")
+    if captioned and source.texts is None:
+        raise ConfigError(without_texts(name))
+    check_enough([one for one in compared if metric(one).compares], limit or source.count, name)
+    of_classes = next((one for one in compared if "labels" in metric(one).needs), None)
+    if of_classes is not None and source.labels is None:
+        raise DataError(
+            f"{name} has no labels, and metric '{of_classes}' needs them: give class folders, or leave it out"
+        )
+
+
+def drawn(count: int, metrics: Sequence[str]) -> None:
+    """ConfigError for fewer images than one of the metrics needs."""
+    if (need := too_few(metrics, count)) is not None:
+        raise ConfigError(f"evaluation.num_images is {count}, and {need}; raise it, or leave it out of the metrics")
 
 
 def run_folder(name: str) -> None:

@@ -21,6 +21,7 @@ from diffdistill.data.walk import pictures
 from diffdistill.errors import DataError
 
 UNLABELLED = -1
+FEW = 6  # images that every metric can compare with
 DARK = 32  # values below which nothing can be seen
 TRAITS = ("transparent", "sixteen_bit", "animated", "turned", "gray_as_colour", "blank")
 Watch = Callable[[Source, int], Seen]
@@ -315,6 +316,9 @@ def _notes(part: Part, report: dict[str, Any]) -> Iterator[str]:
         yield f"{what} of {classes['count']:,} without an image: what is drawn of it is untrained"
     if captions is not None and (count := captions["empty"]):
         yield f"{some(count, 'image')} without a caption: training would take the empty text for it"
+    if 0 < tally.count < FEW:
+        few = some(tally.count, "image")
+        yield f"{few}, and to compare with fid needs 2, kid 4, prdc {FEW}: a run that measures more is refused"
 
 
 def some(count: int, one: str, several: str | None = None) -> str:

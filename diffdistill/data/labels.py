@@ -12,8 +12,9 @@ from diffdistill.data.text import check_whole
 if TYPE_CHECKING:
     import numpy as np
 
-# Labels that are numbers, and no names: `3`; also `-1`, `1.0` and `1e+00`, which are refused, not sorted as words.
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# Labels that are numbers, and no names: `3`; also `-1`, `1.0`, `1,0` and `1e+00`, which are refused, not sorted as
+# words.
+NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
 
 # What programs write for a number that is not there.
 MISSING = {"", "nan", "na", "n/a", "<na>", "none", "null"}
@@ -49,12 +50,21 @@ def whole_name(name: str) -> str:
 
 
 def classes_of(names: Iterable[str], where: str) -> Names:
-    """Names of classes in the order of their labels; a warning for two that differ by the case alone."""
+    """Names of classes in the order of their labels; a warning for two that differ by the case alone, and for numbers
+    among words, which are not their own labels.
+    """
     ordered = tuple(sorted(set(names), key=number_key))
     twice = next((key for key, count in Counter(map(str.casefold, ordered)).items() if count > 1), None)
     if twice is not None:
         one, two = [name for name in ordered if name.casefold() == twice][:2]
         say(f"{where} has the classes {one!r} and {two!r}, which differ by the case alone")
+    moved = [(label, name) for label, name in enumerate(ordered) if name.isdecimal() and int(name[-18:]) != label]
+    if moved:
+        label, name = moved[0]
+        say(
+            f"{where} has classes of numbers and of words: {name!r} is a name, of label {label}; call all classes by "
+            "numbers for these to be the labels"
+        )
     return ordered
 
 

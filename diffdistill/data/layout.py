@@ -5,8 +5,11 @@ from pathlib import PurePath
 from typing import Any
 
 from diffdistill.data.labels import NUMBER, UNLABELLED, Names, classes_of, number_key, whole_name
-from diffdistill.data.looking import refuse, say_unlisted, tell_left_out
+from diffdistill.data.looking import refuse, say, say_unlisted, tell_left_out
 from diffdistill.data.source import only_split, pick_split, split_of, split_word
+
+PICTURES = {"image", "images", "img", "imgs", "jpg", "jpeg", "jpegimages", "png", "pngs"}
+"""How folders are called that hold the pictures of a set and are no class, in lower case."""
 
 HIGHEST = 1000  # a folder's number is a label up to here; above, where so many classes could be
 
@@ -67,12 +70,24 @@ def by_class(
 ) -> tuple[list[int], list[Any] | None, Names | None]:
     """`(places in the order of the classes, their labels, names of the classes)` of files that lie in class folders.
 
-    Loose files have no labels. empty: folders without a file, which count as classes where others are.
-    DataError for files of both kinds, for folders that are splits, and see `class_labels`.
+    Loose files have no labels, nor have those in one folder that is called `images` or alike. empty: folders without a
+    file, which count as classes where others are.
+    DataError for files of both kinds, for folders that are splits or parts of a set (`images` beside `masks`), and see
+    `class_labels`.
     """
     folders = sorted({file.parts[0] for file in files if len(file.parts) > 1})
+    _say_splits_of_names(files, name)
     if not folders:
         return list(range(len(files))), None, None
+    inside = [folder for folder in folders if folder.casefold() in PICTURES]
+    if inside and len({*folders, *empty}) == 1 and all(len(file.parts) > 1 for file in files):
+        return by_class([file.relative_to(inside[0]) for file in files], name)
+    if inside and len({*folders, *empty}) > 1:
+        other = next(folder for folder in sorted({*folders, *empty}) if folder != inside[0])
+        refuse(
+            f"{name} has the folder {inside[0]!r} beside {other!r}, and one is no class of pictures: give the folder "
+            f"{inside[0]!r} alone as the data, or call the classes otherwise"
+        )
     loose = next((file for file in files if len(file.parts) == 1), None)
     if loose is not None:
         refuse(
@@ -90,6 +105,22 @@ def by_class(
     stray = [i for i, file in enumerate(files) if len(file.parts) == 1]
     values = [labels[files[i].parts[0]] for i in order] + [UNLABELLED] * len(stray)
     return order + stray, values, class_names
+
+
+def _say_splits_of_names(files: Sequence[PurePath], name: str) -> None:
+    """A warning where the names of all files say splits, and several."""
+    first: dict[str, PurePath] = {}
+    for file in files:
+        split = split_word(file.stem)
+        if split is None:
+            return
+        first.setdefault(split, file)
+    if len(first) > 1:
+        one, two = list(first.values())[:2]
+        say(
+            f"{name} has images called {one.name} and {two.name}, of several splits by their names, and all are read "
+            "as one: put each split into a folder of its own"
+        )
 
 
 def _check_no_split(folders: Sequence[str], inner: dict[str, set[str]], name: str) -> None:

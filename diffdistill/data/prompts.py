@@ -54,6 +54,14 @@ def given_prompts(text: str | None, file: str | None) -> tuple[Prompt, ...] | No
     return None if file is None else read_prompts(file)
 
 
+def without_texts(data: str) -> str:
+    """What is said of images that a model of texts is to be distilled on, and that have no captions."""
+    return (
+        f"'{data}' has no texts, and the teacher draws texts; give parquet with a column 'text', a folder with "
+        "metadata.jsonl, or prompts alone (data.prompts)"
+    )
+
+
 def problem_of(text: str) -> str | None:
     """What keeps a text from being a prompt, in words; None if nothing does."""
     if not text.strip():

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from diffdistill.data.layout import by_number
 from diffdistill.data.looking import refuse, say, say_unlisted, tell_left_out, tell_read
-from diffdistill.data.source import SPLIT_NAMES, pick_split, split_of
+from diffdistill.data.source import SPLIT_NAMES, pick_split, spelling_of, split_of
 from diffdistill.data.walk import files_below, listed_of
 
 OF = re.compile(r"(?P<stem>.*?)(?P<number>\d+)-of-(?P<total>\d+)")
@@ -46,6 +46,7 @@ def shards_of_split(name: str, folder: Path, split: str, endings: Sequence[str])
             say_unlisted(f"{name} has {len(other)} files of no split beside those of splits, left out ({listed})")
         chosen = by_split[pick_split(split, by_split, name)]
     tell_read(chosen)
+    _check_one_spelling(chosen, folder, name)
     _check_one_folder(chosen, folder, name)
     for _, group in sorted(_grouped(chosen, lambda file: str(file.parent)).items()):
         check_complete(group, name)
@@ -62,12 +63,28 @@ def alone(file: Path) -> list[Path]:
 
 def _split_of(file: Path, name: str) -> str:
     """The split that a file's name or its folders say it is of; empty where they say nothing."""
+    return split_of(_word_of(file, name)) or ""
+
+
+def _word_of(file: Path, name: str) -> str:
+    """The word of a file's path that says its split; empty where none does."""
     first, *others = [word.lower() for word in re.split(r"[^A-Za-z0-9]", file.stem)]
     inner = {SPLIT_NAMES[word] for word in others if word in SPLIT_NAMES}
     if not split_of(first) and len(inner) > 1:
         refuse(f"{name} has the file {file}, of the splits {' and '.join(sorted(inner))}: name one of them")
     words = [file.stem, first, *others, *(parent.stem for parent in file.parents)]
-    return next((found for word in words if (found := split_of(word))), "")
+    return next((word for word in words if split_of(word)), "")
+
+
+def _check_one_spelling(files: Sequence[Path], folder: Path, name: str) -> None:
+    """DataError for files of one split under two of its names: are they one set, or one twice?"""
+    named = {spelling_of(_word_of(file.relative_to(folder), name)): file for file in files}
+    if len(named) > 1:
+        one, two = (named[word].relative_to(folder) for word in sorted(named)[:2])
+        refuse(
+            f"{name} has the files {one} and {two}, of one split under two names: give one of them as the data, or "
+            "call them alike"
+        )
 
 
 def _check_one_folder(files: Sequence[Path], folder: Path, name: str) -> None:

@@ -50,6 +50,10 @@ _SPLIT = re.compile(
 HIDDEN = {"@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "System Volume Information"}
 
 
+class Uneven(DataError):
+    """Labels or texts that are not one an image; the sentence lacks the name of the set, which `open_at` knows."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A set as its reader found it. `images` is a uint8 array (N, H, W, C), or yields `count` encoded images once."""
@@ -61,10 +65,10 @@ class Source:
     class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """DataError where labels or texts are not one an image, as where a part of a file is damaged."""
+        """`Uneven` where labels or texts are not one an image, as where a part of a file is damaged."""
         for kind, values in (("labels", self.labels), ("texts", self.texts)):
             if values is not None and len(values) != self.count:
-                raise DataError(f"the data has {self.count} images and {len(values)} {kind}: give each image one")
+                raise Uneven(f"has {self.count} images and {len(values)} {kind}: give each image one")
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,12 @@ def split_of(name: str) -> str | None:
     """
     found = _SPLIT.fullmatch(name)
     return None if found is None else SPLIT_NAMES[found["split"].lower()]
+
+
+def spelling_of(name: str) -> str:
+    """How a name that says a split spells it, in lower case; empty for other names."""
+    found = _SPLIT.fullmatch(name)
+    return "" if found is None else found["split"].lower()
 
 
 def split_word(name: str) -> str | None:
@@ -111,15 +121,16 @@ def pick_split(split: str, there: Iterable[str], name: str) -> str:
         _tell_splits(names, split)
         return split
     meant = [spelling for spelling in names if (split_word(spelling) or spelling) == canonical_split(split)]
-    _tell_splits(names, meant[0] if meant else None)
-    if not meant:
+    chosen = split if split in meant else next(iter(meant), None)
+    _tell_splits(names, chosen)
+    if chosen is None:
         raise DataError(f"{name} has no split {split!r}: choose one of {', '.join(names)}")
     if len(meant) > 1:
         refuse(
             f"{name} has both {meant[0]!r} and {meant[1]!r}, of the split {split!r}: give one of them as the data, "
             f"such as '{name}/{meant[0]}'"
         )
-    return meant[0]
+    return chosen
 
 
 def _tell_splits(names: Sequence[str], chosen: str | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from diffdistill.data.looking import refuse
 from diffdistill.errors import DataError
-from diffdistill.files import parse_json, read_bounded
+from diffdistill.files import Twice, parse_json, read_bounded
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 MARKS = (
@@ -73,7 +73,10 @@ def json_rows(text: str, name: str, example: str) -> Iterator[Row]:
         if not words.strip():
             continue
         try:
-            row = parse_json(words)
+            row = parse_json(words, unique=True)
+        except Twice as error:
+            refuse(f"line {line} of '{name}' has {error}: which counts? leave one", f"twice in a line of {name}")
+            continue
         except ValueError as error:
             refuse(f"line {line} of '{name}' is not JSON ({error}): write one object a line", f"line of {name}")
             continue
@@ -126,12 +129,17 @@ def _header(row: list[str], name: str, needs: tuple[str, ...], example: str) -> 
     if not set(needs) & set(header):
         raise DataError(
             f"line 1 of '{name}' names no column {' or '.join(map(repr, needs))}, only "
-            f"{', '.join(map(repr, row[:5]))}: begin with a header such as {example}"
+            f"{', '.join(map(repr, row[:5]))}: begin with a header such as {example}{_apart(row)}"
         )
     twice = next((column for column in header if column and header.count(column) > 1), None)
     if twice is not None:
         raise DataError(f"line 1 of '{name}' names the column {twice!r} twice: leave one of them")
     return header
+
+
+def _apart(row: list[str]) -> str:
+    """What is added where a table seems to have its columns apart by something else than commas."""
+    return ", and put commas between the columns" if any(mark in field for field in row for mark in ";\t|") else ""
 
 
 HALVED = "holds half of a character (a lone surrogate)"

@@ -12,6 +12,7 @@ from torch import Tensor
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.arrays import Estimate
 from diffdistill.evaluation.backends import Backend
+from diffdistill.evaluation.draws import content_keys, ranked
 from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.frechet import Gaussian
 from diffdistill.evaluation.reference import Reference
@@ -72,16 +73,17 @@ class Context:
         return self.reference.sample().double()
 
     def real_sample(self, n: int) -> Tensor:
-        """At most `n` rows of the reference, the same for one seed."""
-        order = torch.randperm(len(self.real), generator=torch.Generator().manual_seed(self.seed))
-        return self.real[order[:n]]
+        """At most `n` rows of the reference, the same for one seed, whatever their order."""
+        return self.real[ranked(content_keys(self.real), self.seed)[:n]]
 
     def some(self, n: int) -> Tensor:
-        """Which rows of the generated features a metric looks at that can look at `n`: all, or a random sample."""
+        """Which rows of the generated features a metric looks at that can look at `n`: all, or a random sample, which
+        the order of the images does not decide.
+        """
         rows = len(self.generated.features)
         if rows <= n:
             return torch.arange(rows)
-        return torch.randperm(rows, generator=torch.Generator().manual_seed(self.seed + 2))[:n].sort().values
+        return ranked(content_keys(self.generated.features), self.seed + 2)[:n].sort().values
 
     def real_halves(self) -> tuple[Tensor, Tensor]:
         """Two disjoint parts of the reference: as many images as were generated (or half), and the rest."""

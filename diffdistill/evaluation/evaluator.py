@@ -21,7 +21,7 @@ from diffdistill.evaluation.features import choose_features
 from diffdistill.evaluation.figures import figure_of, values_of
 from diffdistill.evaluation.frechet import Gaussian, Moments
 from diffdistill.evaluation.memorisation import thumbnails
-from diffdistill.evaluation.metrics import Metric, metric, metrics
+from diffdistill.evaluation.metrics import Metric, check_enough, metric, metrics
 from diffdistill.evaluation.reference import Reference, load_reference, sample_rows
 from diffdistill.evaluation.resize import check_mode
 from diffdistill.evaluation.sample import StreamSample
@@ -97,6 +97,8 @@ class Evaluator:
         self.extractor: FeatureExtractor | None = None
         self.reference: Reference | None = None
         self.warnings: list[str] = []
+        if isinstance(reference, ImageSet):
+            check_enough([row.name for row in self.metrics if row.compares], len(reference), reference.name)
         if reference is not None and (extractor is not None or any(row.looks_at_features for row in self.metrics)):
             self._compare_with(reference, extractor, mode, progress)
         elif reference is not None and metrics:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from diffdistill.errors import DataError
 from diffdistill.evaluation.arrays import Estimate, as_pair
+from diffdistill.evaluation.draws import content_keys, ranked
 from diffdistill.evaluation.frechet import Array
 
 
@@ -24,7 +25,8 @@ def kernel_distance(
     """KID (1801.01401) of features `(N, d)` and `(M, d)`: the mean over random subsets, unbiased, can be negative.
 
     Subsets have `min(subset_size, N // 2, M // 2)` images. They overlap, so their spread s alone understates the error
-    of the mean. With f = subset size / min(N, M) the standard error is `s sqrt(f / (1 - f) + 1 / subsets)`: the
+    of the mean. They depend on the images and the seed, not on the order of the images; one that is in both sets does
+    not meet itself. With f = subset size / min(N, M) the standard error is `s sqrt(f / (1 - f) + 1 / subsets)`: the
     subsampling estimate of the error that the *whole* sets leave, and that of the finite number of subsets.
 
     >>> import torch
@@ -41,16 +43,12 @@ def kernel_distance(
         raise DataError(f"{subsets} subsets of {subset_size} images: at least 2 of each are needed")
     smaller = min(len(x), len(y))
     size = min(subset_size, smaller // 2)
-    generator = torch.Generator().manual_seed(seed)
-
-    def order(features: Tensor) -> Tensor:
-        return torch.randperm(len(features), generator=generator)
-
+    mine, theirs = content_keys(x), content_keys(y)
     values = torch.empty(subsets, dtype=torch.float64)
     for i in range(subsets):
-        mine = order(x)
-        # Sets of one length draw from different positions: a set compared with itself must not meet its own images.
-        theirs = mine[size:] if len(x) == len(y) else order(y)
-        values[i] = polynomial_mmd(x[mine[:size]], y[theirs[:size]], degree)
+        word = seed * subsets + i
+        # The lowest ranks of one set and the highest of the other: an image that is in both must not meet itself.
+        chosen, others = ranked(mine, word)[:size], ranked(theirs, word)[-size:]
+        values[i] = polynomial_mmd(x[chosen], y[others], degree)
     part = size / smaller
     return Estimate(float(values.mean()), float(values.std()) * math.sqrt(part / (1 - part) + 1 / subsets))

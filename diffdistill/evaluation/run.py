@@ -17,7 +17,7 @@ from diffdistill import processes
 from diffdistill.data import ImageSet, load_images
 from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.evaluator import Evaluator, check_texts
-from diffdistill.evaluation.metrics import metric
+from diffdistill.evaluation.metrics import check_enough, metric, too_few
 from diffdistill.evaluation.plot import check_plot, plot_evaluations
 from diffdistill.evaluation.statistics import Statistics, is_statistics, load_statistics
 from diffdistill.evaluation.subjects import Drawing, Pair, Subject, image_subject, model_subjects
@@ -160,8 +160,14 @@ def measured(request: Request) -> Iterator[dict[str, Any]]:
     processes.lead(lambda: check_outputs(request))
     if request.images is not None:
         subjects = [image_subject(request.images, request.num_images, request)]
-        check_texts([metric(name) for name in request.metrics or ()], subjects[0](None).texts)
+        subject = subjects[0](None)
+        check_texts([metric(name) for name in request.metrics or ()], subject.texts)
+        check_enough(request.metrics or (), subject.count, subject.name)
     else:
+        if request.num_images is not None and (need := too_few(request.metrics or (), request.num_images)):
+            raise ConfigError(
+                f"--num-images is {request.num_images}, and {need}: raise it, or leave it out of --metrics"
+            )
         subjects = model_subjects(request.models, request.num_images, request)
     rewards = [load_reward(name) for name in request.rewards or ()]
     reference = None if request.reference is None else read_reference(request.reference, request.split)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from diffdistill import processes
 from diffdistill.config.schema import Run
+from diffdistill.config.unused import value_at
 from diffdistill.errors import ConfigError, DiskError
 from diffdistill.files import sha256
 from diffdistill.training.store import (
@@ -120,10 +121,18 @@ def check_same_run(folder: Path, state: dict[str, Any], config: Run, inputs: Inp
         )
     changed = differing(state.get("inputs"), inputs)
     if changed and not config.allow_changed_inputs:
+        called = ", ".join(_called(name, config) for name in changed)
         raise ConfigError(
-            f"the content of {', '.join(changed)} is not what '{folder}' was trained with; put the former back, or "
+            f"the content of {called} is not what '{folder}' was trained with; put the former back, or "
             f"set allow_changed_inputs=true to go on with this"
         )
+
+
+def _called(name: str, config: Run) -> str:
+    """An input with the path that the settings give it."""
+    keys = {"data": ("data.prompts", "data.path"), "held out": ("data.held_out_path",)}.get(name, (name,))
+    value = next((value for key in keys if isinstance(value := value_at(config, key), str)), None)
+    return name if value is None else f"{name} '{value}'"
 
 
 def differing(before: Any, now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -97,6 +97,29 @@ REFUSED = {
         "--neighbours - is neither read nor written",
     ),
     "sample run/model --out o --prompts -": (2, "--prompts - is neither read nor written here"),
+    "train fashion_mnist/teacher data.path=data.npz evaluation.metrics=[per_class_fid] output_dir=o": (
+        3,
+        "override 'data.path=data.npz': data.npz has no labels, and metric 'per_class_fid' needs them",
+    ),
+    "distill emoji/one_step data.path=data.npz output_dir=o": (
+        2,
+        "override 'data.path=data.npz': 'data.npz' has no texts, and the teacher draws texts; give",
+    ),
+    "train - output_dir=o": (2, "config '-' does not exist"),
+    "evaluate --model run/model@0 --reference data.npz": (2, "'run/model@0' asks for a model at 0 steps; write"),
+    "distill fashion_mnist/dmd2 data.path=one.npz output_dir=o": (
+        3,
+        "override 'data.path=one.npz': one.npz has 1 image, and metric 'prdc' needs 6 at least",
+    ),
+    "train fashion_mnist/teacher data.path=data.npz evaluation.reference=one.npz output_dir=o": (
+        3,
+        "override 'evaluation.reference=one.npz': one.npz has 1 image, and metric '",
+    ),
+    "train fashion_mnist/teacher data.path=one.npz evaluation.metrics=[kid] evaluation.reference=data.npz "
+    "evaluation.num_images=3 output_dir=o": (
+        2,
+        "override 'evaluation.num_images=3': evaluation.num_images is 3, and metric 'kid' needs 4 at least; raise it",
+    ),
     "train fashion_mnist/teacher output_dir=link": (
         2,
         "override 'output_dir=link': output_dir 'link' is a link to 'no",
@@ -115,6 +138,7 @@ def test_names_that_cannot_be_are_told_at_once(tmp_path, python, monkeypatch):
     Path("run/model/model_index.json").write_text("{}")
     os.symlink("nowhere", "link")
     np.savez("data.npz", images=np.zeros((4, 8, 8), np.uint8))
+    np.savez("one.npz", images=np.arange(64, dtype=np.uint8).reshape(1, 8, 8))
     Path("lines").write_text("\n".join(REFUSED), encoding="utf-8")
     done = python("-c", MAIN, "lines")
     errors = done.err.splitlines()

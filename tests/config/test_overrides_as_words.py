@@ -14,10 +14,12 @@ def train(*overrides):
     return load_config(Train, "fashion_mnist/teacher", ["output_dir=o", *overrides]).config
 
 
-@pytest.mark.parametrize("text", ["set #2", "#2", "a #b", "2024", "1e3", "0x10", "true #", "a#b"])
+@pytest.mark.parametrize(
+    "text", ["set #2", "#2", "a #b", "2024", "1e3", "0x10", "true #", "a#b", "true", "no", "1.50", "2024-01-01", "~x"]
+)
 def test_text_is_what_was_written(text):
     assert train(f"data.path={text}").data.path == text
-    assert train(f"output_dir={text}").output_dir == text
+    assert train(f"output_dir={text}").output_dir == text  # of "~x" there is nobody
 
 
 def test_it_reads_back_from_the_resolved_file(tmp_path):

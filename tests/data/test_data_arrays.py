@@ -1,5 +1,8 @@
 """Arrays of any type, order and range are read as they are meant, or refused with what to do."""
 
+import re
+import zipfile
+
 import numpy as np
 import pytest
 from files_of_data import check
@@ -37,27 +40,58 @@ def test_orders(kind, ending):
     assert found.flags.c_contiguous
 
 
+LIKE_COLOUR = {
+    "from 0 to 1": (FRACTIONS, "type float32 with values from 0 to 1, taken times 255"),
+    "from 0 to 1, twice as long": (COLOUR / 255, "type float64 with values from 0 to 1, taken times 255"),
+    "half precision": (FRACTIONS.astype(np.float16), "type float16 with values from 0 to 1, taken times 255"),
+    "big-endian fractions": (FRACTIONS.astype(">f4"), "type >f4 with values from 0 to 1, taken times 255"),
+    "from -1 to 1": (FRACTIONS * 2 - 1, r"values from -1 to 1, taken as \(x \+ 1\) \* 127\.5"),
+    "half, from -1 to 1": ((FRACTIONS * 2 - 1).astype(np.float16), r"type float16 .* taken as \(x \+ 1\) \* 127\.5"),
+    "NCHW from -1 to 1": (
+        (COLOUR / 127.5 - 1).transpose(0, 3, 1, 2),
+        r"type float64 .* taken as \(x \+ 1\) \* 127\.5",
+    ),
+    "from 0 to 255": (COLOUR.astype(np.float32), "type float32 with values from 0 to 255, taken as they are"),
+    "from 0 to 255 with fractions": (COLOUR.clip(1, 254) + 0.25, "from 1.25 to 254.2, rounded"),
+    "64-bit": (COLOUR.astype(np.int64), "type int64 with values from 0 to 255, taken as they are"),
+    "big-endian": (COLOUR.astype(">i4"), "type >i4 with values from 0 to 255, taken as they are"),
+    "16-bit": (COLOUR.astype(np.uint16) * 257, "type uint16 with values from 0 to 6.554e.04, divided by 257"),
+    "big-endian 16-bit": (COLOUR.astype(">u2") * 257, "divided by 257"),
+    "16-bit numbers of 8": (COLOUR.astype(np.uint16), "type uint16 with values from 0 to 255, taken as they are"),
+}
+
+
+@pytest.mark.parametrize("kind", LIKE_COLOUR)
+def test_types_and_ranges(kind, caplog):
+    array, said = LIKE_COLOUR[kind]
+    np.savez("set", images=array)
+    with caplog.at_level("WARNING"):
+        found = load_images("set.npz").images.numpy()
+    expected = COLOUR.clip(1, 254) if "with fractions" in kind else COLOUR
+    assert np.array_equal(found, expected.transpose(0, 3, 1, 2))
+    assert re.search(f"images in set.npz is of {said}" if said.startswith("type") else said, caplog.text)
+    assert caplog.text.count("warning: ") == 1
+
+
 REFUSED = {
-    "from 0 to 1": (FRACTIONS, r"type float32: .*from 0 to 1, so save \(x \* 255\)\.round\(\)\.astype\('uint8'\)"),
-    "from -1 to 1": (FRACTIONS * 2 - 1, r"from -1 to 1, so save \(\(x \+ 1\) \* 127\.5\)\.round\(\)"),
-    "from 0 to 255": (
-        COLOUR.astype(np.float64),
-        r"float64: .*, as its values are: save array\.round\(\)\.astype",
+    "with NaN": (np.where(FRACTIONS < 0.5, np.nan, FRACTIONS), r"has \d+ values that are no finite numbers"),
+    "with infinity": (np.where(FRACTIONS < 0.5, np.inf, FRACTIONS), r"values that are no finite numbers: mend them"),
+    "signed bytes": (COLOUR.astype(np.int8), "type int8, with values from -128 to 127, which may mean several things"),
+    "less their mean": (FRACTIONS - FRACTIONS.mean(), r"type float32, with values from -0\.\d+ to 0\.\d+, which may"),
+    "standardised": ((FRACTIONS - 0.5) / 0.25, "with values from -2 to 2, which may mean several things"),
+    "a little out of range": (FRACTIONS * 1.01, "with values from 0 to 1.01, which may mean several things"),
+    "divided twice": (FRACTIONS / 255, "which is nearly black from 0 to 1: bring it to the whole range"),
+    "of 12 bits": (COLOUR.astype(np.uint16) * 16, "type uint16, with values from 0 to 4080, which may mean several"),
+    "of 0 and 1 as floats": ((GRAY > 127) * 1.0, "no value but 0 and 1: multiply it by 255 if 1 is white"),
+    "of -1 and 1": (np.where(GRAY > 127, 1.0, -1.0), "with values from -1 to 1, which may mean several things"),
+    "bools": (COLOUR > 127, r"type bool: pictures are whole numbers, 0 to 255, or fractions"),
+    "of two orders": (
+        np.zeros((5, 3, 8, 3), np.uint8),
+        r"\(5, 3, 8, 3\), which may be \(N, H, W, C\) or \(N, C, H, W\)",
     ),
-    "half precision": (FRACTIONS.astype(np.float16), r"type float16: .*from 0 to 1, so save \(x \* 255\)"),
-    "with NaN": (np.where(FRACTIONS < 0.5, np.nan, FRACTIONS), r"it has \d+ values that are no finite numbers"),
-    "with infinity": (np.where(FRACTIONS < 0.5, np.inf, FRACTIONS), r"values that are no finite numbers, mend them"),
-    "64-bit": (COLOUR.astype(np.int64), r"type int64: .*, as its values are: save array\.astype\('uint8'\)"),
-    "big-endian": (COLOUR.astype(">i4"), r"type >i4: .*, as its values are: save array\.astype"),
-    "signed bytes": (
-        COLOUR.astype(np.int8),
-        r"type int8: images are uint8, 0 to 255; its values are from -128 to 127",
-    ),
-    "16-bit": (COLOUR.astype(np.uint16) * 257, r"type uint16: .*from 0 to 65535, so bring them to that range"),
-    "bools": (COLOUR > 127, r"type bool: .*from 0 to 1, so save \(x \* 255\)"),
-    "complex": (COLOUR.astype(np.complex64), r"type complex64: images are uint8, 0 to 255$"),
-    "words": (np.array(["a", "b"]), r"type <U1: images are uint8"),
-    "records": (np.zeros(3, [("x", "u1", (8, 8)), ("y", "u1")]), r"images are uint8"),
+    "complex": (COLOUR.astype(np.complex64), "type complex64: pictures are whole numbers"),
+    "words": (np.array(["a", "b"]), r"has the shape \(2,\): images are"),
+    "records": (np.zeros(3, [("x", "u1", (8, 8)), ("y", "u1")]), r"has the shape \(3,\): images are"),
     "of 0 and 1": ((GRAY > 127).astype(np.uint8), r"holds no value but 0 and 1, and images go to 255: multiply them"),
     "cut from fractions": (FRACTIONS.astype(np.uint8), r"holds no value but 0 and 1"),
     "one picture": (COLOUR[0], r"has the shape \(8, 10, 3\), which is that of one picture: give \(N, H, W, C\)"),
@@ -127,3 +161,12 @@ def test_three_gray_images_or_one_in_colour(caplog):
         assert len(load_images(f"{name}.npy")) == len(array)
     np.savez("set.npz", images=three, labels=[0, 1, 1])
     assert load_images("set.npz").images.shape == (3, 1, 8, 10)
+
+
+def test_an_array_or_a_split_that_is_there_twice(caplog):
+    np.savez("set", images=GRAY)
+    with zipfile.ZipFile("set.npz", "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("images.npy", archive.read("images.npy"))
+    check("set.npz", r"holds 'images\.npy' twice: which counts", caplog)
+    np.savez("two", x_val=GRAY, x_validation=GRAY[:2])
+    check("two.npz", "has the arrays x_validation and x_val, of one split: leave the one", caplog, split="validation")

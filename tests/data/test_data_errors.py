@@ -13,6 +13,8 @@ from PIL import Image
 from wrong_data import ALLOWED, Trap, begins, says
 
 from diffdistill.data import load_images
+from diffdistill.data.formats import Format
+from diffdistill.data.source import Source
 from diffdistill.errors import DataError
 
 
@@ -214,3 +216,10 @@ def test_no_permission(here, monkeypatch):
             patch.setattr(*refused, refuse)
             name = "set/0.png" if refused[1] == "open" else "set"
             says(f"{name} cannot be read (Permission denied): check the path and its rights", "set")
+
+
+def test_labels_that_a_reader_counts_wrong_are_told_with_the_set(here, monkeypatch):
+    pictures("set")
+    row = Format("mine", 0, "mine", lambda *_: True, lambda *_: Source(2, [], np.zeros(3, np.int64)))
+    monkeypatch.setattr("diffdistill.data.formats.by_rank", lambda: [row])
+    says("set has 2 images and 3 labels: give each image one", "set")

@@ -31,6 +31,12 @@ FOLDERS = {
         {"1/a.png": 1, "2/a.png": 2, "unknown/a.png": 3},
         ([1, 2, 3], [0, 1, 2], ("1", "2", "unknown")),
     ),
+    "of numbers among words": (
+        {"9/a.png": 1, "10/a.png": 2, "cat/a.png": 3},
+        r"~has classes of numbers and of words: '9' is a name, of label 0; call all classes by numbers",
+    ),
+    "of digits and letters": ({"0/a.png": 1, "1/a.png": 2, "A/a.png": 3}, ([1, 2, 3], [0, 1, 2], ("0", "1", "A"))),
+    "from one on": ({f"{i}/a.png": i for i in range(1, 11)}, (list(range(1, 11)), list(range(1, 11)), None)),
     "of two spellings of one name": ({"caf\u00e9/a.png": 1, "cafe\u0301/a.png": 2}, r"two class folders called 'caf"),
     "of one spelling that macOS writes": (
         {"cafe\u0301/a.png": 1, "tea/a.png": 2},
@@ -60,6 +66,7 @@ COLUMNS = {
     "with spaces around": (["cat", " cat", "dog "], ([0, 0, 1], ("cat", "dog"))),
     "of floats": (["0.0", "1.0", "1.0"], r"has the label '0\.0' for line 2 of set/metadata\.csv: labels are whole"),
     "of savetxt": (["1.000e+00", "1.000e+01", "2.000e+00"], r"the label '1\.000e\+00' for line 2 of"),
+    "of decimal commas": (["1,0", "2,0", "1,0"], r"has the label '1,0' for line 2 of set/metadata\.csv"),
     "negative": (["0", "-1", "1"], r"the label -1 for line 3 of set/metadata\.csv"),
     "of pandas' missing numbers": (["0", "nan", "1"], r"has no label for line 3 of set/metadata\.csv"),
     "of a spreadsheet's missing numbers": (["0", "1", "N/A"], r"has no label for line 4 of set/metadata\.csv"),
@@ -73,7 +80,7 @@ COLUMNS = {
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_labels_of_a_table(kind, caplog):
     labels, expected = COLUMNS[kind]
-    rows = "".join(f"{i}.png,{label}\n" for i, label in enumerate(labels))
+    rows = "".join(f'{i}.png,"{label}"\n' for i, label in enumerate(labels))
     write("folder", {"0.png": 5, "1.png": 6, "2.png": 7, "metadata.csv": f"file_name,label\n{rows}"})
     check("set", expected if isinstance(expected, str) else ([5, 6, 7], *expected), caplog)
 
@@ -137,3 +144,41 @@ def test_a_class_folder_behind_a_link(caplog):
     Path("set/fish").unlink()
     os.symlink("..", "elsewhere/more/round")  # a link that leads back
     assert load_images("set").labels.tolist()[:2] == [0, 0]
+
+
+PARTS = {
+    "pictures of one folder": ({"images/0.png": 1, "images/1.png": 2}, ([1, 2], None, None)),
+    "pictures of one folder, in capitals": ({"JPEGImages/0.png": 1}, ([1], None, None)),
+    "masks beside": (
+        {"images/0.png": 1, "annotations/trimaps/0.png": 2},
+        r"has the folder 'images' beside 'annotations', and one is no class of pictures: give the folder 'images'",
+    ),
+    "masks beside, as in VOC": (
+        {"JPEGImages/0.png": 1, "SegmentationClass/0.png": 2},
+        r"has the folder 'JPEGImages' beside 'SegmentationClass'",
+    ),
+    "splits of pictures and masks": (
+        {"images/train/0.png": 1, "images/val/0.png": 2, "masks/train/0.png": 3},
+        r"has the folder 'images' beside 'masks'",
+    ),
+    "one class": ({"cat/0.png": 1, "cat/1.png": 2}, ([1, 2], [0, 0], ("cat",))),
+}
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+@pytest.mark.parametrize("kind", PARTS)
+def test_folders_that_are_parts_of_a_set(kind, form, caplog):
+    files, expected = PARTS[kind]
+    check(write(form, files), expected, caplog)
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_files_called_by_several_splits_are_spoken_of(form, caplog):
+    said = r"~images called test_0\.png and train_0\.png, of several splits by their names, and all are read as one"
+    check(write(form, {"train_0.png": 1, "test_0.png": 2}), said, caplog)
+
+
+def test_files_of_one_split_or_of_none_are_not_spoken_of(caplog):
+    check(write("folder", {"train_0.png": 1, "train_1.png": 2}), ([1, 2], None, None), caplog)
+    check(write("zip", {"train_0.png": 1, "test_0.png": 2, "cat.png": 3}), ([3, 2, 1], None, None), caplog)
+    assert "several splits" not in caplog.text

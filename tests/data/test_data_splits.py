@@ -80,6 +80,7 @@ SPLITS = {
         r"has both 'trainA' and 'trainB', of the split 'train'",
     ),
     "train and training": ({"train/0.png": 1, "training/0.png": 2}, r"has both 'train' and 'training'"),
+    "train and Train": ({"train/0.png": 1, "Train/0.png": 2}, r"has both 'Train' and 'train', of the split 'train'"),
     "with a suffix": (
         {"DIV2K_train_HR/0.png": 1, "DIV2K_valid_HR/0.png": 200},
         ([1], None, None),
@@ -191,6 +192,7 @@ SHARDS = {
     "parts": (["part1/0000", "part2/0000"], ([1, 2],)),
     "hidden": (["train-0", ".cache/train-1"], ([1],)),
     "dev": (["dev-0", "train-0"], ([2],)),
+    "of two names": (["train-0", "training-0"], r"set has the files train-0\.parquet and training-0\.parquet, of one"),
     "a folder called as its files": (["train.parquet/part-0", "test.parquet/part-0"], ([1],)),
 }  # fmt: skip
 

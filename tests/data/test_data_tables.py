@@ -22,6 +22,11 @@ CSV = {
     "old Mac's lines": ("file_name,text\r0.png,a\r", ([1], None, None, ("a",))),
     "an index of pandas": (",file_name,label\n0,0.png,b\n", ([1], [0], ("b",))),
     "semicolons": ("file_name;text\n0.png;a\n", r"line 1 of .* names no column 'file_name', only 'file_name;text'"),
+    "semicolons, with their reason": (
+        "file_name;text\n0.png;a\n",
+        r"such as file_name,text, and put commas between the columns$",
+    ),
+    "Excel's sep": ("sep=;\nfile_name;text\n0.png;a\n", r"put commas between the columns$"),
     "tabs": ("file_name\ttext\n0.png\ta\n", r"line 1 of .* names no column 'file_name'"),
     "backslashes before quotes": ('file_name,text\n0.png,"a \\"big\\" car"\n', r"line 2 of .* is not CSV"),
     "a space before quotes": (
@@ -33,6 +38,12 @@ CSV = {
         r"line 2 of 'set/metadata\.csv' has a space before a quotation mark",
     ),
     "a column twice": ("file_name,text,text\n0.png,a,b\n", r"line 1 of .* names the column 'text' twice"),
+    "a column twice, but for its case": ("file_name,Text,text\n0.png,a,b\n", r"names the column 'text' twice"),
+    "a line twice": (
+        "file_name,text\n0.png,a\nx/1.png,b\n./0.png,a\n",
+        r"line 4 of set/metadata\.csv lists 0\.png again, as line 2 does: it would count twice, take one out",
+    ),
+    "two texts of one image": ("file_name,text\n0.png,a\n0.png,b\n", ([1, 1], None, None, ("a", "b"))),
     "a field too few": ("file_name,label,text\n0.png,b\n", r"has no text for line 2 of set/metadata\.csv"),
     "a blank text": ("file_name,text\n0.png,\n", r"~1 blank texts, the first for line 2 of set/metadata\.csv"),
     "a file that is not there": (
@@ -86,6 +97,14 @@ JSON = {
     "a prompt": (
         '{"file_name": "0.png", "prompt": "a"}',
         r"~has 'prompt', not read: the column of the texts is 'text'",
+    ),
+    "a key twice": (
+        '{"file_name": "0.png"}\n{"file_name": "x/1.png", "label": 1, "label": 2}',
+        r"line 2 of 'set/metadata\.jsonl' has the key 'label' twice: which counts\? leave one",
+    ),
+    "a key twice, deeper": (
+        '{"file_name": "0.png", "more": {"a": 1, "a": 1}}',
+        r"line 1 of 'set/metadata\.jsonl' has the key 'a' twice",
     ),
     "separators inside": (
         '{"file_name": "0.png", "text": "a\u2028b\u0085c"}',

@@ -53,6 +53,19 @@ SAMPLES = {
     "an empty label": ({"a.png": 1, "a.cls": ""}, r"has no label for a in set\.tar"),
     "a label of no class": ({"a.png": 1, "a.cls": "-1"}, r"has the label -1 for a in set\.tar"),
     "a fraction": ({"a.png": 1, "a.cls": "1.0"}, r"the label '1\.0' for a in set\.tar"),
+    "a key twice": (
+        {"a.png": 1, "a.json": '{"label": 4, "label": 5}'},
+        r"a in set\.tar: its json has the key 'label' t",
+    ),
+    "two labels": (
+        {"a.png": 1, "a.cls": "3", "a.json": '{"label": 4}'},
+        r"a in set\.tar has the label 3 in its cls and 4",
+    ),
+    "a label and its name": ({"a.png": 1, "a.cls": "3", "a.json": '{"label": "cat"}'}, ([1], [3], None, None)),
+    "numbers behind dots": (
+        {"a.0.png": 1, "a.1.png": 2},
+        r"has the images 0\.png and 1\.png: .* its name ends at the first",
+    ),
     "a record that is none": ({"a.png": 1, "a.json": "{"}, r"a in set\.tar: its json is damaged \("),
     "a caption in Latin-1": ({"a.png": 1, "a.txt": "größer".encode("latin-1")}, r"'a\.txt in set\.tar' is not UTF-8"),
     "samples without an image": (

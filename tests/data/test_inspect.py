@@ -24,8 +24,9 @@ from sets_to_look_at import (
 )
 
 from diffdistill.data import load_images
-from diffdistill.data.inspect import inspect_data
+from diffdistill.data.inspect import FEW, inspect_data
 from diffdistill.errors import DataError
+from diffdistill.evaluation.metrics import metric, metrics
 from diffdistill.reporting.findings import table
 
 
@@ -206,6 +207,13 @@ def test_a_limit_above_the_number_is_refused_and_looked_past(tmp_path):
     assert (report["images"], report["left_out"], report["training"]["reads"]) == (2, {}, True)
 
 
+def test_a_limit_that_leaves_classes_out_is_noted(tmp_path):
+    data = str(write(tmp_path / "set", numbered(4, "a/") | numbered(4, "b/") | numbered(4, "c/")))
+    report = inspect_data(data, limit=4)
+    assert [row["images"] for row in report["classes"]["rows"]] == [4, 0, 0]
+    assert "2 classes of 3 without an image: what is drawn of it is untrained" in report["training"]["notes"]
+
+
 # ---- splits
 
 
@@ -219,6 +227,29 @@ def test_test_pictures_in_training_are_found(tmp_path):
     assert [Path(name).name for name in pair] == ["2.png", "1.png"]
     assert report["left_out"] == {}
     assert "1 picture of 'test' also in 'train'" in report["training"]["notes"][0]
+
+
+@pytest.mark.parametrize("names", [("val", "validation"), ("Test", "test", "testing"), ("dev", "val2017")])
+def test_every_spelling_of_a_split_is_counted(names, tmp_path):
+    files = numbered(4, "train/")
+    for count, name in enumerate(names, start=1):
+        files |= numbered(count, f"{name}/")
+    report = inspect_data(str(write(tmp_path / "set", files)))
+    rows = {row["name"]: row for row in report["splits"]}
+    assert {name: row["images"] for name, row in rows.items()} == {
+        "train": 4, **{name: count for count, name in enumerate(names, start=1)},
+    }  # fmt: skip
+    assert report["left_out"] == {}
+    assert report["training"]["reads"]
+    with pytest.raises(DataError, match=f"has both {names[0]!r} and {names[1]!r}, of the split"):
+        load_images(str(tmp_path / "set"), split="validation" if "test" not in names else "test")
+
+
+def test_folders_that_differ_by_the_case_alone_are_refused(tmp_path):
+    report = inspect_data(str(write(tmp_path / "set", numbered(2, "train/") | numbered(1, "Train/"))))
+    assert "both 'Train' and 'train', of the split 'train'" in reasons(report)[0]
+    assert {row["name"]: row["images"] for row in report["splits"]} == {"Train": 1, "train": 2}
+    assert report["left_out"] == {}
 
 
 def test_the_other_split_can_be_taken(tmp_path):
@@ -260,8 +291,14 @@ def test_black_blank_oblong_and_gray_pictures_are_noted(tmp_path):
     assert "no value is above 19 of 255" in said
     assert "1 picture of one colour" in said
     gray = np.repeat(pixels(2, 8, 8, 1), 3, axis=-1)
-    (note,) = inspect_data(str(npz(tmp_path / "gray", images=gray)))["training"]["notes"]
+    note, few = inspect_data(str(npz(tmp_path / "gray", images=gray)))["training"]["notes"]
     assert "gray and saved as colour" in note
+    assert few.startswith("2 images, and to compare with fid needs 2, kid 4, prdc 6: a run that measures more is ref")
+
+
+def test_what_inspect_says_of_few_images_is_what_the_metrics_need():
+    assert max(row.least for row in metrics().values()) == FEW
+    assert [metric(name).least for name in ("fid", "kid", "prdc")] == [2, 4, FEW]
 
 
 def test_captions_are_measured(tmp_path):

@@ -55,6 +55,8 @@ def test_jsonl_has_the_same_keys_and_text_means_prompt(tmp_path):
         ("p.txt", b"\xff\xfea\x00\x00", r"is not UTF-16 \(byte 4\): save the file as UTF-8"),
         ("p.json", "[]", r"is no prompt file: give \.txt \(one prompt a line\), \.csv or \.jsonl"),
         ("p.csv", "", "holds no prompt"),
+        ("p.csv", "prompt,Prompt\na,b\n", "line 1 of .* names the column 'prompt' twice: leave one"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "a", "prompt": "b"}', "line 2 of .* has the key 'prompt' twice"),
         ("p.csv", "prompt,seed\n", "holds no prompt"),
         ("p.csv", "cat;dog\n", "line 1 of .* names no column 'prompt' or 'text', only 'cat;dog'"),
         ("p.csv", "prompt\nok\na, b\n", "line 3 of .* has 2 fields and the header 1: put quotation marks"),

@@ -196,6 +196,28 @@ def test_the_resize_mode_is_in_the_protocol_and_in_the_number():
     assert clean["metrics"]["fid"]["value"] != tf["metrics"]["fid"]["value"]
 
 
+def test_the_order_of_images_decides_no_figure(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("diffdistill.evaluation.metrics.prdc.LIMIT", 40)
+    reference, images = image_set(90), pictures(90, 1)
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(0))
+    evaluator = Evaluator(reference, load_features("fashion_mnist"), ("kid", "prdc", "is"), resamples=0)
+    one, other = (evaluator(part)["metrics"] for part in (images, images[order]))
+    assert one == other
+    turned = ImageSet(reference.images[order], None, None, None, "turned", "0" * 64)
+    again = Evaluator(turned, load_features("fashion_mnist"), ("kid", "prdc", "is"), resamples=0, floor=False)
+    values = [
+        [entry.get(key) for key in ("value", "recall", "coverage")] for entry in again(images)["metrics"].values()
+    ]
+    assert values == [[entry.get(key) for key in ("value", "recall", "coverage")] for entry in one.values()]
+
+
+@pytest.mark.parametrize(("metric", "count"), [("fid", 1), ("kid", 3), ("prdc", 5), ("neighbours", 1)])
+def test_a_reference_of_too_few_images_is_named(metric, count):
+    with pytest.raises(DataError, match=f"^pictures has {count} images?, and metric '{metric}' needs {count + 1} at"):
+        Evaluator(image_set(count), pixels(), ("is", metric) if metric == "fid" else (metric,))
+    Evaluator(image_set(count + 1), pixels(), (metric,))
+
+
 def test_one_image_is_too_few():
     with pytest.raises(DataError, match="1 images: a covariance needs at least 2"):
         Evaluator(image_set(), pixels())(pictures(1, 0))

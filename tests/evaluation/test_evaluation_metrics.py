@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffdistill.errors import DataError
 from diffdistill.evaluation import cmmd, frechet_distance, inception_score, kernel_distance, prdc
+from diffdistill.evaluation.draws import content_keys, ranked
 from diffdistill.evaluation.frechet import bootstrap_error, fit, per_class_frechet
 from diffdistill.evaluation.kernel import polynomial_mmd
 from diffdistill.evaluation.memorisation import nearest_neighbours, neighbour_picture
@@ -68,6 +69,28 @@ def test_kernel_distance_depends_on_its_seed_only():
     assert kernel_distance(x, y, seed=3) != kernel_distance(x, y, seed=4)
     with pytest.raises(DataError, match="hold 3 images: at least 4"):
         kernel_distance(x[:3], y)
+
+
+def test_kernel_distance_does_not_depend_on_the_order_of_images():
+    x, y = normal(300, 16, 0), normal(250, 16, 1)
+    mixed = [part[torch.randperm(len(part), generator=torch.Generator().manual_seed(5))] for part in (x, y)]
+    assert kernel_distance(*mixed, subsets=20) == kernel_distance(x, y, subsets=20)
+    value, error = kernel_distance(x, mixed[0], subsets=20)
+    assert (value, error) == tuple(kernel_distance(x, x, subsets=20))
+    assert abs(value) < 2 * error
+    value, error = kernel_distance(x, mixed[0][:200], subsets=20)  # part of the same images
+    assert abs(value) < 2 * error
+
+
+def test_equal_images_are_drawn_as_several():
+    x = normal(40, 4, 0)
+    keys = content_keys(torch.cat([x, x, x]))
+    assert len(set(keys.tolist())) == 120
+    assert set(content_keys(x).tolist()) < set(keys.tolist())
+    assert set(content_keys(torch.cat([x, x, x]).flip(0)).tolist()) == set(keys.tolist())
+    assert content_keys(-torch.zeros(1, 3)).tolist() == content_keys(torch.zeros(1, 3)).tolist()
+    assert sorted(ranked(keys, 1).tolist()) == list(range(120))
+    assert ranked(keys, 1).tolist() != ranked(keys, 2).tolist()
 
 
 def test_disjoint_sets_share_nothing():

@@ -41,7 +41,20 @@ def test_an_early_stop_without_its_figure_is_refused(capsys):
     assert not Path("run").exists()
 
 
-def test_too_few_images_for_a_metric_lose_no_model(capsys):
+def test_too_few_images_for_a_metric_are_refused(capsys):
+    assert train("evaluation.features=pixels", "evaluation.metrics=[prdc]", "evaluation.num_images=4") == 2
+    said = (
+        "override 'evaluation.num_images=4': evaluation.num_images is 4, and metric 'prdc' needs 6 at least; raise it"
+    )
+    assert said in capsys.readouterr().err
+    assert train("evaluation.features=pixels", "data.limit=1") == 3
+    said = "override 'data.limit=1': pngs has 1 image, and metric 'fid' needs 2 at least: give more"
+    assert said in capsys.readouterr().err
+    assert train("evaluation.features=pixels", "data.limit=1", "evaluation.at_end=false", "train_batch_size=1") == 0
+
+
+def test_a_metric_that_cannot_be_measured_loses_no_model(capsys, monkeypatch):
+    monkeypatch.setattr("diffdistill.cli.early.too_few", lambda *_: None)
     assert train("evaluation.features=pixels", "evaluation.metrics=[prdc]", "evaluation.num_images=4") == 0
     assert "warning: step 2 is not measured: prdc needs more than 5 images" in capsys.readouterr().err
     assert Path("run/model/model_index.json").is_file()

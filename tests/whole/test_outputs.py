@@ -117,3 +117,13 @@ def test_an_error_while_writing_leaves_the_old_file():
         raise RuntimeError
     assert Path("mine").read_text("utf-8") == "precious"
     assert not list(Path().glob(".mine*"))
+
+
+def test_a_folder_that_a_disk_is_mounted_on_is_filled_and_stays(folder, monkeypatch):
+    before = os.stat("folder").st_ino
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "folder")
+    with new_folder(Path("folder")) as staged:
+        assert staged.parent == Path("folder")  # a rename across disks is none
+        (staged / "a").touch()
+    assert os.stat("folder").st_ino == before
+    assert [path.name for path in Path("folder").iterdir()] == ["a"]

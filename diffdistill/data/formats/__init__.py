@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffdistill.data.source import SUFFIXES, Pair, Source
+from diffdistill.data.source import SUFFIXES, Pair, Source, Uneven
 from diffdistill.errors import DataError
 from diffdistill.files import PICKLES, expanded
 from diffdistill.registry import Registry
@@ -118,7 +118,10 @@ def open_at(data: str, path: Path, split: str) -> Source:
     """
     for row in by_rank():
         if row.matches(data, path):
-            return row.read(data, path, split)
+            try:
+                return row.read(data, path, split)
+            except Uneven as error:
+                raise DataError(f"{data} {error}") from error
     if path.suffix.lower() in PICKLES:
         raise DataError(f"{data} may be a pickle, which runs code when it is opened, so it is not: give {allowed()}")
     if path.suffix.lower() in SUFFIXES:

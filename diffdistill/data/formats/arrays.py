@@ -12,6 +12,7 @@ from diffdistill.data.bounds import check_pixels, check_range, check_size
 from diffdistill.data.formats import Format
 from diffdistill.data.looking import refuse, say, tell_splits
 from diffdistill.data.source import SPLITS, Source, as_labels, canonical_split, only_split
+from diffdistill.data.values import as_bytes
 from diffdistill.errors import DataError
 from diffdistill.files import BROKEN_ZIP
 
@@ -34,7 +35,10 @@ def read_npz(name: str, path: Path, split: str) -> Source:
         for image, label in (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
     }
     tell_splits(*_splits_of(arrays, split))
-    images_key = next((key for key in (*of_split, *KEYS) if key in arrays), None)
+    there = [key for key in of_split if key in arrays]
+    if len(there) > 1:
+        refuse(f"{name} has the arrays {' and '.join(there)}, of one split: leave the one that counts")
+    images_key = next((key for key in (*there, *KEYS) if key in arrays), None)
     if images_key is None:
         raise DataError(
             f"{name} has the arrays {', '.join(arrays) or '(none)'}, but no 'images': rename the one with the images"
@@ -103,6 +107,9 @@ class Npz(Mapping[str, "np.ndarray"]):
             members = archive.infolist()
         if foreign := [member.filename for member in members if not member.filename.endswith(".npy")]:
             raise DataError(f"{name} holds {foreign[0]!r:.80}, which is no array: it is damaged, make it again")
+        names = [member.filename for member in members]
+        if twice := [one for one in names if names.count(one) > 1]:
+            raise DataError(f"{name} holds {twice[0]!r:.80} twice: which counts? leave one in it")
         self.members = {member.filename.removesuffix(".npy"): member for member in members}
 
     def __iter__(self) -> Iterator[str]:
@@ -127,10 +134,13 @@ class Npz(Mapping[str, "np.ndarray"]):
 
 def _as_images(array: "np.ndarray", name: str) -> "np.ndarray":
     """(N, H, W), (N, H, W, C) or (N, C, H, W) as (N, H, W, C), where C is 1 or 3; DataError for other arrays."""
-    if array.dtype != "uint8":
-        raise DataError(f"{name} is of type {array.dtype}: images are uint8, 0 to 255{_as_bytes(array)}")
     if array.ndim == 3 and array.shape[2] in (1, 3, 4) and array.shape[1] > 4:
         raise DataError(f"{name} has the shape {array.shape}, which is that of one picture: give (N, H, W, C)")
+    if array.ndim == 4 and array.shape[3] in (1, 3) and array.shape[1] in (1, 3):
+        raise DataError(
+            f"{name} has the shape {array.shape}, which may be (N, H, W, C) or (N, C, H, W): give pictures of more "
+            "than 3 pixels a side"
+        )
     if array.ndim == 4 and array.shape[3] not in (1, 3) and array.shape[1] in (1, 3):
         array = array.transpose(0, 2, 3, 1)
     elif array.ndim == 3:
@@ -138,6 +148,7 @@ def _as_images(array: "np.ndarray", name: str) -> "np.ndarray":
     elif array.ndim != 4 or array.shape[3] not in (1, 3):
         raise DataError(f"{name} has the shape {array.shape}: images are (N, H, W), (N, H, W, 3) or (N, 3, H, W)")
     check_pixels(array.shape[1], array.shape[2], name)
+    array = as_bytes(array, name)
     check_range(array, name)
     return array
 
@@ -150,24 +161,6 @@ def _check_several(shape: tuple[int, ...], name: str) -> None:
             f"{name} has the shape (3, {height}, {width}), which may be one picture in colour: give three gray ones "
             f"as (3, {height}, {width}, 1), and one as (1, 3, {height}, {width})"
         )
-
-
-def _as_bytes(array: "np.ndarray") -> str:
-    """What to do with an array of another type, by its values."""
-    import numpy as np
-
-    if array.dtype.kind not in "fiub" or not array.size:
-        return ""
-    low, high = float(array.min()), float(array.max())
-    if not math.isfinite(low) or not math.isfinite(high):
-        finite = int(np.isfinite(array).sum())
-        return f"; it has {array.size - finite} values that are no finite numbers, mend them first"
-    if low >= 0 and 1 < high <= 255:
-        rounded = "array.astype('uint8')" if array.dtype.kind in "iu" else "array.round().astype('uint8')"
-        return f", as its values are: save {rounded}"
-    scale = "x * 255" if low >= 0 and high <= 1 else "(x + 1) * 127.5" if low >= -1 and high <= 1 else None
-    hint = f"save ({scale}).round().astype('uint8')" if scale else "bring them to that range"
-    return f"; its values are from {low:g} to {high:g}, so {hint}"
 
 
 def _load(file: IO[bytes], name: str, size: int, packed: int) -> "np.ndarray":

@@ -94,9 +94,11 @@ def _kept(rows: list[Row], files: list[PurePosixPath], split: str, name: str, ta
 
 
 def _check_once(rows: list[Row], files: list[PurePosixPath], table: str) -> None:
-    """DataError for a file that is listed with two labels; with two texts it may be."""
+    """DataError for a file that is listed with two labels, or twice with the same; with two texts it may be."""
+    texts: dict[tuple[PurePosixPath, str], int] = {}
     first: dict[PurePosixPath, Row] = {}
     for (line, row), file in zip(rows, files, strict=True):
+        key = file, repr(row.get("text"))
         before, other = first.setdefault(file, (line, row))
         if before != line and other.get("label") != row.get("label"):
             refuse(
@@ -104,6 +106,13 @@ def _check_once(rows: list[Row], files: list[PurePosixPath], table: str) -> None
                 f"{other.get('label')!r}: an image has one",
                 f"two labels in {table}",
             )
+        elif before != line and (first_of := texts.get(key)) is not None:
+            refuse(
+                f"line {line} of {table} lists {file} again, as line {first_of} does: it would count twice, take one "
+                "out",
+                f"listed twice in {table}",
+            )
+        texts.setdefault(key, line)
 
 
 def _say_folders(files: list[PurePosixPath], columns: Iterable[str], table: str) -> None:

@@ -25,7 +25,7 @@ from diffdistill.data.source import (
 from diffdistill.data.text import text_or_error
 from diffdistill.data.walk import LISTS, is_hidden_picture, say_hidden, say_left_out
 from diffdistill.errors import DataError
-from diffdistill.files import parse_json
+from diffdistill.files import Twice, parse_json
 
 LABELS = "dataset.json"
 MAX_PACKED_WELL = 2**24  # bytes up to which a file may be nothing but zeros
@@ -175,10 +175,12 @@ def _listing(packed: Packed) -> PurePosixPath | None:
 def labels_of(listing: bytes, names: Sequence[PurePosixPath], name: str) -> list[Any] | None:
     """The label of each file from the text of a `dataset.json`, or None where it has no labels."""
     try:
-        entries = parse_json(listing).get("labels")
+        entries = parse_json(listing, unique=True).get("labels")
         if entries is None:
             return None
         pairs = [(PurePosixPath(file.replace("\\", "/")), label) for file, label in _entries(entries)]
+    except Twice as error:
+        raise DataError(f"{name} has {error}: which counts? leave one") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f'{name} is not of the form {{"labels": [[file, label], ...]}}: write it so') from error
     labels: dict[PurePosixPath, Any] = {}

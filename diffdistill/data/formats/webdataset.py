@@ -22,7 +22,7 @@ from diffdistill.data.source import SUFFIXES, UNLABELLED, Entry, Source, as_labe
 from diffdistill.data.text import text_or_error
 from diffdistill.data.walk import LISTS, listed_of, pictures
 from diffdistill.errors import DataError
-from diffdistill.files import parse_json
+from diffdistill.files import Twice, parse_json
 
 BRACES = re.compile(r"(?P<head>.*)\{(?P<first>\d+)\.\.(?P<last>\d+)\}(?P<tail>.*\.tar)")
 MOST_FILES = 1_000_000
@@ -231,7 +231,9 @@ def _image_of(sample: Sample) -> str | None:
     endings = _images_of(sample)
     if len(endings) > 1:
         refuse(
-            f"{sample.name} has the images {' and '.join(endings)}: a sample has one", f"two images in {sample.tar}"
+            f"{sample.name} has the images {' and '.join(endings)}: a sample has one, and its name ends at the "
+            "first dot",
+            f"two images in {sample.tar}",
         )
     return endings[0] if endings else None
 
@@ -247,7 +249,10 @@ def _record(sample: Sample) -> dict[str, Any]:
         return {}
     tell_read([PurePosixPath(sample.parts[RECORD].path)])
     try:
-        record = parse_json(given(sample.text(RECORD), "{}", f"text in {sample.tar}"))
+        record = parse_json(given(sample.text(RECORD), "{}", f"text in {sample.tar}"), unique=True)
+    except Twice as error:
+        refuse(f"{sample.name}: its json has {error}: which counts? leave one", f"twice in a json in {sample.tar}")
+        return {}
     except ValueError as error:
         refuse(f"{sample.name}: its json is damaged ({error}); mend it or take it out", f"json in {sample.tar}")
         return {}
@@ -257,11 +262,17 @@ def _record(sample: Sample) -> dict[str, Any]:
 def _value(sample: Sample, record: dict[str, Any], endings: Sequence[str], keys: Sequence[str], missing: Any) -> Any:
     """A label or text of a sample: of its own member, or of its record; `missing` where its member is damaged."""
     ending = next((ending for ending in endings if ending in sample.parts), None)
+    value = next((record[key] for key in keys if record.get(key) is not None), None)
     if ending is not None:
         tell_read([PurePosixPath(sample.parts[ending].path)])
         text = given(sample.text(ending), None, f"text in {sample.tar}")
+        if text is not None and isinstance(value, int) and text.strip().isdecimal() and int(text[:18]) != value:
+            refuse(
+                f"{sample.name} has the label {text.strip():.80} in its {ending} and {value} in its json: an image "
+                "has one",
+                f"two labels in {sample.tar}",
+            )
         return missing if text is None else text.strip()
-    value = next((record[key] for key in keys if record.get(key) is not None), None)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

@@ -79,7 +79,7 @@ class EmojiFeatures(ClassifierFeatures):
 
 
 class PixelFeatures(FeatureExtractor):
-    """The grey values of an image of `size` pixels, scaled to [0, 1]: a baseline without weights."""
+    """The values of an image of `size` pixels in each channel, scaled to [0, 1]: a baseline without weights."""
 
     def __init__(self, size: tuple[int, int] = (16, 16), channels: int = 3) -> None:
         self.size, self.channels, self.dim = size, channels, channels * size[0] * size[1]

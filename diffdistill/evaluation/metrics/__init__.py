@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffdistill.errors import ConfigError
+from diffdistill.errors import ConfigError, DataError
 from diffdistill.registry import Registry
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Metric:
         figures: the numbers of its entry where it holds several; empty: one, `value`, of the metric's own name.
         of_features: as of `Figure`.
         order: its place in lists.
+        least: images that it needs, generated and to compare with; fewer are refused before anything is measured.
 
     Raises:
         ValueError: no way to compute it or two, or a need that is not known.
@@ -93,6 +94,7 @@ class Metric:
     figures: tuple[Figure, ...] = ()
     of_features: bool = False
     order: int = 1000
+    least: int = 1
 
     def __post_init__(self) -> None:
         if (self.compute is None) == (self.score is None):
@@ -165,3 +167,20 @@ def metric(name: str) -> Metric:
     row = METRICS.get(name)
     _GIVEN[row.name] = row
     return row
+
+
+def too_few(names: Sequence[str], count: int) -> str | None:
+    """What keeps so many images from being measured by these metrics; None where nothing does.
+
+    >>> too_few(["fid", "kid"], 3)
+    "metric 'kid' needs 4 at least"
+    """
+    row = max((metric(name) for name in names), key=lambda row: row.least, default=None)
+    return f"metric '{row.name}' needs {row.least} at least" if row is not None and count < row.least else None
+
+
+def check_enough(names: Sequence[str], count: int, data: str) -> None:
+    """DataError where `data` has fewer images than one of these metrics needs."""
+    if (need := too_few(names, count)) is not None:
+        images = "1 image" if count == 1 else f"{count} images"
+        raise DataError(f"{data} has {images}, and {need}: give more, or leave it out of the metrics")

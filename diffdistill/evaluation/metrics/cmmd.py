@@ -28,4 +28,5 @@ METRIC = Metric(
     needs=("images", "clip_features"),
     compute=compute,
     order=60,
+    least=2,
 )

@@ -41,4 +41,5 @@ METRIC = Metric(
     needs=("reference",),
     compute=compute,
     order=10,
+    least=2,
 )

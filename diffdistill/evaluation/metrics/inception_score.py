@@ -15,14 +15,13 @@ SPLITS = 10
 
 def compute(context: "Context") -> dict[str, Any]:
     """The score in random order, its error over the splits, and that of real images."""
-    import torch
-
+    from diffdistill.evaluation.draws import content_keys, ranked
     from diffdistill.evaluation.entropy import inception_score
 
     def score(features: "Tensor") -> "Estimate":
         probabilities = context.extractor.probabilities(features)
         assert probabilities is not None  # the evaluator has refused other extractors
-        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(context.seed))
+        order = ranked(content_keys(features), context.seed)
         return inception_score(probabilities[order], min(SPLITS, len(features)))
 
     features = context.generated.features

@@ -37,4 +37,5 @@ METRIC = Metric(
     needs=("images",),
     compute=compute,
     order=20,
+    least=4,
 )

@@ -38,4 +38,5 @@ METRIC = Metric(
     needs=("images",),
     compute=compute,
     order=80,
+    least=2,
 )

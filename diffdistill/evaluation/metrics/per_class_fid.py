@@ -53,4 +53,5 @@ METRIC = Metric(
     needs=("images", "labels"),
     compute=compute,
     order=70,
+    least=2,
 )

@@ -50,4 +50,5 @@ METRIC = Metric(
     ),
     compute=compute,
     order=30,
+    least=K + 1,
 )

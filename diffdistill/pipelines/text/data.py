@@ -8,7 +8,7 @@ from torch import Tensor
 from diffdistill import processes
 from diffdistill.config.schema import Distill
 from diffdistill.data import ImageSet, batch_indices, load_images, to_model_range
-from diffdistill.data.prompts import digest_of, read_prompts
+from diffdistill.data.prompts import digest_of, read_prompts, without_texts
 from diffdistill.errors import ConfigError
 from diffdistill.pipelines.text.denoiser import TextDenoiser
 
@@ -52,10 +52,7 @@ def text_data(config: Distill, model: TextDenoiser) -> TextSet:
     size = model.adapter.image_size
     data = load_images(settings.path, split=settings.split, image_size=size, limit=settings.limit, channels=None)
     if data.texts is None:
-        raise ConfigError(
-            f"'{settings.path}' has no texts, and the teacher draws texts; give parquet with a column 'text', a "
-            f"folder with metadata.jsonl, or prompts alone (data.prompts)"
-        )
+        raise ConfigError(without_texts(settings.path))
     if data.images.shape[1] == 1:  # a VAE takes colour
         data = replace(data, images=data.images.expand(-1, 3, -1, -1).contiguous())
     assert data.texts is not None

@@ -43,19 +43,27 @@ def _built(settings: Network, image_shape: torch.Size, classes: int | None) -> U
     return network
 
 
+def check_pictures(settings: Network, name: str, image_shape: torch.Size) -> None:
+    """ConfigError for pictures `(C, H, W)` of the data `name` that the network does not take."""
+    _, height, width = image_shape
+    unet = settings.kind == "unet"
+    side = 2 ** (len(settings.block_out_channels) - 1) if unet else settings.uvit.patch_size
+    if unet and height != width:
+        raise ConfigError(
+            f"'{name}' has images of {width}x{height}, and a network of UNet kind takes square ones; set "
+            f"data.image_size to a multiple of {side}, which cuts out the middle"
+        )
+    if height % side or width % side:
+        near, key = max(side, min(height, width) // side * side), "block_out_channels" if unet else "uvit.patch_size"
+        raise ConfigError(
+            f"'{name}' has images of {width}x{height}, and this network takes sides that are multiples of {side}; set "
+            f"data.image_size={near}, or change network.{key}"
+        )
+
+
 def build_unet(settings: Network, image_shape: torch.Size, classes: int | None) -> UNet2DModel:
-    channels, height, width = image_shape
+    channels, height, _ = image_shape
     depth = len(settings.block_out_channels)
-    if height != width:
-        raise ConfigError(
-            f"images of {height}x{width} are not square, and a network of UNet kind takes square ones; set "
-            "data.image_size, which cuts out the middle"
-        )
-    if height % 2 ** (depth - 1):
-        raise ConfigError(
-            f"images of {height}x{width} do not fit a network of {depth} resolutions; "
-            f"set data.image_size to a multiple of {2 ** (depth - 1)}, or fewer network.block_out_channels"
-        )
     attention = {level % depth for level in settings.attention_levels}
     down = tuple("AttnDownBlock2D" if level in attention else "DownBlock2D" for level in range(depth))
     up = tuple("AttnUpBlock2D" if level in attention else "UpBlock2D" for level in reversed(range(depth)))
@@ -86,6 +94,7 @@ class TeacherTask:
         classes, null = data.num_classes, None
         if classes is not None and config.class_dropout > 0:
             classes, null = classes + 1, classes
+        check_pictures(config.network, data.name, data.images.shape[1:])
         torch.manual_seed(config.seed)
         network = build_network(config.network, data.images.shape[1:], classes)
         self.model = Denoiser(network, EDM(config.sigma_data), null_class=null).to(device.name).train()

@@ -1,0 +1,41 @@
+"""Random draws of images that do not depend on their order: each image is ranked by what it shows.
+
+Two sets may share images, as a set and the same set in another order do. Places say nothing of that; what the features
+are does, to their last bit. So an image has one rank in both sets, and those of the lowest ranks in one have no image
+in common with those of the highest in the other.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffdistill.data.order import splitmix, splitmix_array
+
+ROWS = 2**22  # entries that are hashed at a time
+
+
+def content_keys(features: Tensor) -> np.ndarray:
+    """A 64-bit word of each row of `(N, d)`, uint64 `(N,)`; rows that are equal have different ones, as if numbered.
+
+    The words of a set are a function of its rows, whatever their order.
+    """
+    x = np.ascontiguousarray(features.detach().to("cpu", torch.float64).numpy()) + 0.0  # -0 is 0
+    places = splitmix_array(np.arange(1, x.shape[1] + 1, dtype=np.uint64))
+    step = max(1, ROWS // max(1, x.shape[1]))
+    parts = [_words(x[start : start + step].view(np.uint64), places) for start in range(0, len(x), step)]
+    words = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+    order = np.argsort(words, kind="stable")
+    first = np.concatenate([[True], words[order][1:] != words[order][:-1]])[: len(words)]
+    numbers = np.arange(len(words)) - np.maximum.accumulate(np.where(first, np.arange(len(words)), 0))
+    words[order] ^= splitmix_array(numbers.astype(np.uint64))  # of 0 it is 0
+    return words
+
+
+def _words(bits: np.ndarray, places: np.ndarray) -> np.ndarray:
+    return splitmix_array(splitmix_array(bits ^ places).sum(axis=1, dtype=np.uint64))
+
+
+def ranked(keys: np.ndarray, seed: int) -> Tensor:
+    """A random order of the images of these keys, int64 `(N,)`: a function of the seed and of the images."""
+    ranks = splitmix_array(keys ^ np.uint64(splitmix(seed % 2**64)))
+    return torch.from_numpy(np.argsort(ranks, kind="stable"))
