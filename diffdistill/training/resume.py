@@ -12,10 +12,10 @@ from diffdistill import processes
 from diffdistill.config.schema import Run
 from diffdistill.errors import ConfigError, DiskError
 from diffdistill.files import sha256
+from diffdistill.training.flat import Parts
 from diffdistill.training.store import (
     MANIFEST,
     CheckpointStore,
-    Parts,
     check_parts,
     load_checkpoint,
     name_of,
@@ -35,6 +35,7 @@ FREE = {
     "checkpoint_minutes",
     "keep_checkpoints",
     "evaluation",
+    "parallel",
 }
 """Settings that may change between a run and its continuation without making it another run."""
 

@@ -29,6 +29,7 @@ from diffdistill.training.observers import Monitor, usual_observers
 from diffdistill.training.publish import DenoiserPublisher, PipelinePublisher, Publisher, publish
 from diffdistill.training.resume import Inputs
 from diffdistill.training.run_folder import Records, opened, package_versions
+from diffdistill.training.sharded.plan import check_parallel, home
 from diffdistill.training.signals import held_together, led, stop_requests, stops
 from diffdistill.training.tasks.align import AlignTask
 from diffdistill.training.tasks.distill import DistillTask
@@ -62,6 +63,7 @@ def train(resolved: Resolved[Train]) -> Result:
     config = resolved.config
     check_processes(resolved)
     device = Device(config.mixed_precision, config.num_threads)
+    check_parallel(config, device)
     data = training_data(config)
     task = TeacherTask(config, data, device)
     record = choices(task, config, device)
@@ -78,7 +80,8 @@ def distill(resolved: Resolved[Distill]) -> Result:
     config = resolved.config
     check_processes(resolved)
     device = Device(config.mixed_precision, config.num_threads)
-    teacher = Denoiser.from_pretrained(config.teacher, device.name)
+    check_parallel(config, device)
+    teacher = Denoiser.from_pretrained(config.teacher, home(config, device))
     teacher.check_teacher(config.teacher)
     refuse_idle(resolved, teacher.draws_texts)
     kind = kind_of(teacher)
@@ -109,8 +112,9 @@ def align(resolved: Resolved[Align]) -> Result:
     """The network of a text-to-image pipeline, trained on pairs, into `model/`."""
     config = resolved.config
     check_processes(resolved)
-    pairs, held_out = training_pairs(config)
     device = Device(config.mixed_precision, config.num_threads)
+    check_parallel(config, device)
+    pairs, held_out = training_pairs(config)
     model = load_pipeline(config.model)
     model.kept.limit = config.data.prompt_cache_gb * 1e9
     task = AlignTask(config, model, pairs, device)
@@ -143,7 +147,12 @@ def check_processes(resolved: Resolved) -> None:
 def choices(task: Task[Model], config: Run, device: Device) -> dict[str, Any]:
     """What `auto` became on this machine, for the record; the task's networks attend by it from here on."""
     attention = choose_attention(task.networks(), config.attention, device.autocast)
-    return {"attention": attention, "mixed_precision": device.precision, "processes": processes.size()}
+    return {
+        "attention": attention,
+        "mixed_precision": device.precision,
+        "processes": processes.size(),
+        "parallel": task.plan.strategy,
+    }
 
 
 def execute(

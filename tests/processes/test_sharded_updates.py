@@ -1,0 +1,67 @@
+"""Sharded networks take the steps of one process: every method, and what makes it hard."""
+
+import pytest
+import torch
+from ranks import ranks
+from runs import settings, task
+from sharded_runs import FSDP, distances, trained
+
+from diffdistill.methods import METHODS
+
+pytestmark = pytest.mark.dist
+STEPS, BATCH = 20, 4
+METHODS_TESTED = ("diff_instruct", "dmd2", "f_distill", "sid", "sida", "sim", "uni_instruct")
+HARD = {
+    "student": {"steps": 4, "optimizer": {"max_grad_norm": 0.01}},
+    "critic": {"updates_per_step": 5},
+    "method": {"name": "f_distill", "adversarial": {"r1": 1.0, "features": "critic"}, "ratio": {"bins": 3}},
+}
+
+
+def compared(make, folder, size=2):
+    one = trained(make, STEPS)
+    several = ranks(lambda rank: trained(make, STEPS), size, folder, limit=1800)
+    assert one["sharded"] == 0
+    for other in several[1:]:  # all hold the same, to the last bit
+        assert all(torch.equal(value, other[name]) for name, value in several[0].items())
+    worst = distances(one, several[0])
+    print(worst, int(several[0]["sharded"]), "tensors sharded")
+    return worst, int(several[0]["sharded"])
+
+
+def close(worst, gradient=1e-5, weights=1e-5):
+    assert worst["gradient"] <= gradient
+    assert worst["norm"] <= gradient
+    assert worst["weights"] <= weights
+
+
+@pytest.mark.parametrize("method", METHODS_TESTED)
+def test_every_method(tmp_path, method):
+    assert method in METHODS.rows()
+    config = settings(method, tmp_path, max_train_steps=STEPS, train_batch_size=BATCH, micro_batch_size=1, **FSDP)
+    worst, sharded = compared(lambda: task(config), tmp_path / "ranks")
+    assert sharded > 100  # weights, averages and moments
+    close(worst)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_four_steps_five_critics_r1_ratios_clipping_and_parts(tmp_path, size):
+    more = {"max_train_steps": STEPS, "train_batch_size": BATCH, "micro_batch_size": 1, **HARD, **FSDP}
+    config = settings("f_distill", tmp_path, **more)
+    close(compared(lambda: task(config), tmp_path / "ranks", size)[0])
+
+
+@pytest.mark.parametrize("kind", ["unet", "uvit", "recomputed"])
+def test_a_teacher(tmp_path, kind):
+    config = settings("train", tmp_path, max_train_steps=STEPS, train_batch_size=BATCH, **FSDP)
+    if kind == "uvit":
+        sizes = {"hidden_size": 16, "depth": 2, "num_attention_heads": 2}
+        scaled = {"mode": "ls", "start": "reference"}
+        network = config.network.model_copy(
+            update=type(config.network)(kind="uvit", uvit=sizes, scalelong=scaled).__dict__
+        )
+        config = config.model_copy(update={"network": network})
+    if kind == "recomputed":
+        parallel = config.parallel.model_copy(update={"activation_checkpointing": True})
+        config = config.model_copy(update={"parallel": parallel})
+    close(compared(lambda: task(config), tmp_path / "ranks")[0])
