@@ -16,6 +16,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.figures import numbers_of
 from diffdistill.pipelines.text.adapter import load_pipeline
+from diffdistill.pipelines.text.denoiser import TextDenoiser
 from diffdistill.reporting.report import write_report
 from diffdistill.training.attention import choose_attention
 from diffdistill.training.batches import described_classes, names_of_classes, training_data, training_pairs
@@ -81,7 +82,7 @@ def distill(resolved: Resolved[Distill]) -> Result:
     check_processes(resolved)
     device = Device(config.mixed_precision, config.num_threads)
     check_parallel(config, device)
-    teacher = Denoiser.from_pretrained(config.teacher, home(config, device))
+    teacher = loaded(config, device)
     teacher.check_teacher(config.teacher)
     refuse_idle(resolved, teacher.draws_texts)
     kind = kind_of(teacher)
@@ -122,6 +123,14 @@ def align(resolved: Resolved[Align]) -> Result:
     inputs = {"data": pairs_digest(pairs.pairs), "model": model_digest(config.model)}
     publisher = PipelinePublisher(task, resolved)
     return execute(task, resolved, lambda: PairMonitor(task, held_out), publisher, record, inputs)
+
+
+def loaded(config: Distill, device: Device) -> Denoiser:
+    """The teacher; its network where it can wait until it is known how it fits, its other parts on the device."""
+    teacher = Denoiser.from_pretrained(config.teacher, home(config, device))
+    if isinstance(teacher, TextDenoiser):
+        teacher.adapter.place(device.name)
+    return teacher
 
 
 def classes_of_run(data: Any) -> dict[str, str]:

@@ -31,9 +31,10 @@ def go(folder, size=1, kind="f_distill", **more):
     return found[0]
 
 
-def near(one, other, tolerance=2e-6):
+def near(one, other, tolerance=1e-5):
     worst = distances({f"end {n}": v for n, v in one.items()}, {f"end {n}": v for n, v in other.items()})
-    assert worst["weights"] <= tolerance, worst
+    print(f"weights differ by {worst['weights']:.1e}")
+    assert worst["weights"] <= tolerance
 
 
 @pytest.fixture(scope="module")
@@ -129,16 +130,13 @@ def test_a_killed_process_ends_all_and_leaves_a_whole_checkpoint(tmp_path):
 
 
 def test_processes_with_other_networks_are_refused(tmp_path):
-    def work(rank):
-        with pytest.raises(ConfigError, match="process 1 has other weights than process 0"):
-            whole_run("sid", tmp_path / "run", seed=rank, **FSDP)
+    """The networks are copies of one teacher, and drawn from no seed of the run; a discriminator's heads are."""
 
-    # The teacher and its copies are drawn from no seed of the run, so a discriminator's heads must tell.
-    def heads(rank):
+    def work(rank):
         with pytest.raises(ConfigError, match="process 1 has other weights than process 0"):
             whole_run("dmd2", tmp_path / "run", seed=rank, **FSDP)
 
-    ranks(heads, 2, tmp_path / "ranks")
+    ranks(work, 2, tmp_path / "ranks")
 
 
 def test_a_signal_saves_and_the_run_goes_on(tmp_path):

@@ -6,6 +6,7 @@ from ranks import ranks
 from runs import settings, task
 from sharded_runs import FSDP, distances, trained
 
+from diffdistill.config.schema import Distill, Network
 from diffdistill.methods import METHODS
 
 pytestmark = pytest.mark.dist
@@ -46,8 +47,8 @@ def test_every_method(tmp_path, method):
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_four_steps_five_critics_r1_ratios_clipping_and_parts(tmp_path, size):
-    more = {"max_train_steps": STEPS, "train_batch_size": BATCH, "micro_batch_size": 1, **HARD, **FSDP}
-    config = settings("f_distill", tmp_path, **more)
+    common = {"max_train_steps": STEPS, "train_batch_size": BATCH, "micro_batch_size": 1}
+    config = Distill(output_dir="unused", teacher="tiny", **common, **HARD, **FSDP)
     close(compared(lambda: task(config), tmp_path / "ranks", size)[0])
 
 
@@ -56,10 +57,7 @@ def test_a_teacher(tmp_path, kind):
     config = settings("train", tmp_path, max_train_steps=STEPS, train_batch_size=BATCH, **FSDP)
     if kind == "uvit":
         sizes = {"hidden_size": 16, "depth": 2, "num_attention_heads": 2}
-        scaled = {"mode": "ls", "start": "reference"}
-        network = config.network.model_copy(
-            update=type(config.network)(kind="uvit", uvit=sizes, scalelong=scaled).__dict__
-        )
+        network = Network(kind="uvit", uvit=sizes, scalelong={"mode": "ls", "start": "reference"})
         config = config.model_copy(update={"network": network})
     if kind == "recomputed":
         parallel = config.parallel.model_copy(update={"activation_checkpointing": True})

@@ -90,11 +90,17 @@ def home(config: Run, device: Device) -> torch.device:
 class Plan:
     """The decision for one run; `strategy` is "ddp" or "fsdp", for the record.
 
-    networks: by role, whole yet; each is trained unless it is frozen.
+    networks: by role, whole yet; each is trained unless it is frozen. encoders: of texts, by name, in their place.
     """
 
-    def __init__(self, config: Run, device: Device, networks: Mapping[str, nn.Module]):
-        self.config, self.device = config, device
+    def __init__(
+        self,
+        config: Run,
+        device: Device,
+        networks: Mapping[str, nn.Module | None],
+        encoders: Mapping[str, nn.Module] | None = None,
+    ):
+        self.config, self.device, self.encoders = config, device, dict(encoders or {})
         self.networks = {role: network for role, network in networks.items() if network is not None}
         self.strategy = "fsdp" if self._wanted() else "ddp"
 
@@ -103,7 +109,11 @@ class Plan:
             return False
         if self.config.parallel.strategy == "fsdp":
             return True
-        return bool(processes.most(state_bytes(self.networks.values()) > SHARE * memory_of(self.device.name)))
+        return bool(
+            processes.most(
+                state_bytes([*self.networks.values(), *self.encoders.values()]) > SHARE * memory_of(self.device.name)
+            )
+        )
 
     def shard(self, exact: Callable[[str], bool] = lambda role: False) -> None:
         """Shard what is to be; the rest goes to the device. exact: whether a role's passes are in float32.
@@ -114,8 +124,12 @@ class Plan:
             for network in self.networks.values():
                 network.to(self.device.name)
             return
-        processes.agree({"weights": checksum(dict(self.networks))})
+        processes.agree({"weights": checksum({**self.networks, **self.encoders})})
         chosen = self.config.parallel.shard
+        for name, encoder in self.encoders.items() if "text_encoders" in chosen else ():
+            sharding = Sharding(torch.device(self.device.name), offload=self.config.parallel.cpu_offload)
+            shard(encoder, sharding)
+            watch(encoder, name, sharding)
         for role, network in self.networks.items():
             if how(network) is not None:
                 continue

@@ -48,7 +48,7 @@ class AlignTask:
         self.reference = self._reference()
         trained = self.network.requires_grad_() if self.adapted is None else self.adapted.low_rank.to(device.name)
         role = "network" if self.adapted is None else "teacher"
-        self.plan = Plan(config, device, {role: self.network, "reference": self.reference})
+        self.plan = Plan(config, device, {role: self.network, "reference": self.reference}, model.encoders)
         self.plan.shard()
         weights = list(trained.parameters())
         kind = BackwardUpdater if config.update_in_backward else Updater

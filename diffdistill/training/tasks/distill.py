@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffdistill import processes
 from diffdistill.config.schema import Distill
@@ -87,12 +87,13 @@ class DistillTask:
         """Networks that are sharded are so from here on; those on the device that are not."""
         teacher.requires_grad_(False)
         denoisers = {"teacher": teacher, "student": self.student, "critic": critic, "average": self.ema.module}
-        plan = Plan(self.config, self.device, {role: denoiser.layers for role, denoiser in denoisers.items()})
+        encoders = getattr(getattr(teacher, "adapter", None), "encoders", None)
+        plan = Plan(self.config, self.device, {role: each.layers for role, each in denoisers.items()}, encoders)
         exact = self.config.method.float32_gap
         plan.shard(exact=lambda role: exact and role in ("teacher", "critic"))
         for denoiser in denoisers.values():
-            if how(denoiser.layers) is None:
-                denoiser.to(self.device.name)
+            if how(denoiser.network) is None:  # adapters on a network that is
+                nn.Module.to(denoiser, self.device.name)
         return plan
 
     def _build_regression(self, config: Distill, teacher: Denoiser) -> TrajectoryRegression | None:

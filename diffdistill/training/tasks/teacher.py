@@ -91,7 +91,7 @@ class TeacherTask:
         network = build_network(config.network, data.images.shape[1:], classes)
         self.model = Denoiser(network, EDM(config.sigma_data), null_class=null).train()
         self.law = LevelLaw(plain(config.level, Level))
-        self.ema = Ema(self.model, config.ema_decay_for(config.train_batch_size)).to(device.name)
+        self.ema = Ema(self.model, config.ema_decay_for(config.train_batch_size))
         self.plan = Plan(config, device, {"network": network, "average": self.ema.module.network})
         self.plan.shard()
         self.updater = Updater("network", self.model.parameters(), config.optimizer, config.max_train_steps)
