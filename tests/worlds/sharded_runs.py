@@ -13,6 +13,7 @@ import torch.distributed.fsdp
 from runs import data, settings, task
 
 from diffdistill import processes
+from diffdistill.pipelines.text import adapter
 from diffdistill.sampling.generate import generate
 from diffdistill.sharding import is_sharded, whole
 from diffdistill.training.flat import checksum, tensors_of
@@ -45,6 +46,41 @@ def gradients_seen(found):
         yield
     finally:
         Updater.require_finite = require
+
+
+@contextmanager
+def in_double():
+    """Within, everything is float64, whatever the code asks for: what is left between two runs is no rounding."""
+    before, single, cast = torch.get_default_dtype(), torch.float32, torch.Tensor.float
+    torch.set_default_dtype(torch.float64)
+    torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double
+    try:
+        yield
+    finally:
+        torch.float32, torch.Tensor.float = single, cast
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def pipelines_in_double():
+    """Within, everything is float64, and so are the parts of pipelines, which are read as they were saved."""
+    load, single = adapter.load_whole, torch.float32
+
+    def loaded(*args, **more):
+        double, torch.float32 = torch.float32, single
+        torch.set_default_dtype(single)
+        try:
+            return load(*args, **more).double()
+        finally:
+            torch.float32 = double
+            torch.set_default_dtype(double)
+
+    adapter.load_whole = loaded
+    try:
+        with in_double():
+            yield
+    finally:
+        adapter.load_whole = load
 
 
 def whole_tensors(parts):
