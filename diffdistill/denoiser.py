@@ -14,6 +14,7 @@ from diffdistill.errors import ConfigError
 from diffdistill.process import Process
 from diffdistill.registry import Registry
 from diffdistill.request import Conditions, SamplingRequest, class_conditions
+from diffdistill.sharding import Ended, device_of, tapped
 
 Condition = Tensor | dict[str, Tensor] | None
 
@@ -60,10 +61,6 @@ def float32_output(network: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-class _Reached(Exception):
-    """Raised by the last tap of an early exit: the rest of the forward pass is not needed."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +114,11 @@ class Denoiser(nn.Module):
     def layers(self) -> nn.Module:
         """The module that names of layers belong to; networks that share their weights name it themselves."""
         return getattr(self.network, "shared_layers", self.network)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return device_of(self.layers)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -289,7 +291,7 @@ class Denoiser(nn.Module):
 
     def features(self, x_t: Tensor, sigma: Tensor, cond: Condition, taps: Sequence[str]) -> list[Tensor]:
         """The outputs of the named submodules; the pass ends at the last: a third of the cost for a UNet's middle."""
-        with self._recording(taps, stop=True) as outputs, contextlib.suppress(_Reached):
+        with self._recording(taps, stop=True) as outputs, contextlib.suppress(Ended):
             self(x_t, sigma, cond)
         return [outputs[name] for name in taps]
 
@@ -301,13 +303,15 @@ class Denoiser(nn.Module):
             def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
                 outputs[name] = self.feature(output).float()
                 if stop and len(outputs) == len(taps):
-                    raise _Reached
+                    raise Ended
 
             return record
 
-        handles = [module.register_forward_hook(hook(name)) for name, module in self.check_taps(taps).items()]
+        modules = self.check_taps(taps)
+        handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
         try:
-            yield outputs
+            with tapped(self.layers, modules, outputs):
+                yield outputs
         finally:
             for handle in handles:
                 handle.remove()

@@ -18,12 +18,14 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from diffdistill import errors
 from diffdistill.errors import ConfigError, DiffDistillError
+from diffdistill.files import reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,13 +37,14 @@ Item = TypeVar("Item")
 MEET = timedelta(minutes=10)  # until all have started
 WAIT = timedelta(hours=24)  # for the leader, who may measure for hours; one that died is noticed at once
 BUCKET = 4_000_000  # gradients summed in one call: 16 MB
-NOTHING, ANSWER, ERROR = 0, 1, 2  # what follows a leader's work
+NOTHING, ANSWER, ERROR, CALLED = 0, 1, 2, 3  # what follows a leader's work, or is wanted of all in its midst
 
 _alone = 0
 _within = 0
 _ours = False  # whether the group was made here
 _whole = True  # whether nothing failed within
 _control: Any = None  # the group that words go by; None: that of everything
+_services: dict[str, Callable[..., Any]] = {}  # what a leader at work may call all for
 
 
 def launched() -> tuple[int, int]:
@@ -129,8 +132,8 @@ def _join(number: int, count: int) -> None:
         torch.distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=WAIT)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"process {number} of {count} does not find the others ({_first(error)}); start all by torchrun or "
-            f"accelerate launch, or set MASTER_ADDR and MASTER_PORT"
+            f"process {number} of {count} does not find the others ({reason_of(error):.160}); start all by "
+            f"torchrun or accelerate launch, or set MASTER_ADDR and MASTER_PORT"
         ) from error
     _ours = True
     atexit.register(_leave)
@@ -216,12 +219,15 @@ def mean(figures: dict[str, Any], mine: int, count: int | None) -> dict[str, Any
 
 
 def sum_gradients(parameters: "Iterable[Parameter]") -> None:
-    """Gradients summed over all processes, in float32, many in a call; every process has them for the same weights."""
+    """Gradients summed over all processes, in float32, many in a call; every process has them for the same weights.
+
+    Those of sharded weights (`sharding`) are left as they are: their sums are made within the backward pass.
+    """
     if size() == 1:
         return
     import torch
 
-    for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
+    for bucket in _buckets([p.grad for p in parameters if p.grad is not None and not hasattr(p, "placements")]):
         flat = torch.cat([grad.reshape(-1).float() for grad in bucket])
         _call("all_reduce", flat)
         for grad, part in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
@@ -281,11 +287,39 @@ def lead(act: Callable[[], Value]) -> Value:
                 value = act()
         except DiffDistillError as error:
             failed = error
-    follows = most(ERROR if failed else NOTHING if value is None else ANSWER)
+    while (follows := most(ERROR if failed else NOTHING if value is None else ANSWER)) == CALLED:
+        said: Any = share(None)
+        _services[said[0]](*said[1:])
     if follows == ERROR:
         name, text = share([type(failed).__name__, str(failed)])
-        raise failed or _heard(name, text)
+        raise failed or together_told(getattr(errors, name, DiffDistillError)(text))
     return value if follows == NOTHING else share(value)
+
+
+def serve(name: str, service: Callable[..., Any]) -> None:
+    """What `call` does by this name; it must succeed on all, or fail on all."""
+    _services[name] = service
+
+
+def leading() -> bool:
+    """Whether this process works for all within `lead`."""
+    return bool(_alone) and leader() and _joined() and int(_distributed().get_world_size()) > 1
+
+
+def call(name: str, *words: Any) -> Any:
+    """What the service of that name returns here for words that JSON can hold: all make the call; within `lead` the
+    leader alone, and the others, who wait, take part.
+    """
+    global _alone
+    if not leading():
+        return _services[name](*words)
+    before, _alone = _alone, 0
+    try:
+        most(CALLED)
+        share([name, *words])
+        return _services[name](*words)
+    finally:
+        _alone = before
 
 
 def agree(things: Mapping[str, Any]) -> None:
@@ -294,7 +328,8 @@ def agree(things: Mapping[str, Any]) -> None:
         return
     import torch
 
-    mine = torch.stack([_digest(json.dumps([name, value], default=str)) for name, value in things.items()])
+    texts = [json.dumps([name, value], default=str) for name, value in things.items()]
+    mine = torch.stack([torch.tensor(list(hashlib.sha256(text.encode()).digest())) for text in texts])
     everyone = [torch.empty_like(mine) for _ in range(size())]
     _call("all_gather", everyone, mine, group=_control)
     for number, theirs in enumerate(everyone):
@@ -327,13 +362,13 @@ def in_turn(function: "Callable[[Item], dict[str, Tensor]]", items: Iterable[Ite
         round_ = [item for _, item in zip(range(size()), waiting, strict=False)]
         mine = function(round_[rank()]) if rank() < len(round_) else None
         for number in range(len(round_)):
-            yield _tensors_of(mine if number == rank() else None, number)
+            yield handed(mine if number == rank() else None, number)
         if len(round_) < size():
             return
 
 
-def _tensors_of(mine: "dict[str, Tensor] | None", source: int) -> "dict[str, Tensor]":
-    """The tensors of one process, on all."""
+def handed(mine: "dict[str, Tensor] | None", source: int) -> "dict[str, Tensor]":
+    """The tensors of one process, on all, on the CPU; the others give None."""
     import torch
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in (mine or {}).items()}
@@ -346,27 +381,20 @@ def _tensors_of(mine: "dict[str, Tensor] | None", source: int) -> "dict[str, Ten
 
 
 def _call(collective: str, *values: Any, **settings: Any) -> None:
-    """A call of torch.distributed that all processes make; where one has ended, its message says why."""
-    try:
+    """A call of torch.distributed that all processes make."""
+    with talking(anything=True):
         getattr(_distributed(), collective)(*values, **settings)
+
+
+@contextlib.contextmanager
+def talking(anything: bool = False) -> Iterator[None]:
+    """Within, where processes talk to each other and one has ended, the error is told; anything: whatever it says."""
+    try:
+        yield
     except RuntimeError as error:
+        if size() == 1 or not (anything or re.search("gloo|nccl|connection", str(error), re.IGNORECASE)):
+            raise
         raise DiffDistillError(
-            f"another process of this run has ended, and says why itself if it could ({_first(error)}); mend that, "
-            f"start all again, and a run goes on with resume_from_checkpoint=latest"
+            f"another process of this run has ended, and says why itself if it could ({reason_of(error):.160}); mend "
+            f"that, start all again, and a run goes on with resume_from_checkpoint=latest"
         ) from error
-
-
-def _heard(name: str, text: str) -> DiffDistillError:
-    """The leader's error, of its own class."""
-    kind: type[DiffDistillError] = getattr(errors, name, DiffDistillError)
-    return together_told(kind(text))
-
-
-def _digest(text: str) -> "Tensor":
-    import torch
-
-    return torch.frombuffer(bytearray(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -56,7 +56,7 @@ class Conditions:
         None in the second place is the model's own null condition.
         """
         labels = self.labels(indices)
-        return None if labels is None else labels.to(next(model.parameters()).device), None
+        return None if labels is None else labels.to(model.device), None
 
     def place(self, seed: int, index: int) -> tuple[int, int]:
         """`(seed, number)` of the generator of image `index`."""

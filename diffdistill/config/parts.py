@@ -1,6 +1,6 @@
 """Sections that several verbs have: an average of weights, adapters, evaluations and an early stop."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -86,3 +86,31 @@ class Evaluations(Section):
             known = ", ".join(name + "NAME" if name.endswith("/") else name for name in figures)
             raise ValueError(f"stop.metric is '{metric}', and what is measured is {known}; watch one of these")
         return self
+
+
+Role = Literal["student", "critic", "teacher", "text_encoders"]
+
+
+class Parallel(Section):
+    """How several processes share a run (docs/scaling.md): each holds all networks, or a part of every weight."""
+
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto",
+        description="ddp: all weights everywhere, gradients summed; fsdp: weights, gradients, moments and averages "
+        "sharded; auto: ddp unless the states would fill more than three quarters of the memory of a process",
+    )
+    shard: tuple[Role, ...] = Field(
+        ("student", "critic", "teacher"), min_length=1,
+        description="fsdp: whose weights are sharded; student: the network that is trained, and its average; teacher: "
+        "frozen networks, and what adapters stand on",
+    )  # fmt: skip
+    param_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="fsdp: weights in the passes; auto: bfloat16 where mixed_precision is bf16"
+    )
+    reduce_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="fsdp: gradients while they are summed"
+    )
+    cpu_offload: bool = Field(False, description="fsdp: weights, gradients and moments wait in the CPU's memory")
+    activation_checkpointing: bool = Field(
+        False, description="fsdp: recompute the activations of each block: less memory, a third more time"
+    )

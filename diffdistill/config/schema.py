@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
-from diffdistill.config.parts import Average, Evaluations, Lora
+from diffdistill.config.parts import Average, Evaluations, Lora, Parallel
 from diffdistill.data.formats import allowed
 from diffdistill.data.prompts import MOST_SEED
 from diffdistill.errors import ConfigError
@@ -145,6 +145,7 @@ class Run(Section):
         10.0, description="minutes between checkpoints where checkpoint_every is 0; 0: only at the end"
     )
     keep_checkpoints: Count = 3
+    parallel: Parallel = Parallel()
     data: Data = Data()
     evaluation: Evaluations = Evaluations()
 

@@ -81,10 +81,15 @@ def _of_optimizer(section: str) -> Iterator[Rule]:
     )  # fmt: skip
 
 
+SHARDED = ("shard", "param_dtype", "reduce_dtype", "cpu_offload", "activation_checkpointing")
 RUN = (
     Rule(
         ("checkpoint_minutes",), lambda config: config.checkpoint_every > 0,
         "where checkpoint_every counts the steps between checkpoints; set it to 0", ("checkpoint_every",),
+    ),
+    Rule(
+        tuple(f"parallel.{key}" for key in SHARDED), _is("parallel.strategy", "ddp"),
+        "where nothing is sharded; set parallel.strategy=fsdp", ("parallel.strategy",),
     ),
 )  # fmt: skip
 EVALUATION = (

@@ -38,7 +38,7 @@ class Discriminator(nn.Module):
     def __init__(self, network: Denoiser, taps: Sequence[str]):
         super().__init__()
         self.taps = tuple(taps)
-        device = next(network.parameters()).device
+        device = network.device
         probe = torch.zeros(1, *network.image_shape, device=device)
         with torch.no_grad():
             cond = network.example_condition(1, device)

@@ -107,7 +107,7 @@ class DistributionMatching:
         self.teacher, self.critic = teacher.requires_grad_(False).eval(), critic.eval()
         self.level, self.critic_level = level, critic_level
         self.autocast, self.float32_gap = autocast, float32_gap
-        device = next(teacher.parameters()).device
+        device = teacher.device
         if choices.guidance_scale != 1.0 and teacher.null_class is None:
             raise ConfigError(
                 "method.guidance_scale needs a teacher with a null class (trained with class_dropout > 0); set it to 1"

@@ -102,7 +102,7 @@ def sample_batch(
 
     `observe` is shown every state; the plan is then computed by a scheduler, whatever its sampler.
     """
-    was_training, device = model.training, next(model.parameters()).device
+    was_training, device = model.training, model.device
     model.eval()
     try:
         most = min(batch_size, CPU_ROWS) if device.type == "cpu" else len(indices)
@@ -123,7 +123,7 @@ def sample_batch(
 def _in_parts(model: Denoiser, plan: Plan, indices: Sequence[int], rows: int) -> DenoiseAt:
     """The guided denoiser of the images `indices`, called with exactly `rows` of them at a time."""
     cond, null = plan.conditions.tensors(model, indices)
-    device = next(model.parameters()).device
+    device = model.device
 
     def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
         def part(chosen: Tensor) -> Tensor:

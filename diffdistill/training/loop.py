@@ -14,11 +14,13 @@ from diffdistill import processes
 from diffdistill.config.schema import Run
 from diffdistill.matching.micro_batches import Metrics
 from diffdistill.training.attention import Networks
+from diffdistill.training.flat import Parts, checksum
 from diffdistill.training.log import Log
 from diffdistill.training.randomness import seed_step
 from diffdistill.training.resume import Inputs, resume, settings_of
+from diffdistill.training.sharded.plan import Plan
 from diffdistill.training.signals import Stopped, StopRequest, led, stop_requests
-from diffdistill.training.store import CheckpointStore, Parts, checksum, load_checkpoint
+from diffdistill.training.store import READ, CheckpointStore, serve
 
 GO_ON = "continue with resume_from_checkpoint=latest"
 
@@ -30,6 +32,7 @@ class Task(Protocol[Model_co]):
     """What is trained: a teacher, a student, the network of a pipeline."""
 
     parts: Parts
+    plan: Plan
 
     def update(self, step: int) -> Metrics:
         """One update of everything; all randomness from torch's generators, seeded by the loop."""
@@ -143,7 +146,7 @@ class TrainingRun(Generic[Model]):
         folder, _ = self.store.find(step)
         assert folder is not None  # find refuses a step that it has not
         with self.stop.held():
-            load_checkpoint(folder, self.task.parts)
+            processes.call(READ, str(folder))
             self.went_back = step
             self.save(replace=True)
 
@@ -173,6 +176,7 @@ def run_loop(
     Several processes make one run, of any number of them: all update alike, the leader alone has observers and files.
     """
     store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints)
+    serve(task.parts)
     with stop_requests() as stop:
         state = resume(task.parts, config, store, inputs or {}) or {}
         if processes.size() > 1:  # each takes the steps of all, so they must begin alike
@@ -197,7 +201,8 @@ def _train(run: TrainingRun[Any], observers: Sequence[Observer]) -> None:
         with run.stop.held():  # a signal waits for the end of the update, and of what sees it
             began = time.perf_counter()
             seed_step(run.config.seed, run.step)
-            run.metrics = run.task.update(run.step)
+            with processes.talking():  # torch does, within the passes of sharded networks
+                run.metrics = run.task.update(run.step)
             run.seconds += time.perf_counter() - began
             run.step += 1
             run.bar.update()

@@ -34,6 +34,7 @@ from diffdistill.pipelines.folder import (
 from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.save import copy_parts, write_network
 from diffdistill.reporting.model_card import model_card, public_settings, text_card
+from diffdistill.training.sharded.gather import plain_model, plain_network
 from diffdistill.training.tasks.align import AlignTask
 
 Model_contra = TypeVar("Model_contra", contravariant=True)
@@ -120,6 +121,7 @@ class DenoiserPublisher:
         }
 
     def publish(self, model: Denoiser, folder: Path, evaluation: dict[str, Any]) -> None:
+        model = plain_model(model)
         write_card = text_card if model.draws_texts else model_card
         model.save_pretrained(
             folder, role=self.role, levels=self.levels, **self.provenance,
@@ -178,7 +180,7 @@ class PipelinePublisher:
             replacing_folder(adapter) if self.task.adapted else nullcontext(adapter) as lora,
         ):
             copy_parts(model.source, staged, leave=(model.part,))
-            write_network(self.task.adapted or self.task.network, model, staged, lora=lora)
+            write_network(self.task.adapted or plain_network(self.task.network), model, staged, lora=lora)
             forget_origin(staged / "model_index.json")
             metadata = published(self._metadata(model, staged))
             write_json(staged / METADATA, sealed(metadata))

@@ -13,10 +13,10 @@ from diffdistill.config.schema import Run
 from diffdistill.config.unused import value_at
 from diffdistill.errors import ConfigError, DiskError
 from diffdistill.files import sha256
+from diffdistill.training.flat import Parts
 from diffdistill.training.store import (
     MANIFEST,
     CheckpointStore,
-    Parts,
     check_parts,
     load_checkpoint,
     name_of,
@@ -36,6 +36,7 @@ FREE = {
     "checkpoint_minutes",
     "keep_checkpoints",
     "evaluation",
+    "parallel",
 }
 """Settings that may change between a run and its continuation without making it another run."""
 

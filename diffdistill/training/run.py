@@ -16,6 +16,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.figures import numbers_of
 from diffdistill.pipelines.text.adapter import load_pipeline
+from diffdistill.pipelines.text.denoiser import TextDenoiser
 from diffdistill.reporting.report import write_report
 from diffdistill.training.attention import choose_attention
 from diffdistill.training.batches import described_classes, names_of_classes, training_data, training_pairs
@@ -29,6 +30,7 @@ from diffdistill.training.observers import Monitor, usual_observers
 from diffdistill.training.publish import DenoiserPublisher, PipelinePublisher, Publisher, publish
 from diffdistill.training.resume import Inputs
 from diffdistill.training.run_folder import Records, opened, package_versions
+from diffdistill.training.sharded.plan import check_parallel, home
 from diffdistill.training.signals import held_together, led, stop_requests, stops
 from diffdistill.training.tasks.align import AlignTask
 from diffdistill.training.tasks.distill import DistillTask
@@ -62,6 +64,7 @@ def train(resolved: Resolved[Train]) -> Result:
     config = resolved.config
     check_processes(resolved)
     device = Device(config.mixed_precision, config.num_threads)
+    check_parallel(config, device)
     data = training_data(config)
     task = TeacherTask(config, data, device)
     record = choices(task, config, device)
@@ -78,7 +81,8 @@ def distill(resolved: Resolved[Distill]) -> Result:
     config = resolved.config
     check_processes(resolved)
     device = Device(config.mixed_precision, config.num_threads)
-    teacher = Denoiser.from_pretrained(config.teacher, device.name)
+    check_parallel(config, device)
+    teacher = loaded(config, device)
     teacher.check_teacher(config.teacher)
     refuse_idle(resolved, teacher.draws_texts)
     kind = kind_of(teacher)
@@ -109,8 +113,9 @@ def align(resolved: Resolved[Align]) -> Result:
     """The network of a text-to-image pipeline, trained on pairs, into `model/`."""
     config = resolved.config
     check_processes(resolved)
-    pairs, held_out = training_pairs(config)
     device = Device(config.mixed_precision, config.num_threads)
+    check_parallel(config, device)
+    pairs, held_out = training_pairs(config)
     model = load_pipeline(config.model)
     model.kept.limit = config.data.prompt_cache_gb * 1e9
     task = AlignTask(config, model, pairs, device)
@@ -118,6 +123,14 @@ def align(resolved: Resolved[Align]) -> Result:
     inputs = {"data": pairs_digest(pairs.pairs), "model": model_digest(config.model)}
     publisher = PipelinePublisher(task, resolved)
     return execute(task, resolved, lambda: PairMonitor(task, held_out), publisher, record, inputs)
+
+
+def loaded(config: Distill, device: Device) -> Denoiser:
+    """The teacher; its network where it can wait until it is known how it fits, its other parts on the device."""
+    teacher = Denoiser.from_pretrained(config.teacher, home(config, device))
+    if isinstance(teacher, TextDenoiser):
+        teacher.adapter.place(device.name)
+    return teacher
 
 
 def classes_of_run(data: Any) -> dict[str, str]:
@@ -143,7 +156,12 @@ def check_processes(resolved: Resolved) -> None:
 def choices(task: Task[Model], config: Run, device: Device) -> dict[str, Any]:
     """What `auto` became on this machine, for the record; the task's networks attend by it from here on."""
     attention = choose_attention(task.networks(), config.attention, device.autocast)
-    return {"attention": attention, "mixed_precision": device.precision, "processes": processes.size()}
+    return {
+        "attention": attention,
+        "mixed_precision": device.precision,
+        "processes": processes.size(),
+        "parallel": task.plan.strategy,
+    }
 
 
 def execute(

@@ -145,6 +145,14 @@ def stop_if_asked() -> None:
         raise Stopped
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Within a window: a signal waits for the end of this, which other processes have a part in."""
+    with _now.held():
+        yield
+    _now.obey()
+
+
 def held_together() -> AbstractContextManager[None]:
     """Signals wait in each of several processes until all obey them; nothing for one process."""
     return _now.held() if processes.size() > 1 else nullcontext()

@@ -1,8 +1,9 @@
 """Training checkpoints: staged, hashed, renamed, verified, and only then the old ones pruned.
 
-A checkpoint is `checkpoints/step-NNNNNN/`: one safetensors file a module or optimiser, `state.json` (step, elapsed
-seconds, threads, versions), and `MANIFEST.json` with the size and SHA-256 of each, written last. A folder without a
-manifest that verifies is not a checkpoint.
+A checkpoint is `checkpoints/step-NNNNNN/`: one safetensors file a module or optimiser, or where networks are sharded
+one a process (`training.sharded.checkpoint`), `state.json` (step, elapsed seconds, threads, versions), and
+`MANIFEST.json` with the size and SHA-256 of each, written last. A folder without a manifest that verifies is not a
+checkpoint.
 """
 
 import json
@@ -14,44 +15,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
+from diffdistill import processes
 from diffdistill.errors import CheckpointError, DiskError, NonFiniteError
 from diffdistill.files import beside, discard, read_json, reason_of, replacing_folder, sha256, share
+from diffdistill.training.flat import Part, Parts, restore, tensors_of
 from diffdistill.training.lock import locked, remove_leftovers
+from diffdistill.training.sharded import checkpoint as sharded
 
 MANIFEST, STATE = "MANIFEST.json", "state.json"
-
-Part = nn.Module | torch.optim.Optimizer
-Parts = dict[str, Part]
-
-
-def tensors_of(part: Part) -> dict[str, Tensor]:
-    """All tensors of a module or an optimiser under flat names."""
-    if isinstance(part, nn.Module):
-        return {name: value.detach().contiguous() for name, value in part.state_dict().items()}
-    state = part.state_dict()["state"]
-    return {f"{index}.{key}": torch.as_tensor(value) for index, slots in state.items() for key, value in slots.items()}
-
-
-def checksum(parts: Parts) -> int:
-    """A number that differs, but for chance, where any tensor does; the same on every machine."""
-    tensors = [value for part in parts.values() for value in tensors_of(part).values()]
-    sums = [value.reshape(-1).view(torch.uint8).sum(dtype=torch.int64) for value in tensors]
-    return sum(int(value) for value in sums)
-
-
-def restore(part: Part, tensors: dict[str, Tensor]) -> None:
-    """Inverse of `tensors_of`, in place."""
-    if isinstance(part, nn.Module):
-        part.load_state_dict(tensors)
-        return
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+PARTS = "parts"  # in the state of a checkpoint that is cut: the names of what it holds
+LOOK, WRITE, READ = "look at the parts", "write the parts", "read the parts"
 
 
 def problem_of(folder: Path, hashes: bool = True) -> str | None:
@@ -126,16 +102,17 @@ class CheckpointStore:
         target = self.of(step)
         if not replace and target.is_dir() and self.problem(target) is None:
             return target
-        flat = {name: tensors_of(part) for name, part in parts.items()}
-        for name, tensors in flat.items():
-            if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
-                raise NonFiniteError(
-                    f"the {name} holds NaN or infinity at step {step}; no checkpoint was written, resume an older one"
-                )
+        cut = sharded.holds_shards(parts)
+        looked_at = processes.call(LOOK) if cut else _looked_at(parts)
+        if looked_at["broken"] is not None:
+            raise NonFiniteError(
+                f"the {looked_at['broken']} holds NaN or infinity at step {step}; no checkpoint was written, resume "
+                f"an older one"
+            )
         try:
-            self._check_room(sum(t.nbytes for tensors in flat.values() for t in tensors.values()))
+            self._check_room(looked_at["bytes"])
             with replacing_folder(target) as staged:
-                _write(staged, flat, {"step": step, **state})
+                _write(staged, parts, cut, {"step": step, **state})
         except (OSError, SafetensorError) as error:  # the latter is how safetensors reports what the system says
             raise DiskError(
                 f"could not write checkpoint '{target}' ({getattr(error, 'strerror', None) or error}); free space and "
@@ -214,16 +191,58 @@ def _written(folder: Path) -> int:
     return (folder / MANIFEST).stat().st_mtime_ns
 
 
-def _write(folder: Path, flat: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-    """Fill a checkpoint's folder, which nobody sees yet. Each file is read once, for its hash."""
+def _looked_at(parts: Parts) -> dict[str, Any]:
+    """`bytes` to write, and the first part that is `broken`, not finite; None: all are."""
+    tensors = {name: tensors_of(part).values() for name, part in parts.items()}
+    broken = [
+        name
+        for name, values in tensors.items()
+        if not all(bool(torch.isfinite(value).all()) for value in values if value.is_floating_point())
+    ]
+    return {
+        "bytes": sum(value.nbytes for values in tensors.values() for value in values),
+        "broken": broken[0] if broken else None,
+    }
+
+
+def _write(folder: Path, parts: Parts, cut: bool, state: dict[str, Any]) -> None:
+    """Fill a checkpoint's folder, which nobody sees yet. Each file is read once, for its hash.
+
+    cut: whether every process writes the tensors that it holds.
+    """
     folder.mkdir(parents=True)
-    for name, tensors in flat.items():
-        save_file(tensors, folder / f"{name}.safetensors")
+    entries: dict[str, Any] = {}
+    if cut:
+        written = processes.call(WRITE, str(folder.absolute()))
+        if written["failed"]:
+            raise OSError(None, written["failed"])
+        entries = written["files"]
+    else:
+        for name, part in parts.items():
+            tensors: dict[str, Tensor] = tensors_of(part)
+            save_file(tensors, folder / f"{name}.safetensors")
+    state = {**state, PARTS: list(parts)} if cut else state
     (folder / STATE).write_text(json.dumps(state, indent=2, allow_nan=False), "utf-8")
     share(folder)
-    files = sorted(folder.iterdir())
-    entries = {file.name: {"size": file.stat().st_size, "sha256": sha256(file)} for file in files}
+    for file in sorted(folder.iterdir()):
+        entries.setdefault(file.name, {})
+        if not entries[file.name]:
+            entries[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
     (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=2), "utf-8")
+
+
+def serve(parts: Parts) -> None:
+    """What the leader of several processes calls all for, where it saves these parts or goes back to former ones."""
+    processes.serve(LOOK, lambda: sharded.looked_at(parts))
+    processes.serve(WRITE, lambda folder: sharded.write(folder, parts))
+    processes.serve(READ, lambda folder: load_checkpoint(Path(folder), parts))
+
+
+def names_in(folder: Path) -> set[str]:
+    """Names of the parts that a checkpoint holds."""
+    if sharded.is_cut(folder):
+        return set(read_state(folder).get(PARTS, ()))
+    return {file.stem for file in folder.glob("*.safetensors")}
 
 
 def load_checkpoint(folder: Path, parts: Parts) -> dict[str, Any]:
@@ -232,23 +251,31 @@ def load_checkpoint(folder: Path, parts: Parts) -> dict[str, Any]:
     check_parts(folder, parts)
     for name, part in parts.items():
         try:
-            restore(part, load_file(folder / f"{name}.safetensors"))
-        except (RuntimeError, KeyError, ValueError, SafetensorError) as error:
+            _read(folder, name, part)
+        except (RuntimeError, KeyError, ValueError, IndexError, SafetensorError) as error:
             raise CheckpointError(
-                f"{name}.safetensors in '{folder}' does not hold the {name} of this run ({reason_of(error)}); resume "
-                f"from another checkpoint, or with the config it was made with"
+                f"'{folder}' does not hold the {name} of this run ({reason_of(error)}); resume from another "
+                f"checkpoint, or with the config it was made with"
             ) from error
     return state
 
 
+def _read(folder: Path, name: str, part: Part) -> None:
+    if sharded.is_cut(folder):
+        sharded.read(folder, name, part)
+    elif sharded.holds_shards({name: part}):
+        sharded.read_whole(folder / f"{name}.safetensors", part)
+    else:
+        restore(part, load_file(folder / f"{name}.safetensors"))
+
+
 def check_parts(folder: Path, parts: Parts) -> None:
     """CheckpointError where a part is not in the checkpoint."""
-    for name in parts:
-        if not (folder / f"{name}.safetensors").is_file():
-            raise CheckpointError(
-                f"checkpoint '{folder}' has no {name}.safetensors: it is of another method; resume with the config it "
-                f"was made with"
-            )
+    if missing := parts.keys() - names_in(folder):
+        raise CheckpointError(
+            f"checkpoint '{folder}' has no {min(missing)}.safetensors: it is of another method; resume with the "
+            f"config it was made with"
+        )
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -124,6 +124,7 @@ class StubPipeline:
     """What `AlignTask` asks of an adapter, around a network with dropout."""
 
     image_size = 8
+    encoders: dict = {}  # noqa: RUF012
 
     def __init__(self):
         torch.manual_seed(0)
@@ -132,7 +133,7 @@ class StubPipeline:
         )
         self.scheduler = DDPMScheduler()
 
-    def to(self, device, dtype):
+    def place(self, device, dtype):
         pass
 
     def moments(self, pictures):

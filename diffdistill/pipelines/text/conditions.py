@@ -25,7 +25,7 @@ class PromptConditions(Conditions):
         """Numbers in the model's table of prompts, and those of negative prompts where an image has one."""
         prompts = [self.prompt(i) for i in indices]
         negatives = {row: prompt.negative for row, prompt in enumerate(prompts) if prompt.negative is not None}
-        device = next(model.parameters()).device
+        device = model.device
         # What is encoded here is kept, and a training may take gradients at it, which inference tensors refuse.
         with torch.inference_mode(False), torch.no_grad():
             cond = model.prompts.ids([prompt.text for prompt in prompts]).to(device)

@@ -180,7 +180,7 @@ class TextDenoiser(Denoiser):
 
     @torch.no_grad()
     def _example_pass(self) -> Tensor:
-        device = next(self.layers.parameters()).device
+        device = self.device
         x = torch.randn(1, *self.image_shape, generator=torch.Generator().manual_seed(0)).to(device)
         cond = self.example_condition(1, device)
         return self._call(x, torch.full((1,), 500.0, device=device), cond)

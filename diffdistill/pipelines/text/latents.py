@@ -36,6 +36,12 @@ class Parts:
         self.place(device, encoder_dtype)
         nn.Module.to(self.network, device, torch.float32)
 
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        """The text encoders, by their names in the pipeline."""
+        parts = self.pipeline.components.items()
+        return {name: part for name, part in parts if name.startswith("text_encoder") and isinstance(part, nn.Module)}
+
     def place(self, device: torch.device, encoder_dtype: torch.dtype | None = None) -> None:
         """All but the network to the device."""
         self.device = torch.device(device)

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from diffdistill import processes
 from diffdistill.pipelines.text.kept import Away, Condition, Kept, Prompt
 from diffdistill.pipelines.text.latents import Parts, Pixels
+from diffdistill.sharding import how
 
 
 class Size(NamedTuple):
@@ -60,14 +62,32 @@ class Texts(Parts):
         One prompt at a time, so that it does not depend on the batch it is in. The last used ones are `kept`.
         """
 
-        def make() -> Condition:
-            # A grid may ask first, in inference mode, whose tensors no later gradient may meet.
-            with torch.inference_mode(False), torch.no_grad():
-                if isinstance(prompt, Away):
-                    return rows_of(self.away(prompt.text), lambda rows: rows.cpu())
-                return rows_of(self.null() if prompt is None else self.text(prompt), lambda rows: rows.cpu())
+        return self.kept.get(prompt, lambda: self._made(prompt))
 
-        return self.kept.get(prompt, make)
+    def _made(self, prompt: Prompt) -> Condition:
+        # A grid may ask first, in inference mode, whose tensors no later gradient may meet.
+        with torch.inference_mode(False), torch.no_grad():
+            if isinstance(prompt, Away):
+                return rows_of(self.away(prompt.text), lambda rows: rows.cpu())
+            return rows_of(self.null() if prompt is None else self.text(prompt), lambda rows: rows.cpu())
+
+    def encoded_together(self, prompts: Sequence[Prompt]) -> list[Condition]:
+        """`encoded` of each; where the encoders are sharded each process needs all for each prompt that it has not.
+
+        So what any of them lacks is encoded by all, in one order.
+        """
+        if processes.size() == 1 or all(how(part) is None for part in self.encoders.values()):
+            return [self.encoded(prompt) for prompt in prompts]
+        own = {_word(prompt): prompt for prompt in prompts}
+        have = {word: self.encoded(prompt) for word, prompt in own.items() if prompt in self.kept}
+        lacking = [word for word in own if word not in have]
+        wanted = [word for source in range(processes.size()) for word in processes.share(lacking, source)]
+        for word in dict.fromkeys(wanted):
+            if word in lacking:
+                have[word] = self.encoded(own[word])
+            else:
+                self._made(_prompt(word))  # for the sake of its weights here
+        return [have[_word(prompt)] for prompt in prompts]
 
     def joined(
         self, prompts: Sequence[Prompt], sizes: Sequence[Size] | None = None, dtype: torch.dtype | None = None
@@ -76,7 +96,7 @@ class Texts(Parts):
 
         sizes: None is `image_size`, not cropped; dtype: of the texts, None leaves them as they were encoded.
         """
-        texts = [self.encoded(prompt) for prompt in prompts]
+        texts = self.encoded_together(prompts)
         rows = {name: torch.cat([text[name] for text in texts]).to(self.device) for name in texts[0]}
         rows = {name: value.to(dtype) if value.is_floating_point() else value for name, value in rows.items()}
         if sizes is None:
@@ -88,6 +108,16 @@ class Texts(Parts):
         """`arguments` of prompts and of the files that their images were cut from."""
         sizes = [Size(one.original, one.crop, (one.pixels.shape[-2], one.pixels.shape[-1])) for one in pictures]
         return self.joined(prompts, sizes)
+
+
+def _word(prompt: Prompt) -> str:
+    """A prompt as a word that tells kinds apart."""
+    return "n" if prompt is None else f"a{prompt.text}" if isinstance(prompt, Away) else f"t{prompt}"
+
+
+def _prompt(word: str) -> Prompt:
+    """The inverse of `_word`."""
+    return None if word == "n" else Away(word[1:]) if word[0] == "a" else word[1:]
 
 
 def rows_of(cond: Condition, pick: Callable[[Tensor], Tensor]) -> Condition:

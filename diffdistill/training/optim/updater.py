@@ -13,6 +13,7 @@ from diffdistill.errors import NonFiniteError
 from diffdistill.matching.micro_batches import Metrics
 from diffdistill.optimizers import Muon, Optimizer
 from diffdistill.registry import is_plugin, load, named
+from diffdistill.sharding import is_sharded, local
 
 
 class Updater:
@@ -49,11 +50,10 @@ class Updater:
     def step(self, step: int) -> Metrics:
         """Clip, check, update, clear. NonFiniteError, before any weight moves, if the gradient is not finite."""
         processes.sum_gradients(self.parameters)
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
+        norm = total_norm(self.parameters)
         self.require_finite(norm, step)
         if self.settings.max_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
+            clip(self.parameters, self.settings.max_grad_norm, norm)
         self.set_rate(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -74,6 +74,25 @@ class Updater:
         return {f"{self.name}/grad_norm": norm, f"{self.name}/learning_rate": self.rate(step)}
 
 
+def total_norm(weights: Iterable[nn.Parameter]) -> Tensor:
+    """The norm of all gradients, those that are sharded included: of them every process holds a part."""
+    by_kind: dict[bool, list[Tensor]] = {True: [], False: []}
+    for weight in weights:
+        if weight.grad is not None:
+            by_kind[is_sharded(weight)].append(local(weight.grad))
+    norm = nn.utils.get_total_norm(by_kind[False])
+    if not by_kind[True]:
+        return norm
+    mine = nn.utils.get_total_norm(by_kind[True]).double().square()
+    return (processes.total(mine) + norm.to(mine).square()).sqrt().float()
+
+
+def clip(weights: Iterable[nn.Parameter], most: float, norm: Tensor) -> None:
+    """torch's own for gradients of this total norm, of sharded weights the part that is here."""
+    grads = [local(weight.grad) for weight in weights if weight.grad is not None]
+    torch._foreach_mul_(grads, (most / (norm.to(grads[0].device) + 1e-6)).clamp(max=1.0))
+
+
 class Ema(nn.Module):
     """Exponential moving average of a module's parameters, float32, with a warm-up of its decay.
 
@@ -92,7 +111,8 @@ class Ema(nn.Module):
     def update(self, module: nn.Module) -> None:
         n = int(self.updates)
         decay = min(self.decay, (1 + n) / (10 + n))
-        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
+        average, weights = ([local(weight) for weight in one.parameters()] for one in (self.module, module))
+        torch._foreach_lerp_(average, weights, 1 - decay)
         for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
             mine.copy_(theirs)
         self.updates += 1

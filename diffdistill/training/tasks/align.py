@@ -21,9 +21,10 @@ from diffdistill.pipelines.text.lora import AdaptedNetwork, SharedWeights
 from diffdistill.pipelines.text.texts import rows_of
 from diffdistill.training.attention import Networks
 from diffdistill.training.device import Device
+from diffdistill.training.flat import Parts
 from diffdistill.training.optim.in_backward import BackwardUpdater
 from diffdistill.training.optim.updater import Updater
-from diffdistill.training.store import Parts
+from diffdistill.training.sharded.plan import Plan, home
 
 
 class AlignTask:
@@ -38,18 +39,27 @@ class AlignTask:
         self.size = config.data.image_size or model.image_size
         # Without dropout, in training as in use: two networks are compared, or one with what it was.
         self.network = model.network.eval()
-        model.to(device.name, device.dtype)
+        self._place()
         torch.manual_seed(config.seed)
         self.adapted = self._adapted()
         if config.gradient_checkpointing:
             shared = [] if self.adapted is None else [self.adapted.shared.checkpointed]
             self.network.enable_gradient_checkpointing(*shared)
         self.reference = self._reference()
-        weights = list((self.network.requires_grad_() if self.adapted is None else self.adapted.low_rank).parameters())
+        trained = self.network.requires_grad_() if self.adapted is None else self.adapted.low_rank.to(device.name)
+        role = "network" if self.adapted is None else "teacher"
+        self.plan = Plan(config, device, {role: self.network, "reference": self.reference}, model.encoders)
+        self.plan.shard()
+        weights = list(trained.parameters())
         kind = BackwardUpdater if config.update_in_backward else Updater
         self.updater = kind("network", weights, config.optimizer, config.max_train_steps)
         # Only what is trained: the rest is in the folder that the run started from.
         self.parts: Parts = {"network": nn.ParameterList(weights), "optimizer": self.updater.optimizer}
+
+    def _place(self) -> None:
+        """All parts but the network on the device; that one where it can wait until it is known how it fits."""
+        self.model.place(self.device.name, self.device.dtype)
+        nn.Module.to(self.network, home(self.config, self.device), torch.float32)
 
     def _adapted(self) -> AdaptedNetwork | None:
         """The network with adapters, in use wherever the model is; alpha = rank, and a Gaussian start of 1 / rank."""

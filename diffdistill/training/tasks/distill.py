@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffdistill import processes
 from diffdistill.config.schema import Distill
@@ -17,12 +17,15 @@ from diffdistill.pipelines.text.data import TextSet
 from diffdistill.process import Level, LevelLaw
 from diffdistill.rewards.term import RewardSettings, RewardTerm, reward_term
 from diffdistill.section import plain
+from diffdistill.sharding import how
 from diffdistill.training.attention import Networks, layers_of
 from diffdistill.training.device import Device
+from diffdistill.training.flat import Parts
 from diffdistill.training.kinds import kind_of
 from diffdistill.training.kinds.base import names_model
 from diffdistill.training.optim.updater import Ema, Updater
-from diffdistill.training.store import CheckpointStore, Parts, load_checkpoint
+from diffdistill.training.sharded.plan import Plan
+from diffdistill.training.store import CheckpointStore, load_checkpoint, names_in
 from diffdistill.training.tasks.regression import TrajectoryPairs, TrajectoryRegression
 
 
@@ -43,7 +46,7 @@ def reward_of(config: Distill, teacher: Denoiser) -> RewardTerm | None:
     """The term of `method.reward`, where the method follows one."""
     if not isinstance(config.method, Rewarded) or config.method.reward is None:
         return None
-    device = next(teacher.parameters()).device
+    device = teacher.device
     return reward_term(
         plain(config.method.reward, RewardSettings), device, teacher.decode if teacher.draws_texts else None
     )
@@ -62,6 +65,8 @@ class DistillTask:
         torch.manual_seed(config.seed)
         about: dict[str, object] = {"role": "student", "levels": list(self.levels)}
         self.student, critic = kind.roles(config, teacher, about, device, start)
+        self.ema = Ema(self.student, config.student.ema_decay_for(config.train_batch_size))
+        self.plan = self._planned(teacher, critic)
         self.reward = reward_of(config, teacher)
         bounds = teacher.sigma_min, teacher.sigma_max, teacher.process
         self.method = DistributionMatching(
@@ -77,6 +82,19 @@ class DistillTask:
         self.first = regression_steps(config)
         self._build_updaters(config, critic)
         self.regression = self._build_regression(config, teacher)
+
+    def _planned(self, teacher: Denoiser, critic: Denoiser) -> Plan:
+        """Networks that are sharded are so from here on; those on the device that are not."""
+        teacher.requires_grad_(False)
+        denoisers = {"teacher": teacher, "student": self.student, "critic": critic, "average": self.ema.module}
+        encoders = getattr(getattr(teacher, "adapter", None), "encoders", None)
+        plan = Plan(self.config, self.device, {role: each.layers for role, each in denoisers.items()}, encoders)
+        exact = self.config.method.float32_gap
+        plan.shard(exact=lambda role: exact and role in ("teacher", "critic"))
+        for denoiser in denoisers.values():
+            if how(denoiser.network) is None:  # adapters on a network that is
+                nn.Module.to(denoiser, self.device.name)
+        return plan
 
     def _build_regression(self, config: Distill, teacher: Denoiser) -> TrajectoryRegression | None:
         settings = config.student.regression
@@ -96,7 +114,6 @@ class DistillTask:
         total = config.max_train_steps - self.first
         self.student_updater = Updater("student", self.student.parameters(), config.student.optimizer, total)
         self.critic_updaters = [Updater("critic", critic.parameters(), config.critic.optimizer, total)]
-        self.ema = Ema(self.student, config.student.ema_decay_for(config.train_batch_size))
         self.denoisers = {
             "teacher": self.method.teacher,
             "student": self.student,
@@ -130,7 +147,7 @@ class DistillTask:
                 f"stage, or a student's model folder"
             )
         # A first stage without a discriminator may be followed by one with it: that part then starts as built.
-        here: Parts = {name: part for name, part in self.parts.items() if (folder / f"{name}.safetensors").is_file()}
+        here: Parts = {name: part for name, part in self.parts.items() if name in names_in(folder)}
         if not {"student", "student_ema", "critic"} <= here.keys():
             raise CheckpointError(
                 f"initialize_from '{run}' is not the run of a distillation; give the run folder of a first stage"

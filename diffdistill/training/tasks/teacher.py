@@ -16,8 +16,9 @@ from diffdistill.process import EDM, Level, LevelLaw, per_sample
 from diffdistill.section import plain
 from diffdistill.training.attention import Networks, layers_of
 from diffdistill.training.device import Device
+from diffdistill.training.flat import Parts
 from diffdistill.training.optim.updater import Ema, Updater
-from diffdistill.training.store import Parts
+from diffdistill.training.sharded.plan import Plan
 
 
 def build_network(settings: Network, image_shape: torch.Size, classes: int | None) -> UNet2DModel | UViT:
@@ -97,10 +98,12 @@ class TeacherTask:
         check_pictures(config.network, data.name, data.images.shape[1:])
         torch.manual_seed(config.seed)
         network = build_network(config.network, data.images.shape[1:], classes)
-        self.model = Denoiser(network, EDM(config.sigma_data), null_class=null).to(device.name).train()
+        self.model = Denoiser(network, EDM(config.sigma_data), null_class=null).train()
         self.law = LevelLaw(plain(config.level, Level))
-        self.updater = Updater("network", self.model.parameters(), config.optimizer, config.max_train_steps)
         self.ema = Ema(self.model, config.ema_decay_for(config.train_batch_size))
+        self.plan = Plan(config, device, {"network": network, "average": self.ema.module.network})
+        self.plan.shard()
+        self.updater = Updater("network", self.model.parameters(), config.optimizer, config.max_train_steps)
         self.denoisers = {"network": self.model, "average": self.ema.module}
         self.parts: Parts = {"network": self.model, "ema": self.ema, "optimizer": self.updater.optimizer}
 
