@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffdistill.pipelines.text.kept import Away, Condition, Kept, Prompt
 from diffdistill.pipelines.text.latents import Parts, Pixels
+from diffdistill.pipelines.text.shelf import Shelf
 
 
 class Size(NamedTuple):
@@ -36,6 +37,7 @@ class Texts(Parts):
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
         self.kept = Kept()
+        self.shelf: Shelf | None = None
 
     def text(self, prompt: str) -> Condition:
         """The encoded prompt, each tensor with one row."""
@@ -57,17 +59,38 @@ class Texts(Parts):
     def encoded(self, prompt: Prompt) -> Condition:
         """The encoded prompt, on the CPU; None is the null prompt of guidance.
 
-        One prompt at a time, so that it does not depend on the batch it is in. The last used ones are `kept`.
+        One prompt at a time, so that it does not depend on the batch it is in. The last used ones are `kept`; where
+        there is a shelf, those that another run encoded are read from there.
         """
 
         def make() -> Condition:
             # A grid may ask first, in inference mode, whose tensors no later gradient may meet.
             with torch.inference_mode(False), torch.no_grad():
-                if isinstance(prompt, Away):
-                    return rows_of(self.away(prompt.text), lambda rows: rows.cpu())
-                return rows_of(self.null() if prompt is None else self.text(prompt), lambda rows: rows.cpu())
+                if self.shelf is None:
+                    return self._encode(prompt)
+                what = self._what(prompt)
+                value = self.shelf.get(what)
+                if value is None:
+                    value = self._encode(prompt)
+                    self.shelf.put(what, value)
+                return value
 
         return self.kept.get(prompt, make)
+
+    def _encode(self, prompt: Prompt) -> Condition:
+        if isinstance(prompt, Away):
+            return rows_of(self.away(prompt.text), lambda rows: rows.cpu())
+        return rows_of(self.null() if prompt is None else self.text(prompt), lambda rows: rows.cpu())
+
+    def _what(self, prompt: Prompt) -> list[Any]:
+        """All that the encoding of a prompt depends on, beside the files of the model."""
+        parts = {
+            name: str(next(part.parameters()).dtype)
+            for name, part in self.pipeline.components.items()
+            if isinstance(part, nn.Module) and name.startswith("text_encoder")
+        }
+        text = [type(prompt).__name__, prompt.text if isinstance(prompt, Away) else prompt]
+        return [type(self).__name__, text, parts, self.device.type, self.image_size]
 
     def joined(
         self, prompts: Sequence[Prompt], sizes: Sequence[Size] | None = None, dtype: torch.dtype | None = None

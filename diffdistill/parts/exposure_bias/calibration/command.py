@@ -40,7 +40,7 @@ NAMES = {"plain": "plain", SCALE: "Epsilon Scaling", SHIFT: "Time-Shift", BOTH: 
 def run(args: Namespace) -> int:
     """Calibrate, write `--out` after every entry and the plot beside it; an unfinished file is continued."""
     out = Path(args.out)
-    data = load_images(args.data, split=args.split)
+    data = load_images(args.data, split=args.split, keep="auto")
     model = Denoiser.from_pretrained(args.model, pick_device(args.device))
     if model.draws_texts:
         raise ConfigError(
