@@ -3,6 +3,7 @@
 Windows has neither `resource` nor most of the signals, and a container has less memory than its machine.
 """
 
+import math
 import os
 import platform
 import signal
@@ -32,18 +33,22 @@ def _of_machine() -> int:
 
 def _limits() -> list[int]:
     """What control groups allow: version 2 by `memory.max`, version 1 by `memory.limit_in_bytes`, each level of it."""
+    texts = _said("memory", "memory.max", "memory.limit_in_bytes")
+    return [int(text) for text in texts if text.isdecimal() and int(text) > 0]  # else "max"
+
+
+def _said(controller: str, new: str, old: str) -> list[str]:
+    """What the files of a name say of this process's control groups; `new` in version 2, `old` in version 1."""
     found = []
-    for file in _limit_files():
+    for file in _limit_files(controller, new, old):
         try:
-            text = file.read_text("utf-8").strip()
+            found.append(file.read_text("utf-8").strip())
         except (OSError, ValueError):
             continue
-        if text.isdecimal() and int(text) > 0:  # else "max"
-            found.append(int(text))
     return found
 
 
-def _limit_files() -> list[Path]:
+def _limit_files(controller: str, new: str, old: str) -> list[Path]:
     try:
         lines = OWN_GROUPS.read_text("utf-8").splitlines()
     except (OSError, ValueError):
@@ -53,9 +58,9 @@ def _limit_files() -> list[Path]:
         _, _, rest = line.partition(":")
         controllers, _, place = rest.partition(":")
         if controllers == "":
-            root, name = CGROUPS, "memory.max"
-        elif "memory" in controllers.split(","):
-            root, name = CGROUPS / "memory", "memory.limit_in_bytes"
+            root, name = CGROUPS, new
+        elif controller in controllers.split(","):
+            root, name = CGROUPS / controller, old
         else:
             continue
         group = root / place.lstrip("/")
@@ -76,6 +81,20 @@ def peak_memory() -> int:
 def cores() -> int:
     """Cores of the machine; 1 where it does not say."""
     return os.cpu_count() or 1
+
+
+def own_cores() -> int:
+    """Cores that this process may use: those it is bound to, and no more than its container's share of time."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores()
+    shares = [text.split() for text in _said("cpu", "cpu.max", "cpu.cfs_quota_us")]
+    quotas = [int(share[0]) / int(share[1]) for share in shares if len(share) == 2 and share[0].isdecimal()]
+    return max(1, min([allowed, *(math.ceil(quota) for quota in quotas)]))
+
+
+def neighbours() -> int:
+    """How many processes of this run share this machine, as the launcher says; 1 without one."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(count)) if count.isdecimal() else 1
 
 
 def finest(device: "torch.device") -> "torch.dtype":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from diffdistill.config.parts import Average, Evaluations, Lora, Parallel
+from diffdistill.data.bounds import DISK_GB
 from diffdistill.data.formats import allowed
 from diffdistill.data.prompts import MOST_SEED
 from diffdistill.errors import ConfigError
@@ -32,6 +33,17 @@ class Data(Section):
     )
     limit: Count | None = Field(None, description="use the first N images only")
     horizontal_flip: bool = Field(False, description="mirror half of the training images")
+    keep: Literal["auto", "memory", "disk", "source"] = Field(
+        "auto",
+        description="where decoded images (of a text model, latents) are: memory; disk, a cache that later runs find; "
+        "source, decoded as they are drawn; auto: memory for what is decoded in seconds, else the first with room",
+    )
+    workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
+        None, description="processes that decode images; null: one a core, 16 at most; 0: none but the run's own"
+    )
+    disk_cache_gb: Positive = Field(
+        DISK_GB, description="disk for all caches of images and latents, in 1e9 bytes; the longest unused are removed"
+    )
     prompts: str | None = Field(
         None, description="file of prompts (.txt, .csv, .jsonl) in place of captioned images, for a text teacher"
     )
@@ -39,6 +51,9 @@ class Data(Section):
         4.0,
         description="text models: memory for encoded prompts, the last used ones, in 1e9 bytes; the rest is "
         "encoded again when it is needed",
+    )
+    prompt_disk_gb: Annotated[float, Field(ge=0)] = Field(
+        20.0, description="text models: disk for encoded prompts, which later runs read, in 1e9 bytes; 0: none"
     )
 
 

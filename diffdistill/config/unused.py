@@ -103,7 +103,10 @@ EVALUATION = (
         "without the metric clip; add it to evaluation.metrics", ("evaluation.metrics",),
     ),
 )  # fmt: skip
-OF_TEXTS = ("data.prompts", "data.prompt_cache_gb", "evaluation.clip", "evaluation.rewards", "evaluation.prompts")
+OF_TEXTS = (
+    "data.prompts", "data.prompt_cache_gb", "data.prompt_disk_gb",
+    "evaluation.clip", "evaluation.rewards", "evaluation.prompts",
+)  # fmt: skip
 UNET = ("block_out_channels", "layers_per_block", "attention_levels", "attention_head_dim", "norm_num_groups")
 TRAIN = (
     *RUN,
@@ -143,7 +146,7 @@ DISTILL = (
     *_of_optimizer("student.regression.optimizer"),
     *_of_optimizer("student.regression.muon"),
     Rule(
-        ("data.path", "data.split"), _set("data.prompts"),
+        ("data.path", "data.split", "data.keep", "data.workers", "data.disk_cache_gb"), _set("data.prompts"),
         "beside data.prompts, which takes the place of images; set data.prompts=null, or leave it out",
         ("data.prompts",),
     ),
@@ -196,6 +199,9 @@ ALIGN = (
     *RUN,
     *_of_optimizer("optimizer"),
     Rule(("data.prompts",), _always, "by align, whose captions come with the pairs of data.path"),
+    Rule(
+        ("data.keep", "data.workers", "data.disk_cache_gb"), _always, "by align, which decodes pairs as they are drawn"
+    ),
     Rule(
         ("data.held_out",), _set("data.held_out_path"),
         "beside data.held_out_path, whose pairs are measured; leave one of them out", ("data.held_out_path",),

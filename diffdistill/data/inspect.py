@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from diffdistill.data.formats import by_rank, known_place
 from diffdistill.data.left_out import left_out
-from diffdistill.data.load import opened
 from diffdistill.data.looking import Look, looking, unreadable
 from diffdistill.data.source import Source, canonical_split
 from diffdistill.data.tally import LISTED, Seen, Tally, duplicates, in_both
 from diffdistill.data.walk import pictures
+from diffdistill.data.wanted import opened
 from diffdistill.errors import DataError
 
 UNLABELLED = -1

@@ -1,29 +1,40 @@
-"""`load_images`: from a DATA argument to one uint8 tensor."""
+"""`load_images`: from a DATA argument to its images, labels and texts."""
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffdistill.data.formats import open_source
-from diffdistill.data.looking import refuse, unreadable
+from diffdistill import processes
+from diffdistill.data.bounds import DISK_GB
+from diffdistill.data.cached import cached_images, labels_of, texts_of, with_labels
+from diffdistill.data.keep import PLACES, choose
+from diffdistill.data.looking import say, unreadable
 from diffdistill.data.order import batch_indices
-from diffdistill.data.pixels import stack, to_model_range
-from diffdistill.data.source import Source
+from diffdistill.data.pixels import COLOURS, stack, to_model_range
+from diffdistill.data.rows import Images, Rows, ahead, rows_read
+from diffdistill.data.source import Entries
+from diffdistill.data.stream import FromArray, Streamed
+from diffdistill.data.wanted import Wanted
+from diffdistill.data.workers import in_order
 from diffdistill.errors import DataError
 
-COLOURS = {1: "grayscale (1 channel)", 3: "RGB (3 channels)"}
+AHEAD = 2  # steps whose images are decoded while one is trained, where they are not kept
+Pixels = TypeVar("Pixels", bound=Images, covariant=True)
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """A set of images, decoded once.
+class ImageSet(Generic[Pixels]):
+    """A set of images.
 
-    images: uint8 (N, C, H, W), C is 1 (gray) or 3 (RGB). labels: int64 (N,), or None. texts: N captions, or None.
-    class_names: names of the classes where the data has them. name: DATA as it was given.
-    fingerprint: see `fingerprint`. classes: how many the whole set counts, where these are the first images of it.
+    images: uint8 (N, C, H, W), C is 1 (gray) or 3 (RGB): a tensor, or `Rows` that are read as they are asked for.
+    labels: int64 (N,), or None. texts: N captions, or None. class_names: names of the classes where the data has them.
+    name: DATA as it was given. fingerprint: see `fingerprint`; `files-...` where not all images were decoded. classes:
+    how many the whole set counts, where these are the first images of it. origin: what was asked for.
 
     >>> from diffdistill.data import load_images
     >>> emoji: ImageSet = load_images("builtin:emoji", split="held_out")
@@ -34,24 +45,31 @@ class ImageSet:
     (torch.Size([4, 3, 32, 32]), True)
     """
 
-    images: Tensor
+    images: Pixels
     labels: Tensor | None
     texts: tuple[str, ...] | None
     class_names: tuple[str, ...] | None
     name: str
     fingerprint: str
     classes: int | None = None
+    origin: Wanted | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def draw(self, size: int, seed: int, step: int, flip: bool = False) -> tuple[Tensor, Tensor | None]:
+    def draw(
+        self, size: int, seed: int, step: int, flip: bool = False, rows: slice | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """`(images (B, C, H, W) in [-1, 1], labels)` of one step, a function of (seed, step); half mirrored if `flip`.
 
-        The mirroring is drawn from torch's own generator.
+        The mirroring is drawn from torch's own generator. rows: the images that are looked at, as of one of several
+        processes; of images that are not in memory the others are not read, and come black. None: all.
         """
         chosen = batch_indices(len(self.images), size, seed, step)
-        x0 = to_model_range(self.images[chosen])
+        x0 = to_model_range(rows_read(self.images, chosen, rows))
+        for later in range(step + 1, step + 1 + AHEAD if isinstance(self.images, Rows) else step + 1):
+            following = batch_indices(len(self.images), size, seed, later)
+            ahead(self.images, following[rows or slice(0, size)].tolist())
         if flip:
             x0 = torch.where(torch.rand(size, 1, 1, 1) < 0.5, x0.flip(-1), x0)
         return x0, None if self.labels is None else self.labels[chosen]
@@ -66,6 +84,7 @@ class ImageSet:
         return len(self.class_names) if self.class_names else max(int(self.labels.max()) + 1, self.classes or 0)
 
 
+@overload
 def load_images(
     data: str,
     *,
@@ -73,13 +92,45 @@ def load_images(
     image_size: int | None = None,
     limit: int | None = None,
     channels: int | None = None,
-) -> ImageSet:
+    keep: Literal["memory"] = "memory",
+    workers: int | None = None,
+) -> ImageSet[Tensor]: ...
+
+
+@overload
+def load_images(
+    data: str,
+    *,
+    split: str = "train",
+    image_size: int | None = None,
+    limit: int | None = None,
+    channels: int | None = None,
+    keep: str,
+    workers: int | None = None,
+    disk_gb: float = DISK_GB,
+) -> ImageSet[Images]: ...
+
+
+def load_images(
+    data: str,
+    *,
+    split: str = "train",
+    image_size: int | None = None,
+    limit: int | None = None,
+    channels: int | None = None,
+    keep: str = "memory",
+    workers: int | None = None,
+    disk_gb: float = DISK_GB,
+) -> ImageSet[Images]:
     """Reads DATA: a folder, parquet, zip, npz or IDX path, `builtin:NAME`, or a Hub data set id.
 
     data: the path or name. split: of a set that has several (a set without is all `train`).
     image_size: resize the shorter side to so many pixels and cut out the middle; None: images must be of one size.
     limit: use the first so many images. channels: what the model takes, 1 or 3; None: any.
-    Raises DataError, one sentence, for anything missing, unreadable or unfit.
+    keep: where decoded images are: `memory`, a tensor; `disk`, a cache that later calls find; `source`, decoded as
+    they are asked for; `auto`, see `choose`. Of several processes that call together, all get the same. workers:
+    processes that decode; None: as many as there are cores; 0: none but this. disk_gb: what caches may take.
+    Raises DataError, one sentence, for anything missing, unreadable or unfit; DiskError where a cache has no room.
 
     >>> import tempfile
     >>> import numpy as np
@@ -93,40 +144,86 @@ def load_images(
     Traceback (most recent call last):
     diffdistill.errors.DataError: builtin:emoji is RGB (3 channels), but the model takes grayscale (1 channel): ...
     """
+    if keep not in PLACES:
+        raise DataError(f"keep is {keep!r}: choose {', '.join(PLACES)}")
     for key, value in (("image_size", image_size), ("limit", limit)):
         if value is not None and value < 1:
             raise DataError(f"{key} is {value}: it must be at least 1")
+    wanted = Wanted(data, split, image_size, limit)
     try:
-        source, count = opened(data, split, limit)
-        pixels = stack(source.images, count, image_size, data)
+        where = processes.lead(lambda: choose(wanted, disk_gb)) if keep == "auto" else keep
+        images = _kept(wanted, where, channels, workers, disk_gb)
     except OSError as error:
         raise unreadable(error, data) from error
-    if channels is not None and channels != pixels.shape[1]:
+    have = images.images.shape[1]
+    if channels is not None and channels != have:
         raise DataError(
-            f"{data} is {COLOURS[pixels.shape[1]]}, but the model takes "
-            f"{COLOURS.get(channels, f'{channels} channels')}: convert the images or choose another model"
+            f"{data} is {COLOURS[have]}, but the model takes {COLOURS.get(channels, f'{channels} channels')}: convert "
+            "the images or choose another model"
         )
-    labels = None if source.labels is None else source.labels[:count]
-    texts = None if source.texts is None else source.texts[:count]
+    return images
+
+
+def _kept(wanted: Wanted, where: str, channels: int | None, workers: int | None, disk_gb: float) -> ImageSet[Any]:
+    if where == "disk":
+        return _on_disk(wanted, workers, disk_gb)
+    return _streamed(wanted, channels, workers) if where == "source" else _in_memory(wanted, workers)
+
+
+def _in_memory(wanted: Wanted, workers: int | None) -> ImageSet[Tensor]:
+    decoded = partial(in_order, workers=workers)
+    pixels = stack(wanted.images, wanted.count, wanted.image_size, wanted.data, decoded)
+    digest = fingerprint(pixels, wanted.labels, wanted.texts)
+    return _as_set(wanted, torch.from_numpy(pixels), digest)
+
+
+def _streamed(wanted: Wanted, channels: int | None, workers: int | None) -> ImageSet[Rows]:
+    """channels: what the model takes; of a set that looked gray and is taken as RGB all images become RGB."""
+    source = wanted.images
+    rows: Rows | None = None
+    if isinstance(source, np.ndarray):
+        rows = FromArray(source, wanted.count, wanted.image_size)
+    elif isinstance(source, Entries):
+        height, width, found = wanted.looked_at()
+        shape = (wanted.count, max(found, 3 if channels == 3 else 1), height, width)
+        rows = Streamed(source, shape, wanted.image_size, wanted.data, wanted.first[0], workers)
+    if rows is None:
+        raise DataError(
+            f"{wanted.data} is of a kind that is read from its start to its end alone: set data.keep to memory or disk"
+        )
+    return _as_set(wanted, rows, wanted.content)
+
+
+def _on_disk(wanted: Wanted, workers: int | None, disk_gb: float) -> ImageSet[Rows]:
+    """The images of the cache; of a set that is in one already nothing is opened."""
+    stored = cached_images(wanted, workers, disk_gb)
+    about, labels, names = stored.about, labels_of(stored), stored.about["class_names"]
+    if not wanted.is_open:  # else its reader has just said it
+        for sentence in about["said"]:
+            say(sentence)
     return ImageSet(
-        images=torch.from_numpy(pixels),
+        images=stored,
         labels=None if labels is None else torch.from_numpy(labels),
-        texts=texts,
-        class_names=source.class_names,
-        name=data,
-        fingerprint=fingerprint(pixels, labels, texts),
-        classes=None if source.labels is None else int(source.labels.max()) + 1,
+        texts=texts_of(stored),
+        class_names=None if names is None else tuple(names),
+        name=wanted.data,
+        fingerprint=about["fingerprint"],
+        classes=about["classes"],
+        origin=wanted,
     )
 
 
-def opened(data: str, split: str, limit: int | None) -> tuple[Source, int]:
-    """A set, not decoded, and how many of its images are used; raises DataError, and OSError, see `unreadable`."""
-    source = open_source(data, split)
-    if source.count == 0:
-        raise DataError(f"{data} holds no images")
-    if limit is not None and limit > source.count:
-        refuse(f"{data} has {source.count} images, but {limit} were asked for: lower the limit")
-    return source, min(limit or source.count, source.count)
+def _as_set(wanted: Wanted, images: Any, digest: str) -> ImageSet[Any]:
+    return ImageSet(
+        images=images,
+        labels=None if wanted.labels is None else torch.from_numpy(wanted.labels),
+        texts=wanted.texts,
+        class_names=wanted.source.class_names,
+        name=wanted.data,
+        fingerprint=digest,
+        classes=wanted.classes,
+        origin=wanted,
+    )
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray | None, texts: tuple[str, ...] | None = None) -> str:
@@ -143,8 +240,5 @@ def fingerprint(images: np.ndarray, labels: np.ndarray | None, texts: tuple[str,
     """
     digest = hashlib.sha256(np.asarray(images.shape, dtype="<i8").tobytes())
     digest.update(np.ascontiguousarray(images).data)
-    if labels is not None:
-        digest.update(b"labels" + labels.astype("<i8").tobytes())
-    for text in texts or ():
-        digest.update(b"text" + text.encode() + b"\0")
+    with_labels(digest, labels, texts)
     return digest.hexdigest()

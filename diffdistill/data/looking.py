@@ -93,11 +93,11 @@ def unreadable(error: OSError, data: str) -> DataError:
 
 
 def say(sentence: str) -> None:
-    """A warning, or, of a set that is looked at, a note."""
+    """A warning, or, of a set that is looked at, a note; whoever listens is told of warnings too."""
     look = _LOOK.get()
     if look is None or not look.goes_on:
         logger.warning("warning: %s", sentence)
-    elif sentence not in look.said:
+    if look is not None and sentence not in look.said:
         look.said.append(sentence)
 
 

@@ -7,22 +7,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from diffdistill.data.looking import say
-from diffdistill.data.source import Entry
+from diffdistill.data.source import Entry, Span
 from diffdistill.errors import DataError
 from diffdistill.machine import total_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Only formats that decode pixels: Pillow hands EPS, for one, to an interpreter.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 # What Pillow's decoders raise on damaged files: found by damaging files of every format at random.
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error)
+
+COLOURS = {1: "grayscale (1 channel)", 3: "RGB (3 channels)"}
 
 SAMPLE_STEPS = {"1": 255, "L;2": 85, "L;4": 17}
 """Gray PNG of fewer than 8 bits, by Pillow's word: it widens the samples, and leaves the transparent level alone."""
@@ -41,30 +44,36 @@ TURNS = {
 }
 
 
-def to_model_range(images: Tensor) -> Tensor:
+def to_model_range(images: "Tensor") -> "Tensor":
     """x = u8 / 127.5 - 1: uint8 (B, C, H, W) to float32 in [-1, 1].
 
+    >>> import torch
     >>> to_model_range(torch.tensor([0, 255], dtype=torch.uint8))
     tensor([-1.,  1.])
     """
+    import torch  # not above: processes that decode have no use for it
+
     return images.to(torch.float32) / 127.5 - 1
 
 
-def to_uint8(images: Tensor) -> Tensor:
+def to_uint8(images: "Tensor") -> "Tensor":
     """u8 = round((x + 1) * 127.5), clamped to [0, 255]: the inverse of `to_model_range`, exactly.
 
     Of floats (B, C, H, W), in [-1, 1] but for what is clamped; returns uint8 of that shape.
 
+    >>> import torch
     >>> from diffdistill.data import to_model_range
     >>> every = torch.arange(256, dtype=torch.uint8)
     >>> torch.equal(to_uint8(to_model_range(every)), every), to_uint8(torch.tensor([-1.3, 0.0, 7.0]))
     (True, tensor([  0, 128, 255], dtype=torch.uint8))
     """
+    import torch
+
     return ((images.to(torch.float32) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def decode(
-    encoded: bytes | Path | DataError,
+    encoded: bytes | Path | Span | DataError,
     name: str,
     image_size: int | None = None,
     look: Callable[[Image.Image], object] | None = None,
@@ -78,8 +87,9 @@ def decode(
     """
     if isinstance(encoded, DataError):
         raise encoded
+    data = encoded.read() if isinstance(encoded, Span) else encoded
     try:
-        file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+        file = io.BytesIO(data) if isinstance(data, bytes) else data
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata of images whose pixels are sound
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -130,6 +140,11 @@ class Lost:
         if image.mode.startswith("I"):
             self.highest = max(self.highest or 0, int(image.getextrema()[1]))  # type: ignore[arg-type]
 
+    def add(self, other: "Lost") -> None:
+        self.frames += other.frames
+        if other.highest is not None:
+            self.highest = max(self.highest or 0, other.highest)
+
     def told(self, name: str) -> Iterator[str]:
         """Sentences for animations, and for 16 bits that hold 12 or 8, which are dark."""
         if self.frames:
@@ -141,32 +156,51 @@ class Lost:
             )
 
 
-def stack(images: np.ndarray | Iterable[Entry], count: int, image_size: int | None, name: str) -> np.ndarray:
+def stack(
+    images: np.ndarray | Iterable[Entry],
+    count: int,
+    image_size: int | None,
+    name: str,
+    decoded: Callable[[Iterable[Entry], int | None, Lost], Iterator[tuple[str, np.ndarray]]] | None = None,
+) -> np.ndarray:
     """The first `count` images as one uint8 array (N, C, H, W); gray images among RGB ones become RGB.
 
+    decoded: gives names and images (H, W, C) of entries in their order; None: one after the other.
     Raises DataError for images of several sizes when no `image_size` is given, and for a set larger than the memory.
     """
     lost = Lost()
     if isinstance(images, np.ndarray):
         if image_size is None or images.shape[1:3] == (image_size, image_size):
             return images[:count].transpose(0, 3, 1, 2).copy()
-        decoded = ((f"image {i}", _fit_array(image, image_size)) for i, image in enumerate(images[:count]))
+        found: Iterator[tuple[str, np.ndarray]] = (
+            (f"image {i}", fit_array(image, image_size)) for i, image in enumerate(images[:count])
+        )
     else:
-        decoded = ((label, decode(data, label, image_size, lost.note)) for label, data in islice(images, count))
-    first, example = next(decoded)
+        found = (decoded or one_by_one)(islice(images, count), image_size, lost)
+    first, example = next(found)
     whole = _allocate(count, example.shape, name)
-    for index, (label, image) in enumerate(chain([(first, example)], decoded)):
+    for index, (label, image) in enumerate(chain([(first, example)], found)):
         if image.shape[:2] != whole.shape[2:]:
             raise DataError(several_sizes(name, first, whole.shape[2:], label, image.shape))
         if image.shape[2] > whole.shape[1]:
             gray, whole = whole, _allocate(count, image.shape, name)
             whole[:index] = gray[:index]
         whole[index] = image.transpose(2, 0, 1)  # a gray image spreads over three channels
-    if index + 1 < count:
-        raise DataError(f"{name} announces {count} images and has {index + 1}: it is damaged, make it again")
+    check_all(index + 1, count, name)
     for sentence in lost.told(name):
         say(sentence)
     return whole
+
+
+def one_by_one(entries: Iterable[Entry], image_size: int | None, lost: Lost) -> Iterator[tuple[str, np.ndarray]]:
+    """`(name, image (H, W, C))` of encoded images, in their order; notes what is lost of them."""
+    return ((name, decode(encoded, name, image_size, lost.note)) for name, encoded in entries)
+
+
+def check_all(found: int, count: int, name: str) -> None:
+    """DataError where there are fewer images than a set announces."""
+    if found < count:
+        raise DataError(f"{name} announces {count} images and has {found}: it is damaged, make it again")
 
 
 def several_sizes(name: str, first: str, shape: Sequence[int], label: str, other: Sequence[int]) -> str:
@@ -184,7 +218,7 @@ def check_room(count: int, shape: Sequence[int], name: str) -> None:
     if need > have:
         raise DataError(
             f"{name} takes {need / 1e9:.1f} GB of memory ({count} images of {width}x{height}), this machine has "
-            f"{have / 1e9:.1f} GB: lower data.image_size or data.limit"
+            f"{have / 1e9:.1f} GB: set data.keep to auto, disk or source, or lower data.image_size or data.limit"
         )
 
 
@@ -199,7 +233,7 @@ def _formats() -> list[str]:
     return [known for known in FORMATS if known in Image.OPEN]
 
 
-def _fit_array(image: np.ndarray, size: int) -> np.ndarray:
+def fit_array(image: np.ndarray, size: int) -> np.ndarray:
     fitted = np.asarray(fit(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image), size))
     return fitted[..., None] if fitted.ndim == 2 else fitted
 

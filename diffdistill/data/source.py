@@ -1,10 +1,11 @@
 """What every reader returns: images not yet decoded, labels, texts; pairs of images."""
 
 import re
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from diffdistill.data.labels import UNLABELLED as UNLABELLED
 from diffdistill.data.labels import Where, image_at
@@ -18,8 +19,47 @@ if TYPE_CHECKING:
 
 # One image at rest: its name for error messages, and its encoded bytes or its file.
 Encoded = tuple[str, bytes | Path]
+
+
+@dataclass(frozen=True)
+class Span:
+    """The encoded bytes of an image inside of a larger file; `crc`: their CRC-32 where that is known."""
+
+    file: Path
+    offset: int
+    size: int
+    crc: int | None = None
+
+    def read(self, most: int | None = None) -> bytes:
+        """All bytes, or the first `most`; DataError where the file, which held them once, has gone or is shorter."""
+        size = self.size if most is None else min(most, self.size)
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(size)
+        except FileNotFoundError as error:
+            raise DataError(f"{self.file} has gone since it was opened: put it back, and start anew") from error
+        if len(data) < size:
+            raise DataError(f"{self.file} has become shorter since it was opened: fetch it again, and start anew")
+        if self.crc is not None and most is None and zlib.crc32(data) != self.crc:
+            raise DataError(f"{self.file} is damaged at byte {self.offset} (bad checksum): make it again")
+        return data
+
+
 # One image of a set: the same, or in the place of its bytes the sentence that says why there are none.
-Entry = tuple[str, bytes | Path | DataError]
+Entry = tuple[str, bytes | Path | Span | DataError]
+
+
+@runtime_checkable
+class Entries(Protocol):
+    """Encoded images that can be read in any order, and not only one after the other."""
+
+    def __iter__(self) -> Iterator[Entry]:
+        """All, in their order."""
+
+    def at(self, places: "Sequence[int]") -> Iterator[Entry]:
+        """Those of the places, counted from 0, in the order asked for; bytes that lie in a file are left there."""
+
 
 SUFFIXES = {
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm",
@@ -56,13 +96,17 @@ class Uneven(DataError):
 
 @dataclass(frozen=True)
 class Source:
-    """A set as its reader found it. `images` is a uint8 array (N, H, W, C), or yields `count` encoded images once."""
+    """A set as its reader found it. `images` is a uint8 array (N, H, W, C), or yields `count` encoded images once;
+    where it is `Entries`, as often as wanted, and in any order.
+    """
 
     count: int
     images: "np.ndarray | Iterable[Entry]"
     labels: "np.ndarray | None" = None
     texts: tuple[str, ...] | None = None
     class_names: tuple[str, ...] | None = None
+    version: str | None = None
+    """What changes with the content, where no files of DATA can be looked at for that."""
 
     def __post_init__(self) -> None:
         """`Uneven` where labels or texts are not one an image, as where a part of a file is damaged."""

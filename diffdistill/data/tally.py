@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from diffdistill.data.looking import Look
-from diffdistill.data.pixels import TURNS, UNREADABLE, Lost, check_room, decode, orientation_of, several_sizes
+from diffdistill.data.pixels import TURNS, UNREADABLE, Lost, decode, orientation_of, several_sizes
+from diffdistill.data.source import Span
 from diffdistill.errors import DataError
 
 LISTED = 1000  # unreadable files, duplicates and others that are named; all are counted
@@ -63,7 +64,7 @@ class Tally:
         """Count the pictures from `start` on as lost, with the file that held them."""
         self.failed_at.extend(range(start, self.count))
 
-    def add(self, index: int, name: str, entry: bytes | Path | DataError) -> None:
+    def add(self, index: int, name: str, entry: bytes | Path | Span | DataError) -> None:
         """Count one picture that a file or bytes hold."""
         if isinstance(entry, Path):
             self.files.add(entry)
@@ -74,6 +75,7 @@ class Tally:
             self.lost.note_range(opened)  # frames are counted by going through the file
 
         try:
+            entry = entry.read() if isinstance(entry, Span) else entry
             pixels = decode(entry, name, look=look)
         except DataError as error:
             self._fail(index, name, str(error))
@@ -122,17 +124,10 @@ class Tally:
 
     def _fits(self, name: str, height: int, width: int, channels: int) -> None:
         """Keep what `pixels.stack` would refuse at this picture."""
-        larger = self.first is None or channels > self.channels
         self.first = self.first or (name, (height, width))
         self.channels = max(self.channels, channels)
         if self.image_size is None and (height, width) != self.first[1]:
             self.look.keep(several_sizes(self.data, *self.first, name, (height, width)), "sizes")
-        if larger:
-            height, width = self.first[1] if self.image_size is None else (self.image_size, self.image_size)
-            try:
-                check_room(self.count, (height, width, self.channels), self.data)
-            except DataError as error:
-                self.look.keep(str(error), "memory")
 
     def _fail(self, index: int, name: str, reason: str) -> None:
         self.failed_at.append(index)

@@ -5,16 +5,17 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from diffdistill.data.rows import Rows
 from diffdistill.errors import DataError
 from diffdistill.evaluation.resize import check_images
 
-Batches = Tensor | Iterable[Tensor] | Iterable[tuple[Tensor, Tensor | None]]
+Batches = Tensor | Rows | Iterable[Tensor] | Iterable[tuple[Tensor, Tensor | None]]
 
 
 def labelled(batches: Batches, labels: Tensor | None, limit: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """(images, labels) of each batch, the first `limit` images; DataError where there are fewer."""
     done = 0
-    for batch in batches.split(1000) if isinstance(batches, Tensor) else batches:
+    for batch in batches.split(1000) if isinstance(batches, Tensor | Rows) else batches:
         images, own = batch if isinstance(batch, tuple) else (batch, None)
         check_images(images)
         if own is None and labels is not None:

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffdistill.data.rows import Images
 from diffdistill.evaluation.arrays import as_pair
 from diffdistill.evaluation.frechet import Array
 from diffdistill.evaluation.precision_recall import squared_distances
@@ -48,10 +49,11 @@ def thumbnails(images: Tensor) -> Tensor:
     return small.expand(-1, 3, -1, -1)
 
 
-def neighbour_picture(path: str | Path, images: Tensor, training: Tensor, nearest: Neighbours, rows: int = 12) -> None:
+def neighbour_picture(path: str | Path, images: Tensor, training: Images, nearest: Neighbours, rows: int = 12) -> None:
     """PNG: the `rows` generated images closest to the training set, each followed by its nearest training images.
 
-    images: uint8 `(N, C, H, W)`, training: uint8 `(M, C, H, W)`, in the order of the features that were compared.
+    images: uint8 `(N, C, H, W)`, training: uint8 `(M, C, H, W)`, of which a few are read: those
+    whose places `nearest.index` holds.
     """
     lines = []
     for i in nearest.distance[:, 0].argsort()[:rows].tolist():

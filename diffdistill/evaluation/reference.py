@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from diffdistill import processes
 from diffdistill.data import ImageSet
+from diffdistill.data.rows import Images
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.extractors.base import FeatureExtractor
 from diffdistill.evaluation.frechet import Gaussian, Moments
@@ -61,15 +62,17 @@ def compact(features: Tensor) -> Tensor:
     return small if torch.equal(small.double(), features) else features
 
 
-def _batches(images: Tensor, size: int, progress: bool) -> Iterator[Tensor]:
+def _batches(images: Images, size: int, progress: bool) -> Iterator[slice]:
+    """The places of each batch; who looks at it reads it, as one of several processes."""
     hidden = {} if progress else {"disable": True}  # where it is shown, the environment may still hide it
     with tqdm(total=len(images), desc="reference features", unit="image", leave=False, **hidden) as bar:
-        for part in images.split(size):
+        for start in range(0, len(images), size):
+            part = slice(start, min(start + size, len(images)))
             yield part
-            bar.update(len(part))
+            bar.update(part.stop - part.start)
 
 
-def _compute(images: Tensor, extractor: FeatureExtractor, progress: bool) -> dict[str, Tensor]:
+def _compute(images: Images, extractor: FeatureExtractor, progress: bool) -> dict[str, Tensor]:
     rows = min(len(images), sample_rows(extractor.dim))
     generator = torch.Generator().manual_seed(0)
     index = torch.randperm(len(images), generator=generator)[:rows].sort().values
@@ -77,7 +80,7 @@ def _compute(images: Tensor, extractor: FeatureExtractor, progress: bool) -> dic
     chosen[index] = True
     moments, kept, start = Moments(extractor.dim), [], 0
     batches = _batches(images, extractor.batch_size, progress)
-    for found in processes.in_turn(lambda batch: {"features": extractor(batch)}, batches):
+    for found in processes.in_turn(lambda part: {"features": extractor(images[part])}, batches):
         features = found["features"]
         moments.update(features)
         kept.append(features[chosen[start : start + len(features)]])

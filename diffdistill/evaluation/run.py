@@ -214,7 +214,7 @@ def measure(evaluator: Evaluator, subject: Subject, picture: str | Path | None =
 def read_reference(data: str, split: str) -> ImageSet | Statistics:
     """Images of any DATA, or a statistics file."""
     if not is_statistics(data):
-        return load_images(data, split=split)
+        return load_images(data, split=split, keep="auto")
     if split != "train":
         raise ConfigError(f"{data} is a statistics file, which has no split '{split}'; leave --split out")
     return load_statistics(data)

@@ -22,8 +22,9 @@ def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
     channels = None if teacher is None else teacher.image_shape[0]
     settings = config.data
     data = load_images(
-        settings.path, split=settings.split, image_size=settings.image_size, limit=settings.limit, channels=channels
-    )
+        settings.path, split=settings.split, image_size=settings.image_size, limit=settings.limit, channels=channels,
+        keep=settings.keep, workers=settings.workers, disk_gb=settings.disk_cache_gb,
+    )  # fmt: skip
     if teacher is None:
         check_counted(data)
         say_classes(data, data.num_classes)

@@ -7,11 +7,13 @@ from typing import Any
 
 from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.config.schema import Distill
+from diffdistill.data import ImageSet
 from diffdistill.data.pairs import Pair
 from diffdistill.files import sha256
 from diffdistill.methods.base import Rewarded
 from diffdistill.pipelines.folder import locate
 from diffdistill.registry import is_plugin
+from diffdistill.training.resume import FILES
 
 SAMPLE = 4096  # bytes at the start, in the middle and at the end of an image that is told by a part of it
 
@@ -20,6 +22,16 @@ def model_digest(model: str) -> str:
     """SHA-256 over the weights of a model and the settings of its parts; its card and figures do not matter."""
     folder = locate(model)
     return _digest_of(folder, {*folder.rglob("*.safetensors"), *folder.glob("*/*config.json")})
+
+
+def data_digests(data: Any) -> dict[str, str]:
+    """What a set of images is known by: their pixels, and the names, sizes and samples of its files; where images are
+    decoded as they are drawn, by the files alone.
+    """
+    images = getattr(data, "images", None)
+    origin = data.origin if isinstance(data, ImageSet) else getattr(images, "origin", None)
+    files = {} if origin is None else {FILES: origin.content}
+    return files if data.fingerprint in files.values() else {"data": data.fingerprint, **files}
 
 
 def reward_digests(config: Distill) -> dict[str, str | None]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from diffdistill.errors import ConfigError, DiskError
 from diffdistill.files import LEFTOVER, beside, discard
+from diffdistill.locks import try_lock
 
 LOCK, OWNER = ".lock", ".lock-owner"
 
@@ -46,7 +47,7 @@ def _take(file: Path) -> int | None:
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            free = _lock(descriptor)
+            free = try_lock(descriptor)
         except (OSError, ImportError):  # no locks on this file system, or system
             os.close(descriptor)
             return _take_by_name(file)
@@ -58,22 +59,6 @@ def _take(file: Path) -> int | None:
             if os.path.samestat(os.fstat(descriptor), file.stat()):
                 return descriptor
         os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Whether the system gave the lock; OSError where it has none to give."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
 
 
 def _take_by_name(file: Path) -> int | None:

@@ -43,6 +43,12 @@ FREE = {
 PLACES = {"data.path", "teacher", "model"}
 """Settings that say where an input lies; it is known by its digest, wherever it has been moved to."""
 
+FREE_OF_DATA = {"keep", "workers", "disk_cache_gb", "prompt_cache_gb", "prompt_disk_gb"}
+"""Settings of data that say where things are meanwhile, and change no image."""
+
+FILES = "data files"
+"""What a set is known by where not all of its images were decoded; else by their pixels, whatever files hold them."""
+
 Inputs = dict[str, Any]
 """Digests of what a run is made from, by name: data, teacher, reward."""
 
@@ -50,6 +56,7 @@ Inputs = dict[str, Any]
 def settings_of(config: Run) -> dict[str, Any]:
     """The settings that make a run what it is, as JSON has them."""
     settings: dict[str, Any] = json.loads(config.model_dump_json(exclude=FREE))
+    settings["data"] = {key: value for key, value in settings["data"].items() if key not in FREE_OF_DATA}
     return settings
 
 
@@ -120,7 +127,9 @@ def check_same_run(folder: Path, state: dict[str, Any], config: Run, inputs: Inp
             f"'{folder}' was made with other {', '.join(changed)}; resume with the run's own settings, or set another "
             f"output_dir"
         )
-    changed = differing(state.get("inputs"), inputs)
+    before = state.get("inputs") or {}
+    by_pixels = "data" in before and "data" in inputs
+    changed = differing(before, {name: value for name, value in inputs.items() if not (by_pixels and name == FILES)})
     if changed and not config.allow_changed_inputs:
         called = ", ".join(_called(name, config) for name in changed)
         raise ConfigError(

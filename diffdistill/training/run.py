@@ -17,11 +17,12 @@ from diffdistill.errors import ConfigError
 from diffdistill.evaluation.figures import numbers_of
 from diffdistill.pipelines.text.adapter import load_pipeline
 from diffdistill.pipelines.text.denoiser import TextDenoiser
+from diffdistill.pipelines.text.shelf import shelf_of
 from diffdistill.reporting.report import write_report
 from diffdistill.training.attention import choose_attention
 from diffdistill.training.batches import described_classes, names_of_classes, training_data, training_pairs
 from diffdistill.training.device import Device
-from diffdistill.training.inputs import model_digest, pairs_digest, reward_digests
+from diffdistill.training.inputs import data_digests, model_digest, pairs_digest, reward_digests
 from diffdistill.training.kinds import kind_of
 from diffdistill.training.loop import GO_ON, Observer, Task, run_loop
 from diffdistill.training.monitors.images import ImageMonitor
@@ -70,7 +71,7 @@ def train(resolved: Resolved[Train]) -> Result:
     record = choices(task, config, device)
     publisher = DenoiserPublisher(resolved, data, "model", "teacher", class_names=data.class_names)
     record |= classes_of_run(data)
-    inputs = {"data": data.fingerprint}
+    inputs = data_digests(data)
     return execute(task, resolved, lambda: ImageMonitor(config, data), publisher, record, inputs)
 
 
@@ -102,7 +103,7 @@ def distill(resolved: Resolved[Distill]) -> Result:
         levels=task.levels, teacher=config.teacher, teacher_source=source,
         class_names=names_of_classes(data, teacher), **reward,
     )  # fmt: skip
-    inputs = {"data": data.fingerprint, "teacher": model_digest(config.teacher), **reward_digests(config)}
+    inputs = {**data_digests(data), "teacher": model_digest(config.teacher), **reward_digests(config)}
     record |= classes_of_run(data)
     return execute(task, resolved, lambda: kind.monitor(config, data, teacher), publisher, record, inputs)
 
@@ -118,6 +119,7 @@ def align(resolved: Resolved[Align]) -> Result:
     pairs, held_out = training_pairs(config)
     model = load_pipeline(config.model)
     model.kept.limit = config.data.prompt_cache_gb * 1e9
+    model.shelf = shelf_of(config.model, config.data.prompt_disk_gb)
     task = AlignTask(config, model, pairs, device)
     record = choices(task, config, device)
     inputs = {"data": pairs_digest(pairs.pairs), "model": model_digest(config.model)}

@@ -23,6 +23,8 @@ TEACHER, DMD2, PAIRS = (Train, "fashion_mnist/teacher"), (Distill, "fashion_mnis
 IDLE = [
     (TEACHER, ["data.prompts=p.txt"], "data.prompts"),
     (TEACHER, ["data.prompt_cache_gb=1.0"], "data.prompt_cache_gb"),
+    (TEACHER, ["data.prompt_disk_gb=1.0"], "data.prompt_disk_gb"),
+    (PAIRS, ["data.path=x", "data.keep=disk"], "data.keep"),
     (TEACHER, ["evaluation.clip=x"], "evaluation.clip"),
     (TEACHER, ["evaluation.rewards=[clip]"], "evaluation.rewards"),
     (TEACHER, ["checkpoint_minutes=3"], "checkpoint_minutes"),
@@ -34,6 +36,8 @@ IDLE = [
     (TEACHER, ["optimizer.schedule=constant", "optimizer.decay_from=0.5"], "optimizer.decay_from"),
     (DMD2, ["data.prompts=p.txt", "data.path=x"], "data.path"),
     (DMD2, ["data.prompts=p.txt", "data.split=test"], "data.split"),
+    (DMD2, ["data.prompts=p.txt", "data.keep=disk"], "data.keep"),
+    (DMD2, ["data.prompts=p.txt", "data.workers=2"], "data.workers"),
     (DMD2, ["student.levels=[2.0]", "student.sigma_init=3.0"], "student.sigma_init"),
     (DMD2, ["student.timesteps=[999]", "student.levels=[2.0]"], "student.levels"),
     (DMD2, ["student.training_input=noised_data"], "student.training_input"),

@@ -107,7 +107,7 @@ def test_more_than_the_memory(here, monkeypatch):
     monkeypatch.setattr("diffdistill.data.pixels.total_memory", lambda: 3_000_000)
     says(
         "set takes 0.0 GB of memory (4 images of 1000x1000), this machine has 0.0 GB: "
-        "lower data.image_size or data.limit",
+        "set data.keep to auto, disk or source, or lower data.image_size or data.limit",
         "set",
     )
     assert load_images("set", limit=3).images.shape == (3, 1, 1000, 1000)

@@ -19,7 +19,7 @@ def kind(request, monkeypatch):
         def no_locks(descriptor):
             raise OSError(95, "Operation not supported")
 
-        monkeypatch.setattr(module, "_lock", no_locks)
+        monkeypatch.setattr(module, "try_lock", no_locks)
     return request.param
 
 
@@ -67,7 +67,7 @@ with locked(pathlib.Path({str(tmp_path)!r})):
     ],
 )
 def test_a_lock_by_name_is_stale_where_its_process_cannot_live(tmp_path, monkeypatch, owner, free):
-    monkeypatch.setattr(module, "_lock", lambda descriptor: (_ for _ in ()).throw(OSError(95, "not supported")))
+    monkeypatch.setattr(module, "try_lock", lambda descriptor: (_ for _ in ()).throw(OSError(95, "not supported")))
     words = {"host": socket.gethostname(), "boot": module._boot(), "me": os.getpid(), "parent": os.getppid()}
     (tmp_path / OWNER).write_text(owner.format(**words))
     taken = None
@@ -117,7 +117,7 @@ def test_a_leftover_that_cannot_be_removed_is_a_warning(tmp_path, monkeypatch, c
 @pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there")
 def test_a_lock_on_a_file_that_was_removed_meanwhile_is_taken_again(tmp_path, monkeypatch):
     """Its holder removes it at the end: who waited between opening and locking holds what no third process sees."""
-    real, calls = module._lock, []
+    real, calls = module.try_lock, []
 
     def removed_first(descriptor):
         calls.append(descriptor)
@@ -125,7 +125,7 @@ def test_a_lock_on_a_file_that_was_removed_meanwhile_is_taken_again(tmp_path, mo
             (tmp_path / LOCK).unlink()
         return real(descriptor)
 
-    monkeypatch.setattr(module, "_lock", removed_first)
+    monkeypatch.setattr(module, "try_lock", removed_first)
     with locked(tmp_path):
         assert len(calls) == 2
         with pytest.raises(ConfigError, match="another process is at work"), locked(tmp_path):

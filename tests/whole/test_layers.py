@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "diffdistill"
 # Low to high. A module stands on the floor of the longest of these names that it begins with.
 FLOORS = [
     ["errors"],
-    ["files", "machine", "processes", "sharding", "outputs", "assets", "registry", "loading", "pipelines.folder"],
+    ["files", "locks", "machine", "processes", "sharding", "outputs", "assets", "registry", "loading"]
+    + ["pipelines.folder"],
     ["process", "request"],
     ["parts", "schedulers", "pickle_reader", "models"],
     ["denoiser"],

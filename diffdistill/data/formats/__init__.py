@@ -22,7 +22,9 @@ class Format:
     name: for plug-ins and tests. rank: lower ones are asked first. images, pairs: what messages call a set of images,
     or of pairs, of this form; None where it holds none. matches: whether DATA, which lies at the path, is of this
     form. read: `(name for messages, path, split) -> Source`. read_pairs: the same, to pairs; it counts in its last
-    argument what it leaves out. Readers raise DataError, or OSError, which the callers explain.
+    argument what it leaves out. Readers raise DataError, or OSError, which the callers explain. files: `(data, path)
+    -> the files that are read`, whose sizes and times tell whether what is kept of them is still true; None: the
+    file at the path, or all below the folder.
 
     In a file that DIFFDISTILL_PLUGINS names, `data.path=my/images.raw28` is then DATA:
 
@@ -44,6 +46,7 @@ class Format:
     read: Callable[[str, Path, str], Source]
     pairs: str | None = None
     read_pairs: Callable[[str, Path, str, Counter[str]], Iterable[Pair]] | None = None
+    files: Callable[[str, Path], Iterable[Path]] | None = None
 
 
 FORMATS: Registry[Format] = Registry("data format", Format, __name__, "FORMAT")

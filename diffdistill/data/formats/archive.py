@@ -1,6 +1,8 @@
 """Zips of images, and folders with a `dataset.json` of labels: the format of StyleGAN and EDM (Karras et al.)."""
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -17,10 +19,12 @@ from diffdistill.data.formats.packed import (
     visible_files,
 )  # fmt: skip
 from diffdistill.data.layout import of_split
-from diffdistill.data.source import Source, inside
+from diffdistill.data.source import Source, Span, inside
 from diffdistill.data.walk import files_below, head_of, pictures_of, say_hidden, say_left_out
 from diffdistill.errors import DataError
 from diffdistill.files import BROKEN_ZIP, MOST_JSON
+
+LOCAL_HEADER = 30  # bytes before the name of a member, which end with the lengths of that and of what follows it
 
 
 def read_zip(name: str, path: Path, split: str) -> Source:
@@ -50,7 +54,25 @@ def read_zip(name: str, path: Path, split: str) -> Source:
                     data = DataError(f"{file} in {name} is damaged ({error}): make the zip again")
                 yield data
 
-    return read_packed(Packed(name, files, read), split)
+    return read_packed(Packed(name, files, read, lambda file: _placed(path, files[file], file, name)), split)
+
+
+def _placed(path: Path, member: zipfile.ZipInfo, file: PurePosixPath, name: str) -> bytes | Span | DataError:
+    """The bytes of one member, or where they lie, without reading the list of all members again."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(member)
+    head = Span(path, member.header_offset, LOCAL_HEADER).read()
+    names = sum(struct.unpack("<HH", head[-4:]))
+    start = member.header_offset + LOCAL_HEADER + names
+    if member.compress_type == zipfile.ZIP_STORED:
+        return Span(path, start, member.compress_size, member.CRC)
+    try:
+        data = zlib.decompress(Span(path, start, member.compress_size).read(), -zlib.MAX_WBITS, member.file_size)
+    except zlib.error as error:
+        return DataError(f"{file} in {name} is damaged ({error}): make the zip again")
+    whole = len(data) == member.file_size and zlib.crc32(data) == member.CRC
+    return data if whole else DataError(f"{file} in {name} is damaged (bad checksum): make the zip again")
 
 
 def _check(member: zipfile.ZipInfo, name: str) -> None:

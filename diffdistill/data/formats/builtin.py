@@ -102,5 +102,6 @@ def _rows(folder: Path, manifest: dict[str, Any], prefix: str) -> list[dict[str,
 
 
 FORMAT = Format(
-    "builtin", 0, f"{BUILTIN}NAME", lambda data, _: is_builtin(data), read_builtin, f"{BUILTIN}NAME", read_pairs
-)
+    "builtin", 0, f"{BUILTIN}NAME", lambda data, _: is_builtin(data), read_builtin, f"{BUILTIN}NAME", read_pairs,
+    lambda data, _: sorted(resolve_builtin(data).iterdir()),
+)  # fmt: skip

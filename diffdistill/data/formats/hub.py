@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face Hub, through the package `datasets` where it is installed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,27 @@ def read_hub(name: str, _path: Path, split: str) -> Source:
     if "text" in table.column_names:
         texts = as_texts(list(table["text"]), name)
     encoded = table.cast_column(column, datasets.Image(decode=False)).select_columns([column])
-    return Source(len(table), _images(encoded, column, name), labels, texts, class_names)
+    version = getattr(table, "_fingerprint", None)  # of its content and of what was done to it
+    return Source(len(table), Rows(encoded, column, name), labels, texts, class_names, version)
 
 
-def _images(table: Any, column: str, name: str) -> Iterator[Encoded]:
-    for row, record in enumerate(table):
-        data, path = record[column]["bytes"], record[column]["path"]
-        yield f"row {row} of {name}", Path(path) if data is None else data
+@dataclass(frozen=True)
+class Rows:
+    """The images of a table of the package `datasets`, which maps its files and reads rows as asked for."""
+
+    table: Any
+    column: str
+    name: str
+
+    def __iter__(self) -> Iterator[Encoded]:
+        return (self._entry(row, record) for row, record in enumerate(self.table))
+
+    def at(self, places: Sequence[int]) -> Iterator[Encoded]:
+        return (self._entry(row, self.table[int(row)]) for row in places)
+
+    def _entry(self, row: int, record: dict[str, Any]) -> Encoded:
+        data, path = record[self.column]["bytes"], record[self.column]["path"]
+        return f"row {row} of {self.name}", Path(path) if data is None else data
 
 
-FORMAT = Format("hub", 90, "a Hub id OWNER/NAME", lambda data, _: is_hub_id(data), read_hub)
+FORMAT = Format("hub", 90, "a Hub id OWNER/NAME", lambda data, _: is_hub_id(data), read_hub, files=lambda _, path: ())

@@ -140,5 +140,12 @@ def _labels_beside(path: Path) -> Path | None:
 
 FORMAT = (
     Format("idx_folder", 40, None, lambda _, path: path.is_dir() and bool(_image_files(path)), read_folder),
-    Format("idx", 60, "an IDX file", lambda _, path: path.is_file() and is_idx(path), read_pair),
+    Format(
+        "idx",
+        60,
+        "an IDX file",
+        lambda _, path: path.is_file() and is_idx(path),
+        read_pair,
+        files=lambda _, path: sorted(file for file in path.parent.iterdir() if file.is_file()),
+    ),  # with its labels, or the file of another split, beside it
 )

@@ -1,6 +1,7 @@
 """Folders of image files: of one subfolder a class, of loose images, or of one subfolder a split."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,22 @@ def files_source(
         at = where if where is not image_at else lambda index: f"image {index} ({files[index]})"
         values, class_names = as_labels(labels, name, class_names, at)
     beside = "" if where is image_at else " ({})"
-    images = ((str(path) + beside.format(where(i)), path) for i, path in enumerate(files))
+    images = Files(files, lambda i: str(files[i]) + beside.format(where(i)))
     return Source(len(files), images, values, None if texts is None else as_texts(texts, name, where), class_names)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files, and what messages call the one of a place."""
+
+    files: Sequence[Path]
+    name: Callable[[int], str]
+
+    def __iter__(self) -> Iterator[tuple[str, Path]]:
+        return self.at(range(len(self.files)))
+
+    def at(self, places: Sequence[int]) -> Iterator[tuple[str, Path]]:
+        return ((self.name(place), self.files[place]) for place in places)
 
 
 def _sampled_texts(record: Path, files: list[Path]) -> list[Any] | None:

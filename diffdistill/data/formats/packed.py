@@ -14,6 +14,7 @@ from diffdistill.data.source import (
     UNLABELLED,
     Entry,
     Source,
+    Span,
     as_labels,
     as_texts,
     inside,
@@ -41,15 +42,12 @@ class Packed:
     name: str
     files: Mapping[PurePosixPath, Any]
     read: Callable[[Sequence[PurePosixPath], int | None], Iterator[bytes | DataError]]
+    place: Callable[[PurePosixPath], bytes | Span | DataError]
+    """One member, wherever it lies; where it is not packed in the archive, its place there."""
 
-    def encoded(self, files: Sequence[PurePosixPath], where: Where = image_at) -> Iterator[Entry]:
+    def encoded(self, files: Sequence[PurePosixPath], where: Where = image_at) -> "Members":
         """where: what messages call the image of a place, beside its path, see `files_source`."""
-        beside = "" if where is image_at else " ({})"
-        read = self.read([file for file in files if file in self.files], None)
-        for i, file in enumerate(files):
-            name = f"{file} in {self.name}" + beside.format(where(i))
-            lost = DataError(f"there is no image {name}: add it or take it off the list")
-            yield name, next(read) if file in self.files else lost
+        return Members(self, files, where)
 
     def texts(self, files: Sequence[PurePosixPath]) -> Iterator[str | DataError]:
         for file, data in zip(files, self.read(files, None), strict=True):
@@ -57,6 +55,32 @@ class Packed:
 
     def one(self, file: PurePosixPath, most: int | None = None) -> bytes | DataError:
         return next(self.read([file], most))
+
+
+@dataclass(frozen=True)
+class Members:
+    """The images of an archive, in an order of their own; see `Packed.encoded`."""
+
+    packed: Packed
+    files: Sequence[PurePosixPath]
+    where: Where
+
+    def __iter__(self) -> Iterator[Entry]:
+        read = self.packed.read([file for file in self.files if file in self.packed.files], None)
+        for i, file in enumerate(self.files):
+            yield self._name(i), next(read) if file in self.packed.files else self._lost(i)
+
+    def at(self, places: Sequence[int]) -> Iterator[Entry]:
+        for i in places:
+            file = self.files[i]
+            yield self._name(i), self.packed.place(file) if file in self.packed.files else self._lost(i)
+
+    def _name(self, place: int) -> str:
+        beside = "" if self.where is image_at else f" ({self.where(place)})"
+        return f"{self.files[place]} in {self.packed.name}{beside}"
+
+    def _lost(self, place: int) -> DataError:
+        return DataError(f"there is no image {self._name(place)}: add it or take it off the list")
 
 
 def visible_files(members: Iterator[tuple[str, Any]], name: str) -> dict[PurePosixPath, Any]:

@@ -1,7 +1,7 @@
 """Parquet files: a column `image` (bytes, or a struct with `bytes`), and `label` or `text`; pairs as Pick-a-Pic's."""
 
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -30,8 +30,10 @@ from diffdistill.files import parse_json
 
 PAIR_COLUMNS = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
 ENDINGS = (".parquet",)
-FEW, MANY = 4, 1 << 16
-"""Rows read at a time, of values of any length, and of numbers: a page of kilobytes can say one value many times."""
+FEW, FEW_IMAGES, MANY = 4, 64, 1 << 16
+"""Rows read at a time, of values of any length, of those of one group, and of numbers: a page of kilobytes can say one
+value many times."""
+GROUPS = 1 << 28  # bytes of groups of rows that stay in memory, where rows are read in any order
 
 
 def is_parquet(_: str, path: Path) -> bool:
@@ -62,7 +64,7 @@ def read_parquet(name: str, path: Path, split: str) -> Source:
     if "text" in names:
         texts = as_texts(_chosen(column_of(tables, files, "text"), kept), name, at)
     count = sum(table.metadata.num_rows for table in tables) if kept is None else len(kept)
-    return Source(count, _images(tables, files, image, kept), labels, texts, class_names)
+    return Source(count, Rows(tables, files, image, kept), labels, texts, class_names)
 
 
 def _chosen(values: list[Any], kept: list[int] | None) -> list[Any]:
@@ -214,25 +216,76 @@ def _bounded(table: Any, file: Path, column: str) -> Iterator[Any]:
         yield from values
 
 
-def _images(tables: list[Any], files: list[Path], column: str, kept: list[int] | None) -> Iterator[Entry]:
-    wanted, place = None if kept is None else set(kept), -1
-    for table, file in zip(tables, files, strict=True):
-        row = -1
-        batches = table.iter_batches(FEW, columns=[column])
-        while True:
+class Rows:
+    """The images of some files, or of the rows `kept` of them.
+
+    One after the other, a few rows are in memory. In any order, a row is read with its whole group of rows, and the
+    last groups stay, up to GROUPS bytes. So groups of dozens of images are read fast, those of ten thousands are not.
+    """
+
+    def __init__(self, tables: list[Any], files: list[Path], column: str, kept: list[int] | None):
+        self.tables, self.files, self.column, self.kept = tables, files, column, kept
+        metadata = [table.metadata for table in tables]
+        self._groups = [(i, group) for i, one in enumerate(metadata) for group in range(one.num_row_groups)]
+        rows = [metadata[i].row_group(group).num_rows for i, group in self._groups]
+        self._ends = list(accumulate(rows))
+        self._starts = [0, *accumulate(one.num_rows for one in metadata)]
+        self._recent: OrderedDict[int, Any] = OrderedDict()
+        self._sizes: dict[int, int] = {}
+
+    def __iter__(self) -> Iterator[Entry]:
+        wanted, place = None if self.kept is None else set(self.kept), -1
+        for table, file in zip(self.tables, self.files, strict=True):
+            row = -1
+            batches = table.iter_batches(FEW, columns=[self.column])
+            while True:
+                with _damage_named(file):
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                for scalar in batch.column(0):
+                    row, place = row + 1, place + 1
+                    if wanted is None or place in wanted:
+                        yield self._entry(scalar.as_py(), row, file)
+
+    def at(self, places: Sequence[int]) -> Iterator[Entry]:
+        chosen = [place if self.kept is None else self.kept[place] for place in places]
+        groups = [bisect_right(self._ends, place) for place in chosen]
+        found: dict[int, Entry] = {}
+        for group in dict.fromkeys(groups):  # each is read once, whatever the order of its rows
+            values, first = self._values(group), self._ends[group - 1] if group else 0
+            file = self._groups[group][0]
+            found |= {
+                place: self._entry(values[place - first].as_py(), place - self._starts[file], self.files[file])
+                for place, own in zip(chosen, groups, strict=True)
+                if own == group
+            }
+        return (found[place] for place in chosen)
+
+    def _entry(self, value: Any, row: int, file: Path) -> Entry:
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(data, bytes):
+            data = DataError(f"{file} has no image bytes in row {row}: {_instead(value)}")
+        return f"row {row} of {file}", data
+
+    def _values(self, group: int) -> Any:
+        """The column of a group of rows, still in Arrow's memory."""
+        if group not in self._recent:
+            import pyarrow
+
+            number, own = self._groups[group]
+            file, size = self.files[number], 0
+            parts = []
             with _damage_named(file):
-                batch = next(batches, None)
-            if batch is None:
-                break
-            for scalar in batch.column(0):
-                row, place = row + 1, place + 1
-                if wanted is not None and place not in wanted:
-                    continue
-                value = scalar.as_py()
-                data = value.get("bytes") if isinstance(value, dict) else value
-                if not isinstance(data, bytes):
-                    data = DataError(f"{file} has no image bytes in row {row}: {_instead(value)}")
-                yield f"row {row} of {file}", data
+                for batch in self.tables[number].iter_batches(FEW_IMAGES, row_groups=[own], columns=[self.column]):
+                    size += batch.nbytes
+                    check_size(size, file.stat().st_size, f"'{self.column}' of {file}")
+                    parts.append(batch.column(0))
+            self._sizes[group], self._recent[group] = size, pyarrow.chunked_array(parts)
+            while len(self._recent) > 1 and sum(self._sizes.values()) > GROUPS:
+                del self._sizes[self._recent.popitem(last=False)[0]]
+        self._recent.move_to_end(group)
+        return self._recent[group]
 
 
 def _instead(value: Any) -> str:

@@ -18,9 +18,19 @@ from diffdistill.data.formats.packed import MAX_MEMBER, Packed, read_packed, vis
 from diffdistill.data.layout import are_splits, of_split
 from diffdistill.data.looking import given, refuse, say, say_unlisted, tell_read
 from diffdistill.data.shards import alone, shards_of_split
-from diffdistill.data.source import SUFFIXES, UNLABELLED, Entry, Source, as_labels, as_texts, inside, is_hidden
+from diffdistill.data.source import (
+    SUFFIXES,
+    UNLABELLED,
+    Entry,
+    Source,
+    Span,
+    as_labels,
+    as_texts,
+    inside,
+    is_hidden,
+)
 from diffdistill.data.text import text_or_error
-from diffdistill.data.walk import LISTS, listed_of, pictures
+from diffdistill.data.walk import LISTS, files_below, listed_of, pictures
 from diffdistill.errors import DataError
 from diffdistill.files import Twice, parse_json
 
@@ -40,10 +50,12 @@ class Member:
     offset: int
     size: int
 
+    @property
+    def span(self) -> Span:
+        return Span(self.tar, self.offset, self.size)
+
     def read(self, most: int | None = None) -> bytes:
-        with self.tar.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size if most is None else min(most, self.size))
+        return self.span.read(most)
 
 
 @dataclass
@@ -90,7 +102,12 @@ def read_webdataset(name: str, path: Path, split: str) -> Source:
     samples = list(_samples(members))
     if _is_folder(samples, members):
         visible = visible_files(((member.path, member) for member in members), name)
-        packed = Packed(name, visible, lambda wanted, most: (visible[one].read(most) for one in wanted))
+        packed = Packed(
+            name,
+            visible,
+            lambda wanted, most: (visible[one].read(most) for one in wanted),
+            lambda one: visible[one].span,
+        )
         inner = are_splits({file.parts[0] for file in visible if len(file.parts) > 1})
         return read_packed(packed, "train" if named and not inner else split)
     if not named:
@@ -223,7 +240,7 @@ def _source(samples: list[Sample], name: str) -> Source:
         values, class_names = as_labels(labels, name, where=where)
     if any(text is not None for text in texts):
         captions = as_texts(texts, name, where)
-    return Source(len(kept), _encoded(kept), values, captions, class_names)
+    return Source(len(kept), Samples(kept), values, captions, class_names)
 
 
 def _image_of(sample: Sample) -> str | None:
@@ -284,9 +301,24 @@ def _say_unread(samples: list[Sample], name: str) -> None:
         say_unlisted(f"{name} has members that are not read ({listed})")
 
 
-def _encoded(kept: list[tuple[Sample, str]]) -> Iterator[Entry]:
-    for sample, ending in kept:
-        yield sample.called(ending), sample.parts[ending].read()
+@dataclass(frozen=True)
+class Samples:
+    """The images of samples, each by the ending of its member."""
+
+    kept: Sequence[tuple[Sample, str]]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self.at(range(len(self.kept)))
+
+    def at(self, places: Sequence[int]) -> Iterator[Entry]:
+        for sample, ending in (self.kept[place] for place in places):
+            yield sample.called(ending), sample.parts[ending].span
 
 
-FORMAT = Format("webdataset", 25, "a tar file or a folder of them (WebDataset)", is_webdataset, read_webdataset)
+def _files_read(name: str, path: Path) -> list[Path]:
+    return files_below(path) if path.is_dir() else [path] if path.is_file() else _files(name, path, "train")[0]
+
+
+FORMAT = Format(
+    "webdataset", 25, "a tar file or a folder of them (WebDataset)", is_webdataset, read_webdataset, files=_files_read
+)

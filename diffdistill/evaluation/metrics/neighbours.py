@@ -1,5 +1,6 @@
 """Authenticity: whether generated images are copies of training images."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from diffdistill.evaluation.metrics import Metric
@@ -23,8 +24,8 @@ def compute(context: "Context") -> dict[str, Any]:
     if context.picture is not None and images is not None and thumbnails is not None:
         assert context.reference.index is not None
         try:
-            training = images.images[context.reference.index]
-            neighbour_picture(context.picture, thumbnails[chosen], training, neighbours)
+            nearest = replace(neighbours, index=context.reference.index[neighbours.index])  # of all training images
+            neighbour_picture(context.picture, thumbnails[chosen], images.images, nearest)
             entry["picture"] = str(context.picture)
         except OSError as error:  # the figures are there all the same
             context.warnings.append(f"the picture {context.picture} could not be written ({error.strerror or error})")

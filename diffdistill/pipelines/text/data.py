@@ -2,27 +2,30 @@
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from diffdistill import processes
 from diffdistill.config.schema import Distill
-from diffdistill.data import ImageSet, batch_indices, load_images, to_model_range
+from diffdistill.data import ImageSet, batch_indices, load_images
 from diffdistill.data.prompts import digest_of, read_prompts, without_texts
+from diffdistill.data.rows import Coloured, Images, rows_read
 from diffdistill.errors import ConfigError
 from diffdistill.pipelines.text.denoiser import TextDenoiser
+from diffdistill.pipelines.text.encoded import latents_of
+from diffdistill.pipelines.text.shelf import shelf_of
 
 
 @dataclass(frozen=True)
 class TextSet:
     """N prompts and, unless only prompts were given, the latents of their images.
 
-    ids: int64 `(N,)`, rows of the model's prompt table. latents: float32 `(N, C, h, w)` on the CPU, or None.
+    ids: int64 `(N,)`, rows of the model's prompt table. latents: float32 `(N, C, h, w)` on the CPU, or as `Rows`
+    on disk, or None.
     images: what they were made of, to measure against, or None. name, fingerprint: as of an `ImageSet`.
     """
 
     ids: Tensor
-    latents: Tensor | None
+    latents: Images | None
     images: ImageSet | None
     name: str
     fingerprint: str
@@ -30,37 +33,42 @@ class TextSet:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def draw(self, size: int, seed: int, step: int, flip: bool = False) -> tuple[Tensor | None, Tensor]:
-        """`(latents, prompt ids)` of one step, a function of (seed, step). `text_data` has refused `flip`."""
+    def draw(
+        self, size: int, seed: int, step: int, flip: bool = False, rows: slice | None = None
+    ) -> tuple[Tensor | None, Tensor]:
+        """`(latents, prompt ids)` of one step, a function of (seed, step). `text_data` has refused `flip`; rows: as of
+        `ImageSet.draw`.
+        """
         chosen = batch_indices(len(self), size, seed, step)
-        return None if self.latents is None else self.latents[chosen], self.ids[chosen]
+        return None if self.latents is None else rows_read(self.latents, chosen, rows), self.ids[chosen]
 
 
 def text_data(config: Distill, model: TextDenoiser) -> TextSet:
-    """The data of a run; sets the model's size of image where `data.image_size` asks for another, and its memory for
-    prompts.
+    """The data of a run; sets the model's size of image where `data.image_size` asks for another, and where it keeps
+    encoded prompts.
 
     Raises ConfigError for settings that do not fit, DataError for what cannot be read.
     """
     settings = config.data
     _set_size(model, settings.image_size)
     model.adapter.kept.limit = settings.prompt_cache_gb * 1e9
+    model.adapter.shelf = shelf_of(config.teacher, settings.prompt_disk_gb)
     if settings.horizontal_flip:
         raise ConfigError("data.horizontal_flip mirrors images, and their latents are encoded once; leave it false")
     if settings.prompts is not None:
         return _prompts_only(config, model)
     size = model.adapter.image_size
-    data = load_images(settings.path, split=settings.split, image_size=size, limit=settings.limit, channels=None)
+    data: ImageSet = load_images(
+        settings.path, split=settings.split, image_size=size, limit=settings.limit,
+        keep=settings.keep, workers=settings.workers, disk_gb=settings.disk_cache_gb,
+    )  # fmt: skip
     if data.texts is None:
         raise ConfigError(without_texts(settings.path))
     if data.images.shape[1] == 1:  # a VAE takes colour
-        data = replace(data, images=data.images.expand(-1, 3, -1, -1).contiguous())
+        data = replace(data, images=Coloured(data.images))
     assert data.texts is not None
     processes.agree({"data": data.fingerprint})  # several encode it in turn
-    parts = processes.in_turn(
-        lambda part: {"latents": model.encode(to_model_range(part)).cpu()}, data.images.split(16)
-    )
-    latents = torch.cat([part["latents"] for part in parts])
+    latents = latents_of(config, model, data)
     return TextSet(model.prompts.ids(data.texts), latents, data, data.name, data.fingerprint)
 
 

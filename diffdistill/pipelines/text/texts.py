@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffdistill import processes
 from diffdistill.pipelines.text.kept import Away, Condition, Kept, Prompt
 from diffdistill.pipelines.text.latents import Parts, Pixels
+from diffdistill.pipelines.text.shelf import Shelf
 from diffdistill.sharding import how
 
 
@@ -38,6 +39,7 @@ class Texts(Parts):
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
         self.kept = Kept()
+        self.shelf: Shelf | None = None
 
     def text(self, prompt: str) -> Condition:
         """The encoded prompt, each tensor with one row."""
@@ -59,10 +61,23 @@ class Texts(Parts):
     def encoded(self, prompt: Prompt) -> Condition:
         """The encoded prompt, on the CPU; None is the null prompt of guidance.
 
-        One prompt at a time, so that it does not depend on the batch it is in. The last used ones are `kept`.
+        One prompt at a time, so that it does not depend on the batch it is in. The last used ones are `kept`; where
+        there is a shelf, those that another run encoded are read from there.
         """
+        return self.kept.get(prompt, lambda: self._shelved(prompt))
 
-        return self.kept.get(prompt, lambda: self._made(prompt))
+    def _shelved(self, prompt: Prompt) -> Condition:
+        if self.shelf is None or self._sharded():  # or one would encode what others read
+            return self._made(prompt)
+        what = self._what(prompt)
+        value = self.shelf.get(what)
+        if value is None:
+            value = self._made(prompt)
+            self.shelf.put(what, value)
+        return value
+
+    def _sharded(self) -> bool:
+        return processes.size() > 1 and any(how(part) is not None for part in self.encoders.values())
 
     def _made(self, prompt: Prompt) -> Condition:
         # A grid may ask first, in inference mode, whose tensors no later gradient may meet.
@@ -76,7 +91,7 @@ class Texts(Parts):
 
         So what any of them lacks is encoded by all, in one order.
         """
-        if processes.size() == 1 or all(how(part) is None for part in self.encoders.values()):
+        if not self._sharded():
             return [self.encoded(prompt) for prompt in prompts]
         own = {_word(prompt): prompt for prompt in prompts}
         have = {word: self.encoded(prompt) for word, prompt in own.items() if prompt in self.kept}
@@ -88,6 +103,16 @@ class Texts(Parts):
             else:
                 self._made(_prompt(word))  # for the sake of its weights here
         return [have[_word(prompt)] for prompt in prompts]
+
+    def _what(self, prompt: Prompt) -> list[Any]:
+        """All that the encoding of a prompt depends on, beside the files of the model."""
+        parts = {
+            name: str(next(part.parameters()).dtype)
+            for name, part in self.pipeline.components.items()
+            if isinstance(part, nn.Module) and name.startswith("text_encoder")
+        }
+        text = [type(prompt).__name__, prompt.text if isinstance(prompt, Away) else prompt]
+        return [type(self).__name__, text, parts, self.device.type, self.image_size]
 
     def joined(
         self, prompts: Sequence[Prompt], sizes: Sequence[Size] | None = None, dtype: torch.dtype | None = None

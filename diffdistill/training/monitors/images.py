@@ -75,7 +75,11 @@ class ImageMonitor:
         if settings.reference is not None:
             split = settings.reference_split or self.config.data.split
             channels, _, size = self.data.images.shape[1:]
-            reference = load_images(settings.reference, split=split, image_size=size, channels=channels)
+            data = self.config.data
+            reference = load_images(
+                settings.reference, split=split, image_size=size, channels=channels,
+                keep=data.keep, workers=data.workers, disk_gb=data.disk_cache_gb,
+            )  # fmt: skip
             if any("labels" in metric(name).needs for name in settings.metrics):
                 reference = by_name(reference, self.data.class_names, whose="model")
         return evaluator_of(settings, reference)

@@ -87,7 +87,11 @@ class TextMonitor:
             return images
         split = settings.reference_split or self.config.data.split
         size = self.config.data.image_size or (images.images.shape[-1] if images is not None else None)
-        return load_images(settings.reference, split=split, image_size=size, channels=3)
+        data = self.config.data
+        return load_images(
+            settings.reference, split=split, image_size=size, channels=3,
+            keep=data.keep, workers=data.workers, disk_gb=data.disk_cache_gb,
+        )  # fmt: skip
 
     @cached_property
     def evaluator(self) -> Evaluator | None:

@@ -170,9 +170,9 @@ class DistillTask:
         """One update of distribution matching, the `step`-th, on data batch number `batch`."""
         config, method = self.config, self.method
         progress = step / (config.max_train_steps - self.first)
-        real, cond = self.data.draw(config.train_batch_size, config.seed, batch, config.data.horizontal_flip)
         count = config.train_batch_size
         mine = processes.rows(count)
+        real, cond = self.data.draw(count, config.seed, batch, config.data.horizontal_flip, mine)
         real, cond = self.device.put(*(rows_of(value, mine) for value in (real, cond)))
         x, sigma = self.student_input(real, cond)
         blank = blank_like(x, count)  # what is drawn is drawn for the batch of all processes

@@ -113,8 +113,9 @@ class TrajectoryPairs:
 
     @torch.no_grad()
     def _make(self, k: int) -> Trajectories:
-        labelled = self.data.draw(self.batch, mix(self.seed, PAIRS_STREAM), k)
-        _, cond = self.device.put(*labelled)  # only the labels matter, in the proportions of the data
+        nothing = slice(0, 0)  # only the labels matter, in the proportions of the data
+        _, labels = self.data.draw(self.batch, mix(self.seed, PAIRS_STREAM), k, rows=nothing)
+        _, cond = self.device.put(None, labels)
         generator = torch.Generator().manual_seed(mix(self.seed, PAIRS_STREAM, k))
         noise = torch.randn((self.batch, *self.teacher.image_shape), generator=generator).to(self.device.name)
         mine = processes.rows(self.batch)

@@ -109,7 +109,8 @@ class TeacherTask:
 
     def update(self, step: int) -> Metrics:
         config = self.config
-        images, labels = self.data.draw(config.train_batch_size, config.seed, step, config.data.horizontal_flip)
+        mine = processes.rows(config.train_batch_size)  # what is drawn is drawn for all processes
+        images, labels = self.data.draw(config.train_batch_size, config.seed, step, config.data.horizontal_flip, mine)
         x0, labels = self.device.put(images, labels)
         assert x0 is not None
         if labels is not None and self.model.null_class is not None:
@@ -117,7 +118,7 @@ class TeacherTask:
             labels = torch.where(dropped, self.model.null_class, labels)
         _, sigma = self.law.draw(len(x0), self.device.name)
         x_t = x0 + per_sample(sigma, x0) * torch.randn_like(x0)
-        count, mine = len(x0), processes.rows(len(x0))  # drawn for all processes, of which each takes its rows
+        count = len(x0)
         x0, x_t, sigma, labels = (rows_of(value, mine) for value in (x0, x_t, sigma, labels))
         with self.device.autocast():
             denoised = self.model(x_t, sigma, labels)

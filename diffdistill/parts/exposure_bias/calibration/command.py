@@ -45,7 +45,7 @@ def run(args: Namespace) -> int:
     Several processes sample and look at images in turn; the first one has the file.
     """
     out = Path(args.out)
-    data = load_images(args.data, split=args.split)
+    data = load_images(args.data, split=args.split, keep="auto")
     model = Denoiser.from_pretrained(args.model, pick_device(args.device))
     if model.draws_texts:
         raise ConfigError(

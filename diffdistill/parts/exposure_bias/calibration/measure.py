@@ -12,7 +12,7 @@ motivates its schedule with, does not tell the sign: it is below 1 for an exact 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -27,7 +27,7 @@ from diffdistill.parts.exposure_bias.time_shift import level_statistic
 from diffdistill.sampling.scheduled import Observe
 
 BANDS = 4  # octaves of spatial frequency; the last is the finest
-CHUNK = 1000
+CHUNK, CHUNK_VALUES = 1000, 1 << 24  # images looked at together, and values of them: 128 MB
 
 SampleBatch = Callable[[Sequence[int], Observe], Tensor]
 """`(indices, observe) -> x0 (B, C, H, W)`: samples these images and shows `observe` every state."""
@@ -49,18 +49,23 @@ class Moments:
     @classmethod
     def of(cls, data: ImageSet) -> "Moments":
         """Moments of all images of a set; DataError if they are all the same."""
-        parts = [part.double() / 127.5 - 1 for part in data.images.split(CHUNK)]
         count = len(data)
-        mean = torch.stack([part.sum(0) for part in parts]).sum(0) / count
-        variance = sum(float((part - mean).square().mean((1, 2, 3)).sum()) for part in parts) / count
+        mean = torch.stack([part.sum(0) for part in _parts(data)]).sum(0) / count
+        variance = sum(float((part - mean).square().mean((1, 2, 3)).sum()) for part in _parts(data)) / count
         if variance < 1e-12:
             raise DataError(f"all images of {data.name} are the same; calibration needs a set that varies")
-        bands = torch.stack([band_power(part - mean).sum(0) for part in parts]).sum(0) / count
+        bands = torch.stack([band_power(part - mean).sum(0) for part in _parts(data)]).sum(0) / count
         statistics = {
-            name: sum(level_statistic(part, name) * len(part) for part in parts) / count
+            name: sum(level_statistic(part, name) * len(part) for part in _parts(data)) / count
             for name in ("corrected", "haar")
         }
         return cls(mean, variance, bands, statistics)
+
+
+def _parts(data: ImageSet) -> Iterator[Tensor]:
+    """The images in [-1, 1], float64, so many at a time: eight times the bytes of all would not always fit."""
+    rows = max(1, min(CHUNK, CHUNK_VALUES // math.prod(data.images.shape[1:])))
+    return (part.double() / 127.5 - 1 for part in data.images.split(rows))
 
 
 def band_power(x: Tensor) -> Tensor:
