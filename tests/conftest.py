@@ -101,6 +101,17 @@ def here(tmp_path, monkeypatch):
     assert not (tmp_path / "opened").exists()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """What is kept between runs (images, prompts, features) is neither read from the user's cache nor left there."""
+    before = os.environ.get("DIFFDISTILL_CACHE")
+    os.environ["DIFFDISTILL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("DIFFDISTILL_CACHE")
+    if before is not None:
+        os.environ["DIFFDISTILL_CACHE"] = before
+
+
 @pytest.fixture(autouse=True)
 def no_consent_is_left():
     """Leave to run code ends with the test that gave it."""
