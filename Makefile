@@ -31,12 +31,13 @@ KEY := $(shell (cat pyproject.toml constraints/*; echo "$(PYTHON) $(TORCH)") | c
 READY := $(VENV)/.ready-$(KEY)
 TEXT_READY := $(TEXT)/.ready-$(KEY)
 
-.PHONY: help environment text-environment quickstart test test-text faults faults-ci mutants lint bench lock sbom checksums full-environment clean
+.PHONY: help environment text-environment quickstart test test-text test-processes faults faults-ci mutants lint bench lock sbom checksums full-environment clean
 
 help:
 	@echo 'make quickstart        environment, then distil the bundled teacher, sample, evaluate, write the report'
 	@echo 'make test              environment, then the tests'
 	@echo 'make test-text         .venv-text, then the tests that need transformers and peft'
+	@echo 'make test-processes    runs of several processes against those of one (minutes)'
 	@echo 'make faults            kills, damaged files, full disks, lying headers, ..., counted (20 minutes); docs/reliability.md'
 	@echo 'make faults-ci         a small part of it'
 	@echo 'make mutants           deliberate errors, and whether the tests notice them (long)'
@@ -85,6 +86,10 @@ test: $(READY)
 test-text: $(TEXT_READY)
 	$(TEXT)/bin/python -c 'import peft, transformers'
 	OMP_NUM_THREADS=1 $(TEXT)/bin/python -m pytest -q -n auto $(TESTS) $(TEXT_FILES)
+
+# 1 process against 2, 3 and 4: the same runs, images and numbers; kills, signals, launchers.
+test-processes: $(TEXT_READY)
+	OMP_NUM_THREADS=1 $(TEXT)/bin/python -m pytest -q -n 2 -m dist tests/processes
 
 # The page is written of a run with wrong tries too; make fails all the same.
 faults: $(TEXT_READY)

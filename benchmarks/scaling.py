@@ -4,9 +4,10 @@
     python benchmarks/scaling.py --model klein --gpus 2 --rows 1    one case, part by part
 
 Nothing is allocated or downloaded, and none of this has run on a GPU: the networks are built with the published
-settings, weights are counted, and what autograd keeps is seen by its hooks during a pass. `parallel.strategy: fsdp`
+settings, weights are counted, and what autograd keeps is seen by its hooks during a pass. `parallel.strategy=fsdp`
 shards what a run holds evenly; whole at one time are the weights outside of blocks and two blocks (one computes, the
-next one comes), in `parallel.param_dtype`, and in a backward pass the gradients of a block. Activations are those of
+next one comes), in bfloat16, and in a backward pass the gradients of a block, in bfloat16 and in float32 as they are
+summed. Text encoders and VAE are whole on every GPU unless `parallel.shard` names the former. Activations are those of
 checkpointing: the inputs of the blocks, and what the largest block keeps while computed anew, with an attention that
 keeps its inputs, its output and one number a row. Not counted: what an operation needs and frees again, buffers of
 NCCL, the allocator's fragments; leave a tenth of the memory for them.
@@ -14,6 +15,7 @@ NCCL, the allocator's fragments; leave a tenth of the memory for them.
 
 import argparse
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,6 +26,8 @@ import torch
 from alignment_memory import SDXL, kept, watched
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from diffdistill.sharding import blocks_of
 
 GB = 1e9
 TRAINED = 16  # bytes a weight: itself, gradient, AdamW's two moments, float32
@@ -150,8 +154,8 @@ def fused_attention() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Counted:
-    """Of a network: weights, those of its blocks outermost, and of one image the operations of a forward pass, the
-    bytes kept with checkpointing and those of the largest block."""
+    """Of a network: weights, those that are gathered together, and of one image the operations of a forward pass, the
+    bytes kept with checkpointing and those of the largest block computed anew."""
 
     weights: int
     blocks: list[int] = field(default_factory=list)
@@ -163,10 +167,22 @@ class Counted:
     def rest(self) -> int:
         return self.weights - sum(self.blocks)
 
-    @property
-    def gathered(self) -> int:
-        """Weights that are whole at one time: those outside of blocks, and the two largest blocks."""
-        return self.rest + sum(sorted(self.blocks)[-2:])
+
+def groups_of(network: nn.Module) -> list[int]:
+    """Weights of each block that is sharded by itself, without those of the blocks within it."""
+    owner = {id(p): number for number, block in enumerate(blocks_of(network)) for p in block.parameters()}
+    sizes = Counter({number: 0 for number in owner.values()})
+    for weight in network.parameters():
+        if id(weight) in owner:
+            sizes[owner[id(weight)]] += weight.numel()
+    return list(sizes.values())
+
+
+def whole_at_a_time(blocks: list[int], rest: int, weight: int = 2) -> int:
+    """Bytes beside what is sharded: weights outside of blocks and of two blocks, `weight` bytes each, and in a
+    backward pass a block's gradients, alike and in float32 to be summed (one and the same where they are float32)."""
+    sums = 4 if weight == 4 else weight + 4
+    return weight * (rest + sum(sorted(blocks)[-2:])) + sums * max(blocks)
 
 
 @cache
@@ -174,7 +190,6 @@ def counted(key: str) -> Counted:
     model = MODELS[key]
     with torch.device("meta"):
         network: Any = getattr(diffusers, model.network)(**model.settings).to(BF16)
-    blocks = [m for m in network.modules() if type(m).__name__ in model.blocks]
     call = model.call(model.size, 1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(**call)
@@ -191,25 +206,26 @@ def counted(key: str) -> Counted:
     network.enable_gradient_checkpointing()
     return Counted(
         sum(p.numel() for p in network.parameters()),
-        [sum(p.numel() for p in block.parameters()) for block in blocks],
+        groups_of(network),
         counter.get_total_flops(), kept_bytes()[0], largest,
     )  # fmt: skip
 
 
-def parts(key: str, gpus: int, rows: int = 1, moments: int = 8, average: int = AVERAGE) -> dict[str, float]:
-    """GB of each part on one GPU; moments, average: bytes a weight on the GPU."""
+def parts(
+    key: str, gpus: int, rows: int = 1, *, texts_sharded: bool = False, offload: bool = False
+) -> dict[str, float]:
+    """GB of each part on one GPU of `gpus`, with `rows` images in a pass; offload: `parallel.cpu_offload`."""
     model, c = MODELS[key], counted(key)
-    trained = TRAINED - 8 + moments
+    here = 0 if offload else 1 / gpus
     return {
         part: value / GB
         for part, value in {
-            "student": trained * c.weights / gpus,
-            "average": average * c.weights / gpus,
-            "critic": trained * c.weights / gpus,
-            "teacher": TEACHER * c.weights / gpus,
-            "texts, VAE": 2 * (model.texts + model.vae) / gpus,
-            # Weights of the network at work; in its backward pass a block's gradients, and they again to be summed.
-            "whole at a time": 2 * c.gathered + (2 + 4) * max(c.blocks) if gpus > 1 else 0,
+            "student": TRAINED * c.weights * here,
+            "average": AVERAGE * c.weights * here,
+            "critic": TRAINED * c.weights * here,
+            "teacher": TEACHER * c.weights * here,
+            "texts, VAE": 2 * (model.texts * (here if texts_sharded else 1) + model.vae),
+            "whole at a time": whole_at_a_time(c.blocks, c.rest) if gpus > 1 else 0,
             "activations": rows * (c.kept + c.block),
         }.items()
     }
@@ -293,7 +309,11 @@ if __name__ == "__main__":
     else:
         cases: list[tuple[str, str, int, dict[str, int]]] = [
             ("FLUX.2 klein 4B on 2", "klein", 2, {}),
+            ("the same, text encoders sharded", "klein", 2, {"texts_sharded": True}),
+            ("the same, cpu_offload", "klein", 2, {"texts_sharded": True, "offload": True}),
+            ("FLUX.2 klein 4B on 4", "klein", 4, {"texts_sharded": True}),
             ("SDXL on 4", "sdxl", 4, {}),
-            ("SDXL on 4, the average on the CPU, moments of 8 bits", "sdxl", 4, {"moments": 2, "average": 0}),
+            ("the same, cpu_offload", "sdxl", 4, {"offload": True}),
+            ("SDXL on 8", "sdxl", 8, {}),
         ]
         print(networks(), on_gpus((1, 2, 4, 8, 16, 32, 64)), part_by_part(cases), sent(64), sep="\n\n")
