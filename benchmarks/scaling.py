@@ -171,7 +171,7 @@ class Counted:
 def groups_of(network: nn.Module) -> list[int]:
     """Weights of each block that is sharded by itself, without those of the blocks within it."""
     owner = {id(p): number for number, block in enumerate(blocks_of(network)) for p in block.parameters()}
-    sizes = Counter({number: 0 for number in owner.values()})
+    sizes = Counter(dict.fromkeys(owner.values(), 0))
     for weight in network.parameters():
         if id(weight) in owner:
             sizes[owner[id(weight)]] += weight.numel()
