@@ -278,7 +278,7 @@ def on_gpus(counts: tuple[int, ...]) -> str:
     return table(rows)
 
 
-def part_by_part(cases: list[tuple[str, str, int, dict[str, int]]]) -> str:
+def part_by_part(cases: list[tuple[str, str, int, dict[str, Any]]]) -> str:
     names = list(parts("sd15", 2))
     rows = [["GB on one GPU", *names, "all"]]
     for title, key, gpus, settings in cases:
@@ -307,7 +307,7 @@ if __name__ == "__main__":
     if args.model:
         print(part_by_part([(MODELS[args.model].title, args.model, args.gpus, {"rows": args.rows})]))
     else:
-        cases: list[tuple[str, str, int, dict[str, int]]] = [
+        cases: list[tuple[str, str, int, dict[str, Any]]] = [
             ("FLUX.2 klein 4B on 2", "klein", 2, {}),
             ("the same, text encoders sharded", "klein", 2, {"texts_sharded": True}),
             ("the same, cpu_offload", "klein", 2, {"texts_sharded": True, "offload": True}),

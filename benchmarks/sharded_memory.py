@@ -1,7 +1,9 @@
 """Bytes that each process holds of a distillation's weights, gradients, moments and averages: whole, and sharded.
 
-Two processes on cores (gloo) build a student, a critic and a teacher of a UNet, take one update, and count the bytes
-of the tensors that lie in their own memory. Activations and what is gathered for a block's pass are not counted.
+Two processes on cores (gloo) build a student, a critic and a teacher of a UNet, take updates, and count the bytes of
+the tensors that lie in their own memory. `a step` is the most that an update holds beyond what is there before it:
+gradients, what is gathered for a block's pass, sums, activations (small here). The last line is what the arithmetic of
+`scaling.py` says of that.
 
     python benchmarks/sharded_memory.py [--processes 2] [--channels 64]
 """
@@ -15,18 +17,21 @@ import sys
 
 import torch
 from diffusers import UNet2DModel
+from scaling import groups_of, whole_at_a_time
 
 from diffdistill import processes
 from diffdistill.config.schema import Distill
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
+from diffdistill.parts.bench.measure import peak_bytes
 from diffdistill.process import EDM
 from diffdistill.sharding import local
 from diffdistill.training.device import Device
 from diffdistill.training.flat import tensors_of
+from diffdistill.training.optim.updater import Updater
 from diffdistill.training.tasks.distill import DistillTask
 
-KINDS = ("weights", "gradients", "moments", "averages", "teacher")
+KINDS = ("weights", "gradients", "moments", "averages", "teacher", "a step")
 
 
 def teacher(channels: int) -> Denoiser:
@@ -42,28 +47,37 @@ def held(strategy: str, channels: int) -> dict[str, int]:
     """Bytes by kind in this process after an update."""
     config = Distill.model_validate(
         {
-            "output_dir": "unused", "max_train_steps": 1, "train_batch_size": processes.size(),
-            "critic": {"updates_per_step": 1}, "method": {"name": "sid"}, "parallel": {"strategy": strategy},
+            "output_dir": "unused", "max_train_steps": 2, "train_batch_size": processes.size(),
+            "critic": {"updates_per_step": 1}, "method": {"name": "diff_instruct"}, "parallel": {"strategy": strategy},
         }
     )  # fmt: skip
     images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
     frozen = teacher(channels)
+    counted = said_of(frozen.network)
     task = DistillTask(config, frozen, ImageSet(images, None, None, None, "noise", "0" * 64), Device("no"))
     kept: dict[str, int] = dict.fromkeys(KINDS, 0)
     updaters = (task.student_updater, *task.critic_updaters)
 
-    def note(updater: object, before: object) -> None:
-        kept["gradients"] += sum(local(p.grad).nbytes for p in updater.parameters)  # type: ignore[attr-defined]
+    def note(updater: Updater) -> None:
+        kept["gradients"] += sum(local(p.grad).nbytes for p in updater.parameters if p.grad is not None)
 
-    for updater in updaters:
-        updater.optimizer.register_step_pre_hook(lambda *_, which=updater: note(which, None))
+    hooks = [updater.optimizer.register_step_pre_hook(lambda *_, which=updater: note(which)) for updater in updaters]
     task.update(0)
+    for hook in hooks:
+        hook.remove()
+    kept["a step"] = peak_bytes(lambda: task.update(1), torch.device("cpu"))
     for updater in updaters:
         kept["weights"] += sum(local(p).nbytes for p in updater.parameters)
         kept["moments"] += sum(local(value).nbytes for value in tensors_of(updater.optimizer).values())
     kept["averages"] = sum(local(p).nbytes for p in task.ema.module.parameters())
     kept["teacher"] = sum(local(p).nbytes for p in frozen.parameters())
-    return kept
+    return kept | counted
+
+
+def said_of(network: torch.nn.Module) -> dict[str, int]:
+    """Bytes that a sharded step takes by the arithmetic: a part of the gradients of one network, and what is whole."""
+    blocks, weights = groups_of(network), sum(p.numel() for p in network.parameters())
+    return {"said": 4 * weights // processes.size() + whole_at_a_time(blocks, weights - sum(blocks), weight=4)}
 
 
 def work(channels: int) -> None:
@@ -110,6 +124,7 @@ def main() -> None:
         for rank, row in enumerate(rows):
             print(f"{name}, process {rank:<20}" + "".join(f"{row[kind] / 1e3:12.1f}" for kind in KINDS))
     largest = {kind: max(row[kind] for row in fsdp) / max(row[kind] for row in ddp) for kind in KINDS}
+    print(f"{'a step, by the arithmetic':<31}{'':60}{fsdp[0]['said'] / 1e3:12.1f}")
     print(f"{'largest part of ddp':<31}" + "".join(f"{largest[kind]:12.3f}" for kind in KINDS))
 
 
