@@ -83,6 +83,17 @@ def test_other_settings_are_told_by_the_checkpoint(tmp_path):
         count(tmp_path, resume_from_checkpoint="latest", seed=1, train_batch_size=5, max_train_steps=9)
 
 
+@pytest.mark.parametrize("inputs", [{}, {"data": "1"}])
+def test_data_may_lie_elsewhere_where_their_content_is_known(tmp_path, inputs):
+    from_inputs(tmp_path, inputs, data={"path": "here"})
+    more = {"resume_from_checkpoint": "latest", "max_train_steps": 7, "data": {"path": "there"}}
+    if inputs:
+        assert from_inputs(tmp_path, inputs, **more).step == 7
+        return
+    with pytest.raises(ConfigError, match=r"was made with other data\.path"):
+        from_inputs(tmp_path, inputs, **more)
+
+
 def test_what_an_older_version_did_not_record_is_no_difference():
     assert differing(None, {"a": 1}) == []
     assert differing({"a": 1, "gone": 2}, {"a": 1, "new": 3}) == []
