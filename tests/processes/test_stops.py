@@ -2,6 +2,7 @@
 
 import os
 import signal
+from datetime import timedelta
 
 import pytest
 from safetensors.torch import load_file
@@ -132,7 +133,7 @@ def dies():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_a_save(rank_of_update):
+def in_a_save(number):
     """The leader dies when its checkpoint is written and not yet in its place."""
 
     def within(rank):
@@ -141,7 +142,7 @@ def in_a_save(rank_of_update):
         save = CheckpointStore.save
 
         def dying(self, step, *more, **settings):
-            if step == rank_of_update:
+            if step == number:
                 os.fsync = lambda _: dies()  # of the first file that is to last
             return save(self, step, *more, **settings)
 
@@ -186,7 +187,7 @@ def test_where_one_is_killed_the_others_end_and_nothing_is_lost(config, uninterr
     run = tmp_path / "run"
 
     def quick(mine):
-        processes.MEET = processes.MEET * 0 + processes.timedelta(seconds=15)
+        processes.MEET = timedelta(seconds=15)  # in which one that died is waited for
         within(mine)
 
     done = together(words(config, run), size, tmp_path / "logs", quick, MINUTE)
