@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from diffdistill.config.places import placed
 from diffdistill.config.unused import refuse_idle, value_at
 from diffdistill.data.formats import allowed, by_rank, known_place, open_source
 from diffdistill.data.prompts import read_prompts, without_texts
-from diffdistill.data.source import is_picture
+from diffdistill.data.source import Entry, is_picture
 from diffdistill.errors import CheckpointError, ConfigError, DataError, DiffDistillError, DiskError
 from diffdistill.evaluation.features import check_features
 from diffdistill.evaluation.metrics import check_enough, metric, too_few
@@ -207,12 +207,23 @@ def opened(
         raise DataError(f"{name} has {source.count} images, but {limit} were asked for: lower data.limit")
     if captioned and source.texts is None:
         raise ConfigError(without_texts(name))
-    check_enough([one for one in compared if metric(one).compares], limit or source.count, name)
+    comparing = [one for one in compared if metric(one).compares]
+    if too_few(comparing, limit or source.count) and not hasattr(source.images, "shape"):
+        _decode_few(source.images)
+    check_enough(comparing, limit or source.count, name)
     of_classes = next((one for one in compared if "labels" in metric(one).needs), None)
     if of_classes is not None and source.labels is None:
         raise DataError(
             f"{name} has no labels, and metric '{of_classes}' needs them: give class folders, or leave it out"
         )
+
+
+def _decode_few(entries: Iterable[Entry]) -> None:
+    """DataError for a damaged image among a few, which is told before that there are few."""
+    from diffdistill.data.pixels import decode
+
+    for label, entry in entries:
+        decode(entry, label)
 
 
 def drawn(count: int, metrics: Sequence[str]) -> None:

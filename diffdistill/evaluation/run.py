@@ -162,6 +162,9 @@ def measured(request: Request) -> Iterator[dict[str, Any]]:
         subjects = [image_subject(request.images, request.num_images, request)]
         subject = subjects[0](None)
         check_texts([metric(name) for name in request.metrics or ()], subject.texts)
+        if too_few(request.metrics or (), subject.count):
+            for _ in subject.batches:  # one that is damaged is told first
+                pass
         check_enough(request.metrics or (), subject.count, subject.name)
     else:
         if request.num_images is not None and (need := too_few(request.metrics or (), request.num_images)):

@@ -53,6 +53,15 @@ def test_too_few_images_for_a_metric_are_refused(capsys):
     assert train("evaluation.features=pixels", "data.limit=1", "evaluation.at_end=false", "train_batch_size=1") == 0
 
 
+def test_damage_is_told_before_the_number_of_images(capsys):
+    Path("one").mkdir()
+    Path("one/a.png").write_bytes(b"<!DOCTYPE html>")
+    assert main(["train", "fashion_mnist/teacher", "data.path=one", "output_dir=run"]) == 3
+    assert main(["evaluate", "--images", "one", "--reference", "one", "--features", "pixels"]) == 3
+    said = capsys.readouterr().err
+    assert said.count("one/a.png is damaged or not an image") == 2
+
+
 def test_a_metric_that_cannot_be_measured_loses_no_model(capsys, monkeypatch):
     monkeypatch.setattr("diffdistill.cli.early.too_few", lambda *_: None)
     assert train("evaluation.features=pixels", "evaluation.metrics=[prdc]", "evaluation.num_images=4") == 0
