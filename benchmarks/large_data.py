@@ -95,7 +95,8 @@ def trained(settings: dict[str, Any]) -> dict[str, Any]:
     imported = time.time()
     batches: list[int] = []
     ends: list[float] = []
-    put, update = teacher.Device.put, teacher.TeacherTask.update
+    device, task = vars(teacher)["Device"], vars(teacher)["TeacherTask"]
+    put, update = device.put, task.update
 
     def seen(self: Any, images: torch.Tensor, labels: torch.Tensor) -> Any:
         batches.append(zlib.crc32(images.numpy().tobytes() + labels.numpy().tobytes()))
@@ -106,7 +107,7 @@ def trained(settings: dict[str, Any]) -> dict[str, Any]:
         ends.append(time.time())
         return found
 
-    teacher.Device.put, teacher.TeacherTask.update = seen, timed  # type: ignore[method-assign]
+    device.put, task.update = seen, timed
     diffdistill.train("fashion_mnist/teacher", **settings)
     return {
         "batches": batches,
@@ -142,7 +143,7 @@ def apart(function: str, settings: dict[str, Any], cache: Path) -> dict[str, Any
 
 def rows_of(name: str, path: Path, patch: int, work: Path) -> Iterator[dict[str, Any]]:
     """The runs on one set: with an empty cache, with the cache that it left, and without one."""
-    uvit = {"patch_size": patch, "hidden_size": 32, "depth": 2, "num_heads": 2}
+    uvit = {"patch_size": patch, "hidden_size": 32, "depth": 2, "num_attention_heads": 2}
     common = {
         "data__path": str(path), "network": {**TINY, "uvit": uvit}, "train_batch_size": 32, "sample_every": 0,
         "checkpoint_every": CUT, "log_every": 1, "evaluation__at_end": False, "mixed_precision": "no",
