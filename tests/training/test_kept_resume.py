@@ -12,7 +12,7 @@ from diffdistill.training.resume import FILES, check_same_run, settings_of
 
 TINY = {
     "train_batch_size": 4, "sample_every": 0, "evaluation__at_end": False, "log_every": 1, "mixed_precision": "no",
-    "network": {"kind": "uvit", "uvit": {"patch_size": 4, "hidden_size": 8, "depth": 2, "num_heads": 1}},
+    "network": {"kind": "uvit", "uvit": {"patch_size": 4, "hidden_size": 8, "depth": 2, "num_attention_heads": 1}},
 }  # fmt: skip
 
 
