@@ -60,7 +60,9 @@ def test_a_run_that_keeps_no_prompt_has_the_results_of_one_that_keeps_all(tmp_pa
         made: list[str] = []
         config = text_world.settings(tmp_path)
         task = text_world.task(
-            config.model_copy(update={"data": config.data.model_copy(update={"prompt_cache_gb": gigabytes, "prompt_disk_gb": 0.0})})
+            config.model_copy(
+                update={"data": config.data.model_copy(update={"prompt_cache_gb": gigabytes, "prompt_disk_gb": 0.0})}
+            )
         )
         adapter = task.student.adapter
         original = adapter.text

@@ -10,8 +10,10 @@ PACKAGE = Path(__file__).resolve().parents[2] / "diffdistill"
 # Low to high. A module stands on the floor of the longest of these names that it begins with.
 FLOORS = [
     ["errors"],
-    ["files", "locks", "machine", "processes", "sharding", "outputs", "assets", "registry", "loading"]
-    + ["pipelines.folder"],
+    [
+        "files", "locks", "machine", "processes", "sharding", "outputs", "assets", "registry", "loading",
+        "pipelines.folder",
+    ],  # fmt: skip
     ["process", "request"],
     ["parts", "schedulers", "pickle_reader", "models"],
     ["denoiser"],
