@@ -9,6 +9,7 @@ from runs import data, go, settings, task
 from tiny import tiny_teacher
 from torch import nn
 
+from diffdistill.data import ImageSet
 from diffdistill.errors import ConfigError, NonFiniteError
 from diffdistill.optimizers import Optimizer
 from diffdistill.process import EDM
@@ -125,3 +126,18 @@ def test_a_students_levels_descend(tmp_path, levels):
     config = settings("sid", tmp_path, student={"steps": 2, "levels": levels})
     with pytest.raises(ConfigError, match="must descend"):
         student_levels(config, EDM())
+
+
+@pytest.mark.parametrize("kind", ["train", "sid"])
+@pytest.mark.parametrize("flip", [True, False])
+def test_images_are_mirrored_where_the_settings_say_so(tmp_path, monkeypatch, kind, flip):
+    asked = []
+
+    def draw(self, size, seed, step, flip=False, *rows, **more):
+        asked.append(flip)
+        return original(self, size, seed, step, flip, *rows, **more)
+
+    original = ImageSet.draw
+    monkeypatch.setattr(ImageSet, "draw", draw)
+    task(settings(kind, tmp_path, data={"horizontal_flip": flip})).update(0)
+    assert asked == [flip]
