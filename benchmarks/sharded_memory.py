@@ -52,11 +52,11 @@ def held(strategy: str, channels: int) -> dict[str, int]:
     kept: dict[str, int] = dict.fromkeys(KINDS, 0)
     updaters = (task.student_updater, *task.critic_updaters)
 
-    def note(updater: object, before: object) -> None:
-        kept["gradients"] += sum(local(p.grad).nbytes for p in updater.parameters)  # type: ignore[attr-defined]
+    def note(parameters: list[torch.nn.Parameter]) -> None:
+        kept["gradients"] += sum(local(p.grad).nbytes for p in parameters if p.grad is not None)
 
     for updater in updaters:
-        updater.optimizer.register_step_pre_hook(lambda *_, which=updater: note(which, None))
+        updater.optimizer.register_step_pre_hook(lambda *_, of=updater.parameters: note(of))
     task.update(0)
     for updater in updaters:
         kept["weights"] += sum(local(p).nbytes for p in updater.parameters)
