@@ -12,7 +12,10 @@ from sharded_runs import FSDP, distances, figures, whole_run
 def both(tmp_path_factory):
     """What one process and two leave of a run whose gradients are clipped, and where."""
     folder = tmp_path_factory.mktemp("both")
-    clipped = {"student": {"optimizer": {"max_grad_norm": 0.01}}, "critic": {"optimizer": {"max_grad_norm": 0.01}}}
+    clipped = {
+        "student": {"optimizer": {"max_grad_norm": 0.01}},
+        "critic": {"updates_per_step": 1, "optimizer": {"max_grad_norm": 0.01}},
+    }
     more = {"max_train_steps": 2, "sample_every": 0, "evaluation": {"features": "pixels"}, **clipped, **FSDP}
     one = whole_run("dmd2", folder / "one", **more)
     two = pair(lambda rank: whole_run("dmd2", folder / "two", **more), folder / "ranks")
