@@ -3,6 +3,7 @@
 import pytest
 import torch
 from ranks import pair
+from runs import lines
 from safetensors.torch import load_file
 from sharded_runs import FSDP, distances, figures, whole_run
 
@@ -11,7 +12,10 @@ from sharded_runs import FSDP, distances, figures, whole_run
 def both(tmp_path_factory):
     """What one process and two leave of a run whose gradients are clipped, and where."""
     folder = tmp_path_factory.mktemp("both")
-    clipped = {"student": {"optimizer": {"max_grad_norm": 0.01}}, "critic": {"optimizer": {"max_grad_norm": 0.01}}}
+    clipped = {
+        "student": {"optimizer": {"max_grad_norm": 0.01}},
+        "critic": {"updates_per_step": 1, "optimizer": {"max_grad_norm": 0.01}},
+    }
     more = {"max_train_steps": 2, "sample_every": 0, "evaluation": {"features": "pixels"}, **clipped, **FSDP}
     one = whole_run("dmd2", folder / "one", **more)
     two = pair(lambda rank: whole_run("dmd2", folder / "two", **more), folder / "ranks")
@@ -24,6 +28,15 @@ def test_two_sharded_processes_do_as_one(both):
     assert all(torch.equal(value, two[1][name]) for name, value in two[0].items())
     worst = distances({f"end {n}": v for n, v in one.items()}, {f"end {n}": v for n, v in two[0].items()})
     assert worst["weights"] <= 1e-5
+    logs = [lines(folder / name) for name in ("one", "two")]
+    for line, other in zip(*logs, strict=True):  # clipped, and by Adam, weights do not tell how long a gradient is
+        norms = {name: value for name, value in line.items() if name.endswith("grad_norm")}
+        assert {name: other[name] for name in norms} == pytest.approx(norms, rel=1e-4)
+    assert "student/grad_norm" in logs[0][0]
+    for part in ("student_optimizer.", "critic_optimizer."):
+        squares = [name for name in one if name.startswith(part) and name.endswith("exp_avg_sq")]
+        moments = [torch.cat([tensors[name].flatten() for name in squares]) for tensors in (one, two[0])]
+        assert float((moments[0] - moments[1]).norm()) <= 1e-3 * float(moments[0].norm()), part
     assert figures(folder / "two")[2] == pytest.approx(figures(folder / "one")[2], rel=1e-5)
 
 

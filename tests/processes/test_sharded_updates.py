@@ -10,13 +10,13 @@ from sharded_runs import FSDP, distances, in_double, trained
 from tiny import tiny_teacher
 
 from diffdistill.config.schema import Distill, Network
-from diffdistill.methods import METHODS
 from diffdistill.training.device import Device
 from diffdistill.training.tasks.distill import DistillTask
 
 pytestmark = pytest.mark.dist
 STEPS, BATCH = 20, 4
-METHODS_TESTED = ("diff_instruct", "dmd2", "f_distill", "sid", "sida", "sim", "uni_instruct")
+SIDA = {"name": "sid", "adversarial": {"weight": 0.1}}
+TESTED = {"diff_instruct": {}, "dmd2": {}, "f_distill": {}, "sid": {}, "sida": SIDA, "sim": {}, "uni_instruct": {}}
 HARD = {
     "student": {"steps": 4, "optimizer": {"max_grad_norm": 0.01}},
     "critic": {"updates_per_step": 5},
@@ -45,10 +45,11 @@ def close(worst, gradient=1e-5, weights=1e-5):
     assert worst["weights"] <= weights
 
 
-@pytest.mark.parametrize("method", METHODS_TESTED)
+@pytest.mark.parametrize("method", TESTED)
 def test_every_method(tmp_path, method):
-    assert method in METHODS.rows()
-    config = settings(method, tmp_path, max_train_steps=STEPS, train_batch_size=BATCH, micro_batch_size=1, **FSDP)
+    common = {"max_train_steps": STEPS, "train_batch_size": BATCH, "micro_batch_size": 1}
+    chosen = {"name": method} | TESTED[method]
+    config = Distill(output_dir="unused", teacher="tiny", student={"steps": 2}, method=chosen, **common, **FSDP)
     worst, sharded = compared(lambda: task(config), tmp_path / "ranks")
     assert sharded > 100  # weights, averages and moments
     close(worst)

@@ -5,6 +5,7 @@ whose header says where each piece lies in its tensor. What all processes hold i
 not be cut as it was written: by more processes or fewer, or by one that holds everything.
 """
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,9 @@ def read(folder: Path, name: str, part: Part) -> None:
     wanted = _named(name, targets)
     if odd := wanted.keys() ^ {prefix + key for key in stored}:
         raise KeyError(f"it has other tensors, {min(odd)} among them")
-    load(wanted, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is what one process is
+        load(wanted, storage_reader=reader, no_dist=True)
     restore(part, targets)
 
 
