@@ -143,11 +143,11 @@ def apart(function: str, settings: dict[str, Any], cache: Path) -> dict[str, Any
     return json.loads(done.stdout.decode().splitlines()[-1])
 
 
-def rows_of(name: str, path: Path, patch: int, work: Path) -> Iterator[dict[str, Any]]:
+def rows_of(name: str, path: Path, patch: int, batch: int, work: Path) -> Iterator[dict[str, Any]]:
     """The runs on one set: with an empty cache, with the cache that it left, and without one."""
     uvit = {"patch_size": patch, "hidden_size": 32, "depth": 2, "num_attention_heads": 2}
     common = {
-        "data__path": str(path), "network": {**TINY, "uvit": uvit}, "train_batch_size": 32, "sample_every": 0,
+        "data__path": str(path), "network": {**TINY, "uvit": uvit}, "train_batch_size": batch, "sample_every": 0,
         "checkpoint_every": CUT, "log_every": 1, "evaluation__at_end": False, "mixed_precision": "no",
     }  # fmt: skip
     cache, cases = work / f"cache of {name}", (("disk", "first"), ("disk", "second"), ("source", "first"))
@@ -194,10 +194,10 @@ def main() -> None:
         return
     made = args.work or Path(tempfile.mkdtemp())
     work = made / "large_data"
-    sets = [("small", args.small, make_small, 8), ("large", args.large, make_large, 64)]
+    sets = [("small", args.small, make_small, 8, 32), ("large", args.large, make_large, 64, 8)]
     figures: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "runs": [], "decoding": []}
     try:
-        for name, count, make, _ in sets:
+        for name, count, make, *_ in sets:
             if count:
                 make(work / name, count)
         print(
@@ -205,12 +205,12 @@ def main() -> None:
             "peak, GB | after a resume |"
         )
         print("|---|---|---|---|---|---|---|---|")
-        for name, count, _, patch in sets:
+        for name, count, _, patch, batch in sets:
             if count:
-                figures["runs"] += rows_of(name, work / name, patch, work)
+                figures["runs"] += rows_of(name, work / name, patch, batch, work)
         print("\n| set | images | workers | seconds | images/s | CPU of the workers, s | CPU of the run, s |")
         print("|---|---|---|---|---|---|---|")
-        for name, count, _, _ in sets:
+        for name, count, *_ in sets:
             for workers in (1, 2) if count else ():
                 settings = {"path": str(work / name), "limit": count // args.decode, "workers": workers}
                 row = {"set": name, "workers": workers, **apart("decoded", settings, work / f"{name} by {workers}")}

@@ -97,7 +97,8 @@ class Uneven(DataError):
 @dataclass(frozen=True)
 class Source:
     """A set as its reader found it. `images` is a uint8 array (N, H, W, C), or yields `count` encoded images once;
-    where it is `Entries`, as often as wanted, and in any order.
+    where it is `Entries`, as often as wanted, and in any order. version: what changes with the content, where no files
+    of DATA can be looked at for that.
     """
 
     count: int
@@ -106,7 +107,6 @@ class Source:
     texts: tuple[str, ...] | None = None
     class_names: tuple[str, ...] | None = None
     version: str | None = None
-    """What changes with the content, where no files of DATA can be looked at for that."""
 
     def __post_init__(self) -> None:
         """`Uneven` where labels or texts are not one an image, as where a part of a file is damaged."""

@@ -36,14 +36,14 @@ MAX_MEMBER = 2**28  # bytes; no picture of a data set is larger, a bomb is
 @dataclass(frozen=True)
 class Packed:
     """The visible files of an archive. name: DATA, for messages. read: the bytes of members, in the order asked for;
-    of each so many, where a number is given; in the place of those of a damaged one what is wrong with it.
+    of each so many, where a number is given; in the place of those of a damaged one what is wrong with it. place: one
+    member, wherever it lies; where it is not packed in the archive, its place there.
     """
 
     name: str
     files: Mapping[PurePosixPath, Any]
     read: Callable[[Sequence[PurePosixPath], int | None], Iterator[bytes | DataError]]
     place: Callable[[PurePosixPath], bytes | Span | DataError]
-    """One member, wherever it lies; where it is not packed in the archive, its place there."""
 
     def encoded(self, files: Sequence[PurePosixPath], where: Where = image_at) -> "Members":
         """where: what messages call the image of a place, beside its path, see `files_source`."""
