@@ -38,7 +38,7 @@ def settings(folder, kind="sd", method="diff_instruct", images=False, **more):
         "output_dir": "unused", "max_train_steps": 3, "train_batch_size": 2, "log_every": 1, "sample_every": 2,
         "checkpoint_every": 1, "keep_checkpoints": 10, "evaluation": {"at_end": False}, "data": data,
     }  # fmt: skip
-    data["image_size"] = 16
+    data |= {"image_size": 16, "keep": "memory", "prompt_disk_gb": 0.0}  # nothing goes to the user's own cache
     if kind in ("sd3", "flux"):
         common |= {"level": {"law": "shifted"}}
     return Distill(**common | more, teacher=str(folder / kind), method=chosen)
