@@ -9,7 +9,7 @@ from diffdistill.training.optim.updater import Updater
 from diffdistill.training.randomness import seed_step
 from diffdistill.training.store import tensors_of
 
-UNSEEN = ("to_k.bias", "heads.0.0.bias")
+UNSEEN = ("to_k.bias", "heads.0.0.bias")  # their gradient is nought, and Adam makes whole steps of its rounding
 
 
 SINGLE = torch.get_default_dtype(), torch.float32, torch.Tensor.float

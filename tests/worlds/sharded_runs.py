@@ -11,6 +11,7 @@ import torch._dynamo
 import torch.distributed.checkpoint
 import torch.distributed.fsdp
 from runs import data, settings, task
+from same_run import UNSEEN, in_double
 
 from diffdistill import processes
 from diffdistill.pipelines.text import adapter
@@ -25,7 +26,6 @@ from diffdistill.training.randomness import seed_step
 from diffdistill.training.signals import led
 
 FSDP, DDP = {"parallel": {"strategy": "fsdp"}}, {"parallel": {"strategy": "ddp"}}
-UNSEEN = ("to_k.bias", "heads.0.0.bias")  # their gradient is nought, and Adam makes whole steps of its rounding
 
 
 @contextmanager
@@ -46,19 +46,6 @@ def gradients_seen(found):
         yield
     finally:
         Updater.require_finite = require
-
-
-@contextmanager
-def in_double():
-    """Within, everything is float64, whatever the code asks for: what is left between two runs is no rounding."""
-    before, single, cast = torch.get_default_dtype(), torch.float32, torch.Tensor.float
-    torch.set_default_dtype(torch.float64)
-    torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double
-    try:
-        yield
-    finally:
-        torch.float32, torch.Tensor.float = single, cast
-        torch.set_default_dtype(before)
 
 
 @contextmanager
