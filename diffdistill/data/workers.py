@@ -46,7 +46,12 @@ class Workers:
         self._mine = threading.local()
         started: list[subprocess.Popen[bytes]] = []
         self._started = started
-        self.close = weakref.finalize(self, _end, self._threads, started)
+        self._finish = weakref.finalize(self, _end, self._threads, started)
+
+    def close(self) -> None:
+        """End the processes, and wait for the threads that asked them."""
+        self._finish()
+        self._threads.shutdown()
 
     def submit(self, entries: Sequence[Entry], image_size: int | None) -> "Future[Decoded]":
         """Begin to decode some images."""
@@ -112,16 +117,17 @@ def _pixels(stream: Any, shape: Sequence[int]) -> np.ndarray:
 
 
 def _end(threads: ThreadPoolExecutor, started: "list[subprocess.Popen[bytes]]") -> None:
+    """Joins no thread: the collector of garbage may call this anywhere, in a thread too that holds the locks of all
+    threads because it is just starting.
+    """
     threads.shutdown(wait=False, cancel_futures=True)
     for process in started:
         with suppress(OSError):
             process.kill()
-    with suppress(RuntimeError):  # where one of these threads is the last to know of the pool
-        threads.shutdown()
     for process in started:
         process.wait()
         for stream in (process.stdin, process.stdout):
-            with suppress(OSError):
+            with suppress(OSError, RuntimeError):  # a thread that is reading ends by itself
                 stream.close()  # type: ignore[union-attr]
 
 

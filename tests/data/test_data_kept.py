@@ -1,18 +1,20 @@
 """Images in memory, in a cache on disk, or decoded as they are drawn: the same, and never others than those wanted."""
 
 import errno
+import gc
 import os
 import shutil
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from kept_world import COUNT, KINDS, encoded, folder, pictures, webdataset
 
-from diffdistill.data import cached, decoder, keep, load_images, stored, wanted
+from diffdistill.data import cached, decoder, keep, load_images, stored, wanted, workers
 from diffdistill.errors import DataError, DiskError
 
 
@@ -179,6 +181,25 @@ def test_a_damaged_member_of_a_zip_is_no_picture(tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"set\.zip is damaged at byte \d+ \(bad checksum\)"):
         data.images[0]
+
+
+def test_the_collector_of_garbage_waits_for_no_thread(monkeypatch):
+    """It may run in a thread that is just starting, which holds what the ends of all threads wait for."""
+    waits, shutdown = [], ThreadPoolExecutor.shutdown
+
+    def noted(self, wait=True, **more):
+        waits.append(wait)
+        shutdown(self, wait, **more)
+
+    pool = workers.Workers(1)
+    assert len(pool.submit([("one", encoded(pictures()[0]))], None).result().images) == 1
+    process, pool.itself = pool._started[0], pool
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", noted)
+    del pool
+    gc.collect()
+    assert waits
+    assert not any(waits)
+    assert process.poll() is not None
 
 
 def test_an_rgb_picture_that_streaming_did_not_foresee_is_refused(tmp_path, monkeypatch):
