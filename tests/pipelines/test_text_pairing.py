@@ -28,6 +28,7 @@ def test_a_step_has_the_prompts_of_its_images():
 
 def test_a_negative_prompt_is_that_of_its_own_image():
     model = nn.Linear(1, 1)
+    model.device = torch.device("cpu")
     table = {"": 0, "cat": 1, "dog": 2, "blurry": 3}
     model.prompts = SimpleNamespace(ids=lambda texts, negative=False: torch.tensor([table[text] for text in texts]))
     model.null_condition = torch.zeros_like

@@ -180,7 +180,12 @@ def too_few(names: Sequence[str], count: int) -> str | None:
 
 
 def check_enough(names: Sequence[str], count: int, data: str) -> None:
-    """DataError where `data` has fewer images than one of these metrics needs."""
+    """DataError where `data` has fewer images than one of these metrics needs.
+
+    >>> check_enough(["fid", "kid"], 3, "my/pngs")
+    Traceback (most recent call last):
+    diffdistill.errors.DataError: my/pngs has 3 images, and metric 'kid' needs 4 at least: give more, or ...
+    """
     if (need := too_few(names, count)) is not None:
         images = "1 image" if count == 1 else f"{count} images"
         raise DataError(f"{data} has {images}, and {need}: give more, or leave it out of the metrics")
