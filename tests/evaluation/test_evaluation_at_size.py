@@ -2,17 +2,22 @@
 
 from collections.abc import Callable
 from itertools import combinations, product
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from diffdistill.data import workers
 from diffdistill.evaluation import draws, frechet_error, kernel, moments
 from diffdistill.evaluation.draws import content_keys, ranked
 from diffdistill.evaluation.frechet import fit, frechet_terms
 from diffdistill.evaluation.frechet_error import bootstrap_error, delta_error
 from diffdistill.evaluation.kernel import kernel_distance
 from diffdistill.evaluation.moments import Gaussian, Moments
+from diffdistill.evaluation.subjects import Drawing, image_subject
 from diffdistill.parts.bench.measure import peak_bytes
 
 
@@ -200,3 +205,25 @@ def test_no_step_copies_all_features(work: Callable[[Tensor], object], monkeypat
     monkeypatch.setattr(kernel, "TILE", 256)
     x = normal(MANY, D, 17)
     assert peak_bytes(lambda: work(x), torch.device("cpu")) < x.nbytes / 2
+
+
+def test_images_that_several_processes_decode_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        side = 8 + i % 3
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(tmp_path / f"{i}.png")
+
+    def seen() -> list[Tensor]:
+        return [images for images, _ in image_subject(tmp_path, 30, Drawing())(None).batches]
+
+    alone = seen()
+    started = []
+    start = workers._start
+    monkeypatch.setattr(workers, "_start", lambda: started.append(1) or start())
+    monkeypatch.setattr(workers, "PATIENCE", -1.0)
+    monkeypatch.setattr(workers, "usual_workers", lambda: 2)
+    monkeypatch.setattr(workers, "IMAGES", 4)
+    shared = seen()
+    assert started
+    assert len(shared) == 30
+    assert all(torch.equal(one, other) for one, other in zip(alone, shared, strict=True))
