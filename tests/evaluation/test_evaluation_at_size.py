@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffdistill.data import workers
-from diffdistill.evaluation import draws, frechet_error, kernel, moments
+from diffdistill.evaluation import draws, frechet_error, kernel, moments, resize
 from diffdistill.evaluation.draws import content_keys, ranked
 from diffdistill.evaluation.frechet import fit, frechet_terms
 from diffdistill.evaluation.frechet_error import bootstrap_error, delta_error
@@ -227,3 +227,19 @@ def test_images_that_several_processes_decode_are_the_same(tmp_path: Path, monke
     assert started
     assert len(shared) == 30
     assert all(torch.equal(one, other) for one, other in zip(alone, shared, strict=True))
+
+
+@pytest.mark.parametrize(("before", "after"), [(32, 299), (37, 91), (64, 224), (70, 28), (9, 9)])
+def test_pillows_resize_is_the_same_as_products_elsewhere(before: int, after: int):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, before, before + 5), generator=generator).float()
+    pillow, products = (way(images, after, after + 2) for way in (resize._resize_clean, resize._resize_clean_there))
+    assert (pillow - products).abs().max() <= 2**-15  # one unit in the last place of 255
+    assert (pillow == products).double().mean() > 0.999
+
+
+@pytest.mark.parametrize("mode", ["tf", "clean"])
+def test_images_are_resized_where_they_are(mode: str):
+    there = torch.empty(2, 3, 20, 30, device="meta")
+    found = resize.resize(there, (10, 40), mode)
+    assert (found.device.type, tuple(found.shape)) == ("meta", (2, 3, 10, 40))
