@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffdistill.evaluation.frechet import Gaussian, Moments, fit, frechet_terms
+from diffdistill.evaluation.frechet import fit, frechet_terms
+from diffdistill.evaluation.moments import Gaussian, Moments
 
 BATCH = 500
 

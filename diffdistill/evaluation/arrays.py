@@ -10,6 +10,8 @@ from torch import Tensor
 
 from diffdistill.errors import DataError
 
+Array = Tensor | np.ndarray
+
 
 class Estimate(float):
     """A float that knows its standard error (NaN: unknown); `value, error = estimate` unpacks both."""
@@ -44,19 +46,19 @@ class Estimate(float):
         }
 
 
-def as_features(features: Tensor | np.ndarray, name: str = "features", minimum: int = 2) -> Tensor:
+def as_features(features: Array, name: str = "features", minimum: int = 2) -> Tensor:
     """Features `(N, d)` as a float64 tensor on the CPU; DataError unless finite, two-dimensional and N >= minimum."""
     x = torch.as_tensor(features).detach().to("cpu", torch.float64)
     if x.ndim != 2 or x.shape[1] == 0:
         raise DataError(f"{name} have shape {tuple(x.shape)}: they must be (N, d), one row an image")
     if len(x) < minimum:
         raise DataError(f"{name} hold {len(x)} images: at least {minimum} are needed")
-    if not x.isfinite().all():
+    if x.numel() and not torch.stack(x.aminmax()).isfinite().all():  # NaN is both; `isfinite` of all is as large
         raise DataError(f"{name} are NaN or infinite for {int((~x.isfinite()).any(1).sum())} of {len(x)} images")
     return x
 
 
-def as_pair(real: Tensor | np.ndarray, fake: Tensor | np.ndarray, minimum: int = 2) -> tuple[Tensor, Tensor]:
+def as_pair(real: Array, fake: Array, minimum: int = 2) -> tuple[Tensor, Tensor]:
     """Both sets as `as_features`; DataError if their numbers of features differ."""
     x, y = (
         as_features(real, "features of the first set", minimum),

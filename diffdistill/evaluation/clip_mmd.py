@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffdistill.evaluation.arrays import as_pair
-from diffdistill.evaluation.frechet import Array
+from diffdistill.evaluation.arrays import Array, as_pair
 
 CHUNK = 2048
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import DataError
-from diffdistill.evaluation.arrays import Estimate, as_features
+from diffdistill.evaluation.arrays import Array, Estimate, as_features
 from diffdistill.evaluation.extractors.hub import DEFAULTS, HubFeatures
-from diffdistill.evaluation.frechet import Array
 
 
 def clip_score(

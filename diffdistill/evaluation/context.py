@@ -14,7 +14,7 @@ from diffdistill.evaluation.arrays import Estimate
 from diffdistill.evaluation.backends import Backend
 from diffdistill.evaluation.draws import content_keys, ranked
 from diffdistill.evaluation.extractors.base import FeatureExtractor
-from diffdistill.evaluation.frechet import Gaussian
+from diffdistill.evaluation.moments import Gaussian
 from diffdistill.evaluation.reference import Reference
 from diffdistill.evaluation.text_scores import summary
 
@@ -49,7 +49,7 @@ class Context:
     backend: Backend
     seed: int
     floor: bool
-    resamples: int
+    resamples: int | None
     picture: Path | None = None
     warnings: list[str] = field(default_factory=list)
     floors: dict[Any, Any] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffdistill.data.order import splitmix, splitmix_array
 
-ROWS = 2**22  # entries that are hashed at a time
+ENTRIES = 2**16  # hashed at a time: few enough that they stay in the processor's cache
 
 
 def content_keys(features: Tensor) -> np.ndarray:
@@ -19,16 +19,20 @@ def content_keys(features: Tensor) -> np.ndarray:
 
     The words of a set are a function of its rows, whatever their order.
     """
-    x = np.ascontiguousarray(features.detach().to("cpu", torch.float64).numpy()) + 0.0  # -0 is 0
-    places = splitmix_array(np.arange(1, x.shape[1] + 1, dtype=np.uint64))
-    step = max(1, ROWS // max(1, x.shape[1]))
-    parts = [_words(x[start : start + step].view(np.uint64), places) for start in range(0, len(x), step)]
+    places = splitmix_array(np.arange(1, features.shape[1] + 1, dtype=np.uint64))
+    step = max(1, ENTRIES // max(1, features.shape[1]))
+    parts = [_words(_bits(part), places) for part in features.split(step)] if len(features) else []
     words = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
     order = np.argsort(words, kind="stable")
     first = np.concatenate([[True], words[order][1:] != words[order][:-1]])[: len(words)]
     numbers = np.arange(len(words)) - np.maximum.accumulate(np.where(first, np.arange(len(words)), 0))
     words[order] ^= splitmix_array(numbers.astype(np.uint64))  # of 0 it is 0
     return words
+
+
+def _bits(features: Tensor) -> np.ndarray:
+    x = np.ascontiguousarray(features.detach().to("cpu", torch.float64).numpy()) + 0.0  # -0 is 0
+    return x.view(np.uint64)
 
 
 def _words(bits: np.ndarray, places: np.ndarray) -> np.ndarray:

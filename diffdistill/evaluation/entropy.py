@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import DataError
-from diffdistill.evaluation.arrays import Estimate, as_features
-from diffdistill.evaluation.frechet import Array
+from diffdistill.evaluation.arrays import Array, Estimate, as_features
 
 
 def _score(p: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from diffdistill.evaluation.extractors.base import FeatureExtractor, large_batch
 from diffdistill.evaluation.extractors.hub import DEFAULTS, HubFeatures
 from diffdistill.evaluation.features import choose_features
 from diffdistill.evaluation.figures import figure_of, values_of
-from diffdistill.evaluation.frechet import Gaussian, Moments
 from diffdistill.evaluation.memorisation import thumbnails
 from diffdistill.evaluation.metrics import Metric, check_enough, metric, metrics
+from diffdistill.evaluation.moments import Gaussian, Moments
 from diffdistill.evaluation.reference import Reference, load_reference, sample_rows
 from diffdistill.evaluation.resize import check_mode
 from diffdistill.evaluation.sample import StreamSample
@@ -49,7 +49,7 @@ class Evaluator:
         mode: resize, `tf` or `clean`; None: the extractor's own.
         seed: of subsets and resamples.
         floor: also measure the reference against itself, at the same N.
-        resamples: of the bootstrap that gives fid its standard error; 0: none.
+        resamples: what gives fid its standard error: None, the delta method; so many bootstrap resamples; 0, nothing.
         clip_model: folder or Hub id of the CLIP that scores texts; None: the extractor if it is one, else the largest
             of OpenAI's.
         rewards: further scores of images for their texts, under `reward/NAME`.
@@ -85,7 +85,7 @@ class Evaluator:
         seed: int = 0,
         device: str | torch.device = "cpu",
         floor: bool = True,
-        resamples: int = 50,
+        resamples: int | None = None,
         clip_model: str | None = None,
         rewards: Sequence[Reward] = (),
         progress: bool = False,

@@ -12,92 +12,12 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from diffdistill.errors import DataError
-from diffdistill.evaluation.arrays import as_features, as_pair
-
-Array = Tensor | np.ndarray
-
-
-@dataclass(frozen=True)
-class Factor:
-    """A factor `A` of a covariance; log |det A| where it is square and regular; what was clipped to have it."""
-
-    matrix: Tensor
-    log_det: float | None = None
-    clipped: float = 0.0
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """Mean `(d,)` and covariance `(d, d)` of `n` images, float64; `rows`: the centred features where n <= d."""
-
-    mean: Tensor
-    covariance: Tensor
-    n: int | None = None
-    rows: Tensor | None = None
-
-    def factor(self, order: Tensor) -> "Factor":
-        """`A (k, len(order))` with `A^T A = S[order][:, order]`."""
-        if self.rows is not None:
-            return Factor(self.rows[:, order] / (len(self.rows) - 1) ** 0.5)
-        covariance = self.covariance[order][:, order]
-        lower, failed = torch.linalg.cholesky_ex(covariance)
-        if not failed:
-            return Factor(lower.T, log_det=float(lower.diagonal().log().sum()))
-        values, vectors = torch.linalg.eigh(covariance)
-        return Factor(values.clamp(min=0).sqrt()[:, None] * vectors.T, clipped=float(-values.clamp(max=0).sum()))
-
-    def problems(self) -> list[str]:
-        """What a reader of the number must know, a sentence each."""
-        texts = []
-        if self.n is not None and self.n <= len(self.mean):
-            texts.append(f"{self.n} images for {len(self.mean)} features: the distance is mostly small-sample bias")
-        if not self.covariance.any():
-            texts.append("all features are constant: the images are all alike, or the extractor is blind to them")
-        return texts
-
-
-class Moments:
-    """Streaming mean and covariance of features: float64, memory independent of the number of images.
-
-    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1979), which does not cancel.
-    """
-
-    def __init__(self, dim: int) -> None:
-        self.n = 0
-        self.mean = torch.zeros(dim, dtype=torch.float64)
-        self.scatter = torch.zeros(dim, dim, dtype=torch.float64)
-        self._rows: list[Tensor] = []  # kept only while there are at most `dim` of them
-
-    def update(self, features: Array) -> "Moments":
-        """Add features `(N, d)`; DataError if they are not finite or of another dimension."""
-        x = as_features(features, minimum=0)
-        if x.shape[1] != len(self.mean):
-            raise DataError(f"got {x.shape[1]} features, the statistics have {len(self.mean)}: use one extractor")
-        if len(x):
-            mean = x.mean(0)
-            self._merge(len(x), mean, (x - mean).T @ (x - mean))
-            self._rows = [*self._rows, x.clone()] if self.n <= len(self.mean) else []
-        return self
-
-    def _merge(self, n: int, mean: Tensor, scatter: Tensor) -> None:
-        total, gap = self.n + n, mean - self.mean
-        self.scatter += scatter + torch.outer(gap, gap) * (self.n * n / total)
-        self.mean = self.mean + gap * (n / total)
-        self.n = total
-
-    def gaussian(self) -> Gaussian:
-        """The fit, with the unbiased covariance; DataError for fewer than two images."""
-        if self.n < 2:
-            raise DataError(f"{self.n} images: a covariance needs at least 2")
-        rows = torch.cat(self._rows) if self._rows else None
-        if rows is not None:
-            rows = rows - rows.mean(0)
-        return Gaussian(self.mean, self.scatter / (self.n - 1), self.n, rows)
+from diffdistill.evaluation.arrays import Array, as_features, as_pair
+from diffdistill.evaluation.moments import Gaussian, Moments
 
 
 @dataclass(frozen=True)
@@ -123,13 +43,18 @@ def nuclear_norm(product: Tensor, log_det: float | None) -> float:
     return float(torch.linalg.svdvals(product).sum())
 
 
+def varying(a: Gaussian, b: Gaussian) -> Tensor:
+    """The features that vary in both sets, by falling variance, so that Cholesky's factors are graded and small
+    eigenvalues keep their digits. One that is constant in a set adds nothing, and would make the covariance singular.
+    """
+    variances = torch.stack([a.covariance.diagonal(), b.covariance.diagonal()])
+    order = variances.sum(0).argsort(descending=True)
+    return order[(variances[:, order] > 0).all(0)]
+
+
 def overlap(a: Gaussian, b: Gaussian) -> tuple[float, float]:
     """`tr (S1 S2)^(1/2)`, and the sum of the eigenvalues that were clipped because they were negative."""
-    variances = torch.stack([a.covariance.diagonal(), b.covariance.diagonal()])
-    # By falling variance, so that Cholesky's factors are graded and small eigenvalues keep their digits. A feature
-    # that is constant in one of the sets adds nothing, and would only make the covariance singular.
-    order = variances.sum(0).argsort(descending=True)
-    order = order[(variances[:, order] > 0).all(0)]
+    order = varying(a, b)
     one, other = a.factor(order), b.factor(order)
     known = one.log_det is not None and other.log_det is not None
     log_det = one.log_det + other.log_det if known else None  # type: ignore[operator]
@@ -189,22 +114,6 @@ def frechet_from_stats(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> 
         DataError: shapes that do not fit, values that are not finite, or a covariance that is none.
     """
     return frechet_terms(as_gaussian(mu1, sigma1), as_gaussian(mu2, sigma2)).value
-
-
-def bootstrap_error(reference: Gaussian, features: Tensor, *, resamples: int = 50, seed: int = 0) -> float:
-    """Standard error of the Fréchet distance over the draw of `features` `(N, d)`: the spread of bootstrap resamples.
-
-    The *spread* of the resampled distances is used, not their quantiles: a resample repeats images, which adds the
-    small-sample bias about once more to every resampled distance, and hardly any spread. Where bias is most of the
-    distance (few images, or a generator as good as the reference) the error comes out up to twice too large.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    n = len(features)
-    values = [
-        frechet_terms(reference, fit(features[torch.randint(n, (n,), generator=generator)])).value
-        for _ in range(resamples)
-    ]
-    return float(torch.tensor(values, dtype=torch.float64).std())
 
 
 def per_class_frechet(

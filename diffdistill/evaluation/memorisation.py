@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffdistill.data.rows import Images
-from diffdistill.evaluation.arrays import as_pair
-from diffdistill.evaluation.frechet import Array
+from diffdistill.evaluation.arrays import Array, as_pair
 from diffdistill.evaluation.precision_recall import squared_distances
 from diffdistill.files import replacing
 

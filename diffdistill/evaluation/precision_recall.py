@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import DataError
-from diffdistill.evaluation.arrays import as_pair
-from diffdistill.evaluation.frechet import Array
+from diffdistill.evaluation.arrays import Array, as_pair
 
 BLOCK = 2**23  # entries of a distance matrix held at once: 64 MB
 

@@ -17,7 +17,7 @@ from diffdistill.data import ImageSet
 from diffdistill.data.rows import Images
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.extractors.base import FeatureExtractor
-from diffdistill.evaluation.frechet import Gaussian, Moments
+from diffdistill.evaluation.moments import Gaussian, Moments
 from diffdistill.files import cache_dir, replacing
 
 FORMAT = "diffdistill-reference-1"

@@ -48,15 +48,15 @@ def with_channels(images: Tensor, channels: int) -> Tensor:
     return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
 
 
-def _axis(size_in: int, size_out: int) -> tuple[Tensor, Tensor, Tensor]:
-    position = torch.arange(size_out, dtype=torch.float32) * (size_in / size_out)
+def _axis(size_in: int, size_out: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    position = torch.arange(size_out, dtype=torch.float32, device=device) * (size_in / size_out)
     low = position.floor().long()
     return low, (low + 1).clamp(max=size_in - 1), position - low
 
 
 def _resize_tf(images: Tensor, height: int, width: int) -> Tensor:
-    top, bottom, down = _axis(images.shape[2], height)
-    left, right, across = _axis(images.shape[3], width)
+    top, bottom, down = _axis(images.shape[2], height, images.device)
+    left, right, across = _axis(images.shape[3], width, images.device)
     rows = torch.lerp(images[:, :, top], images[:, :, bottom], down[:, None])
     return torch.lerp(rows[..., left], rows[..., right], across)
 
@@ -69,8 +69,34 @@ def _resize_clean(images: Tensor, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.stack(resized)).unflatten(0, images.shape[:2]).clamp(0, 255)
 
 
+def bicubic_weights(size_in: int, size_out: int) -> Tensor:
+    """`(size_out, size_in)`, float64: the weights that Pillow's bicubic gives to the input pixels of an axis."""
+    wide = max(size_in / size_out, 1.0)  # a filter as wide as the pixels that become one
+    centre = (torch.arange(size_out, dtype=torch.float64)[:, None] + 0.5) * (size_in / size_out)
+    place = torch.arange(size_in, dtype=torch.float64)
+    # Pillow cuts the filter at whole pixels, where it is zero but for rounding.
+    inside = (place >= (centre - 2 * wide + 0.5).floor()) & (place < (centre + 2 * wide + 0.5).floor())
+    x = ((place + 0.5 - centre) / wide).abs()
+    near, far = (1.5 * x - 2.5) * x**2 + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0)) * inside
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _resize_clean_there(images: Tensor, height: int, width: int) -> Tensor:
+    """The same as products with Pillow's weights, in its order and precision, wherever the images are."""
+    down, across = (
+        bicubic_weights(*sizes).to(images.device) for sizes in ((images.shape[2], height), (images.shape[3], width))
+    )
+    rows = (images.double() @ across.T).float()
+    return (down @ rows.double()).float().clamp(0, 255)
+
+
 def resize(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Float32 `(N, C, H, W)` in [0, 255] on the CPU -> `(N, C, *size)`; unchanged where the size is right already."""
+    """Float32 `(N, C, H, W)` in [0, 255] -> `(N, C, *size)` where the images are; unchanged where the size is right.
+
+    On a CPU `clean` is Pillow itself, elsewhere its arithmetic, which needs float64.
+    """
     if tuple(images.shape[2:]) == tuple(size):
         return images
-    return (_resize_tf if mode == "tf" else _resize_clean)(images.contiguous(), *size)
+    clean = _resize_clean if images.device.type == "cpu" else _resize_clean_there
+    return (_resize_tf if mode == "tf" else clean)(images.contiguous(), *size)

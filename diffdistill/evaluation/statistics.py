@@ -15,7 +15,8 @@ import numpy as np
 from diffdistill.data.formats.arrays import Npz
 from diffdistill.errors import DataError
 from diffdistill.evaluation.extractors.base import FeatureExtractor
-from diffdistill.evaluation.frechet import Gaussian, as_gaussian
+from diffdistill.evaluation.frechet import as_gaussian
+from diffdistill.evaluation.moments import Gaussian
 from diffdistill.files import BROKEN_ZIP, replacing
 
 SEAL = "sha256"  # of all else in a file of ours

@@ -14,9 +14,10 @@ from torch import Tensor
 from diffdistill.data import ImageSet
 from diffdistill.data.formats import open_source
 from diffdistill.data.looking import looking, say
-from diffdistill.data.pixels import decode
+from diffdistill.data.pixels import Lost
 from diffdistill.data.prompts import Prompt, digest_of, given_prompts, spread
 from diffdistill.data.source import Source, is_picture
+from diffdistill.data.workers import in_order
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.captions import captions_of
@@ -226,7 +227,8 @@ def _arrays(source: Source, chosen: np.ndarray) -> Iterator[np.ndarray]:
         yield from (source.images[i] for i in chosen)
         return
     wanted = set(chosen.tolist())
-    yield from (decode(data, name) for i, (name, data) in enumerate(source.images) if i in wanted)
+    entries = (entry for i, entry in enumerate(source.images) if i in wanted)
+    yield from (image for _, image in in_order(entries, None, Lost()))
 
 
 def model_subject(

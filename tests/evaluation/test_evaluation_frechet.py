@@ -13,7 +13,8 @@ from torch import Tensor
 
 from diffdistill.errors import DataError
 from diffdistill.evaluation import frechet_distance, frechet_from_stats, load_features
-from diffdistill.evaluation.frechet import Moments, as_gaussian, fit, frechet_terms, nuclear_norm
+from diffdistill.evaluation.frechet import as_gaussian, fit, frechet_terms, nuclear_norm
+from diffdistill.evaluation.moments import Moments
 from diffdistill.evaluation.statistics import Statistics, check_same_features, load_statistics, save_statistics
 
 

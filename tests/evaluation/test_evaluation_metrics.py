@@ -12,7 +12,8 @@ from torch import Tensor
 from diffdistill.errors import DataError
 from diffdistill.evaluation import cmmd, frechet_distance, inception_score, kernel_distance, prdc
 from diffdistill.evaluation.draws import content_keys, ranked
-from diffdistill.evaluation.frechet import bootstrap_error, fit, per_class_frechet
+from diffdistill.evaluation.frechet import fit, per_class_frechet
+from diffdistill.evaluation.frechet_error import bootstrap_error
 from diffdistill.evaluation.kernel import polynomial_mmd
 from diffdistill.evaluation.memorisation import nearest_neighbours, neighbour_picture
 

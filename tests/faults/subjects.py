@@ -159,7 +159,7 @@ def reference(shop: Workshop) -> Subject:
 
 def statistics(shop: Workshop) -> Subject:
     """A statistics file, as `--reference FILE.npz` takes it."""
-    from diffdistill.evaluation.frechet import Moments
+    from diffdistill.evaluation.moments import Moments
     from diffdistill.evaluation.statistics import Statistics, load_statistics, save_statistics
 
     file = shop.folder("subject-statistics") / "statistics.npz"

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from diffdistill.evaluation.frechet import bootstrap_error, fit
+from diffdistill.evaluation.frechet import fit
+from diffdistill.evaluation.frechet_error import bootstrap_error
 
 
 def test_the_bootstraps_error_is_the_delta_methods():

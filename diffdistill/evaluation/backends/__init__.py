@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffdistill.evaluation.arrays import Estimate
-    from diffdistill.evaluation.frechet import Gaussian
+    from diffdistill.evaluation.moments import Gaussian
 
 
 @dataclass(frozen=True)

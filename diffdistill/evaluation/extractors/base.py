@@ -69,9 +69,13 @@ class FeatureExtractor:
             )
         return texts
 
+    def placed(self, images: Tensor) -> Tensor:
+        """Float32, where they are resized: on the device, or on the CPU where the device may have no float64."""
+        return images.to(self.device if self.device.type == "cuda" else "cpu").float()
+
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 `(N, C, H, W)` -> what `embed` expects."""
-        x = images.cpu().float()
+        x = self.placed(images)
         x = with_channels(x, self.channels) if self.channels else x
         return (resize(x, self.size, self.resize_used(*images.shape[2:])) if self.size else x).to(self.device)
 

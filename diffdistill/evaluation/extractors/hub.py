@@ -113,7 +113,7 @@ class HubFeatures(FeatureExtractor):
         return CLIP_SCALE if self.kind == "clip" else IMAGENET_SCALE
 
     def prepare(self, images: Tensor) -> Tensor:
-        x = with_channels(images.cpu().float(), 3)
+        x = with_channels(self.placed(images), 3)
         assert self.size is not None
         (height, width), side = x.shape[2:], self.size[0]
         if height != width:
