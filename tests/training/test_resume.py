@@ -70,7 +70,7 @@ def test_other_content_under_the_same_path_is_refused_and_may_be_wanted(tmp_path
     from_inputs(tmp_path, {"data": "1", "teacher": "2"})
     other = {"data": "1", "teacher": "3"}
     more = {"resume_from_checkpoint": "latest", "max_train_steps": 7}
-    with pytest.raises(ConfigError, match=r"the content of teacher 'tiny' is not what .* was trained with; put the former"):
+    with pytest.raises(ConfigError, match=r"the content of teacher 'tiny' is not what .* was trained with; put the"):
         from_inputs(tmp_path, other, **more)
     assert saved(tmp_path) == [2, 4, 6]
     assert from_inputs(tmp_path, other, allow_changed_inputs=True, **more).step == 7
