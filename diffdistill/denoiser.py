@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffdistill.errors import ConfigError
+from diffdistill.machine import send
 from diffdistill.process import Process
 from diffdistill.registry import Registry
 from diffdistill.request import Conditions, SamplingRequest, class_conditions
@@ -147,6 +148,10 @@ class Denoiser(nn.Module):
     def example_condition(self, count: int, device: torch.device) -> Tensor | None:
         """A valid condition to call the network with, `(count,)`; None if it takes none."""
         return None if self.num_classes is None else torch.zeros(count, dtype=torch.int64, device=device)
+
+    def placed(self, cond: Tensor | None) -> Tensor | None:
+        """Conditions `(B,)` of the CPU, where the network reads them; a text-to-image model's prompts stay there."""
+        return None if cond is None else send(cond, self.device)
 
     @property
     def example_pass(self) -> Callable[[], Tensor] | None:

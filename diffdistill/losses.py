@@ -304,7 +304,7 @@ def mean_weight(divergence: str | Divergence, logit: Tensor) -> Tensor:
     tensor(2.)
     """
     h = get_divergence(divergence).weight(logit.detach())
-    total, count = processes.total(torch.stack([h.sum(), h.new_tensor(float(len(h)))]))
+    total, count = processes.total(torch.stack([h.sum(), h.new_full((), len(h))]))
     return total.clamp_min(torch.finfo(h.dtype).tiny) / count
 
 

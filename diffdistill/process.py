@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
-from diffdistill.machine import finest
+from diffdistill.machine import finest, send
 
 Law = Literal["lognormal", "karras", "uniform", "loguniform", "shifted", "timestep"]
 
@@ -120,7 +120,7 @@ class LevelLaw:
     def draw(self, count: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """`(u, sigma)`, each `(count,)`, stratified: one draw in each of `count` equal cells of u, in random order."""
         cells = torch.randperm(count) + torch.rand(count)
-        u = (cells / count).to(device)
+        u = send(cells / count, device)
         return u, self.sigma(u)
 
 
@@ -267,7 +267,7 @@ class VP:
         return torch.where((time - time.round()).abs() < 1e-3, time.round(), time).float()
 
     def _table(self, device: torch.device) -> Tensor:
-        return self.log_sigmas.to(finest(device)).to(device)
+        return send(self.log_sigmas.to(finest(device)), device)
 
     def level_at(self, time: Tensor) -> Tensor:
         """The level of training steps (whole or not), the inverse of `time`; float32, same shape."""

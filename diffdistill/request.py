@@ -55,8 +55,7 @@ class Conditions:
 
         None in the second place is the model's own null condition.
         """
-        labels = self.labels(indices)
-        return None if labels is None else labels.to(model.device), None
+        return model.placed(self.labels(indices)), None
 
     def place(self, seed: int, index: int) -> tuple[int, int]:
         """`(seed, number)` of the generator of image `index`."""

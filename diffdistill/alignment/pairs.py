@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
-from diffdistill.machine import finest
+from diffdistill.machine import finest, send
 from diffdistill.process import per_sample, prediction_of
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def noise_pairs(
         u = torch.rand(len(latents_w), generator=generator, device=source)
     if noise is None:
         noise = torch.randn(latents_w.shape, generator=generator, device=source)
-    noise = noise.to(device)
-    t, alpha, sigma, kind = times(scheduler, u.to(device), shift)
+    noise = send(noise, device)
+    t, alpha, sigma, kind = times(scheduler, send(u, device), shift)
     x0, eps = torch.cat([latents_w, latents_l]).float(), torch.cat([noise, noise])
     t, alpha, sigma = (torch.cat([value, value]) for value in (t, alpha, sigma))
     a, s = per_sample(alpha, x0).float(), per_sample(sigma, x0).float()
@@ -133,7 +133,7 @@ def times(scheduler: Any, u: Tensor, shift: float | None) -> tuple[Tensor, Tenso
     steps = scheduler.config.num_train_timesteps
     if hasattr(scheduler, "alphas_cumprod"):
         t = (u * steps).long().clamp(max=steps - 1)
-        abar = scheduler.alphas_cumprod.to(u.device).to(finest(u.device))[t]
+        abar = send(scheduler.alphas_cumprod.to(finest(u.device)), u.device)[t]
         return t, abar.sqrt(), (1 - abar).sqrt(), scheduler.config.prediction_type
     if type(scheduler).__name__.startswith("FlowMatch"):
         factor = scheduler.config.shift if shift is None else shift

@@ -1,12 +1,29 @@
 """A batch taken in parts: the noise of the whole, its slices, and the means of the figures of the parts."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffdistill.machine import finest
+
 Metrics = dict[str, Tensor | float]
 """Figures of a step by their name in the log; tensors wait for the log before they are read."""
+
+
+def read(metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """The figures as numbers. All those of a device come in one transfer: each would stop it anew.
+
+    >>> read({"loss": torch.tensor(0.5), "rate": 0.25})
+    {'loss': 0.5, 'rate': 0.25}
+    """
+    there = {k: v for k, v in metrics.items() if isinstance(v, Tensor) and v.device.type != "cpu"}
+    numbers: list[float] = []
+    if there:
+        numbers = torch.stack([v.detach().reshape(()).to(finest(v.device)) for v in there.values()]).tolist()
+    known = dict(zip(there, numbers, strict=True))
+    return {name: known[name] if name in known else float(value) for name, value in metrics.items()}
 
 
 class StudentNoise(NamedTuple):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffdistill.matching.level_mean import LevelMean
+from diffdistill.matching.micro_batches import read
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +73,13 @@ class RatioTracker(nn.Module):
             logit = logit.float()
         return logit.clamp(-self.max_logit, self.max_logit)
 
-    def metrics(self) -> dict[str, float]:
-        """`ratio_mean_K`: E_q[r] of level bin K before calibration (right: 1); `ratio_clipped`: part clipped."""
-        values = {f"ratio_mean_{k}": mean for k, mean in enumerate(self.ratio.means().tolist())}
-        return values | {"ratio_clipped": self.clipped.means().item()}
+    def metrics(self) -> dict[str, Tensor]:
+        """`ratio_mean_K`: E_q[r] of level bin K before calibration (right: 1); `ratio_clipped`: part clipped.
+
+        Scalars on the device of the averages: whoever logs them reads them.
+        """
+        values = {f"ratio_mean_{k}": mean for k, mean in enumerate(self.ratio.means().unbind())}
+        return values | {"ratio_clipped": self.clipped.means()[0]}
 
     def _watch(self, active: Tensor) -> None:
         self.clipped.update(active.float(), torch.zeros_like(active, dtype=torch.float32))
@@ -84,7 +88,7 @@ class RatioTracker(nn.Module):
             return
         # At 1, 2, 4, ... times `warn_every` calls: a run that stays out of bounds should not fill the log.
         self._next_look *= 2
-        metrics = self.metrics()
+        metrics = read(self.metrics())
         clipped = metrics.pop("ratio_clipped")
         if clipped > 1e-3:
             logger.warning(

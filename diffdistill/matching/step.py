@@ -36,6 +36,7 @@ from diffdistill.process import LevelLaw, per_sample
 __all__ = ["DistributionMatching", "RewardLike"]
 
 LEVEL_BINS = 5
+OF_LEVEL = "score_gap/level_"
 
 
 class RewardLike(Protocol):
@@ -148,6 +149,7 @@ class DistributionMatching:
         memory: noise is drawn, and means are taken, over the whole batch.
         noise: drawn here if it is not given. count: images of the batch over all processes, of which x0 are this
         one's (`processes.rows`), with their part of the whole batch's noise; means are then taken over all.
+        Where no image lies in bin K of the level, the figure `score_gap/level_K` is absent; on an accelerator NaN.
         """
         c, x0 = self.choices, x0.detach()
         warm = progress < c.fisher_warmup
@@ -256,8 +258,10 @@ class DistributionMatching:
         bins = (u * LEVEL_BINS).long().clamp(0, LEVEL_BINS - 1)
         metrics: Metrics = {"score_gap/relative": relative.mean()}
         for k in range(LEVEL_BINS):
-            if bool((bins == k).any()):
-                metrics[f"score_gap/level_{k}"] = relative[bins == k].mean()
+            # NaN where no sample has such a level: to ask whether one has, the host would wait for the device.
+            inside = bins == k
+            if inside.device.type != "cpu" or bool(inside.any()):
+                metrics[f"{OF_LEVEL}{k}"] = torch.where(inside, relative, 0).sum() / inside.sum()
         metrics["x0/std"] = x.std()
         if not self.teacher.draws_texts:  # latents have no bounds
             # A tenth of half the range: a black background that is a shade too black is no harm.

@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from diffdistill.errors import CheckpointError
 from diffdistill.files import PICKLES
 from diffdistill.loading import load_whole
+from diffdistill.machine import send
 from diffdistill.rewards.clip_weights import TOKENIZER_FILES, ClipWeights
 from diffdistill.rewards.open_clip import VIT_H_14, clip_of_open_clip
 from diffdistill.rewards.preprocess import preprocess
@@ -76,7 +77,7 @@ class ClipReward:
                 input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
             )
             self._texts |= dict(zip(part, normalize(features_of(features).float()).cpu(), strict=True))
-        return torch.stack([self._texts[text] for text in texts]).to(device)
+        return send(torch.stack([self._texts[text] for text in texts]), device)
 
     def to(self, device: str | torch.device) -> "ClipReward":
         self.model = self.model.to(device)

@@ -72,7 +72,7 @@ class RewardTerm:
         reward `batch_size` at a time, and no more activations than theirs are ever held.
         """
         if isinstance(prompts, Tensor) and self.class_prompts is not None:
-            prompts = [self.class_prompts[int(label)] for label in prompts]
+            prompts = self.named(prompts)
         gradients, scores = [], []
         for start in range(0, len(x), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -85,6 +85,10 @@ class RewardTerm:
             f"reward/{name}": torch.cat([values[name] for values in scores]).mean() for name in scores[0]
         }
         return -self.weight * x[0].numel() * torch.cat(gradients), metrics
+
+    def named(self, labels: Tensor) -> list[str] | None:
+        """The texts of class labels `(B,)`, None where there are none. Labels of the CPU stop no device."""
+        return None if self.class_prompts is None else [self.class_prompts[label] for label in labels.tolist()]
 
     def _scores(self, images: Tensor, prompts: Prompts) -> dict[str, Tensor]:
         """`score`, attached to the images, and the scores of each part of a sum."""

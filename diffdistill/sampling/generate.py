@@ -12,6 +12,7 @@ from diffdistill import processes
 from diffdistill.data.pixels import to_uint8
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
+from diffdistill.machine import send
 from diffdistill.request import SamplingRequest
 from diffdistill.sampling.noise import ImageNoise
 from diffdistill.sampling.plan import Plan, plan_sampling
@@ -115,7 +116,7 @@ def sample_batch(
             x0 = _by_sampler(model, plan, denoise, noise)
         # A decoder's activations take more memory than all else, so a few images at a time.
         rows = min(CPU_ROWS, batch_size, model.decoder_rows(device))
-        return _by_rows(lambda chosen: model.decode(x0[chosen]).float(), len(x0), rows, device)
+        return _by_rows(lambda chosen: model.decode(_picked(x0, chosen)).float(), len(x0), rows)
     finally:
         model.train(was_training)
 
@@ -127,11 +128,11 @@ def _in_parts(model: Denoiser, plan: Plan, indices: Sequence[int], rows: int) ->
 
     def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
         def part(chosen: Tensor) -> Tensor:
-            level = sigma[chosen] if isinstance(sigma, Tensor) else torch.full((rows,), sigma, device=device)
-            c, n = (None if value is None else value[chosen] for value in (cond, null))
-            return model.guided(x[chosen], level, c, plan.conditions.guidance_scale, n)
+            level = _picked(sigma, chosen) if isinstance(sigma, Tensor) else torch.full((rows,), sigma, device=device)
+            c, n = (None if value is None else _picked(value, chosen) for value in (cond, null))
+            return model.guided(_picked(x, chosen), level, c, plan.conditions.guidance_scale, n)
 
-        return _by_rows(part, len(x), rows, device)
+        return _by_rows(part, len(x), rows)
 
     return denoise
 
@@ -154,10 +155,15 @@ def _by_scheduler(
     return solve_scheduled(denoise, noise, schedulers, observe)
 
 
-def _by_rows(call: Callable[[Tensor], Tensor], count: int, rows: int, device: torch.device) -> Tensor:
+def _picked(values: Tensor, chosen: Tensor) -> Tensor:
+    """Those rows; an index that is already on their device, or on its way, stops nobody."""
+    return values[send(chosen, values.device)]
+
+
+def _by_rows(call: Callable[[Tensor], Tensor], count: int, rows: int) -> Tensor:
     """`call` on the indices of exactly `rows` images at a time; a shorter rest is filled up with its last."""
     parts = []
     for at in range(0, count, rows):
-        chosen = torch.arange(at, at + rows, device=device).clamp(max=count - 1)
+        chosen = torch.arange(at, at + rows).clamp(max=count - 1)
         parts.append(call(chosen)[: count - at])
     return torch.cat(parts)

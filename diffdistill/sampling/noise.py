@@ -7,6 +7,7 @@ from torch import Tensor
 
 from diffdistill.data.prompts import MOST_SEED
 from diffdistill.errors import ConfigError
+from diffdistill.machine import send
 
 
 def image_seed(seed: int, index: int) -> int:
@@ -49,4 +50,4 @@ class ImageNoise:
         """The next noise of every image: float32 `(B, C, H, W)`."""
         rows = [torch.randn((1, *self.shape), generator=generator) for generator in self.generators]
         factor, self.start = self.start, 1.0
-        return factor * torch.cat(rows).to(self.device)
+        return factor * send(torch.cat(rows), self.device)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
+from diffdistill.machine import send
 from diffdistill.parts.exposure_bias.coordinates import coordinates
 from diffdistill.process import VP, Process
 from diffdistill.sampling.noise import ImageNoise
@@ -114,7 +115,7 @@ def solve_scheduled(
         levels = [s_i / alpha_i for alpha_i, s_i in places]
         if observe is not None:
             observe(index, x, alpha, s)
-        x0 = denoise(x / alpha, levels[0] if shared else torch.tensor(levels, device=x.device))
+        x0 = denoise(x / alpha, levels[0] if shared else send(torch.tensor(levels), x.device))
         output = (x - alpha * x0) / s
         parts = []
         for row, scheduler in enumerate(schedulers):
@@ -131,4 +132,5 @@ def solve_scheduled(
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
     """One number for all rows, or one a row, as `(1 or B, 1, 1, 1)`."""
-    return torch.tensor(values, dtype=torch.float64).to(like).reshape(-1, *[1] * (like.ndim - 1))
+    column = torch.tensor(values, dtype=torch.float64).to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+    return send(column, like.device)

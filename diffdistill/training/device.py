@@ -8,7 +8,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from diffdistill.errors import ConfigError
-from diffdistill.machine import cores
+from diffdistill.machine import cores, send
 
 
 def fast_bf16(device_type: str) -> bool:
@@ -52,4 +52,4 @@ class Device:
 
     def put(self, images: Tensor | None, labels: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """A batch on the device."""
-        return None if images is None else images.to(self.name), None if labels is None else labels.to(self.name)
+        return None if images is None else send(images, self.name), None if labels is None else send(labels, self.name)

@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from diffdistill import processes
 from diffdistill.config.schema import Run
-from diffdistill.matching.micro_batches import Metrics
+from diffdistill.matching.micro_batches import Metrics, read
 from diffdistill.training.attention import Networks
 from diffdistill.training.flat import Parts, checksum
 from diffdistill.training.log import Log
+from diffdistill.training.optim.updater import notes_of, require_unbroken
 from diffdistill.training.randomness import seed_step
 from diffdistill.training.resume import Inputs, resume, settings_of
 from diffdistill.training.sharded.plan import Plan
@@ -51,7 +52,8 @@ class TrainingRun(Generic[Model]):
     step, seconds: updates done and the time they took, over all sittings. metrics: of the last update. evaluation: the
     last one, made at step `evaluated`. kept_step: the step whose checkpoint must stay. ended: an observer wants no
     more steps. inputs: what the run is made from. saved: the step of the last checkpoint, written at `saved_at`.
-    went_back: the step whose tensors these are, where the run went back to them.
+    went_back: the step whose tensors these are, where the run went back to them. notes: of updates that were not
+    finite, on an accelerator (`Updater`).
     """
 
     task: Task[Model]
@@ -71,6 +73,7 @@ class TrainingRun(Generic[Model]):
     saved: int | None = None
     saved_at: float = 0.0
     went_back: int | None = None
+    notes: Metrics = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.saved_at = time.monotonic()
@@ -109,10 +112,15 @@ class TrainingRun(Generic[Model]):
         """Put values beside the progress bar."""
         self.bar.set_postfix(values)
 
+    def check(self) -> None:
+        """NonFiniteError if an update was not finite; for who looks at the model. The CPU's said so at once."""
+        require_unbroken(read(self.notes))
+
     def save(self, replace: bool = False) -> None:
         """Write a checkpoint of this step, once; prune old ones, but that of `kept_step`."""
         if self.saved == self.step and not replace:
             return
+        self.check()
         state = {
             "seconds": self.seconds,
             "threads": torch.get_num_threads(),
@@ -203,11 +211,13 @@ def _train(run: TrainingRun[Any], observers: Sequence[Observer]) -> None:
             seed_step(run.config.seed, run.step)
             with processes.talking():  # torch does, within the passes of sharded networks
                 run.metrics = run.task.update(run.step)
+            run.notes |= notes_of(run.metrics)
             run.seconds += time.perf_counter() - began
             run.step += 1
             run.bar.update()
             led(lambda: _each(observers, "after", run), at_once=False)
         run.agree()
+    run.check()
     led(lambda: _each(observers, "end", run))
 
 

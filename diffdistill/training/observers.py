@@ -4,6 +4,7 @@ Saving comes before looking: a kill while the model is drawn or measured, which 
 it did not come to is done when the run is resumed.
 """
 
+import math
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -14,9 +15,11 @@ from tqdm import tqdm
 from diffdistill.config.schema import Run
 from diffdistill.errors import DataError, NonFiniteError
 from diffdistill.evaluation.figures import features_of, label_of, numbers_of
-from diffdistill.matching.micro_batches import Metrics
+from diffdistill.matching.micro_batches import Metrics, read
+from diffdistill.matching.step import OF_LEVEL
 from diffdistill.training.early_stop import EarlyStopObserver
 from diffdistill.training.loop import Observer, TrainingRun
+from diffdistill.training.optim.updater import BROKEN, require_unbroken
 from diffdistill.training.store import name_of
 
 Model_contra = TypeVar("Model_contra", contravariant=True)
@@ -58,14 +61,23 @@ class Steps(Observer):
 
     def after(self, run: TrainingRun[Any]) -> None:
         if run.due(run.config.log_every) or run.last or run.step == 1:
-            values = finite(run.metrics, run.step - 1)
+            values = finite({**run.metrics, **run.notes}, run.step - 1)
             run.record(values)
             run.show({name.split("/")[-1]: f"{value:.3g}" for name, value in values.items() if name in SHOWN})
 
 
 def finite(metrics: Metrics, step: int) -> dict[str, float]:
-    """Metrics as numbers; a NaN here means that something was lost before the guards saw it."""
-    values = {name: float(value) for name, value in metrics.items()}
+    """Metrics as numbers, in one transfer; NonFiniteError where an update, or a figure, was not finite.
+
+    NaN for a bin of the level says that no image lies in it; one that comes from an image is in `score_gap/relative`.
+    """
+    values = read(metrics)
+    require_unbroken(values)
+    values = {
+        name: value
+        for name, value in values.items()
+        if not name.endswith(BROKEN) and not (name.startswith(OF_LEVEL) and math.isnan(value))
+    }
     bad = [name for name, value in values.items() if value - value != 0]
     if bad:
         raise NonFiniteError(
@@ -114,6 +126,7 @@ class EvaluationObserver(Observer):
 
     def measured(self, run: TrainingRun[Any]) -> dict[str, Any]:
         """The figures, {} where there can be none: a run is not lost to them, its model is published all the same."""
+        run.check()
         try:
             with run.stop.window():
                 evaluation = self.monitor.evaluate(run.task.averaged())
@@ -157,5 +170,6 @@ class Grids(Observer):
         return run.folder / "samples" / f"{name_of(run.step)}.png"
 
     def draw(self, run: TrainingRun[Any]) -> None:
+        run.check()
         with run.stop.window():
             self.monitor.grid(run.task.averaged(), self.file(run))

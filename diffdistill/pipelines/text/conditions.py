@@ -25,14 +25,13 @@ class PromptConditions(Conditions):
         """Numbers in the model's table of prompts, and those of negative prompts where an image has one."""
         prompts = [self.prompt(i) for i in indices]
         negatives = {row: prompt.negative for row, prompt in enumerate(prompts) if prompt.negative is not None}
-        device = model.device
         # What is encoded here is kept, and a training may take gradients at it, which inference tensors refuse.
         with torch.inference_mode(False), torch.no_grad():
-            cond = model.prompts.ids([prompt.text for prompt in prompts]).to(device)
+            cond = model.prompts.ids([prompt.text for prompt in prompts])
             if not negatives:
                 return cond, None
             null = model.null_condition(cond).clone()
-            null[list(negatives)] = model.prompts.ids(list(negatives.values()), negative=True).to(device)
+            null[list(negatives)] = model.prompts.ids(list(negatives.values()), negative=True)
             return cond, null
 
     def place(self, seed: int, index: int) -> tuple[int, int]:

@@ -69,7 +69,11 @@ class TextDenoiser(Denoiser):
         return None
 
     def example_condition(self, count: int, device: torch.device) -> Tensor | None:
-        return torch.full((count,), self.prompts.null, dtype=torch.int64, device=device)
+        return torch.full((count,), self.prompts.null, dtype=torch.int64)
+
+    def placed(self, cond: Tensor | None) -> Tensor | None:
+        """As they are: numbers of prompts are looked up by the host, who would wait for those of a device."""
+        return cond
 
     def captions(self, cond: Tensor | None) -> list[str] | None:
         return None if cond is None else self.prompts.texts(cond)

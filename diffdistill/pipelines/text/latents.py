@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffdistill.data.pixels import to_model_range
+from diffdistill.machine import send
 
 ENCODED_PIXELS = 1 << 20
 
@@ -60,7 +61,7 @@ class Latents(Parts):
 
         One image at a time: a VAE's activations at 1024 pixels take more memory than all else in this pass.
         """
-        pixels = (to_model_range(picture.pixels[None]).to(self.device) for picture in pictures)
+        pixels = (send(to_model_range(picture.pixels[None]), self.device) for picture in pictures)
         return torch.cat([self.pipeline.vae.encode(image).latent_dist.parameters for image in pixels])
 
     def latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffdistill import processes
+from diffdistill.machine import send
 from diffdistill.pipelines.text.kept import Away, Condition, Kept, Prompt
 from diffdistill.pipelines.text.latents import Parts, Pixels
 from diffdistill.pipelines.text.shelf import Shelf
@@ -122,7 +123,7 @@ class Texts(Parts):
         sizes: None is `image_size`, not cropped; dtype: of the texts, None leaves them as they were encoded.
         """
         texts = self.encoded_together(prompts)
-        rows = {name: torch.cat([text[name] for text in texts]).to(self.device) for name in texts[0]}
+        rows = {name: send(torch.cat([text[name] for text in texts]), self.device) for name in texts[0]}
         rows = {name: value.to(dtype) if value.is_floating_point() else value for name, value in rows.items()}
         if sizes is None:
             whole = self.image_size, self.image_size

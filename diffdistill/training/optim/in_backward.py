@@ -33,11 +33,14 @@ class BackwardUpdater(Updater):
         assert weight.grad is not None
         processes.sum_gradients([weight])  # in the order of the pass, which is the same in all processes
         norm = weight.grad.norm()
-        self.require_finite(norm, self.now)
+        if norm.device.type == "cpu":  # elsewhere it is noted once, at the end
+            self.require_finite(norm, self.now)
         self.norms.append(norm)
         self.optimizer.step()  # of the one weight that has a gradient
         weight.grad = None
 
     def step(self, step: int) -> Metrics:
         """The figures of a step whose weights have moved."""
-        return self.figures(torch.stack(self.norms).norm(), step)
+        norm = torch.stack(self.norms).norm()
+        self.require_finite(norm, step)
+        return self.figures(norm, step)

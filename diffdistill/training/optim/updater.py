@@ -15,17 +15,21 @@ from diffdistill.optimizers import Muon, Optimizer
 from diffdistill.registry import is_plugin, load, named
 from diffdistill.sharding import is_sharded, local
 
+NEVER, BROKEN = -1, "/broken_at"
+
 
 class Updater:
     """AdamW, Adafactor or Muon: a stateless rate schedule, clipping, and a finite check before the weights move.
 
     The rate is a function of the step alone, so resuming needs only the moments: they and the step count live in
-    `optimizer.state`.
+    `optimizer.state`. On an accelerator the host does not wait for the check's answer: the first step that failed it
+    is noted there (`broken`) and handed on with the figures, and whoever reads them raises (`observers.finite`).
     """
 
     def __init__(self, name: str, parameters: Iterable[nn.Parameter], settings: Optimizer | Muon, total_steps: int):
         self.name = name
         self.settings = settings
+        self.broken: Tensor | None = None
         self.total_steps = total_steps
         self.parameters = [p for p in parameters if p.requires_grad]
         build = load(settings.builder) if is_plugin(settings.builder) else named(settings.builder)
@@ -48,7 +52,9 @@ class Updater:
         """Before the backward passes of `step`."""
 
     def step(self, step: int) -> Metrics:
-        """Clip, check, update, clear. NonFiniteError, before any weight moves, if the gradient is not finite."""
+        """Clip, check, update, clear. On the CPU NonFiniteError, before any weight moves, if the gradient is not
+        finite; elsewhere that is noted.
+        """
         processes.sum_gradients(self.parameters)
         norm = total_norm(self.parameters)
         self.require_finite(norm, step)
@@ -64,14 +70,34 @@ class Updater:
             group["lr"] = self.rate(step)
 
     def require_finite(self, norm: Tensor, step: int) -> None:
-        if not torch.isfinite(norm):
-            raise NonFiniteError(
-                f"the gradient of the {self.name} is not finite at step {step}; lower its learning_rate or use "
-                f"mixed_precision=no"
-            )
+        finite = torch.isfinite(norm)
+        if norm.device.type != "cpu":
+            before = torch.full_like(finite, NEVER, dtype=torch.int64) if self.broken is None else self.broken
+            self.broken = torch.where(finite | (before != NEVER), before, step)
+        elif not finite:
+            raise not_finite(self.name, step)
 
     def figures(self, norm: Tensor, step: int) -> Metrics:
-        return {f"{self.name}/grad_norm": norm, f"{self.name}/learning_rate": self.rate(step)}
+        note: Metrics = {} if self.broken is None else {f"{self.name}{BROKEN}": self.broken}
+        return {f"{self.name}/grad_norm": norm, f"{self.name}/learning_rate": self.rate(step), **note}
+
+
+def not_finite(name: str, step: int) -> NonFiniteError:
+    return NonFiniteError(
+        f"the gradient of the {name} is not finite at step {step}; lower its learning_rate or use mixed_precision=no"
+    )
+
+
+def notes_of(metrics: Metrics) -> Metrics:
+    """Of the figures of a step those that note on the device when a gradient was first not finite, if ever."""
+    return {name: value for name, value in metrics.items() if name.endswith(BROKEN)}
+
+
+def require_unbroken(values: dict[str, float]) -> None:
+    """NonFiniteError for the first step that one of the notes, which are read now, names."""
+    if bad := [(step, name) for name, step in values.items() if name.endswith(BROKEN) and step != NEVER]:
+        step, name = min(bad)
+        raise not_finite(name.removesuffix(BROKEN), int(step))
 
 
 def total_norm(weights: Iterable[nn.Parameter]) -> Tensor:

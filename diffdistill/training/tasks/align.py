@@ -14,6 +14,7 @@ from diffdistill.alignment.pairs import rows_of_pairs
 from diffdistill.config.align import Align, DiffusionDPO
 from diffdistill.data import batch_indices
 from diffdistill.data.pairs import Pair, PairSet, Picture, picture
+from diffdistill.machine import send
 from diffdistill.matching.micro_batches import Metrics, blank_like, parts_of
 from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.kept import Condition
@@ -100,7 +101,7 @@ class AlignTask:
         u, noise = torch.rand(count, device=latents.device), torch.randn_like(blank[:count])
         noised = noise_pairs(self.model.scheduler, *latents.chunk(2), u=u[mine], noise=noise[mine])
         cond = self.model.conditions([pair.text for pair in pairs] * 2, pictures)
-        ties = torch.tensor([pair.tie for pair in pairs], device=latents.device)
+        ties = torch.tensor([pair.tie for pair in pairs])
         self.updater.begin(step)
         metrics: Metrics = {}
         for rows in parts:
@@ -118,12 +119,12 @@ class AlignTask:
         l_w, l_l = noised.losses(self.predict(self.network, noised, cond), method.loss_space)
         extra = {"loss/win": l_w.detach().mean(), "loss/lose": l_l.detach().mean()}
         if isinstance(method, DiffusionDPO) and reference is not None:
-            smoothing = smoothing_of(ties, method.label_smoothing)
+            smoothing = smoothing_of(ties, method.label_smoothing, l_w.device)
             return diffusion_dpo_loss(
                 l_w, l_l, *reference, beta=method.beta, variant=method.variant, label_smoothing=smoothing
             ), extra
         settings: dict[str, Any] = method.model_dump(exclude={"name", "loss_space"})
-        return mapo_loss(l_w, l_l, label_smoothing=smoothing_of(ties, 0.0), **settings), extra
+        return mapo_loss(l_w, l_l, label_smoothing=smoothing_of(ties, 0.0, l_w.device), **settings), extra
 
     @torch.no_grad()
     def _reference_losses(self, noised: NoisedPairs, cond: Condition) -> tuple[Tensor, Tensor]:
@@ -153,8 +154,9 @@ class AlignTask:
         return self.model
 
 
-def smoothing_of(ties: Tensor, label_smoothing: float) -> float | Tensor:
-    return torch.where(ties, 0.5, label_smoothing) if bool(ties.any()) else label_smoothing
+def smoothing_of(ties: Tensor, label_smoothing: float, device: torch.device | str) -> float | Tensor:
+    """ties: on the CPU, where asking about them stops nothing."""
+    return send(torch.where(ties, 0.5, label_smoothing), device) if bool(ties.any()) else label_smoothing
 
 
 def pictures_of(pairs: Sequence[Pair], size: int, flips: Tensor | None = None) -> list[Picture]:

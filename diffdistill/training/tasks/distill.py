@@ -173,7 +173,9 @@ class DistillTask:
         count = config.train_batch_size
         mine = processes.rows(count)
         real, cond = self.data.draw(count, config.seed, batch, config.data.horizontal_flip, mine)
-        real, cond = self.device.put(*(rows_of(value, mine) for value in (real, cond)))
+        real, labels = (rows_of(value, mine) for value in (real, cond))
+        texts = None if labels is None else self.texts(labels)
+        (real, _), cond = self.device.put(real, None), self.student.placed(labels)
         x, sigma = self.student_input(real, cond)
         blank = blank_like(x, count)  # what is drawn is drawn for the batch of all processes
         parts = parts_of(len(x), config.micro_batch_size)
@@ -195,7 +197,7 @@ class DistillTask:
 
         if progress >= method.choices.critic_warmup:
             gradient, values = method.student_gradient(
-                x0, cond, progress, self.texts(cond), config.micro_batch_size,
+                x0, cond, progress, texts, config.micro_batch_size,
                 method.student_noise(blank).part(mine), count,
             )  # fmt: skip
             # The mean over C, H, W too, so that clipping thresholds mean what they mean in the papers.
@@ -211,9 +213,11 @@ class DistillTask:
         with self.device.autocast():
             return self.student(x, sigma, cond)
 
-    def texts(self, cond: Tensor | None) -> list[str] | None:
-        """The prompts of the images, for a reward; None where the condition is no text."""
-        return self.student.captions(cond)
+    def texts(self, cond: Tensor) -> list[str] | None:
+        """The prompts of the images, for a reward; None where the condition is no text. cond: still on the CPU."""
+        if self.reward is None:
+            return None
+        return self.student.captions(cond) or self.reward.named(cond)
 
     @torch.no_grad()
     def student_input(self, real: Tensor | None, cond: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from diffdistill.config.schema import Regression
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
+from diffdistill.machine import send
 from diffdistill.matching.micro_batches import Metrics, mean_of, parts_of, rows_of
 from diffdistill.pipelines.text.data import TextSet
 from diffdistill.sampling.levels import karras
@@ -83,8 +84,8 @@ class TrajectoryPairs:
             generator = torch.Generator().manual_seed(mix(self.seed, LEVEL_STREAM, k))
             later = torch.randint(1, len(self.levels), (len(image),), generator=generator)
             at = later * torch.randint(2, (len(image),), generator=generator)
-        x = states[torch.arange(len(image)), at.to(states.device)]
-        return x, torch.tensor(self.levels)[at].to(x.device), image, cond
+        x = states[torch.arange(len(image), device=states.device), send(at, states.device)]
+        return x, send(torch.tensor(self.levels)[at], x.device), image, cond
 
     def _trajectories(self, k: int) -> Trajectories:
         epoch, k = divmod(k, self.count)
@@ -93,8 +94,9 @@ class TrajectoryPairs:
         states, image, cond = self._all
         generator = torch.Generator().manual_seed(mix(self.seed, ORDER_STREAM, epoch))
         order = torch.randperm(len(image), generator=generator)
-        rows = order[k * self.batch : (k + 1) * self.batch].to(image.device)
-        return states[rows], image[rows], None if cond is None else cond[rows]
+        rows = order[k * self.batch : (k + 1) * self.batch]
+        there = send(rows, image.device)
+        return states[there], image[there], None if cond is None else cond[send(rows, cond.device)]
 
     @cached_property
     def _all(self) -> Trajectories:
@@ -115,9 +117,9 @@ class TrajectoryPairs:
     def _make(self, k: int) -> Trajectories:
         nothing = slice(0, 0)  # only the labels matter, in the proportions of the data
         _, labels = self.data.draw(self.batch, mix(self.seed, PAIRS_STREAM), k, rows=nothing)
-        _, cond = self.device.put(None, labels)
+        cond = self.teacher.placed(labels)
         generator = torch.Generator().manual_seed(mix(self.seed, PAIRS_STREAM, k))
-        noise = torch.randn((self.batch, *self.teacher.image_shape), generator=generator).to(self.device.name)
+        noise = send(torch.randn((self.batch, *self.teacher.image_shape), generator=generator), self.device.name)
         mine = processes.rows(self.batch)
         noise, mine_cond = noise[mine], rows_of(cond, mine)
         states = [self.teacher.process.start_scale(self.levels[0]) * noise]

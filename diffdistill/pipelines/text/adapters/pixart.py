@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffdistill.machine import send
 from diffdistill.pipelines.text.adapter import AdapterFor, TransformerAdapter
 from diffdistill.pipelines.text.kept import Condition
 from diffdistill.pipelines.text.texts import Size
@@ -20,7 +21,7 @@ class PixArt(TransformerAdapter):
         """Beside the text, height and width and their ratio, for networks made for 1024 pixels (2310.00426)."""
         added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if self.network.use_additional_conditions:
-            resolution = torch.tensor([size.target for size in sizes], dtype=torch.float32, device=self.device)
+            resolution = send(torch.tensor([size.target for size in sizes], dtype=torch.float32), self.device)
             added = {"resolution": resolution, "aspect_ratio": resolution[:, :1] / resolution[:, 1:]}
         return {**rows, "added_cond_kwargs": added}
 

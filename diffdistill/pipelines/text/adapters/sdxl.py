@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from diffdistill.machine import send
 from diffdistill.pipelines.text.adapter import Adapter, AdapterFor
 from diffdistill.pipelines.text.kept import Condition
 from diffdistill.pipelines.text.texts import Size, rows_of
@@ -28,7 +29,7 @@ class StableDiffusionXL(Adapter):
         """
         # In float32 whatever the text's precision: bfloat16 would make 1365 pixels 1368.
         ids = [(*size.original, *size.crop, *size.target) for size in sizes]
-        time_ids = torch.tensor(ids, dtype=torch.float32, device=self.device)
+        time_ids = send(torch.tensor(ids, dtype=torch.float32), self.device)
         return {
             "encoder_hidden_states": rows["encoder_hidden_states"],
             "added_cond_kwargs": {"text_embeds": rows["text_embeds"], "time_ids": time_ids},

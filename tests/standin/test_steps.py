@@ -1,0 +1,69 @@
+"""One update of every method, optimiser and phase: the CPU's numbers, and no wait of the host."""
+
+import pytest
+import torch
+from standin import WAITS, in_use
+from standin_runs import near, numbers, on, updated
+
+from diffdistill import machine
+from diffdistill.methods import METHODS
+from diffdistill.rewards import CallableReward
+from diffdistill.rewards.term import RewardTerm
+
+ONE = {"critic": {"updates_per_step": 1}}
+CASES = {
+    **dict.fromkeys(METHODS.names(), ONE),
+    "diff_instruct_pp": ONE | {"options": {"guidance_scale": 2.0}},
+    "diff_instruct_star": ONE | {"options": {"guidance_scale": 2.0}},
+    "sid": ONE | {"micro_batch_size": 3},
+    "train": {},
+}
+
+
+def agree(device, kind, folder, steps=1, **more):
+    """The task on the device, after steps that computed what the CPU does; the last waited for nothing."""
+    task, cpu = on(device, kind, folder, **more), on("cpu", kind, folder, **more)
+    updated(task, steps)
+    assert (dict(WAITS.read), dict(WAITS.sent)) == ({}, {})
+    updated(cpu, steps)
+    assert near(numbers(task), numbers(cpu))
+    return task
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_step_is_the_cpus_and_waits_for_nothing(kind, there, tmp_path):
+    agree(there, kind, tmp_path, **CASES[kind])
+
+
+def test_a_start_by_regression_with_muon(there, tmp_path):
+    regression = {"steps": 3, "pairs": 8, "solver_steps": 2, "muon": {}}
+    agree(there, "diff_instruct", tmp_path, steps=2, student={"steps": 2, "regression": regression})
+
+
+def test_a_reward_that_reads_the_names_of_classes(there, tmp_path):
+    def score(images, prompts):
+        return images.flatten(1).mean(1) * torch.tensor([float(len(p)) for p in prompts]).to(images.device)
+
+    task = on(there, "diff_instruct_pp", tmp_path, options={"guidance_scale": 2.0}, **ONE)
+    task.reward = RewardTerm(CallableReward(score, needs_prompt=True), 1.0, class_prompts=("a", "bb", "ccc"))
+    asked = []
+    task.method.reward = task.reward
+    score_of = task.reward.gradient
+    task.reward.gradient = lambda x, prompts: (asked.append(prompts), score_of(x, prompts))[1]
+    updated(task)
+    assert not WAITS.read
+    assert {type(text) for texts in asked for text in texts} == {str}
+
+
+def test_adafactor_is_torchs_own_and_asks_for_two_numbers_a_weight(there, tmp_path):
+    task = on(there, "train", tmp_path, optimizer={"name": "adafactor"})
+    updated(task)
+    assert WAITS.read.total() <= 2 * len(list(task.model.parameters()))
+
+
+def test_without_float64(monkeypatch, tmp_path):
+    """As on Apple's GPUs."""
+    monkeypatch.setattr(machine, "WITHOUT_FLOAT64", {"standin"})
+    with in_use(float64=False) as device:
+        for kind in ("train", "uni_instruct"):
+            updated(on(device, kind, tmp_path, **({} if kind == "train" else ONE)), 1)
