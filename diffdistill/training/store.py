@@ -128,7 +128,7 @@ class CheckpointStore:
         free, needed = shutil.disk_usage(self.folder).free, 1.01 * size
         if free < needed:
             raise DiskError(
-                f"a checkpoint needs {needed / 1e6:.0f} MB and '{self.folder}' has {free / 1e6:.0f} MB; free "
+                f"a checkpoint needs {needed / 1e6:.1f} MB and '{self.folder}' has {free / 1e6:.1f} MB; free "
                 f"space and resume"
             )
 

@@ -75,7 +75,7 @@ class Updater:
             before = torch.full_like(finite, NEVER, dtype=torch.int64) if self.broken is None else self.broken
             self.broken = torch.where(finite | (before != NEVER), before, step)
         elif not finite:
-            raise not_finite(self.name, step)
+            raise processes.together_told(not_finite(self.name, step))  # the norm is that of all
 
     def figures(self, norm: Tensor, step: int) -> Metrics:
         note: Metrics = {} if self.broken is None else {f"{self.name}{BROKEN}": self.broken}

@@ -118,7 +118,8 @@ def read(folder: Path, name: str, part: Part) -> None:
     if odd := wanted.keys() ^ {prefix + key for key in stored}:
         raise KeyError(f"it has other tensors, {min(odd)} among them")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is what one process is
+        # Each process reads what it needs by itself, and torch says twice, in other words, that it does.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled|.*assuming the intent is to load in a single")
         load(wanted, storage_reader=reader, no_dist=True)
     restore(part, targets)
 
