@@ -1,6 +1,8 @@
 """Several processes of this one, forked, that find each other as torchrun's do: their answers come back as tensors."""
 
+import contextlib
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -18,9 +20,13 @@ LIMIT = 120.0
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One below those that the system gives to whoever asks for any, each of several test processes with its own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 10
+    while True:
+        port = 21_000 + 1_000 * worker + secrets.randbelow(1_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def placed(rank, size, port):
