@@ -121,11 +121,24 @@ def _of_words(labels: list[str], name: str, class_names: Names | None, where: Wh
     if not set(words) <= known.keys():
         numbers = [NUMBER.fullmatch(word) is not None for word in words]
         if any(numbers) and all(one or word.lower() in MISSING for one, word in zip(numbers, words, strict=True)):
+            _check_spelling(words, name)
             return [_number(word) for word in words], class_names
         if class_names is None:
             class_names = classes_of(filter(None, words), name) or None
             known = {one: label for label, one in enumerate(class_names or ())}
     return [known.get(word, word or None) for word in words], class_names
+
+
+def _check_spelling(words: list[str], name: str) -> None:
+    """DataError for one number that is written in two ways, as folders of classes are refused for."""
+    spelling: dict[object, str] = {}
+    for word in words:
+        number = _number(word)
+        if number is not None and spelling.setdefault(number, word) != word:
+            refuse(
+                f"{name} has the labels {spelling[number]!r} and {word!r}, which are one number: write it in one way",
+                f"two spellings in {name}",
+            )
 
 
 def _number(word: str) -> int | str | None:

@@ -30,9 +30,11 @@ COLOURS = {1: "grayscale (1 channel)", 3: "RGB (3 channels)"}
 SAMPLE_STEPS = {"1": 255, "L;2": 85, "L;4": 17}
 """Gray PNG of fewer than 8 bits, by Pillow's word: it widens the samples, and leaves the transparent level alone."""
 
+INVERTED = "I;16I"  # 16 bits of a TIFF in which 0 is white: Pillow turns fewer bits around, and not these
 DARK = 1 << 12  # 16-bit values that stay below are of 12 bits or fewer
 BAND = 1 << 22  # pixels that are laid on white at a time
 ORIENTATION = 0x0112
+PHOTOMETRIC, SAMPLE_FORMAT, SIGNED = 262, 339, 2  # tags of a TIFF, and what the second says of numbers with a sign
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -94,9 +96,10 @@ def decode(
             warnings.simplefilter("ignore")  # odd metadata of images whose pixels are sound
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=_formats()) as opened:
+                stored = _stored(opened)  # not known any more when the pixels are read, as `look` may do
                 if look is not None:
                     look(opened)
-                image, orientation = _eight_bit(opened, name), orientation_of(opened)
+                image, orientation = _eight_bit(opened, stored, name), orientation_of(opened)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise DataError(f"{name} has more than {limit:.0f} million pixels: make it smaller or take it out") from error
@@ -137,8 +140,9 @@ class Lost:
         self.note_range(image)
 
     def note_range(self, image: Image.Image) -> None:
-        if image.mode.startswith("I"):
-            self.highest = max(self.highest or 0, int(image.getextrema()[1]))  # type: ignore[arg-type]
+        highest = _highest(image)
+        if highest is not None:
+            self.highest = max(self.highest or 0, highest)
 
     def add(self, other: "Lost") -> None:
         self.frames += other.frames
@@ -238,11 +242,51 @@ def fit_array(image: np.ndarray, size: int) -> np.ndarray:
     return fitted[..., None] if fitted.ndim == 2 else fitted
 
 
-def _eight_bit(image: Image.Image, name: str) -> Image.Image:
+def _stored(image: Image.Image) -> str:
+    """Pillow's word for the samples of a PNG or TIFF, as they are in the file; call it before they are read."""
+    tiles: Any = getattr(image, "tile", None)
+    if image.format not in ("PNG", "TIFF") or not tiles:
+        return ""
+    if image.mode.startswith("I;16") and _tag(image, PHOTOMETRIC) == 0:
+        return INVERTED
+    words = tiles[0][3]  # a word, or several arguments of which it is the first
+    return str(words[0] if isinstance(words, tuple) else words)
+
+
+def _tag(image: Image.Image, number: int) -> int | None:
+    """The first value of a tag of a TIFF."""
+    value: Any = getattr(image, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+def _highest(image: Image.Image) -> int | None:
+    """The highest value of a picture of 16 bits a channel, but for its transparency; None for others.
+
+    Of colours Pillow keeps the upper byte: theirs is the highest that it allows.
+    """
+    stored = _stored(image)
+    if image.mode == "I;16B":  # of which Pillow knows no extrema
+        values = np.asarray(image)
+        return 65535 - int(values.min()) if stored == INVERTED else int(values.max())
+    extrema: Any
+    if image.mode.startswith("I"):
+        extrema = image.getextrema()
+        return 65535 - int(extrema[0]) if stored == INVERTED else int(extrema[1])
+    if ";16" not in stored:
+        return None
+    extrema = image.getextrema()
+    bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
+    colours = [high for band, (_, high) in zip(image.getbands(), bands, strict=True) if band not in "Aa"]
+    if stored == "LA;16B":  # which Pillow widens to RGBA
+        colours = colours[:1]
+    return max(int(high) for high in colours) << 8 | 255
+
+
+def _eight_bit(image: Image.Image, stored: str, name: str) -> Image.Image:
     """The first frame in mode L or RGB, on white; a large one band by band, so that no more than two are in memory."""
     width, height = image.size
-    tiles: Any = getattr(image, "tile", None)
-    stored = str(tiles[0][3]) if image.format == "PNG" and tiles else ""  # Pillow's word for the samples
+    if _tag(image, SAMPLE_FORMAT) == SIGNED:
+        raise DataError(f"{name} has samples with a sign, which may mean several things: save it with 8 or 16 bits")
     image.load()
     rows = max(1, BAND // width)
     if rows >= height:
@@ -268,6 +312,8 @@ def _flat(image: Image.Image, stored: str, name: str) -> Image.Image:
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise DataError(f"{name} has more than 16 bits a channel: save it with 8 or 16")
+        if stored == INVERTED:
+            values = 65535 - values
         gray = np.rint(values.astype(np.float32) / 257).astype(np.uint8)  # 65535 is 255
         return Image.fromarray(gray if clear is None else np.where(values == clear, np.uint8(255), gray))
     if isinstance(clear, int) and stored in SAMPLE_STEPS:

@@ -1,18 +1,27 @@
 """What the columns of a table say beside images, labels and texts: the split of a row, and what is not read."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from diffdistill.data.layout import are_splits
 from diffdistill.data.looking import refuse, say, tell_splits
-from diffdistill.data.source import canonical_split
+from diffdistill.data.source import canonical_split, split_of
 from diffdistill.errors import DataError
 
-SPLIT_COLUMNS = ("split", "subset", "partition", "phase", "set")  # the others only where they hold names of splits
+# By how clearly they say it; all but the first only where they hold names of splits.
+SPLIT_COLUMNS = ("split", "splits", "dataset_split", "data_split", "subset", "partition", "phase", "set")
+# Columns that may be of splits and are not read: a warning where they hold a name of a split, or yes and no.
+SPLIT_WORDS = ("mode", "usage", "fold", "stage", "part", "type")
+SPLIT_FLAGS = {
+    f"{before}{one}"
+    for before in ("is_", "is", "")
+    for one in ("train", "training", "test", "val", "valid", "validation")
+}
 LABEL_WORDS = {
     "label", "labels", "class", "classes", "cls", "category", "target", "targets", "y", "class_id", "class_name",
     "label_id", "label_name", "fine_label", "coarse_label",
 }  # fmt: skip
+YES_NO = {"true", "false", "yes", "no", "0", "1"}
 TEXT_WORDS = {"text", "texts", "caption", "captions", "prompt", "prompts", "description", "txt"}
 
 
@@ -28,8 +37,26 @@ def say_unread(columns: Iterable[str], name: str) -> None:
 
 def split_column(columns: Iterable[str]) -> list[str]:
     """The columns that may say which split a row is of, by how clearly they are called so."""
-    there = set(columns)
-    return [column for column in SPLIT_COLUMNS if column in there]
+    there = sorted(set(columns), reverse=True)  # small letters before capitals
+    return [column for known in SPLIT_COLUMNS for column in there if _plain(column) == known]
+
+
+def say_unread_splits(columns: Iterable[str], values_of: Callable[[str], Sequence[Any]], name: str) -> None:
+    """A warning for columns that may say the splits of rows, of a table in which none is read that does."""
+    for column in sorted(set(columns)):
+        if _plain(column) in SPLIT_FLAGS:
+            meant = all(value in (0, 1) or str(value).strip().lower() in YES_NO for value in values_of(column))
+        else:
+            words = {str(value).strip() for value in values_of(column)} if _plain(column) in SPLIT_WORDS else set()
+            meant = any(map(split_of, words))
+        if meant:
+            say(
+                f"{name} has {column!r}, not read: the column of the splits is 'split', with train, validation or test"
+            )
+
+
+def _plain(column: str) -> str:
+    return column.strip().lower()
 
 
 def rows_of_split(column: str, values: Sequence[Any], split: str, name: str, where: Any) -> list[int] | None:
@@ -38,7 +65,7 @@ def rows_of_split(column: str, values: Sequence[Any], split: str, name: str, whe
     DataError for a row without a split, which is of none, and where none is of the one that is asked for.
     """
     there = {value for value in values if isinstance(value, str) and value.strip()}
-    if column != "split" and not (there and are_splits(there)):
+    if _plain(column) != SPLIT_COLUMNS[0] and not (there and are_splits(there)):
         return None
     missing = next((i for i, value in enumerate(values) if not isinstance(value, str) or not value.strip()), None)
     if missing is not None:

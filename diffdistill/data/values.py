@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 ROWS = 1024  # pictures that are converted at a time
 DARK = 32  # of 255, below which nothing can be seen
+ROUNDED = "rounded"
 HALF, FULL16 = 127, 65535
+ROUNDING = 1e-6  # beyond 0 or 1 by no more than this is the rounding of what made the fractions
+BELOW = -0.5  # fractions of -1 to 1 go lower; of 0 to 1 with a few negatives, as sharpening leaves them, do not
 REACH = 0.9  # of 1: values that go no further may be of -0.5 to 0.5, or less their mean
 
 
@@ -21,13 +24,14 @@ def as_bytes(array: "np.ndarray", name: str) -> "np.ndarray":
     | values | are taken |
     |---|---|
     | whole, 0 to 255, of any type | as they are |
-    | fractions from 0 to 1 | times 255, rounded |
-    | fractions from -1 to 1, some below 0 | (x + 1) * 127.5, rounded |
-    | fractions from 0 to 255, some above 127 | rounded |
+    | fractions from 0 to 1, or 1e-6 beyond | times 255, rounded |
+    | fractions from -1 to 1, some below -0.5 | (x + 1) * 127.5, rounded |
+    | fractions from 0 to 255, some above 127, and no picture from 0 to 1 | rounded |
     | uint16, some above 32767 | divided by 257, as pictures of 16 bits are |
 
     Of another type than uint8 one sentence says which it was. DataError for anything else: values that are no finite
-    numbers, other ranges, 0 and 1 alone, what would be black all over, booleans and what is no number.
+    numbers, other ranges, fractions with a few negatives, 0 and 1 alone, what would be black all over, booleans and
+    what is no number.
 
     >>> import numpy as np
     >>> as_bytes(np.array([0, 0.25, 1], np.float32), "mine")
@@ -48,6 +52,8 @@ def as_bytes(array: "np.ndarray", name: str) -> "np.ndarray":
     if meant is None:
         raise DataError(f"{name} is of type {array.dtype}, {_advice(low, high, fractions)}")
     how, function = meant
+    if how == ROUNDED:
+        _check_each(array, low, high, name)
     if how:
         say(f"{name} is of type {array.dtype} with values from {low:.4g} to {high:.4g}, {how}")
     result = np.empty(array.shape, np.uint8)
@@ -67,15 +73,27 @@ def _meaning(
     """What is said of values, and how they become 0 to 255; None where they may mean several things, or nothing."""
     if low >= 0 and high <= 255 and high > 1 and not fractions:
         return "taken as they are", lambda x: x
-    if low >= 0 and fractions and DARK / 255 <= high <= 1:
+    if low >= -ROUNDING and fractions and DARK / 255 <= high <= 1 + ROUNDING:
         return "taken times 255", lambda x: x * 255
-    if low < 0 and fractions and max(-low, high) <= 1 and max(-low, high) >= REACH:
+    if low < BELOW and fractions and REACH <= max(-low, high) <= 1 + ROUNDING:
         return "taken as (x + 1) * 127.5", lambda x: (x + 1) * 127.5
     if low >= 0 and fractions and HALF < high <= 255:
-        return "rounded", lambda x: x
+        return ROUNDED, lambda x: x
     if sixteen and high > FULL16 // 2:
         return "divided by 257", lambda x: x / 257
     return None
+
+
+def _check_each(array: "np.ndarray", low: float, high: float, name: str) -> None:
+    """DataError for a picture from 0 to 1 among those from 0 to 255, which would be black."""
+    for start, part in zip(range(0, len(array), ROWS), _parts(array), strict=True):
+        highest = part.max(axis=tuple(range(1, part.ndim)))
+        for place in ((highest >= DARK / 255) & (highest <= 1 + ROUNDING)).nonzero()[0]:
+            if (part[place] % 1).any():
+                raise DataError(
+                    f"{name} is of type {array.dtype}, with values from {low:.4g} to {high:.4g}, and image "
+                    f"{start + place} goes up to {highest[place]:.4g} alone: bring all pictures to one range"
+                )
 
 
 def _advice(low: float, high: float, fractions: bool) -> str:
@@ -84,4 +102,9 @@ def _advice(low: float, high: float, fractions: bool) -> str:
         return f"and holds no value but {low:g} and {high:g}: multiply it by 255 if 1 is white"
     if low >= 0 and high <= 1:
         return f"{between}, which is nearly black from 0 to 1: bring it to the whole range"
+    if BELOW <= low < 0 and fractions and high <= 1 + ROUNDING:
+        return (
+            f"{between}, which may mean several things: cut them to 0 to 1 if 0 is black, or bring them to -1 to 1 if "
+            "-1 is"
+        )
     return f"{between}, which may mean several things: bring them to 0 to 255, and save them as uint8"

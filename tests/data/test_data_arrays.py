@@ -45,6 +45,12 @@ LIKE_COLOUR = {
     "from 0 to 1, twice as long": (COLOUR / 255, "type float64 with values from 0 to 1, taken times 255"),
     "half precision": (FRACTIONS.astype(np.float16), "type float16 with values from 0 to 1, taken times 255"),
     "big-endian fractions": (FRACTIONS.astype(">f4"), "type >f4 with values from 0 to 1, taken times 255"),
+    "from 0 to 1, rounded below": (COLOUR / 255 - 1e-9, "with values from -1e-09 to 1, taken times 255"),
+    "from 0 to 1, rounded above": (
+        FRACTIONS * np.float32(1.0000002),
+        "type float32 with values from 0 to 1, taken times 255",
+    ),
+    "from -1 to 1, rounded": ((COLOUR / 127.5 - 1) * (1 + 1e-7), r"from -1 to 1, taken as \(x \+ 1\) \* 127\.5"),
     "from -1 to 1": (FRACTIONS * 2 - 1, r"values from -1 to 1, taken as \(x \+ 1\) \* 127\.5"),
     "half, from -1 to 1": ((FRACTIONS * 2 - 1).astype(np.float16), r"type float16 .* taken as \(x \+ 1\) \* 127\.5"),
     "NCHW from -1 to 1": (
@@ -80,6 +86,14 @@ REFUSED = {
     "less their mean": (FRACTIONS - FRACTIONS.mean(), r"type float32, with values from -0\.\d+ to 0\.\d+, which may"),
     "standardised": ((FRACTIONS - 0.5) / 0.25, "with values from -2 to 2, which may mean several things"),
     "a little out of range": (FRACTIONS * 1.01, "with values from 0 to 1.01, which may mean several things"),
+    "with one value below 0": (
+        np.where(np.arange(10)[:, None] == 7, FRACTIONS.min() - np.float32(0.03), FRACTIONS),
+        r"from -0\.03 to 1, which may mean several things: cut them to 0 to 1 if 0 is black, or bring",
+    ),
+    "with one picture from 0 to 255": (
+        np.concatenate([COLOUR[:1] + np.float32(0), FRACTIONS[1:]]),
+        r"from 0 to 255, and image 1 goes up to 0.9961 alone: bring all pictures to one range",
+    ),
     "divided twice": (FRACTIONS / 255, "which is nearly black from 0 to 1: bring it to the whole range"),
     "of 12 bits": (COLOUR.astype(np.uint16) * 16, "type uint16, with values from 0 to 4080, which may mean several"),
     "of 0 and 1 as floats": ((GRAY > 127) * 1.0, "no value but 0 and 1: multiply it by 255 if 1 is white"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from files_of_data import check, write
+from files_of_data import check, outcome, write
 
 from diffdistill.data import load_images
 
@@ -72,6 +72,8 @@ COLUMNS = {
     "of a spreadsheet's missing numbers": (["0", "1", "N/A"], r"has no label for line 4 of set/metadata\.csv"),
     "empty": (["cat", "", "dog"], r"has no label for line 3 of set/metadata\.csv: give every image one"),
     "with plus": (["+1", "2", "0"], ([1, 2, 0], None)),
+    "of one number in two spellings": (["01", "1", "2"], r"has the labels '01' and '1', which are one number: write"),
+    "of two digits": (["00", "01", "02"], ([0, 1, 2], None)),
     "huge": (["0", "99999999999", "1"], r"the label 99999999999 for line 3"),
     "of a class called none": (["none", "cat", "cat"], ([1, 0, 0], ("cat", "none"))),
 }
@@ -132,6 +134,23 @@ def test_arrays_that_may_be_labels(caplog):
     check("set.npz", r"~set\.npz has images, digit, read without labels, which are called 'labels'", caplog)
     np.savez("set.npz", images=PIXELS, labels=np.array(["b10", "b9", "b9", "a"]))
     check("set.npz", ([0, 64, 128, 192], [2, 1, 1, 0], ("a", "b9", "b10")), caplog)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"), [("train_images", "labels"), ("x_train", "y"), ("x_train", "train_labels")]
+)
+def test_labels_beside_images_of_a_split_are_read(images, labels, caplog):
+    np.savez("set.npz", **{images: PIXELS, labels: [2, 0, 1, 1]})
+    check("set.npz", ([0, 64, 128, 192], [2, 0, 1, 1], None), caplog)
+
+
+def test_labels_that_may_be_of_several_splits_are_said(caplog):
+    np.savez("set.npz", x_train=PIXELS, x_test=PIXELS, y=[2, 0, 1, 1])
+    check("set.npz", r"~has x_train, x_test, y, read without labels, which are called 'y_train'", caplog)
+    np.savez("set.npz", x_train=PIXELS, x_test=PIXELS)
+    assert "warning" not in outcome("set.npz", caplog)[1]
+    np.savez("set.npz", train_images=PIXELS, digit=[2, 0, 1, 1])
+    check("set.npz", r"~has train_images, digit, read without labels, which are called 'train_labels'", caplog)
 
 
 def test_a_class_folder_behind_a_link(caplog):

@@ -121,6 +121,56 @@ def test_sixteen_bits_that_hold_fewer_are_said(highest, caplog):
     assert outcome("set", caplog)[1] == ""
 
 
+@pytest.mark.parametrize("kind", [2, 6, 4])
+def test_colours_of_sixteen_bits_that_hold_fewer_are_said(kind, caplog):
+    samples = {2: (4095, 100, 0), 6: (4095, 100, 0, 65535), 4: (4095, 65535)}[kind]
+    write("folder", {"a.png": raw_png(16, kind, [words(*samples * 8)])})
+    check("set", "~set has images of 16 bits that go up to 4095 of 65535, so they are nearly black", caplog)
+    write("folder", {"b.png": raw_png(16, kind, [words(*[4096, *samples[1:]] * 8)])})
+    assert outcome("set", caplog)[1] == ""
+
+
+def tiff(values: np.ndarray, white_is_zero: bool = False, sample_format: int = 1) -> bytes:
+    """A gray TIFF of one strip, in the order of bytes and of the depth of its values."""
+    order = ">" if values.dtype.byteorder == ">" else "<"
+    height, width = values.shape
+    tags = [(256, width), (257, height), (258, values.itemsize * 8), (259, 1), (262, 0 if white_is_zero else 1)]
+    tags += [(273, 8 + 2 + 12 * 10 + 4), (277, 1), (278, height), (279, values.nbytes), (339, sample_format)]
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
+    head = struct.pack(f"{order}2sHIH", b"MM" if order == ">" else b"II", 42, 8, len(tags))
+    return head + entries + bytes(4) + values.tobytes()
+
+
+@pytest.mark.parametrize("form", ["u1", "<u2"])
+def test_tiff_in_which_zero_is_white(form, caplog):
+    levels = np.arange(0, 256, 4, dtype=form).reshape(8, 8)
+    stored = levels if form == "u1" else levels * 257
+    write("folder", {"a.tif": tiff(stored.astype(form), white_is_zero=True)})
+    assert np.array_equal(load_images("set").images[0, 0].numpy(), 255 - levels)
+    assert outcome("set", caplog)[1] == ""
+    Image.fromarray(stored.astype(form)).save("packed.tif", compression="tiff_adobe_deflate")
+    data = Path("packed.tif").read_bytes()
+    photometric = struct.pack("<HHII", 262, 3, 1, 1)
+    assert data.count(photometric) == 1
+    packed = data.replace(photometric, struct.pack("<HHII", 262, 3, 1, 0))
+    assert np.array_equal(decode(packed, "a.tif")[..., 0], 255 - levels)
+
+
+@pytest.mark.parametrize(("highest", "said"), [(65535, ""), (4095, "go up to 4095 of 65535")])
+def test_big_endian_tiff_of_sixteen_bits(highest, said, caplog):
+    values = np.linspace(0, highest, 64).astype(">u2").reshape(8, 8)
+    write("folder", {"a.tif": tiff(values)})
+    assert np.array_equal(load_images("set").images[0, 0].numpy(), np.rint(values.astype(float) / 257))
+    assert said in caplog.text
+    assert ("warning" in caplog.text) == bool(said)
+
+
+@pytest.mark.parametrize("form", ["i1", "<i2", ">i2"])
+def test_tiff_with_a_sign_is_refused(form, caplog):
+    write("folder", {"a.tif": tiff(np.full((8, 8), 100, form), sample_format=2)})
+    check("set", r"a\.tif has samples with a sign, which may mean several things: save it with 8 or 16 bits", caplog)
+
+
 def jpeg(mode: str, level: object) -> bytes:
     file = io.BytesIO()
     Image.new(mode, (8, 8), level).save(file, "jpeg")

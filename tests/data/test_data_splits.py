@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from files_of_data import check, in_form, png, write
+from files_of_data import check, in_form, outcome, png, write
 
 from diffdistill.data import load_images
 from diffdistill.data.layout import are_splits
@@ -139,6 +139,17 @@ TABLES = {
         r"no split 'train': choose one of fold1",
         r"no split 'test': choose one of fold1",
     ),
+    "a column in capitals": (
+        {"0.png": 1, "1.png": 2, "2.png": 200}
+        | csv("0.png,a,train\n1.png,b,train\n2.png,a,test\n", "file_name,label,Split"),
+        ([1, 2], [0, 1], ("a", "b")),
+        ([200], [0], ("a",)),
+    ),
+    "a column that may be of splits": (
+        {"0.png": 1, "1.png": 200} | csv("0.png,a,train\n1.png,a,test\n", "file_name,label,mode"),
+        r"~metadata\.csv.* has 'mode', not read: the column of the splits is 'split', with train, validation or test",
+        r"no split 'test': it is one set",
+    ),
     "a column with a gap": (
         {"0.png": 1, "1.png": 2} | csv("0.png,a,train\n1.png,b,\n", "file_name,label,split"),
         r"has no 'split' for line 3 of set/metadata\.csv: give every row one",
@@ -221,6 +232,36 @@ def test_a_column_of_splits_in_parquet(caplog):
     check("set", ([200],), caplog, split="val")
     parquet("set.parquet", [1, 200], split=["train", None])
     check("set.parquet", r"has no 'split' for row 1 of set\.parquet", caplog)
+
+
+@pytest.mark.parametrize("column", ["Split", "SPLIT", "splits", "dataset_split", "Subset", "data_split"])
+def test_spellings_of_a_column_of_splits(column, caplog):
+    parquet("set.parquet", [1, 200], **{column: ["train", "test"]})
+    check("set.parquet", ([1],), caplog)
+    check("set.parquet", ([200],), caplog, split="test")
+    rows = f'{{"file_name": "0.png", "{column}": "train"}}\n{{"file_name": "1.png", "{column}": "test"}}'
+    check(write("folder", {"0.png": 1, "1.png": 200, "metadata.jsonl": rows}), ([1],), caplog)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("is_train", [True, False], True),
+        ("IsTest", [0, 1], True),
+        ("train", ["yes", "no"], True),
+        ("Usage", ["Training", "PublicTest"], True),
+        ("mode", ["train", "val"], True),
+        ("mode", ["RGB", "L"], False),
+        ("train", [0.25, 0.5], False),
+    ],
+)
+def test_columns_that_may_be_of_splits_are_said(column, values, said, caplog):
+    parquet("set.parquet", [1, 200], **{column: values})
+    found, warned = outcome("set.parquet", caplog)
+    assert found[0] == [1, 200]
+    assert (f"set.parquet has '{column}', not read: the column of the splits is 'split'" in warned) == said
+    parquet("set.parquet", [1, 200], split=["train", "train"], **{column: values})
+    assert outcome("set.parquet", caplog)[1] == ""  # the split is known
 
 
 def test_pictures_beside_parquet_are_said(caplog):

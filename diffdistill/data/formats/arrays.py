@@ -47,7 +47,8 @@ def read_npz(name: str, path: Path, split: str) -> Source:
         only_split(split, name)
     array = arrays[images_key]
     images = _as_images(array, f"{images_key} in {name}")
-    labels_key = _labels_key((of_split | KEYS)[images_key], images_key in KEYS, arrays)
+    usual, beside = (of_split | KEYS)[images_key], () if images_key in KEYS else tuple(of_split.values())
+    labels_key = _labels_key(usual, beside, _only_of_its_split(arrays, images_key), arrays)
     if labels_key is None:
         _check_several(array.shape, f"{images_key} in {name}")
         return Source(len(images), images)
@@ -71,18 +72,29 @@ def _splits_of(arrays: "Npz", split: str) -> tuple[list[str], str | None]:
     return there, asked if asked in there else None
 
 
-def _labels_key(usual: str, whole: bool, arrays: "Npz") -> str | None:
+def _images_keys() -> list[str]:
+    spellings = [one for own in SPLITS.values() for one in own]
+    return [*KEYS, *(key for one in spellings for key in (f"x_{one}", f"{one}_images"))]
+
+
+def _only_of_its_split(arrays: "Npz", images_key: str) -> bool:
+    """Whether labels that name no split can only be those of these images."""
+    return not any(key in arrays for key in _images_keys() if key != images_key)
+
+
+def _labels_key(usual: str, beside: tuple[str, ...], whole: bool, arrays: "Npz") -> str | None:
     """The array of labels: the usual one beside those images, or the only one called as labels are.
 
+    beside: what labels of that split are called in other spellings. whole: whether labels without a split are theirs.
     DataError for several; a warning where other arrays are there and none is of labels.
     """
-    there = [key for key in (usual, *LABEL_KEYS) if key in arrays]
-    if usual in there or not whole:
-        return usual if usual in there else None
+    there = [key for key in dict.fromkeys((usual, *beside, *(LABEL_KEYS if whole else ()))) if key in arrays]
+    if usual in there:
+        return usual
     if len(there) > 1:
         refuse(f"{arrays.name} has the arrays {' and '.join(there)}: call the one with the labels {usual!r}")
         return None
-    if not there and len(arrays) > 1:
+    if not there and not set(arrays) <= set(_images_keys()):
         say(f"{arrays.name} has {', '.join(arrays)}, read without labels, which are called {usual!r}")
     return there[0] if there else None
 

@@ -12,7 +12,7 @@ from diffdistill.data.labels import Where
 from diffdistill.data.layout import are_splits, of_split
 from diffdistill.data.looking import refuse, say, say_unlisted
 from diffdistill.data.source import Pair, Source, as_caption, inside, only_split
-from diffdistill.data.tables import rows_of_split, say_unread, split_column
+from diffdistill.data.tables import rows_of_split, say_unread, say_unread_splits, split_column
 from diffdistill.data.text import Row, csv_rows, json_rows, read_text
 from diffdistill.data.walk import listed_of, pictures
 from diffdistill.errors import DataError
@@ -90,6 +90,8 @@ def _kept(rows: list[Row], files: list[PurePosixPath], split: str, name: str, ta
         kept = rows_of_split(column, [row.get(column) for _, row in rows], split, name, where)
         if kept is not None:
             return kept
+    columns = {column for _, row in rows for column in row}
+    say_unread_splits(columns, lambda column: [row.get(column) for _, row in rows], table)
     return of_split(files, split, name)
 
 

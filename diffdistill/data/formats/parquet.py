@@ -23,7 +23,7 @@ from diffdistill.data.source import (
     image_column,
     only_split,
 )
-from diffdistill.data.tables import rows_of_split, say_unread, split_column
+from diffdistill.data.tables import rows_of_split, say_unread, say_unread_splits, split_column
 from diffdistill.data.walk import listed_of, pictures
 from diffdistill.errors import DataError
 from diffdistill.files import parse_json
@@ -105,6 +105,7 @@ def _kept(
         kept = rows_of_split(column, column_of(tables, files, column), split, name, where)
         if kept is not None:
             return kept
+    say_unread_splits(names, lambda column: column_of(tables, files, column), name)
     only_split(split, name)
     return None
 
