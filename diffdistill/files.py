@@ -58,6 +58,14 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def stamp(known: os.stat_result) -> str:
+    """What changes when the content of a file does: its size, and the times of its last changes in nanoseconds.
+
+    The second of them, of its entry (`st_ctime`; where the system has none, that it was made), no program sets back.
+    """
+    return f"{known.st_size} {known.st_mtime_ns} {known.st_ctime_ns}"
+
+
 def read_text(file: Path) -> str:
     """The text of a file; UTF-8 on every machine."""
     return file.read_text("utf-8")

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffdistill.data.decoder import Place, Written, write
+from diffdistill.data.identity import with_labels
 from diffdistill.data.looking import looking, say, unreadable
 from diffdistill.data.pixels import Lost, check_all, fit_array, several_sizes
 from diffdistill.data.source import Entry
@@ -197,14 +198,6 @@ def _check(done: Written, wanted: Wanted, shape: tuple[int, int, int]) -> None:
         if tuple(other[:2]) == shape[1:]:
             raise MoreChannels
         raise DataError(several_sizes(wanted.data, wanted.first[0], shape[1:], label, other))
-
-
-def with_labels(digest: Any, labels: np.ndarray | None, texts: tuple[str, ...] | None) -> None:
-    """Add labels and texts to the digest of images, see `fingerprint`."""
-    if labels is not None:
-        digest.update(b"labels" + labels.astype("<i8").tobytes())
-    for text in texts or ():
-        digest.update(b"text" + text.encode() + b"\0")
 
 
 def labels_of(stored: Stored) -> np.ndarray | None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from diffdistill import processes
 from diffdistill.data.bounds import DISK_GB
-from diffdistill.data.cached import cached_images, labels_of, texts_of, with_labels
+from diffdistill.data.cached import cached_images, labels_of, texts_of
+from diffdistill.data.identity import with_labels
 from diffdistill.data.keep import PLACES, choose
 from diffdistill.data.looking import say, unreadable
 from diffdistill.data.order import batch_indices
@@ -191,7 +192,7 @@ def _streamed(wanted: Wanted, channels: int | None, workers: int | None) -> Imag
         raise DataError(
             f"{wanted.data} is of a kind that is read from its start to its end alone: set data.keep to memory or disk"
         )
-    return _as_set(wanted, rows, wanted.content)
+    return _as_set(wanted, rows, wanted.content(wanted.labels, wanted.texts))
 
 
 def _on_disk(wanted: Wanted, workers: int | None, disk_gb: float) -> ImageSet[Rows]:

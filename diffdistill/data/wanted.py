@@ -1,5 +1,6 @@
 """Which images are wanted: of what DATA, which split, how large and how many, and what a cache of them is called."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import PIL
 from PIL import features
 
 from diffdistill.data.formats import known_place, open_source
-from diffdistill.data.identity import content_of, files_of, state_of
+from diffdistill.data.identity import content_of, files_of, state_of, with_labels
 from diffdistill.data.looking import looking, refuse, unreadable
 from diffdistill.data.pixels import decode, fit_array
 from diffdistill.data.source import Entries, Entry, Source
@@ -66,14 +67,22 @@ class Wanted:
         place = os.path.abspath(self.path) if self._files[1] else self.data
         return cache_dir() / "images" / digest_of([reader, place, self.split, self.image_size, self.limit, self.state])
 
+    def content(self, labels: np.ndarray | None, texts: tuple[str, ...] | None) -> str:
+        """A fingerprint that needs no decoding: of what the files hold, see `content_of`, and of labels and texts.
+
+        labels, texts: those of the images, which a cache gives without opening the set.
+        """
+        beside = hashlib.sha256()
+        with_labels(beside, labels, texts)
+        parts = [self._content_of_files, beside.hexdigest(), self.split, self.image_size, self.limit]
+        return f"files-{digest_of(parts)}"
+
     @cached_property
-    def content(self) -> str:
-        """A fingerprint that needs no decoding: of names, sizes and samples of the files, of labels and of texts."""
+    def _content_of_files(self) -> str | None:
         files = self._files[1]
         base = self.path if self.path.is_dir() else self.path.parent
         with told_of(self.data):
-            of_files = content_of(files, base) if files else self.source.version
-        return f"files-{digest_of([of_files, self.split, self.image_size, self.limit])}"
+            return content_of(files, base) if files else self.source.version
 
     @cached_property
     def _opened(self) -> tuple[Source, list[str]]:

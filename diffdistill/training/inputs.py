@@ -25,12 +25,14 @@ def model_digest(model: str) -> str:
 
 
 def data_digests(data: Any) -> dict[str, str]:
-    """What a set of images is known by: their pixels, and the names, sizes and samples of its files; where images are
-    decoded as they are drawn, by the files alone.
+    """What a set of images is known by: their pixels, labels and texts, and what its files hold; where images are
+    decoded as they are drawn, without the pixels.
     """
-    images = getattr(data, "images", None)
-    origin = data.origin if isinstance(data, ImageSet) else getattr(images, "origin", None)
-    files = {} if origin is None else {FILES: origin.content}
+    images = data if isinstance(data, ImageSet) else getattr(data, "images", None)
+    files = {}
+    if isinstance(images, ImageSet) and images.origin is not None:
+        labels = None if images.labels is None else images.labels.numpy()
+        files = {FILES: images.origin.content(labels, images.texts)}
     return files if data.fingerprint in files.values() else {"data": data.fingerprint, **files}
 
 

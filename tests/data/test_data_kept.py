@@ -2,9 +2,11 @@
 
 import errno
 import gc
+import io
 import os
 import shutil
 import signal
+import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from kept_world import COUNT, KINDS, encoded, folder, pictures, webdataset
+from PIL import Image
 
 from diffdistill.data import cached, decoder, keep, load_images, stored, wanted, workers
 from diffdistill.errors import DataError, DiskError
@@ -104,6 +107,62 @@ def test_a_second_set_is_not_taken_for_the_first(tmp_path):
     assert second.fingerprint == kept(path, "memory").fingerprint != first.fingerprint
     (path / "class 0" / "00.png").unlink()
     assert len(kept(path, "disk")) == COUNT - 1
+
+
+def test_a_file_of_another_content_and_the_same_time_is_no_cached_one(tmp_path):
+    """Written in place and its time set back, put in its place, or behind a link that leads elsewhere now."""
+    arrays = np.random.default_rng(0).integers(0, 256, (4, 2, 8, 8, 3), dtype=np.uint8)
+    places = [tmp_path / "1", tmp_path / "2"]
+    for place, array in zip(places, arrays[:2], strict=True):
+        place.mkdir()
+        np.save(place / "x.npy", array)
+        os.utime(place / "x.npy", (10**9, 10**9))
+    link = tmp_path / "now"
+    link.symlink_to("1")
+
+    def is_told(array):
+        assert torch.equal(
+            kept(link / "x.npy", "disk").images[:], torch.from_numpy(array.transpose(0, 3, 1, 2).copy())
+        )
+
+    is_told(arrays[0])
+    link.unlink()
+    link.symlink_to("2")
+    is_told(arrays[1])
+    for array, in_place in ((arrays[2], True), (arrays[3], False)):
+        np.save(target := places[1] / ("x.npy" if in_place else "y.npy"), array)
+        os.utime(target, (10**9, 10**9))
+        target.replace(places[1] / "x.npy")
+        is_told(array)
+
+
+def test_features_of_a_streamed_set_are_not_those_of_another(tmp_path):
+    """Two tar files of one name and size, which differ between the places that samples were taken of."""
+    from diffdistill.evaluation import Evaluator
+
+    def packed(place, dark):
+        place.mkdir()
+        random = np.random.default_rng(1)
+        with tarfile.open(place / "set.tar", "w") as opened:
+            for i in range(60):
+                pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                content = encoded(
+                    Image.fromarray(pixels // 3 if dark and (5 <= i < 25 or 35 <= i < 55) else pixels), "PPM"
+                )
+                member = tarfile.TarInfo(f"{i}.ppm")
+                member.size = len(content)
+                opened.addfile(member, io.BytesIO(content))
+        return place / "set.tar"
+
+    one, other = packed(tmp_path / "one", False), packed(tmp_path / "other", True)
+    assert one.stat().st_size == other.stat().st_size
+    drawn = kept(one, "memory").images
+
+    def fid(path, where):
+        return Evaluator(kept(path, where), "pixels", ("fid",))([drawn])["metrics"]["fid"]["value"]
+
+    assert fid(one, "source") < 1e-6
+    assert fid(other, "source") == fid(other, "memory") > 1
 
 
 def test_a_set_that_changes_while_it_is_read_makes_no_cache(tmp_path, cache, monkeypatch):
