@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diffdistill.cli import main
 from diffdistill.data import ImageSet, load_images
+from diffdistill.data.layout import by_number
 from diffdistill.errors import DataError
 
 pytestmark = pytest.mark.crosscheck
@@ -79,7 +80,7 @@ def test_classes_and_counts_are_the_folders(theme: Path, icons: ImageSet):
 
 def test_transparency_lies_on_white(theme: Path, icons: ImageSet):
     """Against c a + 255 (1 - a) of Pillow's own colours and alpha, for every icon of the right size."""
-    files = [file for name in CLASSES for file in sorted((theme / name).rglob("*.png"))]
+    files = [file for name in CLASSES for file in sorted((theme / name).rglob("*.png"), key=by_number)]
     seen, clear = 0, 0
     for file, found in zip(files, icons.images, strict=True):
         with Image.open(file) as opened:
