@@ -64,7 +64,7 @@ def request(entries: Sequence[Entry], image_size: int | None, to: Place | None) 
         elif isinstance(encoded, Path):
             items.append([name, "path", os.fsdecode(encoded)])
         elif isinstance(encoded, Span):
-            items.append([name, "span", os.fsdecode(encoded.file), encoded.offset, encoded.size, encoded.crc])
+            items.append([name, "span", os.fsdecode(encoded.file), *encoded.place])
         else:
             items.append([name, "lost", str(encoded)])
     where = None if to is None else asdict(to)

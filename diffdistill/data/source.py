@@ -1,5 +1,6 @@
 """What every reader returns: images not yet decoded, labels, texts; pairs of images."""
 
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from diffdistill.data.labels import as_labels as as_labels
 from diffdistill.data.looking import refuse, say_unlisted, tell_splits
 from diffdistill.data.text import HALVED, check_whole, is_halved
 from diffdistill.errors import DataError
+from diffdistill.files import stamp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,27 +25,43 @@ Encoded = tuple[str, bytes | Path]
 
 @dataclass(frozen=True)
 class Span:
-    """The encoded bytes of an image inside of a larger file; `crc`: their CRC-32 where that is known."""
+    """The encoded bytes of an image inside of a larger file; `crc`: their CRC-32 where that is known; `state`: else
+    the `stamp` of the file when it was opened first.
+    """
 
     file: Path
     offset: int
     size: int
     crc: int | None = None
+    state: str | None = None
+
+    @property
+    def place(self) -> tuple[int, int, int | None, str | None]:
+        """All but the file."""
+        return self.offset, self.size, self.crc, self.state
 
     def read(self, most: int | None = None) -> bytes:
-        """All bytes, or the first `most`; DataError where the file, which held them once, has gone or is shorter."""
+        """All bytes, or the first `most`; DataError where the file, which held them once, has gone or changed."""
         size = self.size if most is None else min(most, self.size)
         try:
             with self.file.open("rb") as file:
                 file.seek(self.offset)
                 data = file.read(size)
+                now = stamp(os.fstat(file.fileno()))  # after it: what is written later is not what was read
         except FileNotFoundError as error:
             raise DataError(f"{self.file} has gone since it was opened: put it back, and start anew") from error
         if len(data) < size:
             raise DataError(f"{self.file} has become shorter since it was opened: fetch it again, and start anew")
+        if self.state is not None and now != self.state:
+            raise changed(self.file)
         if self.crc is not None and most is None and zlib.crc32(data) != self.crc:
             raise DataError(f"{self.file} is damaged at byte {self.offset} (bad checksum): make it again")
         return data
+
+
+def changed(file: Path) -> DataError:
+    """What is said of a file that is not what it was when the set was opened."""
+    return DataError(f"{file} has been changed since it was opened: start anew when nobody writes to it")
 
 
 # One image of a set: the same, or in the place of its bytes the sentence that says why there are none.

@@ -217,19 +217,40 @@ def test_a_shard_that_goes_or_is_cut_is_named_in_a_sentence(tmp_path):
     with pytest.raises(DataError, match=r"1\.tar has gone since it was opened: put it back"):
         data.draw(COUNT, 0, 5)
     shard.write_bytes(whole)
-    assert torch.equal(data.draw(COUNT, 0, 5)[0], kept(path, "memory").draw(COUNT, 0, 5)[0])
+    with pytest.raises(DataError, match=r"1\.tar has been changed since it was opened: start anew"):
+        data.draw(COUNT, 0, 5)
+    assert torch.equal(kept(path, "source").draw(COUNT, 0, 5)[0], kept(path, "memory").draw(COUNT, 0, 5)[0])
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("where", ["source", "once"])
+def test_a_shard_that_is_rewritten_gives_no_pictures_for_the_labels_that_were_read(tmp_path, kind, placed, where):
+    """In place or by another put there; drawn, or read from the start to the end."""
+    path, other = KINDS[kind](tmp_path / "set"), KINDS[kind](tmp_path / "other", gray=3)
+    data = kept(path, "source", workers=1)
+    shard = sorted(path.iterdir())[1]
+    now = other / shard.name
+    if placed:
+        now.replace(shard)
+    else:
+        shard.write_bytes(now.read_bytes())
+    with pytest.raises(DataError, match=rf"{shard.name} has been changed since it was opened") as error:
+        data.images[:] if where == "source" else [
+            decoder.decode(entry, name, None) for name, entry in data.images.entries
+        ]
+    assert error.value.exit_code == 3
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path):
     path = KINDS["parquet"](tmp_path / "set")
-    data = kept(path, "source", workers=0)
     file = path / "1.parquet"
     content = bytearray(file.read_bytes())
     content[4:-2000] = bytes(len(content) - 2004)
     with file.open("r+b") as opened:
         opened.write(content)
     with pytest.raises(DataError, match=r"1\.parquet is damaged, or not a parquet file"):
-        data.draw(COUNT, 0, 0)
+        kept(path, "source", workers=0).draw(COUNT, 0, 0)
 
 
 def test_a_damaged_member_of_a_zip_is_no_picture(tmp_path):

@@ -20,13 +20,14 @@ from diffdistill.data.source import (
     as_caption,
     as_labels,
     as_texts,
+    changed,
     image_column,
     only_split,
 )
 from diffdistill.data.tables import rows_of_split, say_unread, say_unread_splits, split_column
 from diffdistill.data.walk import listed_of, pictures
 from diffdistill.errors import DataError
-from diffdistill.files import parse_json
+from diffdistill.files import parse_json, stamp
 
 PAIR_COLUMNS = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
 ENDINGS = (".parquet",)
@@ -48,6 +49,7 @@ def read_parquet(name: str, path: Path, split: str) -> Source:
     Images are read as they are asked for. Raises DataError without pyarrow, or for a file or column that does not fit.
     """
     files, named = (alone(path), False) if path.is_file() else shards_of_split(name, path, split, ENDINGS)
+    states = [stamp(file.stat()) for file in files]  # before anything of them is read
     tables = [open_table(file) for file in files]
     names = _columns_of(tables, files, name)
     image = image_column(names, name, "rename the one with the images")
@@ -64,7 +66,7 @@ def read_parquet(name: str, path: Path, split: str) -> Source:
     if "text" in names:
         texts = as_texts(_chosen(column_of(tables, files, "text"), kept), name, at)
     count = sum(table.metadata.num_rows for table in tables) if kept is None else len(kept)
-    return Source(count, Rows(tables, files, image, kept), labels, texts, class_names)
+    return Source(count, Rows(tables, files, states, image, kept), labels, texts, class_names)
 
 
 def _chosen(values: list[Any], kept: list[int] | None) -> list[Any]:
@@ -222,10 +224,12 @@ class Rows:
 
     One after the other, a few rows are in memory. In any order, a row is read with its whole group of rows, and the
     last groups stay, up to GROUPS bytes. So groups of dozens of images are read fast, those of ten thousands are not.
+    states: the `stamp` of each file before it was opened; DataError where it is another, for rows would not be
+    those of the labels that were read.
     """
 
-    def __init__(self, tables: list[Any], files: list[Path], column: str, kept: list[int] | None):
-        self.tables, self.files, self.column, self.kept = tables, files, column, kept
+    def __init__(self, tables: list[Any], files: list[Path], states: list[str], column: str, kept: list[int] | None):
+        self.tables, self.files, self.states, self.column, self.kept = tables, files, states, column, kept
         metadata = [table.metadata for table in tables]
         self._groups = [(i, group) for i, one in enumerate(metadata) for group in range(one.num_row_groups)]
         rows = [metadata[i].row_group(group).num_rows for i, group in self._groups]
@@ -236,11 +240,11 @@ class Rows:
 
     def __iter__(self) -> Iterator[Entry]:
         wanted, place = None if self.kept is None else set(self.kept), -1
-        for table, file in zip(self.tables, self.files, strict=True):
+        for number, (table, file) in enumerate(zip(self.tables, self.files, strict=True)):
             row = -1
             batches = table.iter_batches(FEW, columns=[self.column])
             while True:
-                with _damage_named(file):
+                with self._unchanged(number):
                     batch = next(batches, None)
                 if batch is None:
                     break
@@ -269,6 +273,21 @@ class Rows:
             data = DataError(f"{file} has no image bytes in row {row}: {_instead(value)}")
         return f"row {row} of {file}", data
 
+    @contextmanager
+    def _unchanged(self, number: int) -> Iterator[None]:
+        """Within, a file is read; a change is told before damage, which may come of it."""
+        file = self.files[number]
+        try:
+            with _damage_named(file):
+                yield
+        finally:
+            try:
+                same = stamp(file.stat()) == self.states[number]
+            except FileNotFoundError:  # who has it open reads on
+                same = True
+            if not same:
+                raise changed(file)
+
     def _values(self, group: int) -> Any:
         """The column of a group of rows, still in Arrow's memory."""
         if group not in self._recent:
@@ -277,7 +296,7 @@ class Rows:
             number, own = self._groups[group]
             file, size = self.files[number], 0
             parts = []
-            with _damage_named(file):
+            with self._unchanged(number):
                 for batch in self.tables[number].iter_batches(FEW_IMAGES, row_groups=[own], columns=[self.column]):
                     size += batch.nbytes
                     check_size(size, file.stat().st_size, f"'{self.column}' of {file}")

@@ -32,7 +32,7 @@ from diffdistill.data.source import (
 from diffdistill.data.text import text_or_error
 from diffdistill.data.walk import LISTS, files_below, listed_of, pictures
 from diffdistill.errors import DataError
-from diffdistill.files import Twice, parse_json
+from diffdistill.files import Twice, parse_json, stamp
 
 BRACES = re.compile(r"(?P<head>.*)\{(?P<first>\d+)\.\.(?P<last>\d+)\}(?P<tail>.*\.tar)")
 MOST_FILES = 1_000_000
@@ -43,16 +43,17 @@ LABELS, TEXTS, RECORD = ("cls", "label"), ("txt", "text", "caption"), "json"
 
 @dataclass(frozen=True)
 class Member:
-    """A file in a tar: its name there, and where its bytes lie."""
+    """A file in a tar: its name there, where its bytes lie, and the state of the tar when that was read."""
 
     path: str
     tar: Path
     offset: int
     size: int
+    state: str
 
     @property
     def span(self) -> Span:
-        return Span(self.tar, self.offset, self.size)
+        return Span(self.tar, self.offset, self.size, state=self.state)
 
     def read(self, most: int | None = None) -> bytes:
         return self.span.read(most)
@@ -156,7 +157,8 @@ def members_of(tar: Path) -> list[Member]:
 
 def _read_members(tar: Path, members: list[Member]) -> int:
     """Append what is in a tar; returns where it ends."""
-    size, end = tar.stat().st_size, 0
+    known, end = tar.stat(), 0
+    state = stamp(known)  # one for all members
     try:
         with tarfile.open(tar, "r:") as archive:
             for info in archive:
@@ -164,8 +166,8 @@ def _read_members(tar: Path, members: list[Member]) -> int:
                     end = max(end, info.offset_data)
                     continue
                 end = info.offset_data + -(-info.size // 512) * 512
-                if _is_plain(info, tar, size):
-                    members.append(Member(info.name, tar, info.offset_data, info.size))
+                if _is_plain(info, tar, known.st_size):
+                    members.append(Member(info.name, tar, info.offset_data, info.size, state))
     except (tarfile.TarError, EOFError, OverflowError, ValueError, RecursionError, MemoryError) as error:
         raise DataError(f"{tar} is damaged or not a tar file ({error}): fetch it again") from error
     return end
