@@ -31,13 +31,19 @@ class Counting(Observer):
         WAITS.clear()
 
 
+class Drawing(Watcher):
+    def grid(self, model, file):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+
+
 def go(device, folder, kind="dmd2", **more):
     critic = {} if kind == "train" else {"critic": {"updates_per_step": 1}}
     more = {"max_train_steps": 2, "evaluation": {"at_end": False}} | critic | more
     folder.mkdir(parents=True, exist_ok=True)
     task, counting = on(device, kind, folder, **more), Counting()
     config = task.config
-    run_loop(task, config, folder, [*usual_observers(config, Watcher()), counting])
+    run_loop(task, config, folder, [*usual_observers(config, Drawing()), counting])
     return task, counting.waits
 
 
