@@ -14,7 +14,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 endif
 TORCH ?= torch==2.13.0
 PIP_ARGS ?=
-TESTS ?= -n 2
+TESTS ?= -n 2 --dist worksteal
 VENV := .venv
 TEXT := .venv-text
 FULL := .venv-full
