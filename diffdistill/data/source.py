@@ -241,8 +241,10 @@ def image_column(columns: Sequence[str], name: str, advice: str) -> str:
 
 def inside(member: str, name: str) -> str:
     """`member`, a relative path; DataError if it could lead out of the set it belongs to."""
-    path = PurePosixPath(member.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or PureWindowsPath(member).drive:
+    path, on_windows = PurePosixPath(member.replace("\\", "/")), PureWindowsPath(member)
+    # `c:x` is of another drive there alone; elsewhere it is a name like others.
+    drive = on_windows.drive and (on_windows.root or os.name == "nt")
+    if path.is_absolute() or ".." in path.parts or drive:
         raise DataError(f"{name} names the file {member!r}, which lies outside of it: use paths inside the set")
     return str(path)
 
