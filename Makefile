@@ -24,7 +24,7 @@ LOCKED = $(PIP) --require-hashes --no-deps -r
 EDITABLE = $(PIP) --no-deps --no-build-isolation -e .
 UV = uv pip compile --quiet --universal --python-version 3.11 --no-deps --no-header --no-annotate --generate-hashes
 # Test files that the light environment passes over, whole or in part.
-TEXT_FILES = $(shell grep -rlE 'importorskip.{2}(transformers|peft)' --include='test_*.py' tests)
+TEXT_FILES = $(shell grep -rlE 'importorskip.{2}(transformers|peft)' --include='test_*.py' --exclude-dir=standin tests)
 
 # The environment is set up again when what defines it changes, not when a file is merely newer.
 KEY := $(shell (cat pyproject.toml constraints/*; echo "$(PYTHON) $(TORCH)") | cksum | cut -d' ' -f1)
