@@ -7,6 +7,8 @@ import zipfile
 import numpy as np
 from PIL import Image
 
+from diffdistill.data import load_images
+
 COUNT = 23
 
 
@@ -92,3 +94,7 @@ KINDS = {
     "parquet": parquet,
     "npz": array,
 }
+
+
+def kept(path, where, **settings):
+    return load_images(str(path), keep=where, **{"workers": 0, **settings})

@@ -45,20 +45,30 @@ def doubled(load):
 
 
 @contextmanager
-def gradients_seen(found):
-    """Within, `gradient NUMBER NAME` of every update: of the whole batch, before it is clipped."""
-    require, numbers = Updater.require_finite, iter(range(10**9))
+def before_clipping(look):
+    """Within, `look(updater, norm)` sees every update: the gradient of the whole batch, before it is clipped."""
+    require = Updater.require_finite
 
-    def note(self, norm, step):
-        grads = [p.grad.flatten() for p in self.parameters if p.grad is not None]
-        found[f"gradient {next(numbers)} {self.name}"] = torch.cat(grads).clone()
+    def looked_at(self, norm, step):
+        look(self, norm)
         require(self, norm, step)
 
-    Updater.require_finite = note
+    Updater.require_finite = looked_at
     try:
         yield
     finally:
         Updater.require_finite = require
+
+
+def gradients_seen(found):
+    """Within, `gradient NUMBER NAME` of every update."""
+    numbers = iter(range(10**9))
+
+    def look(updater, norm):
+        grads = [p.grad.flatten() for p in updater.parameters if p.grad is not None]
+        found[f"gradient {next(numbers)} {updater.name}"] = torch.cat(grads).clone()
+
+    return before_clipping(look)
 
 
 def trained(make, steps):

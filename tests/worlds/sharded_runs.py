@@ -11,7 +11,7 @@ import torch._dynamo
 import torch.distributed.checkpoint
 import torch.distributed.fsdp
 from runs import data, settings, task
-from same_run import UNSEEN, in_double
+from same_run import UNSEEN, before_clipping, in_double
 
 from diffdistill import processes
 from diffdistill.pipelines.text import adapter
@@ -20,7 +20,6 @@ from diffdistill.sharding import is_sharded, whole
 from diffdistill.training.flat import checksum, tensors_of
 from diffdistill.training.loop import run_loop
 from diffdistill.training.observers import usual_observers
-from diffdistill.training.optim.updater import Updater
 from diffdistill.training.publish import DenoiserPublisher, publish
 from diffdistill.training.randomness import seed_step
 from diffdistill.training.signals import led
@@ -28,24 +27,18 @@ from diffdistill.training.signals import led
 FSDP, DDP = {"parallel": {"strategy": "fsdp"}}, {"parallel": {"strategy": "ddp"}}
 
 
-@contextmanager
 def gradients_seen(found):
-    """Within, `gradient NUMBER NAME` of the first update of each updater: of the whole batch, before it is clipped."""
-    require, seen = Updater.require_finite, set()
+    """Within, `gradient NAME` and `norm NAME` of the first update of each updater."""
+    seen = set()
 
-    def note(self, norm, step):
-        if self.name not in seen:
-            seen.add(self.name)
-            grads = [whole(p.grad).flatten() for p in self.parameters if p.grad is not None]
-            found[f"gradient {self.name}"] = torch.cat(grads).clone()
-            found[f"norm {self.name}"] = norm.clone()
-        require(self, norm, step)
+    def look(updater, norm):
+        if updater.name not in seen:
+            seen.add(updater.name)
+            grads = [whole(p.grad).flatten() for p in updater.parameters if p.grad is not None]
+            found[f"gradient {updater.name}"] = torch.cat(grads).clone()
+            found[f"norm {updater.name}"] = norm.clone()
 
-    Updater.require_finite = note
-    try:
-        yield
-    finally:
-        Updater.require_finite = require
+    return before_clipping(look)
 
 
 @contextmanager
