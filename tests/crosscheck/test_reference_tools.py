@@ -104,7 +104,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Tens
 
 
 @pytest.fixture
-def native(shared: Path, pictures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
+def native(
+    shared: Path, pictures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, consent: None
+) -> Callable[..., float]:
     """Our number, from images, with any backend."""
     monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path))
     _, _, real, fake = pictures
