@@ -18,6 +18,7 @@ from diffdistill.evaluation.figures import numbers_of
 from diffdistill.pipelines.text.adapter import load_pipeline
 from diffdistill.pipelines.text.denoiser import TextDenoiser
 from diffdistill.pipelines.text.shelf import shelf_of
+from diffdistill.precision import OWN, Precision, name_of
 from diffdistill.reporting.report import write_report
 from diffdistill.training.attention import choose_attention
 from diffdistill.training.batches import described_classes, names_of_classes, training_data, training_pairs
@@ -117,7 +118,7 @@ def align(resolved: Resolved[Align]) -> Result:
     device = Device(config.mixed_precision, config.num_threads)
     check_parallel(config, device)
     pairs, held_out = training_pairs(config)
-    model = load_pipeline(config.model)
+    model = load_pipeline(config.model, precision_of_run(device))
     model.kept.limit = config.data.prompt_cache_gb * 1e9
     model.shelf = shelf_of(config.model, config.data.prompt_disk_gb)
     task = AlignTask(config, model, pairs, device)
@@ -129,10 +130,16 @@ def align(resolved: Resolved[Align]) -> Result:
 
 def loaded(config: Distill, device: Device) -> Denoiser:
     """The teacher; its network where it can wait until it is known how it fits, its other parts on the device."""
-    teacher = Denoiser.from_pretrained(config.teacher, home(config, device))
+    teacher = Denoiser.from_pretrained(config.teacher, home(config, device), precision_of_run(device))
     if isinstance(teacher, TextDenoiser):
         teacher.adapter.place(device.name)
     return teacher
+
+
+def precision_of_run(device: Device) -> Precision:
+    """What a run reads a model of texts in: its network as the files have it, for copies of it are trained in float32,
+    and the text encoders, which only feed it, in the precision of the passes."""
+    return Precision(network=OWN, encoders="float32" if device.dtype is None else name_of(device.dtype))
 
 
 def classes_of_run(data: Any) -> dict[str, str]:

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.loading import load_whole
 from diffdistill.pipelines.folder import locate, read_json
+from diffdistill.pipelines.network import held_in
 from diffdistill.pipelines.scheduler_values import read_scheduler
 from diffdistill.pipelines.text.kept import Condition
 from diffdistill.pipelines.text.latents import Latents
 from diffdistill.pipelines.text.texts import Texts
+from diffdistill.precision import OWN, Precision
 from diffdistill.registry import PLUGINS, Registry
 
 
@@ -181,10 +184,13 @@ ANY_OTHER = "any other"
 ADAPTERS: Registry[AdapterFor] = Registry("pipeline", AdapterFor, "diffdistill.pipelines.text.adapters", "ADAPTER")
 
 
-def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None) -> Adapter:
+def load_adapter(
+    folder: Path, name: str, model: str, adapter: str | None = None, precision: Precision | None = None
+) -> Adapter:
     """Read the pipeline in `folder`, of class `name`; never a pickle, never its own code.
 
-    model: what the user calls it; adapter: `FILE.py:NAME` of an `AdapterFor`, in place of the known one. Raises
+    model: what the user calls it; adapter: `FILE.py:NAME` of an `AdapterFor`, in place of the known one; precision: of
+    its parts, None: float32, in which each is read, and not cast afterwards. Raises
     ConfigError for a class without adapter and without transformers, CheckpointError for a folder that is damaged.
 
     >>> from diffdistill.assets import asset
@@ -206,7 +212,8 @@ def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None
         raise CheckpointError(f"'{model}' is a {name}, which this diffusers lacks; upgrade diffusers")
     fitting = _fitting(cls, name, model, known)
     read_scheduler(folder)
-    networks = _load_networks(folder, cls)
+    own = precision or Precision()
+    networks = _load_networks(folder, cls, fitting.part, own)
     try:
         pipeline = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **networks)
     except Exception as error:
@@ -214,6 +221,8 @@ def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None
             f"'{model}' could not be loaded ({' '.join(str(error).split())[:200]}); make or fetch the folder again"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
+    if own.network != OWN:
+        held_in(networks[fitting.part], getattr(torch, own.network))
     return fitting(pipeline, folder)
 
 
@@ -231,7 +240,7 @@ def _fitting(cls: Any, name: str, model: str, known: dict[str, AdapterFor]) -> t
     )
 
 
-def _load_networks(folder: Path, pipeline: type) -> dict[str, nn.Module]:
+def _load_networks(folder: Path, pipeline: type, network: str, precision: Precision) -> dict[str, nn.Module]:
     """The networks that model_index.json names, each read whole; CheckpointError where one is not, or is of a package
     whose code would have to be imported for it.
     """
@@ -244,8 +253,21 @@ def _load_networks(folder: Path, pipeline: type) -> dict[str, nn.Module]:
             continue
         cls = _class_of(folder, part, entry)
         if isinstance(cls, type) and issubclass(cls, nn.Module) and (folder / part).is_dir():
-            networks[part] = load_whole(cls, folder / part)
+            networks[part] = load_whole(cls, folder / part, dtype=_dtype_of(folder / part, network, precision))
     return networks
+
+
+def _dtype_of(part: Path, network: str, precision: Precision) -> str:
+    """What a part is read in: the network as its files have it, for `held_in` to round all of it but what stays exact.
+
+    A VAE whose config says so overflows in float16 (SDXL's): the stock pipeline has it in float32 then, too.
+    """
+    if part.name == network:
+        return OWN if precision.network != "float32" else "float32"
+    if part.name != "vae":
+        return precision.encoders
+    upcast = precision.vae == "float16" and read_json(part / "config.json").get("force_upcast", True)
+    return "float32" if upcast else precision.vae
 
 
 def _class_of(folder: Path, part: str, entry: list[Any]) -> Any:
@@ -264,8 +286,8 @@ def _class_of(folder: Path, part: str, entry: list[Any]) -> Any:
     return getattr(home, name, None)
 
 
-def load_pipeline(model: str) -> Adapter:
-    """Read a pipeline folder or Hub id that `align` was tested with.
+def load_pipeline(model: str, precision: Precision | None = None) -> Adapter:
+    """Read a pipeline folder or Hub id that `align` was tested with; precision: as of `load_adapter`.
 
     Raises ConfigError for other classes, CheckpointError for a folder that is missing or damaged, and what
     `load_adapter` raises.
@@ -285,4 +307,4 @@ def load_pipeline(model: str) -> Adapter:
             f"'{model}' is a {name}, and align has adapters for {', '.join(aligned)}; give one of these, or name a "
             f"file with an AdapterFor(..., align=True) of your own in {PLUGINS}"
         )
-    return load_adapter(folder, name, model)
+    return load_adapter(folder, name, model, precision=precision)

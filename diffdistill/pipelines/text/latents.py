@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from diffdistill.data.pixels import to_model_range
 from diffdistill.machine import send
+from diffdistill.precision import dtype_of
 
 ENCODED_PIXELS = 1 << 20
 
@@ -44,12 +45,11 @@ class Parts:
         return {name: part for name, part in parts if name.startswith("text_encoder") and isinstance(part, nn.Module)}
 
     def place(self, device: torch.device, encoder_dtype: torch.dtype | None = None) -> None:
-        """All but the network to the device."""
+        """All but the network to the device, the text encoders in a precision, if one is named."""
         self.device = torch.device(device)
         for name, part in self.pipeline.components.items():
             if isinstance(part, nn.Module) and name != self.part:
-                dtype = encoder_dtype if name.startswith("text_encoder") else None
-                nn.Module.to(part, device, dtype or torch.float32)
+                nn.Module.to(part, device, encoder_dtype if name.startswith("text_encoder") else None)
 
 
 class Latents(Parts):
@@ -62,7 +62,12 @@ class Latents(Parts):
         One image at a time: a VAE's activations at 1024 pixels take more memory than all else in this pass.
         """
         pixels = (send(to_model_range(picture.pixels[None]), self.device) for picture in pictures)
-        return torch.cat([self.pipeline.vae.encode(image).latent_dist.parameters for image in pixels])
+        return torch.cat([self._moments(image) for image in pixels])
+
+    def _moments(self, images: Tensor) -> Tensor:
+        """`moments` of images `(B, 3, H, W)` on the device, in the precision of the VAE."""
+        vae = self.pipeline.vae
+        return vae.encode(images.to(dtype_of(vae))).latent_dist.parameters.float()
 
     def latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """z = (mean + std noise - shift) * scale, `(B, C, H, W)`; the mean where there is no noise."""
@@ -76,14 +81,16 @@ class Latents(Parts):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """The mean latents of images `(B, 3, H, W)` in [-1, 1], so many at a time as make one of 1024 pixels."""
-        images, encode = images.to(self.device), self.pipeline.vae.encode
+        images = images.to(self.device)
         rows = max(1, ENCODED_PIXELS // (images.shape[-2] * images.shape[-1]))
-        return self.latents(torch.cat([encode(part).latent_dist.parameters for part in images.split(rows)]))
+        return self.latents(torch.cat([self._moments(part) for part in images.split(rows)]))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images in [-1, 1], not clamped, of latents; differentiable, the VAE being a constant."""
+        """Images in [-1, 1], float32, not clamped, of latents; differentiable, the VAE being a constant."""
         shift, scale = self._shift_and_scale()
-        return self.pipeline.vae.decode(latents.to(self.device) / scale + shift, return_dict=False)[0]
+        vae = self.pipeline.vae
+        raw = latents.to(self.device).float() / scale + shift
+        return vae.decode(raw.to(dtype_of(vae)), return_dict=False)[0].float()
 
     def _shift_and_scale(self) -> tuple[float, float]:
         config = self.pipeline.vae.config

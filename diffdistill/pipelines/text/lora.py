@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 from torch.utils.checkpoint import checkpoint
 
+from diffdistill.loading import load_whole
 from diffdistill.models.lora_targets import check_targets, target_layers
 
 SEPARATOR = "/"  # parameters of torch may not have dots in their names
@@ -142,7 +143,7 @@ class AdaptedNetwork(nn.Module):
 
         The shared weights may be bfloat16, in which a small change would be lost.
         """
-        fresh = type(self.shared.network).from_pretrained(source, use_safetensors=True)
+        fresh = load_whole(type(self.shared.network), source)
         for name in self.low_rank.layers:
             fresh.get_submodule(name).weight.add_(self.low_rank.change(name).cpu())
         return fresh
