@@ -52,6 +52,9 @@ class Data(Section):
         description="text models: memory for encoded prompts, the last used ones, in 1e9 bytes; the rest is "
         "encoded again when it is needed",
     )
+    prompt_device_gb: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="text models: memory of the device for encoded prompts, the last used ones, in 1e9 bytes"
+    )
     prompt_disk_gb: Annotated[float, Field(ge=0)] = Field(
         20.0, description="text models: disk for encoded prompts, which later runs read, in 1e9 bytes; 0: none"
     )

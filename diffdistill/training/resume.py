@@ -44,7 +44,7 @@ PLACES = {"data.path", "teacher", "model"}
 """Settings that say where an input lies; it is known by its digest, wherever it has been moved to."""
 
 # Settings of data that say where things are meanwhile, and change no image.
-FREE_OF_DATA = {"keep", "workers", "disk_cache_gb", "prompt_cache_gb", "prompt_disk_gb"}
+FREE_OF_DATA = {"keep", "workers", "disk_cache_gb", "prompt_cache_gb", "prompt_device_gb", "prompt_disk_gb"}
 
 # What a set is known by where not all of its images were decoded; else by their pixels, whatever files hold them.
 FILES = "data files"

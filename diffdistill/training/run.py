@@ -119,7 +119,9 @@ def align(resolved: Resolved[Align]) -> Result:
     check_parallel(config, device)
     pairs, held_out = training_pairs(config)
     model = load_pipeline(config.model, precision_of_run(device))
+    model.resting = True
     model.kept.limit = config.data.prompt_cache_gb * 1e9
+    model.there.limit = config.data.prompt_device_gb * 1e9
     model.shelf = shelf_of(config.model, config.data.prompt_disk_gb)
     task = AlignTask(config, model, pairs, device)
     record = choices(task, config, device)
@@ -132,6 +134,7 @@ def loaded(config: Distill, device: Device) -> Denoiser:
     """The teacher; its network where it can wait until it is known how it fits, its other parts on the device."""
     teacher = Denoiser.from_pretrained(config.teacher, home(config, device), precision_of_run(device))
     if isinstance(teacher, TextDenoiser):
+        teacher.adapter.resting = True
         teacher.adapter.place(device.name)
     return teacher
 

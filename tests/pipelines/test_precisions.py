@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 import diffdistill
 from diffdistill import precision
@@ -12,9 +13,11 @@ from diffdistill.errors import ConfigError
 from diffdistill.evaluation.run import Request, check_outputs, evaluate
 from diffdistill.loading import held_by, widest_dtype
 from diffdistill.pipelines.load import load_model
-from diffdistill.pipelines.network import held_in
+from diffdistill.pipelines.network import clone_network, held_in
 from diffdistill.precision import Precision, name_of
 from diffdistill.sampling.generate import check_range
+from diffdistill.training.device import Device
+from diffdistill.training.run import precision_of_run
 from tests.worlds.edm_tiny import tiny_network
 from tests.worlds.tiny import tiny_teacher
 
@@ -162,3 +165,41 @@ def _emoji(place, **settings):
     index.write_text(json.dumps({k: v for k, v in json.loads(index.read_text()).items() if k != "_diffdistill"}))
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))
     return place / "model"
+
+
+class Allocated(TorchFunctionMode):
+    """Bytes of float32 that calls of torch make on the CPU beyond those of one tensor; views are not made."""
+
+    largest = 0
+
+    def __torch_function__(self, function, _types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.dtype == torch.float32 and out.device.type == "cpu":
+            self.largest = max(self.largest, out.untyped_storage().nbytes())
+        return out
+
+
+def test_a_run_reads_frozen_parts_in_the_precision_it_needs(tmp_path):
+    """bfloat16 files are never float32 on the way: Flux and its T5 would be 67 GB for a moment."""
+    folder = _emoji(tmp_path)
+    _in_bfloat16(folder)
+    run = precision_of_run(Device("bf16"))
+    with Allocated() as seen:
+        model = load_model(folder, dtype=run)
+    parts = model.adapter.pipeline
+    assert {p.dtype for p in (*parts.unet.parameters(), *parts.text_encoder.parameters())} == {torch.bfloat16}
+    assert {p.dtype for p in parts.vae.parameters()} == {torch.float32}
+    assert seen.largest <= max(p.nbytes for p in parts.vae.parameters())
+    exact = precision_of_run(Device("no"))
+    assert (exact.network, exact.encoders) == ("own", "float32")
+    copy = clone_network(model.network, None)  # what is trained
+    assert {p.dtype for p in copy.parameters()} == {torch.float32}
+    assert torch.equal(copy.conv_in.weight, parts.unet.conv_in.weight.float())
+
+
+def _in_bfloat16(folder):
+    from safetensors.torch import load_file, save_file
+
+    for file in folder.glob("*/*.safetensors"):
+        tensors = {k: v.bfloat16() if v.is_floating_point() else v for k, v in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})

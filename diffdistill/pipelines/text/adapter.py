@@ -18,7 +18,7 @@ from diffdistill.pipelines.folder import locate, read_json
 from diffdistill.pipelines.network import held_in
 from diffdistill.pipelines.scheduler_values import read_scheduler
 from diffdistill.pipelines.text.kept import Condition
-from diffdistill.pipelines.text.latents import Latents
+from diffdistill.pipelines.text.latents import Latents, vae_dtype
 from diffdistill.pipelines.text.texts import Texts
 from diffdistill.precision import OWN, Precision
 from diffdistill.registry import PLUGINS, Registry
@@ -47,6 +47,11 @@ class Adapter(Texts, Latents):
         self.image_size = self.native_size()
         # The input of a guidance-distilled network; others have none.
         self.guidance = 1.0
+
+    def hold(self, precision: Precision) -> None:
+        """The network in a precision, but for what stays exact (`held_in`); what it is trained from stays as it is."""
+        if precision.network != OWN:
+            held_in(self.network, getattr(torch, precision.network))
 
     def __deepcopy__(self, _memo: Any) -> "Adapter":
         """Shared: a copy of a denoiser is another network in the same pipeline."""
@@ -97,6 +102,9 @@ class Adapter(Texts, Latents):
     def default_guidance(self) -> float:
         """The scale w of guidance where the stock pipeline is given none."""
         return float(inspect.signature(type(self.pipeline).__call__).parameters["guidance_scale"].default)
+
+    # Whether it is read off a pipeline that runs, in float32: half precision would tell other times and scales.
+    reads_itself = False
 
     # Whether the pipeline changes null + w (cond - null), outputs of its network, to `guided` of it.
     changes_guided = False
@@ -189,9 +197,8 @@ def load_adapter(
 ) -> Adapter:
     """Read the pipeline in `folder`, of class `name`; never a pickle, never its own code.
 
-    model: what the user calls it; adapter: `FILE.py:NAME` of an `AdapterFor`, in place of the known one; precision: of
-    its parts, None: float32, in which each is read, and not cast afterwards. Raises
-    ConfigError for a class without adapter and without transformers, CheckpointError for a folder that is damaged.
+    model: what the user calls it; adapter: `FILE.py:NAME` of an `AdapterFor`, in place of the known one; precision:
+    what each part is read in, None: float32; the network as its files have it, until `hold`. Raises ConfigError for a class without adapter and without transformers, CheckpointError for a folder that is damaged.
 
     >>> from diffdistill.assets import asset
     >>> load_adapter(asset("emoji_teacher"), "StableDiffusionPipeline", "my model").latent_shape
@@ -212,7 +219,7 @@ def load_adapter(
         raise CheckpointError(f"'{model}' is a {name}, which this diffusers lacks; upgrade diffusers")
     fitting = _fitting(cls, name, model, known)
     read_scheduler(folder)
-    own = precision or Precision()
+    own = Precision() if precision is None or fitting.reads_itself else precision
     networks = _load_networks(folder, cls, fitting.part, own)
     try:
         pipeline = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **networks)
@@ -221,8 +228,6 @@ def load_adapter(
             f"'{model}' could not be loaded ({' '.join(str(error).split())[:200]}); make or fetch the folder again"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    if own.network != OWN:
-        held_in(networks[fitting.part], getattr(torch, own.network))
     return fitting(pipeline, folder)
 
 
@@ -258,16 +263,12 @@ def _load_networks(folder: Path, pipeline: type, network: str, precision: Precis
 
 
 def _dtype_of(part: Path, network: str, precision: Precision) -> str:
-    """What a part is read in: the network as its files have it, for `held_in` to round all of it but what stays exact.
-
-    A VAE whose config says so overflows in float16 (SDXL's): the stock pipeline has it in float32 then, too.
-    """
+    """What a part is read in: the network as its files have it, for `held_in` to round all of it but what stays exact."""
     if part.name == network:
         return OWN if precision.network != "float32" else "float32"
     if part.name != "vae":
         return precision.encoders
-    upcast = precision.vae == "float16" and read_json(part / "config.json").get("force_upcast", True)
-    return "float32" if upcast else precision.vae
+    return vae_dtype(precision, read_json(part / "config.json"))
 
 
 def _class_of(folder: Path, part: str, entry: list[Any]) -> Any:

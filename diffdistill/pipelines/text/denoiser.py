@@ -215,4 +215,5 @@ def load_text_denoiser(
     # What the student was trained with, beside its levels.
     adapter.image_size = call.get("height", adapter.image_size)
     adapter.guidance = call.get("guidance_scale", adapter.guidance)
+    adapter.hold(precision or Precision())
     return TextDenoiser(adapter, process, metadata=metadata).eval()

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from diffdistill.data.pixels import to_model_range
 from diffdistill.machine import send
-from diffdistill.precision import dtype_of
+from diffdistill.precision import Precision, dtype_of
+from diffdistill.sharding import how
 
 ENCODED_PIXELS = 1 << 20
 
@@ -20,10 +21,35 @@ class Pixels(Protocol):
     def pixels(self) -> Tensor: ...
 
 
+def vae_dtype(precision: Precision, config: Any) -> str:
+    """What a VAE is held in. One whose config says so overflows in float16 (SDXL's), and is float32 in stock pipelines
+    then, too.
+    """
+    return "float32" if precision.vae == "float16" and config.get("force_upcast", True) else precision.vae
+
+
+def cast_frozen(name: str, part: Any, precision: Precision) -> None:
+    """A part of a pipeline that is not its network, in its precision."""
+    held = vae_dtype(precision, part.config) if name == "vae" else precision.encoders
+    nn.Module.to(part, getattr(torch, held))
+
+
+def move(part: nn.Module, place: torch.device) -> None:
+    """A network to a device, where it is not there."""
+    first = next(part.parameters(), None)
+    if first is not None and first.device != place:
+        nn.Module.to(part, place)
+
+
 class Parts:
-    """The parts of a pipeline, frozen, and where they are."""
+    """The parts of a pipeline, frozen, and where they are.
+
+    resting: whether text encoders and VAE wait in the CPU's memory, and are on the device while they are at work: from
+    `wake`, which what uses them calls, until `rest`.
+    """
 
     part = "unet"  # the network, by its name in the pipeline
+    resting = False
 
     def __init__(self, pipeline: Any):
         self.pipeline = pipeline
@@ -39,17 +65,39 @@ class Parts:
         nn.Module.to(self.network, device, torch.float32)
 
     @property
+    def frozen(self) -> dict[str, nn.Module]:
+        """All networks but the one, by their names in the pipeline."""
+        parts = self.pipeline.components.items()
+        return {name: part for name, part in parts if isinstance(part, nn.Module) and name != self.part}
+
+    @property
     def encoders(self) -> dict[str, nn.Module]:
         """The text encoders, by their names in the pipeline."""
         parts = self.pipeline.components.items()
         return {name: part for name, part in parts if name.startswith("text_encoder") and isinstance(part, nn.Module)}
 
     def place(self, device: torch.device, encoder_dtype: torch.dtype | None = None) -> None:
-        """All but the network to the device, the text encoders in a precision, if one is named."""
+        """All but the network to the device, or where it rests; the text encoders in a precision, if one is named."""
         self.device = torch.device(device)
-        for name, part in self.pipeline.components.items():
-            if isinstance(part, nn.Module) and name != self.part:
-                nn.Module.to(part, device, encoder_dtype if name.startswith("text_encoder") else None)
+        for name, part in self.frozen.items():
+            if encoder_dtype is not None and name.startswith("text_encoder"):
+                nn.Module.to(part, encoder_dtype)
+            move(part, torch.device("cpu") if self.resting else self.device)
+
+    def wake(self, kind: str = "") -> None:
+        """The parts whose names begin so, all unless one is named, are on the device from here on."""
+        if self.resting:
+            self._send(kind, self.device)
+
+    def rest(self, kind: str = "") -> None:
+        """They are not needed for a while."""
+        if self.resting:
+            self._send(kind, torch.device("cpu"))
+
+    def _send(self, kind: str, place: torch.device) -> None:
+        for name, part in self.frozen.items():
+            if name.startswith(kind) and how(part) is None:  # what is sharded is where it is
+                move(part, place)
 
 
 class Latents(Parts):
@@ -66,6 +114,7 @@ class Latents(Parts):
 
     def _moments(self, images: Tensor) -> Tensor:
         """`moments` of images `(B, 3, H, W)` on the device, in the precision of the VAE."""
+        self.wake("vae")
         vae = self.pipeline.vae
         return vae.encode(images.to(dtype_of(vae))).latent_dist.parameters.float()
 
@@ -87,6 +136,7 @@ class Latents(Parts):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images in [-1, 1], float32, not clamped, of latents; differentiable, the VAE being a constant."""
+        self.wake("vae")
         shift, scale = self._shift_and_scale()
         vae = self.pipeline.vae
         raw = latents.to(self.device).float() / scale + shift

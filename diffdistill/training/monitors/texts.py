@@ -53,16 +53,19 @@ class TextMonitor:
         count = max(1, count // len(prompts)) * len(prompts)
         images = self._images(model, prompts, count, seed=0, batch_size=count)
         write_grid(file, images, len(prompts), [prompts[i % len(prompts)] for i in range(count)])
+        model.adapter.rest()
 
     def evaluate(self, model: Denoiser) -> dict[str, Any]:
         settings = self.config.evaluation
         if self.evaluator is None:
             return {}
         prompts = spread(self.prompts or model.captions(self.data.ids) or [], settings.num_images)
-        return self.evaluator(
+        result = self.evaluator(
             self._images(model, prompts, settings.num_images, settings.seed, settings.batch_size, settings.steps),
             texts=prompts,
         )
+        model.adapter.rest()
+        return result
 
     def _images(
         self,
