@@ -13,7 +13,7 @@ from diffdistill.config.schema import Run
 from diffdistill.config.unused import value_at
 from diffdistill.errors import ConfigError, DiskError
 from diffdistill.files import sha256
-from diffdistill.training.flat import Parts
+from diffdistill.training.flat import Parts, fused_in
 from diffdistill.training.store import (
     MANIFEST,
     CheckpointStore,
@@ -80,6 +80,12 @@ def resume(parts: Parts, config: Run, store: CheckpointStore, inputs: Inputs) ->
         tqdm.write(
             f"resuming with {torch.get_num_threads()} threads what ran with {threads}: results will "
             f"differ in the last digits"
+        )
+    before, now = state.get("fused", []), fused_in(parts)
+    if before != now:
+        tqdm.write(
+            f"resuming with {'the fused' if now else 'no fused'} AdamW what ran {'with' if before else 'without'} it: "
+            f"results will differ in the last digits"
         )
     tqdm.write(f"resumed {folder.name}")
     return state

@@ -198,7 +198,8 @@ def load_adapter(
     """Read the pipeline in `folder`, of class `name`; never a pickle, never its own code.
 
     model: what the user calls it; adapter: `FILE.py:NAME` of an `AdapterFor`, in place of the known one; precision:
-    what each part is read in, None: float32; the network as its files have it, until `hold`. Raises ConfigError for a class without adapter and without transformers, CheckpointError for a folder that is damaged.
+    what each part is read in, None: float32; the network as its files have it, until `hold`. Raises ConfigError for a
+    class without adapter and without transformers, CheckpointError for a folder that is damaged.
 
     >>> from diffdistill.assets import asset
     >>> load_adapter(asset("emoji_teacher"), "StableDiffusionPipeline", "my model").latent_shape
@@ -263,7 +264,7 @@ def _load_networks(folder: Path, pipeline: type, network: str, precision: Precis
 
 
 def _dtype_of(part: Path, network: str, precision: Precision) -> str:
-    """What a part is read in: the network as its files have it, for `held_in` to round all of it but what stays exact."""
+    """What a part is read in: the network as its files have it, for `held_in` to round what does not stay exact."""
     if part.name == network:
         return OWN if precision.network != "float32" else "float32"
     if part.name != "vae":
