@@ -324,6 +324,25 @@ class Distill(Run):
         None, description="images in one pass of the networks, whose gradients add up; null: train_batch_size"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    quantize: Literal["nf4", "int8"] | None = Field(
+        None,
+        description="text teachers with student.lora and critic.lora: pack the weights they share in 4.5 or 8 bits "
+        "(diffdistill[quant]); the student is merged into the unpacked ones",
+    )
+
+    @model_validator(mode="after")
+    def _packed_weights_are_frozen(self) -> Self:
+        if self.quantize is not None and None in (self.student.lora, self.critic.lora):
+            raise ValueError(
+                f"quantize={self.quantize} packs the teacher's weights, on which student and critic must then train "
+                f"adapters alone; set student.lora and critic.lora, or quantize=null"
+            )
+        if self.quantize is not None and self.method.float32_gap:
+            raise ValueError(
+                f"method.float32_gap wants teacher and critic exact, and quantize={self.quantize} rounds both; leave "
+                f"one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_are_parts(self) -> Self:

@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from diffdistill import processes
 from diffdistill.config import Resolved
 from diffdistill.config.align import Align
@@ -17,6 +19,7 @@ from diffdistill.errors import ConfigError
 from diffdistill.evaluation.figures import numbers_of
 from diffdistill.pipelines.text.adapter import load_pipeline
 from diffdistill.pipelines.text.denoiser import TextDenoiser
+from diffdistill.pipelines.text.quantize import check_quantize
 from diffdistill.pipelines.text.shelf import shelf_of
 from diffdistill.precision import OWN, Precision, name_of
 from diffdistill.reporting.report import write_report
@@ -97,12 +100,13 @@ def distill(resolved: Resolved[Distill]) -> Result:
             f"a first stage, for initialize_from"
         )
     reward = {} if task.reward is None else {"reward": task.reward.versions()}
+    packed = {} if config.quantize is None else {"trained_on_weights_in": config.quantize}
     # A student of converted weights is under their licence too, so its card must name them.
     source = teacher.metadata.get("source") or teacher.metadata.get("teacher_source")
     publisher = DenoiserPublisher(
         resolved, data, "student", "student",
         levels=task.levels, teacher=config.teacher, teacher_source=source,
-        class_names=names_of_classes(data, teacher), **reward,
+        class_names=names_of_classes(data, teacher), **reward, **packed,
     )  # fmt: skip
     inputs = {**data_digests(data), "teacher": model_digest(config.teacher), **reward_digests(config)}
     record |= classes_of_run(data)
@@ -132,10 +136,18 @@ def align(resolved: Resolved[Align]) -> Result:
 
 def loaded(config: Distill, device: Device) -> Denoiser:
     """The teacher; its network where it can wait until it is known how it fits, its other parts on the device."""
-    teacher = Denoiser.from_pretrained(config.teacher, home(config, device), precision_of_run(device))
+    check_quantize(config.quantize)
+    place = (
+        torch.device("cpu") if config.quantize else home(config, device)
+    )  # packed weights may fit where these do not
+    teacher = Denoiser.from_pretrained(config.teacher, place, precision_of_run(device))
     if isinstance(teacher, TextDenoiser):
-        teacher.adapter.resting = True
-        teacher.adapter.place(device.name)
+        adapter = teacher.adapter
+        if config.quantize and adapter.reads_itself:  # here, where it fits unpacked
+            adapter.image_size = config.data.image_size or adapter.image_size
+            adapter.latent_shape  # noqa: B018
+        adapter.resting = True
+        adapter.place(device.name)
     return teacher
 
 
