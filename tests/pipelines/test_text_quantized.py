@@ -1,4 +1,4 @@
-"""Adapters on frozen weights in few bits: packed, trained on, merged into the unpacked ones, refused where they cannot."""
+"""Adapters on frozen weights in few bits: packed, trained on, merged into the unpacked ones, and what is refused."""
 
 import sys
 

@@ -40,12 +40,12 @@ def quantized(network: Any, name: str, device: torch.device | str) -> Any:
     network: in the precision that it computes in, which packed weights cannot be cast to later.
     """
     pack = _packer(name)
-    for parent, child, layer in list(_packed_layers(network)):
+    for parent, child, layer in list(packed_layers(network)):
         setattr(parent, child, pack(layer.to(device)))
     return nn.Module.to(network.requires_grad_(False), device)
 
 
-def _packed_layers(network: Any) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+def packed_layers(network: Any) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """Linear layers within blocks, each once, by the module they are in and their name there."""
     last, seen = last_layer(network), set[int]()
     for block in blocks_of(network):

@@ -40,7 +40,7 @@ def problem_of(config: Run, device: Device | None = None) -> str | None:
             name = getattr(settings, "name", "muon")
             return f"{place} is {name}, which sees whole weights; use adamw"
     if getattr(config, "quantize", None):
-        return f"quantize={getattr(config, 'quantize')} packs the frozen weights whole; set it to null"
+        return f"quantize={config.quantize} packs the frozen weights whole; set it to null"
     if config.parallel.activation_checkpointing and getattr(config, "gradient_checkpointing", False):
         return "gradient_checkpointing and parallel.activation_checkpointing do the same; set one to false"
     if config.parallel.activation_checkpointing and _adapted(config):
