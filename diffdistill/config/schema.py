@@ -326,7 +326,7 @@ class Distill(Run):
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
     quantize: Literal["nf4", "int8"] | None = Field(
         None,
-        description="text teachers with student.lora and critic.lora: pack the weights they share in 4.5 or 8 bits "
+        description="text teachers with student.lora and critic.lora: pack the weights they share in 4.1 or 8 bits "
         "(diffdistill[quant]); the student is merged into the unpacked ones",
     )
 

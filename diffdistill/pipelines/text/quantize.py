@@ -1,6 +1,6 @@
 """Frozen weights in few bits, which adapters are trained on (QLoRA, 2305.14314).
 
-The linear layers of a network's blocks are packed, one after the other: `nf4`, 4.5 bits a weight, by bitsandbytes;
+The linear layers of a network's blocks are packed, one after the other: `nf4`, 4.1 bits a weight, by bitsandbytes;
 `int8`, a byte a weight and a scale a row, by torchao. What is beside the blocks, convolutions, norms, biases and the
 layer that writes the output stay as they are. Computing unpacks a layer's weights, in the precision of its input.
 diffusers' own configurations of both do the same while they load, but that of bitsandbytes refuses CPUs.
