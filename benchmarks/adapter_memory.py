@@ -120,7 +120,7 @@ def rows_of_table(cases: list[tuple[str, str, str, str]]) -> str:
     return table(rows)
 
 
-CASES = [
+CASES: list[tuple[str, str, str, str]] = [
     ("FLUX.2 klein 4B, bf16 base", "klein", "bf16", "adamw"),
     ("the same, int8", "klein", "int8", "adamw"),
     ("the same, nf4", "klein", "nf4", "adamw"),

@@ -17,7 +17,7 @@ from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.figures import numbers_of
-from diffdistill.pipelines.text.adapter import load_pipeline
+from diffdistill.pipelines.text.adapter import Adapter, load_pipeline
 from diffdistill.pipelines.text.denoiser import TextDenoiser
 from diffdistill.pipelines.text.quantize import check_quantize
 from diffdistill.pipelines.text.shelf import shelf_of
@@ -135,20 +135,26 @@ def align(resolved: Resolved[Align]) -> Result:
 
 
 def loaded(config: Distill, device: Device) -> Denoiser:
-    """The teacher; its network where it can wait until it is known how it fits, its other parts on the device."""
+    """The teacher; its network where it can wait until it is known how it fits, its other parts where they rest."""
     check_quantize(config.quantize)
     place = (
         torch.device("cpu") if config.quantize else home(config, device)
     )  # packed weights may fit where these do not
-    teacher = Denoiser.from_pretrained(config.teacher, place, precision_of_run(device))
-    if isinstance(teacher, TextDenoiser):
-        adapter = teacher.adapter
-        if config.quantize and adapter.reads_itself:  # here, where it fits unpacked
-            adapter.image_size = config.data.image_size or adapter.image_size
-            adapter.latent_shape  # noqa: B018
-        adapter.resting = True
-        adapter.place(device.name)
+    teacher = Denoiser.from_pretrained(config.teacher, "cpu", precision_of_run(device))
+    if not isinstance(teacher, TextDenoiser):
+        return teacher.to(place)
+    read_off(teacher.adapter, config.data.image_size)
+    teacher.adapter.resting = True
+    teacher.adapter.place(device.name)
+    torch.nn.Module.to(teacher.network, place)
     return teacher
+
+
+def read_off(adapter: Adapter, size: int | None) -> None:
+    """A pipeline without an adapter is read off where its parts are, in float32: a device may not hold all at once."""
+    if adapter.reads_itself and (size is None or size % adapter.size_multiple == 0):  # else it is refused later
+        adapter.image_size = size or adapter.image_size
+        adapter.latent_shape  # noqa: B018
 
 
 def precision_of_run(device: Device) -> Precision:
