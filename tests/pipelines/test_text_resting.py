@@ -63,7 +63,7 @@ def test_encoded_prompts_are_sent_once_while_there_is_room(monkeypatch):
     assert len(sent) == 3
     assert adapter.there.size <= 2 * size
     adapter.joined(prompts[:1], dtype=torch.bfloat16)
-    adapter.joined(prompts[1:2])  # as it was encoded, and not in bfloat16: another tensor
+    adapter.joined(prompts[:1])  # as it was encoded, and not in bfloat16: another tensor
     assert len(sent) == 5
 
 
@@ -73,4 +73,4 @@ def test_what_a_grid_sends_may_meet_a_gradient():
     adapter.device = torch.device("meta")
     with torch.inference_mode():
         adapter.joined(["a cow"])
-    assert not adapter.joined(["a cow"])["encoder_hidden_states"].is_inference()
+    assert not adapter.on_device(["a cow"], None)[0]["encoder_hidden_states"].is_inference()

@@ -44,6 +44,7 @@ class ReadOff(Adapter):
         self.guidance = 1.0
         self._size: int | None = None
         self._reading: Reading | None = None
+        self._held = "float32"
         self._times: dict[int, dict[str, Any]] = {}
 
     def hold(self, precision: Precision) -> None:
@@ -51,6 +52,7 @@ class ReadOff(Adapter):
         if precision == Precision() or precision.network == OWN:
             return
         self.reading  # noqa: B018
+        self._held = precision.network
         super().hold(precision)
         for name, part in self.frozen.items():
             cast_frozen(name, part, precision)
@@ -84,6 +86,11 @@ class ReadOff(Adapter):
     @property
     def reading(self) -> Reading:
         if self._reading is None:
+            if self._held != "float32":
+                raise ConfigError(
+                    f"'{self.source}' is read off again at another size, which takes float32, and it is held in "
+                    f"{self._held}; load it in float32"
+                )
             self.wake()
             try:
                 with quiet():
