@@ -101,10 +101,14 @@ def neighbours() -> int:
 
 
 def finest(device: "torch.device") -> "torch.dtype":
-    """The finest floating numbers of a device: float64, or float32 where it has no others (Apple's GPUs)."""
+    """The finest floating numbers of a device: float64, or float32 where it has no others (Apple's GPUs, some of
+    Intel's)."""
     import torch
 
-    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+    lacks = device.type in WITHOUT_FLOAT64
+    if device.type == "xpu":
+        lacks = not torch.xpu.get_device_properties(device).has_fp64
+    return torch.float32 if lacks else torch.float64
 
 
 def send(tensor: "torch.Tensor", device: "torch.device | str") -> "torch.Tensor":

@@ -2,9 +2,9 @@
 
 from diffdistill.cli.parser import (
     Parser,
+    add_device,
     attention,
     auto_or_numbers,
-    device,
     labels,
     number,
     prompt,
@@ -67,4 +67,4 @@ def add_sampling(parser: Parser) -> None:
         type=attention,
         help="auto, sdpa, sdpa-flash, sdpa-efficient, sdpa-cudnn, sdpa-math, xformers or a diffusers backend",
     )
-    parser.add_argument("--device", type=device, help="cpu, cuda, cuda:N or mps (default: cuda if there is one)")
+    add_device(parser)

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffdistill import processes
 from diffdistill.data.pixels import to_uint8
 from diffdistill.denoiser import Denoiser
+from diffdistill.devices import pick_device
 from diffdistill.errors import ConfigError
 from diffdistill.machine import send
 from diffdistill.request import SamplingRequest
@@ -52,20 +53,9 @@ def generate(
     if isinstance(model, str | Path):
         model = Denoiser.from_pretrained(model, pick_device(device))
     elif device is not None:
-        model = model.to(device)
+        model = model.to(pick_device(device))
     plan = plan_sampling(model, request, **settings)
     return run_plan(model, plan, num_images=num_images, seed=seed, batch_size=batch_size, first=first)
-
-
-def pick_device(name: str | torch.device | None) -> torch.device:
-    """The device asked for, or the GPU where there is one, else the CPU; ConfigError if this machine lacks it."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
-    if (device.index or 0) >= count:
-        raise ConfigError(f"device '{name}' is not on this machine; use cpu, or leave it out")
-    return device
 
 
 def run_plan(

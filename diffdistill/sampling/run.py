@@ -13,13 +13,14 @@ from tqdm import tqdm
 from diffdistill import __version__, processes
 from diffdistill.data.prompts import digest_of
 from diffdistill.denoiser import Denoiser
+from diffdistill.devices import pick_device
 from diffdistill.errors import ConfigError
 from diffdistill.files import new_folder, write_json
 from diffdistill.parts.attention.kernels import set_attention
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.reporting.grid import image_grid, to_picture
 from diffdistill.request import SamplingRequest
-from diffdistill.sampling.generate import pick_device, run_shared
+from diffdistill.sampling.generate import run_shared
 from diffdistill.sampling.plan import Plan, plan_sampling
 
 GRID_ROWS, GRID_COLUMNS = 10, 10

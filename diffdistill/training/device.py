@@ -1,30 +1,17 @@
 """Where a run computes, and in which precision."""
 
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
+from diffdistill.devices import default_device, fast_bf16
 from diffdistill.errors import ConfigError
 from diffdistill.machine import cores, send
 
 
-def fast_bf16(device_type: str) -> bool:
-    """Whether the hardware makes autocast to bfloat16 pay: GPUs that have it, and CPUs with AMX tiles.
-
-    AVX-512's bfloat16 instructions alone need not: on one CPU with them a small UNet took eight times as long with two
-    threads as in float32 (docs/performance.md).
-    """
-    if device_type == "cpu":
-        capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(capabilities.get("amx_bf16"))
-    return device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 class Device:
-    """The device accelerate finds, and the autocast of `mixed_precision`.
+    """The device of this process (`devices.default_device`), and the autocast of `mixed_precision`.
 
     Weights, losses, score differences, averages and moments are float32 always; only the networks' forward passes are
     cast. `auto` is bf16 where `fast_bf16` says so, else no.
@@ -35,7 +22,7 @@ class Device:
             if num_threads > (most := max(64, 4 * cores())):
                 raise ConfigError(f"num_threads is {num_threads} and there are {cores()} cores; use at most {most}")
             torch.set_num_threads(num_threads)
-        self.name = PartialState().device
+        self.name = default_device()
         if mixed_precision == "auto":
             mixed_precision = "bf16" if fast_bf16(self.name.type) else "no"
         if mixed_precision == "fp16" and self.name.type == "cpu":
