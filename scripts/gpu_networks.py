@@ -3,23 +3,24 @@
 Nothing here is fetched: every network is built of its settings.
 """
 
+import contextlib
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffdistill import devices
 
 Figures = dict[str, Any]
-# Most operations a second, in 1e12, dense: bfloat16, TF32, float32 without tensor cores. Of NVIDIA's data sheets, whose
-# figures "with sparsity" are halved: A100 (2021), H100 (2023), H200 (2024), L40S, L4, A10.
+Rows = Iterator[tuple[str, Callable[[], Figures]]]
+# Most operations a second, in 1e12, dense: bfloat16, TF32, float32 without tensor cores. Of NVIDIA's data sheets,
+# whose figures "with sparsity" are halved: A100 (2021), H100 (2023), H200 (2024), L40S, L4, A10.
 PEAKS = {
     "H200": (989.5, 494.7, 67.0),
     "H100 PCIe": (756.0, 378.0, 51.0),
@@ -159,25 +160,34 @@ class Clock:
             found["images_per_s"] = images / statistics.median(seconds)
         return found
 
-    def with_mfu(self, work: Callable[[], Any], kind: str, images: int) -> Figures:
-        """The same, with the operations of one time counted, and their part of what the card could do."""
-        with FlopCounterMode(display=False) as counter:
-            work()
-        found = self.figures(work, images)
-        flops = counter.get_total_flops()
-        card = devices.name_of(self.device) if self.device.type in devices.KNOWN else "CPU"
-        peak = peak_of(card, kind)
-        found["tflop"] = flops / 1e12
-        found["tflop_per_s"] = flops / 1e9 / found["ms"]
-        found["mfu"] = "unknown" if peak is None else flops / (found["ms"] / 1e3) / peak
-        return found
+
+def mfu(flops: int, ms: float, device: torch.device, kind: str) -> Figures:
+    """Operations a second, and which part that is of what the card could do."""
+    peak = peak_of(devices.name_of(device), kind) if device.type in devices.KNOWN else None
+    rate = flops / (ms / 1e3)
+    return {"tflop": flops / 1e12, "tflop_per_s": rate / 1e12, "mfu": "unknown" if peak is None else rate / peak}
+
+
+def filled(size: Size, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The network with random weights, which never were on the CPU."""
+    with torch.device("meta"):
+        network = size.build()
+    network = nn.Module.to(network, dtype).to_empty(device=device).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.normal_(0, 0.02)
+        for held in network.buffers():
+            held.zero_()
+    return network
 
 
 def forget(device: torch.device) -> None:
-    """Give back what a part left, so that the next begins with an empty card."""
-    gc.collect()
+    """Give back what a row left, so that the next begins with an empty card."""
     if device.type in devices.KNOWN:
-        torch.accelerator.empty_cache()
+        gc.collect()
+        with contextlib.suppress(RuntimeError, NotImplementedError):
+            torch.accelerator.empty_cache()
 
 
 def autocast(device: torch.device, kind: str) -> AbstractContextManager[Any]:
@@ -185,3 +195,24 @@ def autocast(device: torch.device, kind: str) -> AbstractContextManager[Any]:
     if kind != "bfloat16":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where and how large; seconds: what a row may still take."""
+
+    device: torch.device
+    tiny: bool
+    seconds: Callable[[], float]
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(self.device, 1 if self.tiny else 5, 1 if self.tiny else 2)
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+
+class Absent(Exception):
+    """What a row needs is not on this machine."""
