@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,35 +88,45 @@ def trained(teacher: Denoiser, where: torch.device, name: str, options: dict[str
             seed_step(0, step)
             metrics = task.update(step)
     figures = {key: float(value) for key, value in metrics.items()}
-    return {"before": before, "after": weights_of(task), "figures": figures}
+    return {"before": before, "after": weights_of(task), "moments": moments_of(task), "figures": figures}
 
 
-def weights_of(task: DistillTask) -> dict[str, Tensor]:
-    parts = {name: task.parts[name] for name in ("student", "critic", "discriminator") if name in task.parts}
-    return {f"{name}.{key}": v.detach().cpu().double() for name, part in parts.items() for key, v in flat(part)}
+def weights_of(task: DistillTask) -> Tensor:
+    """Of all that is trained, in a row."""
+    parts = [task.parts[name] for name in ("student", "critic", "discriminator") if name in task.parts]
+    return row(value for part in parts for value in part.state_dict().values())
 
 
-def flat(part: Any) -> list[tuple[str, Tensor]]:
-    return [(key, value.clone()) for key, value in part.state_dict().items() if value.is_floating_point()]
+def moments_of(task: DistillTask) -> dict[str, Tensor]:
+    """The means of the gradients so far that each optimiser holds."""
+    return {
+        name: row(slots["exp_avg"] for slots in part.state_dict()["state"].values())
+        for name, part in task.parts.items()
+        if isinstance(part, torch.optim.Optimizer) and part.state_dict()["state"]
+    }
+
+
+def row(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([value.detach().cpu().double().flatten() for value in tensors if value.is_floating_point()])
 
 
 def methods(look: Look) -> Rows:
-    """float32 without TF32 on both. `weights`: the largest |a - b| / |b| of a tensor; `update`: of all tensors, beside
-    what the updates changed; `figures`: the largest of what is logged.
+    """float32 without TF32 on both, |a - b| / |b|. `gradients`: of the means of an optimiser's gradients, the largest.
+    `update`: of what the updates changed, in which a weight without a gradient moves by the sign of its rounding.
+    `figures`: of what is logged, the largest.
     """
     teacher = small_teacher(look.tiny)
 
     def of(name: str) -> Figures:
         options = {"guidance_scale": 2.0} if name in ("diff_instruct_pp", "diff_instruct_star") else {}
         here, cpu = (trained(teacher, where, name, options) for where in (look.device, torch.device("cpu")))
-        a, b, start = here["after"], cpu["after"], cpu["before"]
-        off = torch.cat([(a[key] - b[key]).flatten() for key in b]).norm()
-        moved = torch.cat([(b[key] - start[key]).flatten() for key in b]).norm()
-        weights = max(float((a[key] - b[key]).norm() / b[key].norm().clamp_min(1e-12)) for key in b)
+        means = cpu["moments"]
+        gradients = max(float((here["moments"][key] - means[key]).norm() / means[key].norm()) for key in means)
+        off, moved = here["after"] - cpu["after"], cpu["after"] - cpu["before"]
         ours, theirs = here["figures"], cpu["figures"]
         both = [key for key in theirs if key in ours and ours[key] == ours[key]]  # not NaN
         figures = max(abs(ours[key] - theirs[key]) / max(abs(theirs[key]), 1e-6) for key in both)
-        return {"weights": weights, "update": float(off / moved), "figures": figures}
+        return {"gradients": gradients, "update": float(off.norm() / moved.norm()), "figures": figures}
 
     for name in METHODS.names():
         yield name, lambda name=name: of(name)  # type: ignore[misc]

@@ -35,6 +35,20 @@ def test_a_step_is_the_cpus_and_waits_for_nothing(kind, there, tmp_path):
     agree(there, kind, tmp_path, **CASES[kind])
 
 
+def test_a_step_under_autocast_waits_for_nothing(there, tmp_path, monkeypatch):
+    """With CUDA's lists of what is cast: a group norm gives float32 there, and on the CPU what it was given."""
+    monkeypatch.setattr("standin_runs.PRECISION", "bf16")
+    seen = set()
+    task = on(there, "dmd2", tmp_path, **ONE)
+    for name, layer in task.student.network.named_modules():
+        if name in ("mid_block.resnets.0.conv1", "mid_block.resnets.0.norm1"):
+            layer.register_forward_hook(lambda layer, _, out: seen.add((type(layer).__name__, out.dtype)))
+    metrics = updated(task)
+    assert seen == {("Conv2d", torch.bfloat16), ("GroupNorm", torch.float32)}
+    assert (dict(WAITS.read), dict(WAITS.sent)) == ({}, {})
+    assert all(bool(value.isfinite()) for name, value in metrics.items() if "level_" not in name)
+
+
 def test_a_start_by_regression_with_muon(there, tmp_path):
     regression = {"steps": 3, "pairs": 8, "solver_steps": 2, "muon": {}}
     agree(there, "diff_instruct", tmp_path, steps=2, student={"steps": 2, "regression": regression})

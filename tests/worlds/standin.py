@@ -16,7 +16,8 @@ Random numbers are those of the CPU's generator, so what is computed is what the
     with in_use() as device:
         model.to(device)
 
-It knows no memory, no streams, no fused kernels, and autocast casts nothing on it.
+It knows no memory, no streams, no fused kernels. Autocast casts what it casts on CUDA, of the operations that networks
+here are made of.
 """
 
 import sys
@@ -97,6 +98,9 @@ class StandIn(torch.Tensor):
 
     @staticmethod
     def __new__(cls, raw: torch.Tensor) -> "StandIn":
+        if torch.is_inference_mode_enabled():  # views of weights are no tensors of inference
+            with torch.inference_mode(False):
+                return StandIn(raw)
         if raw.dtype == torch.float64 and not _float64[0]:
             raise TypeError(f"standin has no float64; {place()} asks for it")
         layout = {"strides": raw.stride(), "storage_offset": raw.storage_offset(), "dtype": raw.dtype}
@@ -144,7 +148,44 @@ class StandIn(torch.Tensor):
 def device() -> torch.device:
     """The device, of which torch is told at first use, for good."""
     _setup_privateuseone_for_python_backend("standin", backend_module=Backend())
+    _autocast()
     return torch.device("standin:0")
+
+
+# CUDA's lists (docs.pytorch.org, "Autocast Op Reference"): to half precision, to float32, to the widest.
+HALF = ("conv1d", "conv2d", "linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention")
+SINGLE = (
+    "layer_norm", "group_norm", "softmax.int", "log_softmax.int", "exp", "log", "pow.Tensor_Scalar", "sum", "mean",
+    "norm.Scalar", "softplus", "mse_loss", "cumsum", "sum.dim_IntList", "rsqrt",
+)  # fmt: skip
+_LIBRARIES: list[Any] = []
+
+
+def _autocast() -> None:
+    """Tell torch what autocast does on the device: it has nothing for a device that it does not know."""
+    key = "AutocastPrivateUse1"
+    rest, ours = torch.library.Library("_", "IMPL", key), torch.library.Library("aten", "IMPL", key)
+    rest.fallback(torch.library.fallthrough_kernel)
+    for name in (*HALF, *SINGLE):
+        packet, _, overload = name.partition(".")
+        operation = getattr(getattr(torch.ops.aten, packet), overload or "default")
+        ours.impl(name, _cast(operation, None if name in HALF else torch.float32))
+    _LIBRARIES.extend([rest, ours])  # which end with their last reference
+
+
+def _cast(operation: Any, to: torch.dtype | None) -> Any:
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        if isinstance(value, torch.Tensor) and value.dtype in (torch.float32, torch.bfloat16, torch.float16):
+            return value.to(dtype)
+        return type(value)([cast(one, dtype) for one in value]) if isinstance(value, list | tuple) else value
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        dtype = torch.get_autocast_dtype("standin") if to is None else to
+        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return operation(*cast(args, dtype), **kwargs)
+
+    return call
 
 
 def _raw(value: Any) -> Any:
@@ -250,6 +291,8 @@ class _Data(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in MADE_OF_DATA and (_of_ours(kwargs.get("device")) or _of_ours(torch.get_default_device())):
             where = kwargs.pop("device")
+            if isinstance(args[0], StandIn):
+                return args[0].to(where, kwargs.get("dtype"))
             return func(*args, **kwargs).to(where)
         return func(*args, **kwargs)
 
