@@ -16,5 +16,5 @@ def test_parts_that_need_no_kernels_of_their_own(there, tmp_path, monkeypatch, r
     assert gpu_check.main(["--device", "standin", "--tiny", "--out", str(tmp_path), "--only", *parts]) == 0
     content = json.loads((tmp_path / "gpu_check.json").read_text())
     assert content["about"]["card"] == "standin"
-    assert content["parts"]["methods"]["sid"]["gradients"] < 1e-5
+    assert content["parts"]["methods"]["sid"]["gradients"] < 1e-3
     assert all(row["images_per_s"] > 0 for part in parts[1:] for row in content["parts"][part].values())

@@ -21,19 +21,15 @@ def trained(there, tmp_path, ask):
 def test_train_sample_evaluate_calibrate(trained, tmp_path, ask):
     images, model = trained
     few = ["--num-images", "6", "--steps", "2"]
-    assert ask("sample", model, *few, "--out", tmp_path / "drawn")[0] == 0
+    measured = ["--features", "pixels"]
+    assert ask("sample", str(model), *few, "--out", str(tmp_path / "drawn"))[0] == 0
     record = json.loads((tmp_path / "drawn" / "samples.json").read_text())
     assert record["device"] == "standin"
     for device in ([], ["--device", "cpu"]):
-        code, *said = ask(
-            "evaluate", "--model", model, *few, "--reference", images, "--metrics", "fid", "--features", "pixels",
-            "--json", tmp_path / f"{len(device)}.json", *device,
-        )  # fmt: skip
-        assert code == 0, said
+        answer = ["--metrics", "fid", "--json", str(tmp_path / f"{len(device)}.json"), *device]
+        words = ["--model", str(model), *few, "--reference", str(images), *measured, *answer]
+        assert ask("evaluate", *words)[0] == 0
     here, cpu = (json.loads((tmp_path / f"{n}.json").read_text())["metrics"]["fid"]["value"] for n in (0, 2))
     assert here == pytest.approx(cpu, rel=1e-3)  # a grey level in the last place
-    code, *said = ask(
-        "calibrate", model, "--data", images, "--out", tmp_path / "found.json", "--features", "pixels", "--num-images",
-        "4", "--steps", "4",
-    )  # fmt: skip
-    assert code == 0, said
+    words = ["--data", str(images), "--out", str(tmp_path / "found.json"), "--num-images", "4", "--steps", "4"]
+    assert ask("calibrate", str(model), *words, *measured)[0] == 0

@@ -38,7 +38,7 @@ PACKAGE = str(Path(__file__).resolve().parents[2] / "diffdistill")
 READS = {
     "_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive",
 }  # fmt: skip
-COPIES = {"_to_copy", "copy_", "_copy_from"}
+COPIES = {"_to_copy", "copy_", "_copy_from", "to"}  # `to` as it is while nothing is differentiated
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 JOINED = {"cat", "stack"}  # no arithmetic: they take no numbers of the CPU
 MADE_OF_DATA = {torch.tensor, torch.as_tensor, torch.asarray}
@@ -198,14 +198,15 @@ def _of_ours(where: Any) -> bool:
 
 def _answer(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The operation on the CPU's tensors; its results are the device's where its arguments are, or `device` says."""
-    name, where = func.overloadpacket.__name__, kwargs.get("device")
+    name = func.overloadpacket.__name__
+    where = kwargs.get("device", next((value for value in args if isinstance(value, torch.device)), None))
     ours: list[Any] = []
     cpu: list[torch.Tensor] = []
     raw_args, raw_kwargs = _opened(args, ours, cpu), _opened(kwargs, ours, cpu)
     there = bool(ours) if where is None else _of_ours(where)
     _check(func, name, args, kwargs, ours, cpu)
     _count(name, args, kwargs, ours, there)
-    if where is not None:
+    if kwargs.get("device") is not None:
         raw_kwargs["device"] = torch.device("cpu")
     out = func(*raw_args, **raw_kwargs)
     if name[-1] == "_" and name[-2] != "_" and args and isinstance(args[0], torch.Tensor):
@@ -221,6 +222,8 @@ def _opened(value: Any, ours: list[Any], cpu: list[torch.Tensor]) -> Any:
     if kind is StandIn:
         ours.append(value)
         return value.raw
+    if kind is torch.device and _of_ours(value):
+        return torch.device("cpu")
     if isinstance(value, torch.Tensor):
         cpu.append(value)
     elif kind is list or kind is tuple:
@@ -271,7 +274,7 @@ def _free(name: str, args: Any, kwargs: Any) -> bool:
     """Whether the host goes on at once; a number fills the device's tensor without one."""
     if name == "copy_":
         return bool(kwargs.get("non_blocking") or (len(args) > 2 and args[2]) or args[1].dim() == 0)
-    return bool(kwargs.get("non_blocking"))
+    return bool(kwargs.get("non_blocking")) or (name == "to" and any(value is True for value in args[2:4]))
 
 
 class _Operations(TorchDispatchMode):
