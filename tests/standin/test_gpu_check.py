@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_parts_that_need_no_kernels_of_their_own(there, tmp_path, monkeypatch, root):
     monkeypatch.syspath_prepend(str(root / "scripts"))
     import gpu_check

@@ -17,9 +17,11 @@ from diffdistill.training.tasks.distill import DistillTask
 
 @pytest.fixture(autouse=True)
 def captured(monkeypatch):
-    """Blocks are captured as graphs, and these run as they are: no C++ compiler is asked."""
-    monkeypatch.setattr(speed, "BACKEND", "eager")
+    """Blocks are captured as graphs, which run as they are: no C++ compiler is asked. Gives the graphs."""
+    graphs = []
+    monkeypatch.setattr(speed, "BACKEND", lambda graph, _: (graphs.append(graph), graph.forward)[1])
     monkeypatch.setattr(speed, "_SUBCLASSES", {})
+    return graphs
 
 
 CPU = torch.device("cpu")
@@ -51,7 +53,7 @@ def test_a_step_of_compiled_blocks_is_the_step(kind, monkeypatch):
             assert torch.allclose(parts[name][key], value, atol=1e-5), (name, key)
 
 
-def test_a_copy_is_a_network_of_its_own_and_hooks_run():
+def test_a_copy_is_a_network_of_its_own_and_hooks_run(captured):
     network = smallest().network
     x, t, labels = torch.randn(2, 1, 8, 8), torch.ones(2), torch.tensor([0, 1])
     before = network(x, t, labels, return_dict=False)[0]
@@ -60,6 +62,7 @@ def test_a_copy_is_a_network_of_its_own_and_hooks_run():
     network.mid_block.resnets[0].register_forward_hook(lambda *_: seen.append(1))
     assert torch.allclose(network(x, t, labels, return_dict=False)[0], before, atol=1e-6)
     assert seen == [1]
+    assert captured
     with torch.no_grad():
         copied.mid_block.resnets[0].conv1.weight.zero_()
     assert not torch.allclose(copied(x, t, labels, return_dict=False)[0], before, atol=1e-4)
