@@ -37,6 +37,7 @@ from diffdistill.training.resume import Inputs
 from diffdistill.training.run_folder import Records, opened, package_versions
 from diffdistill.training.sharded.plan import check_parallel, home
 from diffdistill.training.signals import held_together, led, stop_requests, stops
+from diffdistill.training.speed import kept_math, speed_up
 from diffdistill.training.tasks.align import AlignTask
 from diffdistill.training.tasks.distill import DistillTask
 from diffdistill.training.tasks.teacher import TeacherTask
@@ -64,6 +65,7 @@ class Result:
 
 @stops
 @processes.together()
+@kept_math()
 def train(resolved: Resolved[Train]) -> Result:
     """A teacher by denoising score matching, into `model/`."""
     config = resolved.config
@@ -81,6 +83,7 @@ def train(resolved: Resolved[Train]) -> Result:
 
 @stops
 @processes.together()
+@kept_math()
 def distill(resolved: Resolved[Distill]) -> Result:
     """A one- or few-step student of a teacher, into `student/`."""
     config = resolved.config
@@ -115,6 +118,7 @@ def distill(resolved: Resolved[Distill]) -> Result:
 
 @stops
 @processes.together()
+@kept_math()
 def align(resolved: Resolved[Align]) -> Result:
     """The network of a text-to-image pipeline, trained on pairs, into `model/`."""
     config = resolved.config
@@ -185,9 +189,13 @@ def check_processes(resolved: Resolved) -> None:
 
 def choices(task: Task[Model], config: Run, device: Device) -> dict[str, Any]:
     """What `auto` became on this machine, for the record; the task's networks attend by it from here on."""
-    attention = choose_attention(task.networks(), config.attention, device.autocast)
+    networks = task.networks()
+    attention = choose_attention(networks, config.attention, device.autocast)
+    exact = isinstance(config, Distill) and config.method.float32_gap
+    layers = [(role, network) for role, (network, _) in networks.items()]
     return {
         "attention": attention,
+        "speed": speed_up(config.speed, device.name, layers, exact),
         "mixed_precision": device.precision,
         "processes": processes.size(),
         "parallel": task.plan.strategy,

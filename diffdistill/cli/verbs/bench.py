@@ -1,6 +1,6 @@
 """`diffdistill bench`."""
 
-from diffdistill.cli.parser import Parser, Verb, device, whole
+from diffdistill.cli.parser import Parser, Verb, add_device, whole
 
 
 def add_flags(parser: Parser) -> None:
@@ -16,7 +16,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--mixed-precision", choices=("no", "bf16", "fp16"), default="no", help="autocast of the passes (default no)"
     )
-    parser.add_argument("--device", type=device, help="cpu, cuda, cuda:N or mps (default: cuda if there is one)")
+    add_device(parser)
     parser.names = {"model": "model"}
 
 

@@ -16,6 +16,7 @@ import torch
 from diffdistill.config.schema import Distill, Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
+from diffdistill.devices import name_of, pick_device
 from diffdistill.errors import ConfigError
 from diffdistill.machine import load, processor
 from diffdistill.methods import METHODS
@@ -24,7 +25,7 @@ from diffdistill.parts.attention.kernels import KERNELS, reset_attention, set_at
 from diffdistill.parts.bench.measure import WORDS, Bare, Row, Seconds, Work, compare, described, needed, timed
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.pipelines.pixel.schedule import stock_levels
-from diffdistill.sampling.generate import CPU_ROWS, generate, pick_device
+from diffdistill.sampling.generate import CPU_ROWS, generate
 from diffdistill.sampling.plan import plan_sampling
 from diffdistill.training.device import Device
 from diffdistill.training.loop import Task
@@ -93,7 +94,7 @@ def protocol(bench: "Bench", args: Namespace) -> dict[str, Any]:
         "network": f"{type(bench.model.network).__name__}, {weights / 1e6:.2f} million weights",
         "images": "x".join(map(str, bench.model.image_shape)),
         "batch": bench.batch,
-        "device": facts["gpu"] if bench.place.type == "cuda" else f"{bench.place.type}, {processor()}",
+        "device": f"{bench.place.type}, {processor() if bench.place.type == 'cpu' else name_of(bench.place)}",
         "dtype": str(bench.device.dtype or torch.float32).removeprefix("torch."),
         "threads": facts["threads"],
         "load": f"{load()} processes on {facts['cpu_count']} cores when it began",

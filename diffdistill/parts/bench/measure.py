@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from diffdistill.denoiser import Denoiser
+from diffdistill.devices import KNOWN, forget_peak, held_memory, peak_memory, synchronize
 from diffdistill.matching.step import Choices
 
 Work = Callable[[], Any]
@@ -84,22 +85,17 @@ def timed(work: Work, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def peak_bytes(work: Work, device: torch.device) -> int:
     """Most bytes of tensors alive at once during `work`, beyond those alive before it.
 
     On a GPU the allocator counts. On a CPU the profiler's allocations are added up: resident memory would be that of
     the whole process so far, and what the C library keeps for later would hide what a later run needs.
     """
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+    if device.type in KNOWN:
+        before = held_memory(device)
+        forget_peak(device)
         work()
-        return torch.cuda.max_memory_allocated(device) - before
+        return peak_memory(device) - before
     with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         work()
     events = seen.profiler.kineto_results.events()
