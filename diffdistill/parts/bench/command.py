@@ -59,6 +59,8 @@ def run(args: Namespace) -> int:
 
 def _measured(args: Namespace) -> dict[str, Any]:
     """The figures with their protocol, printed as they come."""
+    if args.config is not None:
+        return _measured_run(args)
     device = Device(args.mixed_precision)
     if args.device is not None:
         device.name = pick_device(args.device)
@@ -66,9 +68,7 @@ def _measured(args: Namespace) -> dict[str, Any]:
     batch, repeats = args.batch_size or (4 if args.quick else 8), 2 if args.quick else 3
     bench = Bench(model, device, batch, repeats, QUICK_METHODS if args.quick else COMPARED)
     about = protocol(bench, args)
-    for key, value in about.items():
-        print(f"{key.replace('_', ' '):<16} {value}")
-    print(f"\n{HEADER}")
+    told(about)
     rows = []
     for row in bench.rows():
         print(line(row), flush=True)
@@ -90,23 +90,57 @@ def _measured(args: Namespace) -> dict[str, Any]:
     }
 
 
+def _measured_run(args: Namespace) -> dict[str, Any]:
+    """A step of the run of a config."""
+    from diffdistill.parts.bench.runs import measured
+
+    repeats = 2 if args.quick else 3
+    about = {"config": " ".join([args.config, *args.overrides]), **circumstances(repeats)}
+    told(about)
+
+    def say(row: Row, phases: dict[str, Any]) -> None:
+        print(line(row))
+        for name, spent in phases.items():
+            times = f"{1e3 * spent['seconds']:.1f}, CPU {1e3 * spent['cpu_seconds']:.1f}"
+            print(f"  {name:<36} {times:>24} {'':>40} {spent['peak_bytes'] / 1e6:>8.1f}", flush=True)
+
+    return {"protocol": about, **measured(args.resolved, args, say)}
+
+
+def told(about: dict[str, Any]) -> None:
+    for key, value in about.items():
+        print(f"{key.replace('_', ' '):<16} {value}")
+    print(f"\n{HEADER}")
+
+
+def circumstances(repeats: int) -> dict[str, Any]:
+    """What every protocol says of the machine and its state."""
+    facts = environment()
+    return {
+        "device": facts["gpu"] or f"cpu, {processor()}",
+        "threads": facts["threads"],
+        "load": f"{load()} processes on {facts['cpu_count']} cores when it began",
+        "repeats": f"{repeats} pairs after one to warm up; median (least to most), ratio of the pairs' median",
+        "versions": ", ".join(f"{name} {facts[name]}" for name in ("diffdistill", "torch", "diffusers", "python")),
+        "date": facts["started"],
+    }
+
+
 def protocol(bench: "Bench", args: Namespace) -> dict[str, Any]:
     """What a reader must know before comparing two tables."""
-    facts = environment()
     weights = sum(parameter.numel() for parameter in bench.model.network.parameters())
+    found = circumstances(bench.repeats)
+    device = found.pop("device") if bench.place.type == "cuda" else f"{bench.place.type}, {processor()}"
+    found.pop("device", None)
     return {
         "model": args.model,
         "weights_sha256": weights_digest(locate(args.model))[:16],
         "network": f"{type(bench.model.network).__name__}, {weights / 1e6:.2f} million weights",
         "images": "x".join(map(str, bench.model.image_shape)),
         "batch": bench.batch,
-        "device": facts["gpu"] if bench.place.type == "cuda" else f"{bench.place.type}, {processor()}",
+        "device": device,
         "dtype": str(bench.device.dtype or torch.float32).removeprefix("torch."),
-        "threads": facts["threads"],
-        "load": f"{load()} processes on {facts['cpu_count']} cores when it began",
-        "repeats": f"{bench.repeats} pairs after one to warm up; median (least to most), ratio of the pairs' median",
-        "versions": ", ".join(f"{name} {facts[name]}" for name in ("diffdistill", "torch", "diffusers", "python")),
-        "date": facts["started"],
+        **found,
     }
 
 
@@ -217,7 +251,11 @@ class Bench:
         rows = min(self.batch, model.network_rows(self.place), CPU_ROWS if self.place.type == "cpu" else self.batch)
         bare = Bare(copied(self.model), rows, torch.no_grad)
         # Without guidance, which would make each pass one of twice the images.
-        request = SamplingRequest(steps, prompts=["a picture"], guidance_scale=1.0) if model.draws_texts else SamplingRequest(steps)
+        request = (
+            SamplingRequest(steps, prompts=["a picture"], guidance_scale=1.0)
+            if model.draws_texts
+            else SamplingRequest(steps)
+        )
         plan = plan_sampling(model, request)
         calls = plan.evaluations * math.ceil(self.batch / rows)
 

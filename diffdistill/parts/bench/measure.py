@@ -76,12 +76,16 @@ def compare(
     """Run both once to warm up, then in turns; memory in a run of its own, for watching it takes time."""
     ours(), bare()
     pairs = [(timed(ours, device), timed(bare, device)) for _ in range(repeats)]
-    columns: list[Any] = []
-    for clock in ("wall", "cpu"):
-        mine, theirs = ([getattr(pair[side], clock) for pair in pairs] for side in (0, 1))
-        ratio = statistics.median(a / b if b else math.nan for a, b in zip(mine, theirs, strict=True))
-        columns += [Seconds.of(mine), Seconds.of(theirs), ratio]
-    return Row(name, *columns, passes, peak_bytes(ours, device), peak_bytes(bare, device), images)
+    wall, cpu = ([[getattr(took, clock) for took in pair] for pair in pairs] for clock in Took._fields)
+    peaks = peak_bytes(ours, device), peak_bytes(bare, device)
+    return Row(name, *_compared(wall), *_compared(cpu), passes, *peaks, images)
+
+
+def _compared(pairs: list[list[float]]) -> tuple[Seconds, Seconds, float]:
+    """Seconds of ours and of the bare passes, and the median of the pairs' ratios."""
+    mine, theirs = (list(column) for column in zip(*pairs, strict=True))
+    ratio = statistics.median(a / b if b else math.nan for a, b in pairs)
+    return Seconds.of(mine), Seconds.of(theirs), ratio
 
 
 class Took(NamedTuple):
@@ -115,7 +119,7 @@ def peak_bytes(work: Work, device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
-    with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         work()
     events = seen.profiler.kineto_results.events()
     held = peak = 0
@@ -126,7 +130,7 @@ def peak_bytes(work: Work, device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Some builds of the profiler write to the error stream from C++ when it starts and stops."""
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)

@@ -47,8 +47,8 @@ class Pass:
     def described(self) -> str:
         where = "input" if self.to_input else "weights"
         words = ["encoder" if self.ended else "forward"]
-        words += ["backward" if self.backward == 1 else f"{self.backward} x backward"] * (self.backward > 0)
-        words += ["encoder backward" if self.of_taps == 1 else f"{self.of_taps} x encoder backward"] * (self.of_taps > 0)
+        for count, word in ((self.backward, "backward"), (self.of_taps, "encoder backward")):
+            words += [word if count == 1 else f"{count} x {word}"] * (count > 0)
         return " + ".join(words) + (f" to the {where}" if len(words) > 1 else "") + f", {self.rows} rows"
 
     def again(self) -> None:
@@ -58,13 +58,13 @@ class Pass:
             inputs = (inputs[0].detach().requires_grad_(), *inputs[1:])
         returning = self.backward + self.of_taps > 0
         tapped: list[Tensor] = []
-        with torch.set_grad_enabled(self.graph), self.context(), _reading(self.taps, tapped, self.ended):
-            output = None
-            with contextlib.suppress(Ended):
-                output = first_tensor(self.network(*inputs, **self.named))
+        output: list[Tensor] = []
+        reading = _reading(self.taps, tapped, self.ended)
+        with torch.set_grad_enabled(self.graph), self.context(), contextlib.suppress(Ended), reading:
+            output.append(first_tensor(self.network(*inputs, **self.named)))
         if not returning:
             return
-        ways = [[output]] * self.backward + [tapped] * self.of_taps
+        ways = [output] * self.backward + [tapped] * self.of_taps
         for k, roots in enumerate(ways):
             gradients = [torch.ones_like(root) for root in roots]
             kept = k + 1 < len(ways)
