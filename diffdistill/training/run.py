@@ -35,6 +35,7 @@ from diffdistill.training.sharded.plan import check_parallel, home
 from diffdistill.training.signals import held_together, led, stop_requests, stops
 from diffdistill.training.tasks.align import AlignTask
 from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.kept_pairs import FOLDER as PAIRS
 from diffdistill.training.tasks.teacher import TeacherTask
 
 Model = TypeVar("Model")
@@ -104,6 +105,8 @@ def distill(resolved: Resolved[Distill]) -> Result:
         class_names=names_of_classes(data, teacher), **reward,
     )  # fmt: skip
     inputs = {**data_digests(data), "teacher": model_digest(config.teacher), **reward_digests(config)}
+    if task.regression is not None:
+        task.regression.pairs.keep(Path(config.output_dir) / PAIRS, inputs)
     record |= classes_of_run(data)
     return execute(task, resolved, lambda: kind.monitor(config, data, teacher), publisher, record, inputs)
 
