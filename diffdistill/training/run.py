@@ -40,6 +40,7 @@ from diffdistill.training.signals import held_together, led, stop_requests, stop
 from diffdistill.training.speed import kept_math, speed_up
 from diffdistill.training.tasks.align import AlignTask
 from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.kept_pairs import FOLDER as PAIRS
 from diffdistill.training.tasks.teacher import TeacherTask
 
 Model = TypeVar("Model")
@@ -112,6 +113,8 @@ def distill(resolved: Resolved[Distill]) -> Result:
         class_names=names_of_classes(data, teacher), **reward, **packed,
     )  # fmt: skip
     inputs = {**data_digests(data), "teacher": model_digest(config.teacher), **reward_digests(config)}
+    if task.regression is not None:
+        task.regression.pairs.keep(Path(config.output_dir) / PAIRS, inputs)
     record |= classes_of_run(data)
     return execute(task, resolved, lambda: kind.monitor(config, data, teacher), publisher, record, inputs)
 
@@ -126,11 +129,7 @@ def align(resolved: Resolved[Align]) -> Result:
     device = Device(config.mixed_precision, config.num_threads)
     check_parallel(config, device)
     pairs, held_out = training_pairs(config)
-    model = load_pipeline(config.model, precision_of_run(device))
-    model.resting = True
-    model.kept.limit = config.data.prompt_cache_gb * 1e9
-    model.there.limit = config.data.prompt_device_gb * 1e9
-    model.shelf = shelf_of(config.model, config.data.prompt_disk_gb)
+    model = pipeline_of(config, device)
     task = AlignTask(config, model, pairs, device)
     record = choices(task, config, device)
     inputs = {"data": pairs_digest(pairs.pairs), "model": model_digest(config.model)}
@@ -138,12 +137,21 @@ def align(resolved: Resolved[Align]) -> Result:
     return execute(task, resolved, lambda: PairMonitor(task, held_out), publisher, record, inputs)
 
 
+def pipeline_of(config: Align, device: Device) -> Adapter:
+    """The pipeline to align, with the bounds of what is kept of its prompts."""
+    model = load_pipeline(config.model, precision_of_run(device))
+    model.resting = True
+    model.kept.limit = config.data.prompt_cache_gb * 1e9
+    model.there.limit = config.data.prompt_device_gb * 1e9
+    model.shelf = shelf_of(config.model, config.data.prompt_disk_gb)
+    return model
+
+
 def loaded(config: Distill, device: Device) -> Denoiser:
     """The teacher; its network where it can wait until it is known how it fits, its other parts where they rest."""
     check_quantize(config.quantize)
-    place = (
-        torch.device("cpu") if config.quantize else home(config, device)
-    )  # packed weights may fit where these do not
+    # Packed weights may fit where these do not.
+    place = torch.device("cpu") if config.quantize else home(config, device)
     teacher = Denoiser.from_pretrained(config.teacher, "cpu", precision_of_run(device))
     if not isinstance(teacher, TextDenoiser):
         return teacher.to(place)
