@@ -309,6 +309,14 @@ class Distill(Run):
     """`diffdistill distill`: one step for every distribution-matching method."""
 
     teacher: str = "builtin:fashion_mnist_teacher"
+    teacher_lora: str | None = Field(
+        None,
+        description="text teachers: a LoRA of a style or subject, added to the teacher before it is distilled: a "
+        ".safetensors file, a folder with one, or a Hub id",
+    )
+    teacher_lora_scale: Annotated[float, Field(allow_inf_nan=False)] = Field(
+        1.0, description="factor of teacher_lora, as lora_scale of diffusers"
+    )
     initialize_from: str | None = Field(
         None,
         description="run folder of a first stage: its averaged student, critic and discriminator; or a model folder, "

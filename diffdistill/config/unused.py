@@ -150,6 +150,7 @@ DISTILL = (
         "beside data.prompts, which takes the place of images; set data.prompts=null, or leave it out",
         ("data.prompts",),
     ),
+    Rule(("teacher_lora_scale",), _unset("teacher_lora"), "without teacher_lora", ("teacher_lora",)),
     Rule(
         ("student.sigma_init",), _set("student.levels"),
         "beside student.levels, whose first it would be; leave one of them out", ("student.levels",),
@@ -177,7 +178,7 @@ DISTILL = (
 )  # fmt: skip
 OF_IMAGE_TEACHERS = (
     Rule(
-        (*OF_TEXTS, "student.timesteps", "student.lora", "critic.lora"), _always,
+        (*OF_TEXTS, "student.timesteps", "student.lora", "critic.lora", "teacher_lora"), _always,
         "with a teacher that draws no texts; leave it out", ("teacher",),
     ),
 )  # fmt: skip

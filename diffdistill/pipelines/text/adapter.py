@@ -19,6 +19,7 @@ from diffdistill.pipelines.network import held_in
 from diffdistill.pipelines.scheduler_values import read_scheduler
 from diffdistill.pipelines.text.kept import Condition
 from diffdistill.pipelines.text.latents import Latents, vae_dtype
+from diffdistill.pipelines.text.task_lora import TaskLora
 from diffdistill.pipelines.text.texts import Texts
 from diffdistill.precision import OWN, Precision
 from diffdistill.registry import PLUGINS, Registry
@@ -47,6 +48,8 @@ class Adapter(Texts, Latents):
         self.image_size = self.native_size()
         # The input of a guidance-distilled network; others have none.
         self.guidance = 1.0
+        # What was added to the network's weights since they were read (`task_lora`).
+        self.task: TaskLora | None = None
 
     def hold(self, precision: Precision) -> None:
         """The network in a precision, but for what stays exact (`held_in`); what it is trained from stays as it is."""
