@@ -1,0 +1,50 @@
+"""What torchrun, accelerate launch or srun says to the processes that it starts, and how these find each other."""
+
+import os
+from datetime import timedelta
+
+from diffdistill.errors import ConfigError
+from diffdistill.files import reason_of
+
+
+def launched() -> tuple[int, int]:
+    """`(rank, size)` as the launcher says; (0, 1) without one."""
+    try:
+        number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        return 0, 1
+    return (number, count) if 0 <= number < count else (0, 1)
+
+
+def speaks() -> bool:
+    """Whether an error that every process of this machine meets is this one's to tell."""
+    return launched()[1] == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def join(number: int, count: int, meet: timedelta, wait: timedelta) -> None:
+    """Make the group of all, by GPUs where there are some. meet, wait: for all to come, and for a call's answer.
+
+    ConfigError where the launcher's words are not complete, or there are more processes than GPUs.
+    """
+    import torch
+
+    backend, local = "gloo", int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
+        if here > torch.cuda.device_count():
+            error = ConfigError(
+                f"{here} processes were started on a machine with {torch.cuda.device_count()} GPUs; start one a GPU, "
+                f"or hide the GPUs (CUDA_VISIBLE_DEVICES=) to use the cores"
+            )
+            error.told = not speaks()
+            raise error
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        store, number, count = next(torch.distributed.rendezvous("env://", number, count, timeout=meet))
+        torch.distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=wait)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"process {number} of {count} does not find the others ({reason_of(error):.160}); start all by "
+            f"torchrun or accelerate launch, or set MASTER_ADDR and MASTER_PORT"
+        ) from error
