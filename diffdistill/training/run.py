@@ -121,6 +121,7 @@ def align(resolved: Resolved[Align]) -> Result:
     model.kept.limit = config.data.prompt_cache_gb * 1e9
     model.shelf = shelf_of(config.model, config.data.prompt_disk_gb)
     task = AlignTask(config, model, pairs, device)
+    task.keep_moments()
     record = choices(task, config, device)
     inputs = {"data": pairs_digest(pairs.pairs), "model": model_digest(config.model)}
     publisher = PipelinePublisher(task, resolved)
