@@ -14,14 +14,13 @@ from tqdm import tqdm
 from diffdistill import processes
 from diffdistill.config.schema import Distill
 from diffdistill.data import ImageSet, to_model_range
-from diffdistill.data.cached import KINDS, no_room, not_writable
+from diffdistill.data.cached import clear_for, no_room, not_writable
 from diffdistill.data.identity import state_of
 from diffdistill.data.looking import say
 from diffdistill.data.rows import Images
 from diffdistill.data.stored import (
     Stored,
     digest_of,
-    make_room,
     open_stored,
     store,
     write_folder,
@@ -77,11 +76,11 @@ def found_by_all(folder: Path) -> Stored | None:
     return None if processes.most(found is None) else found
 
 
-def no_room_for(folder: Path, size: int, disk_gb: float) -> str | None:
+def no_room_for(folder: Path, size: int, disk_gb: float | None) -> str | None:
     """Why a cache of `size` bytes cannot be made, once older ones have made room; the same on all."""
 
     def look() -> str | None:
-        make_room([cache_dir() / kind for kind in KINDS], size, disk_gb * 1e9)
+        clear_for(size, disk_gb)
         return not_writable(folder.parent) or no_room(folder.parent, size, disk_gb)
 
     return processes.lead(look)
