@@ -206,7 +206,8 @@ class DistillTask:
         (real, _), cond = self.device.put(real, None), self.student.placed(labels)
         x, sigma = self.student_input(real, cond)
         turn = Turn(x, sigma, cond, mine, count, parts_of(len(x), config.micro_batch_size))
-        moves = progress >= self.method.choices.critic_warmup
+        # Before its first update the critic is the teacher: of their gap, which is rounding, Adam would make a step.
+        moves = step > 0 and progress >= self.method.choices.critic_warmup
         # In parts, the graph of each is made again when its turn comes.
         with torch.set_grad_enabled(moves and turn.whole):
             x0 = torch.cat([self.images(x[rows], sigma[rows], rows_of(cond, rows)) for rows in turn.parts])
