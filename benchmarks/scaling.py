@@ -316,4 +316,7 @@ if __name__ == "__main__":
             ("the same, cpu_offload", "sdxl", 4, {"offload": True}),
             ("SDXL on 8", "sdxl", 8, {}),
         ]
-        print(networks(), on_gpus((1, 2, 4, 8, 16, 32, 64)), part_by_part(cases), sent(64), sep="\n\n")
+        from adapter_memory import CASES, rows_of_table  # which counts with what is above
+
+        tables = networks(), on_gpus((1, 2, 4, 8, 16, 32, 64)), part_by_part(cases), sent(64), rows_of_table(CASES)
+        print(*tables, sep="\n\n")

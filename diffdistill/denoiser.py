@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from diffdistill.errors import ConfigError
 from diffdistill.machine import send
+from diffdistill.precision import Precision, dtype_of, name_of
 from diffdistill.process import Process
 from diffdistill.registry import Registry
 from diffdistill.request import Conditions, SamplingRequest, class_conditions
@@ -69,11 +70,12 @@ class Storage:
     """How denoisers come from folders and go into them, the one seam through which this file reaches a higher one.
 
     `pipelines` declares the row (`STORAGE` in `pipelines/load.py`), and the registry finds it there: nothing here
-    imports a pipeline. load: `(model) -> Denoiser`; save: `(denoiser, folder, *, role, levels, card, **provenance)`.
+    imports a pipeline. load: `(model, device, dtype=) -> Denoiser`; save: `(denoiser, folder, *, role,
+    levels, card, **provenance)`.
     """
 
     name: str
-    load: "Callable[[str], Denoiser]"
+    load: "Callable[..., Denoiser]"
     save: Callable[..., None]
 
 
@@ -124,6 +126,11 @@ class Denoiser(nn.Module):
     def device(self) -> torch.device:
         """Where it computes."""
         return device_of(self.layers)
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """What it is held in, for records: `dtype` of its network, and what else differs in one that draws texts."""
+        return {"dtype": name_of(dtype_of(self.layers))}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -247,8 +254,7 @@ class Denoiser(nn.Module):
 
     def _call(self, x_in: Tensor, time: Tensor, cond: Condition) -> Tensor:
         extra = cond if isinstance(cond, dict) else {} if cond is None else {"class_labels": cond}
-        dtype = next(self.network.parameters()).dtype
-        output = self.network(x_in.to(dtype), time, **extra, return_dict=False)[0]
+        output = self.network(x_in.to(dtype_of(self.network)), time, **extra, return_dict=False)[0]
         # Networks with learned variance append it as further channels.
         return output[:, : x_in.shape[1]]
 
@@ -359,9 +365,14 @@ class Denoiser(nn.Module):
         return {name: modules[name] for name in taps}
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, device: str | torch.device = "cpu") -> "Denoiser":
-        """Load a diffusers folder, `builtin:NAME` or a Hub id. CheckpointError if it is none, or damaged."""
-        return STORAGE.get("diffusers").load(str(model)).to(device)
+    def from_pretrained(
+        cls, model: str | Path, device: str | torch.device = "cpu", dtype: str | Precision | None = None
+    ) -> "Denoiser":
+        """Load a diffusers folder, `builtin:NAME` or a Hub id. CheckpointError if it is none, or damaged.
+
+        dtype: of `precision.PRECISIONS`, what its networks are held and computed in; None: float32.
+        """
+        return STORAGE.get("diffusers").load(str(model), device, dtype=dtype)
 
     def save_pretrained(
         self,

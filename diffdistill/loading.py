@@ -4,6 +4,7 @@ Both fill what a file lacks with random numbers, pass over what it has too much,
 may also lead them to a pickle by side doors: an index of shards that names one, an adapter, a name in its config.
 """
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffdistill.errors import CheckpointError
 from diffdistill.files import PICKLES, read_json
+from diffdistill.precision import OWN
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,17 +26,19 @@ KNOWN_SURPLUS = re.compile(r"(^|\.)(position_ids|inv_freq|num_batches_tracked)$"
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<variant>[\w-]+?))?(-\d+-of-\d+)?\.safetensors", re.ASCII)
 
 
-def load_whole(cls: Any, folder: Path, spare: str = "", **options: Any) -> Any:
+def load_whole(cls: Any, folder: Path, spare: str = "", dtype: str = "float32", **options: Any) -> Any:
     """`cls.from_pretrained(folder)` where every tensor is there, no other, and all of them numbers.
 
     cls: a network class of diffusers or transformers. spare: a pattern of names of tensors that the caller never uses,
-    which may be missing or too many. Weights that are there in one variant alone, as fp16, are read from it, as
-    float32. Raises CheckpointError, one sentence that names the first few tensors, and for a folder that leads to a
+    which may be missing or too many. dtype: a name of torch, in which the weights come one after the other, whatever
+    their files have; "own": as those have them. Weights that are there in one variant alone, as fp16, are read from
+    it. Raises CheckpointError, one sentence that names the first few tensors, and for a folder that leads to a
     pickle before anything is opened.
     """
     refuse_pickles(folder)
     variant = only_variant(folder)
     options |= {} if variant is None else {"variant": variant}
+    options["torch_dtype"] = named_dtype(widest_dtype(folder) if dtype == OWN else dtype)
     try:
         with quiet():  # what it says of tensors is said below
             network, info = cls.from_pretrained(
@@ -45,7 +49,47 @@ def load_whole(cls: Any, folder: Path, spare: str = "", **options: Any) -> Any:
         raise CheckpointError(f"'{folder}' could not be loaded ({reason}); make or fetch the model again") from error
     _check_names(folder, info, re.compile(spare) if spare else None)
     check_finite(network, folder)
-    return network if variant is None else network.float()
+    return network
+
+
+def named_dtype(name: str) -> Any:
+    import torch
+
+    return getattr(torch, name)
+
+
+def widest_dtype(folder: Path) -> str:
+    """The precision, a name of torch, that holds the weights in a folder of one network exactly."""
+    return held_by({tensor.get("dtype") for file in weight_files(folder) for tensor in _header(file).values()})
+
+
+def held_by(kinds: Iterable[Any]) -> str:
+    """The narrowest precision that holds numbers of these kinds, named as safetensors names them."""
+    floating = {kind for kind in kinds if kind in ("F64", "F32", "BF16", "F16")}
+    return {frozenset({"BF16"}): "bfloat16", frozenset({"F16"}): "float16"}.get(frozenset(floating), "float32")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that weights in a folder of one network are read from."""
+    found = [
+        (file, match["variant"]) for file in folder.glob("*.safetensors") if (match := WEIGHTS.fullmatch(file.name))
+    ]
+    variant = only_variant(folder)
+    return sorted(file for file, own in found if own == variant)
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors, by their names; nothing of one that is damaged, which is told when
+    it is read."""
+    try:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            content = json.loads(stream.read(size)) if size <= file.stat().st_size else {}
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    return {name: tensor for name, tensor in content.items() if isinstance(tensor, dict) and name != "__metadata__"}
 
 
 def only_variant(folder: Path) -> str | None:

@@ -12,6 +12,7 @@ from diffdistill.section import Fraction, OneOf, Positive, Section
 # and its function, or `FILE.py:NAME` of the function.
 OPTIMIZERS = {
     "adamw": "diffdistill.training.optim.adamw:build",
+    "adamw8bit": "diffdistill.training.optim.adamw8bit:build",
     "adafactor": "diffdistill.training.optim.adafactor:build",
 }
 
@@ -29,7 +30,8 @@ class Rate(Section):
 
 
 class Optimizer(Rate):
-    """AdamW; or Adafactor (1804.04235), whose state is a five-hundredth of SDXL's weights, AdamW's twice the weights.
+    """AdamW; adamw8bit (2110.02861), whose moments take a byte each in place of four, by bitsandbytes; or Adafactor
+    (1804.04235), whose state is a five-hundredth of SDXL's weights, AdamW's twice the weights.
 
     Adafactor's learning rate is a part of each weight tensor's root mean square: one like 1e-3, not 1e-5.
     """

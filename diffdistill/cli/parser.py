@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from diffdistill.errors import ConfigError
 from diffdistill.files import expanded
 from diffdistill.parts.attention.names import attention_name
+from diffdistill.precision import PRECISIONS
 from diffdistill.registry import is_plugin
 from diffdistill.sampling.sampler import SAMPLERS
 
@@ -172,6 +173,12 @@ def attention(text: str) -> str:
         return attention_name(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def precision(text: str) -> str:
+    if text not in PRECISIONS:
+        raise argparse.ArgumentTypeError(f"'{text}' is no precision; give {', '.join(PRECISIONS)}")
+    return text
 
 
 def device(text: str) -> str:

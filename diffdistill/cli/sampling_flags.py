@@ -7,6 +7,7 @@ from diffdistill.cli.parser import (
     device,
     labels,
     number,
+    precision,
     prompt,
     sampler,
     seed,
@@ -66,5 +67,11 @@ def add_sampling(parser: Parser) -> None:
         metavar="KERNEL",
         type=attention,
         help="auto, sdpa, sdpa-flash, sdpa-efficient, sdpa-cudnn, sdpa-math, xformers or a diffusers backend",
+    )
+    parser.add_argument(
+        "--dtype",
+        metavar="PRECISION",
+        type=precision,
+        help="float32, bfloat16, float16 or auto: what the model is held and computed in (default: float32)",
     )
     parser.add_argument("--device", type=device, help="cpu, cuda, cuda:N or mps (default: cuda if there is one)")

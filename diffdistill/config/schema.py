@@ -52,6 +52,9 @@ class Data(Section):
         description="text models: memory for encoded prompts, the last used ones, in 1e9 bytes; the rest is "
         "encoded again when it is needed",
     )
+    prompt_device_gb: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="text models: memory of the device for encoded prompts, the last used ones, in 1e9 bytes"
+    )
     prompt_disk_gb: Annotated[float, Field(ge=0)] = Field(
         20.0, description="text models: disk for encoded prompts, which later runs read, in 1e9 bytes; 0: none"
     )
@@ -321,6 +324,25 @@ class Distill(Run):
         None, description="images in one pass of the networks, whose gradients add up; null: train_batch_size"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    quantize: Literal["nf4", "int8"] | None = Field(
+        None,
+        description="text teachers with student.lora and critic.lora: pack the weights they share in 4.1 or 8 bits "
+        "(diffdistill[quant]); the student is merged into the unpacked ones",
+    )
+
+    @model_validator(mode="after")
+    def _packed_weights_are_frozen(self) -> Self:
+        if self.quantize is not None and None in (self.student.lora, self.critic.lora):
+            raise ValueError(
+                f"quantize={self.quantize} packs the teacher's weights, on which student and critic must then train "
+                f"adapters alone; set student.lora and critic.lora, or quantize=null"
+            )
+        if self.quantize is not None and self.method.float32_gap:
+            raise ValueError(
+                f"method.float32_gap wants teacher and critic exact, and quantize={self.quantize} rounds both; leave "
+                f"one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_are_parts(self) -> Self:

@@ -104,7 +104,7 @@ EVALUATION = (
     ),
 )  # fmt: skip
 OF_TEXTS = (
-    "data.prompts", "data.prompt_cache_gb", "data.prompt_disk_gb",
+    "data.prompts", "data.prompt_cache_gb", "data.prompt_device_gb", "data.prompt_disk_gb",
     "evaluation.clip", "evaluation.rewards", "evaluation.prompts",
 )  # fmt: skip
 UNET = ("block_out_channels", "layers_per_block", "attention_levels", "attention_head_dim", "norm_num_groups")

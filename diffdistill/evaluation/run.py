@@ -26,6 +26,10 @@ from diffdistill.outputs import check_output, is_stdout, write_answer
 from diffdistill.rewards import load_reward
 from diffdistill.sampling.generate import pick_device
 
+DTYPES = ("dtype", "vae_dtype")  # of a subject that is a model, in its protocol too
+# What requests meant that were recorded before a precision could be asked for.
+WITHOUT_DTYPE = {"dtype": "float32"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request(Drawing):
@@ -58,7 +62,7 @@ class Request(Drawing):
     DECIDES = (
         "images", "model", "reference", "split", "metrics", "num_images", "features", "clip", "rewards", "backend",
         "fid_mode", "seed", "steps", "class_labels", "prompt", "prompts", "negative_prompt", "guidance_scale",
-        "sampler", "epsilon_scaling", "time_shift_sampler", "calibration",
+        "sampler", "epsilon_scaling", "time_shift_sampler", "calibration", "dtype",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -92,6 +96,7 @@ class Request(Drawing):
         elif self.images is not None:
             record["images"] = str(self.images)
         record["model"] = None if self.model is None else self.models
+        record["dtype"] = self.dtype or "float32"
         return json.loads(json.dumps(record))
 
     @property
@@ -211,6 +216,7 @@ def measure(evaluator: Evaluator, subject: Subject, picture: str | Path | None =
 
         result = evaluator(counted(), texts=subject.texts, num_images=subject.count, picture=picture)
     result["warnings"] = [*subject.warnings, *result["warnings"]]
+    result["protocol"] |= {key: subject.about[key] for key in DTYPES if key in subject.about}
     return {"subject": subject.about, **result}
 
 
@@ -228,7 +234,7 @@ def check_outputs(request: Request) -> None:
     record = request.record()
     again = False
     if request.json is not None:
-        check_output(request.json, "--json", lambda content: content["request"] == record)
+        check_output(request.json, "--json", lambda content: WITHOUT_DTYPE | content["request"] == record)
         again = behind_links(Path(request.json)).is_file() and not is_stdout(request.json)
     for flag, file in (("--plot", request.plot), ("--neighbours", request.neighbours)):
         if file is None:

@@ -39,7 +39,8 @@ class Drawing:
 
     steps: sampling steps. seed: image i depends on it and on i alone. batch_size: changes no image. class_labels: in
     turn. prompt, prompts: one text, or a file of texts in turn. sampler: a name. epsilon_scaling, time_shift_sampler,
-    calibration: corrections, as text of the flags. attention: a kernel. device: where networks run.
+    calibration: corrections, as text of the flags. attention: a kernel. dtype: what models are held and
+    computed in, as of `load_model`; None: float32. device: where networks run.
     """
 
     steps: int | None = None
@@ -55,12 +56,13 @@ class Drawing:
     time_shift_sampler: str | None = None
     calibration: str | None = None
     attention: str | None = None
+    dtype: str | None = None
     device: str | None = None
 
     # Settings that mean nothing for images that exist already.
     OF_MODELS = (
         "steps", "class_labels", "negative_prompt", "guidance_scale", "sampler", "epsilon_scaling",
-        "time_shift_sampler", "calibration", "attention",
+        "time_shift_sampler", "calibration", "attention", "dtype",
     )  # fmt: skip
 
 
@@ -238,7 +240,7 @@ def model_subject(
 
     captions: drawn where the request has no prompts; of fewer images than captions, evenly spaced ones.
     """
-    model = Denoiser.from_pretrained(name, pick_device(drawing.device))
+    model = Denoiser.from_pretrained(name, pick_device(drawing.device), drawing.dtype)
     attention = set_attention(model.network, drawing.attention or "auto")
     count = num_images or MODEL_IMAGES
     if model.draws_texts and request.prompts is None:
@@ -261,6 +263,7 @@ def model_subject(
         "prompts": None if prompts is None else {"count": len(prompts), "sha256": digest_of(prompts)},
         "seed": drawing.seed,
         "attention": str(attention),
+        **model.dtypes,
     }
     batches = run_shared(model, plan, num_images=count, seed=drawing.seed, batch_size=drawing.batch_size)
     texts = None if prompts is None else [prompt.text for prompt in prompts]

@@ -66,7 +66,7 @@ def subject_line(result: dict[str, Any]) -> str:
     guided = "" if scale == 1 else f", guidance {scale:g}"
     return (
         f"model      {about['model']}, {result['protocol']['num_images']:,} images, {about['sampler']}, "
-        f"{calls}{guided}, seed {about['seed']}"
+        f"{calls}{guided}, {about.get('dtype', 'float32')}, seed {about['seed']}"
     )
 
 

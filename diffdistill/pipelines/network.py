@@ -3,15 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from diffdistill.denoiser import last_layer
 from diffdistill.errors import CheckpointError
 from diffdistill.loading import check_finite, load_whole
 from diffdistill.parts.scalelong import CONFIG_KEY, Settings, install, load_scaled
 from diffdistill.pipelines.folder import read_json
 
 
-def load_network(folder: Path, component: str, class_name: str) -> nn.Module:
+def load_network(folder: Path, component: str, class_name: str, dtype: str = "float32") -> nn.Module:
+    """dtype: what it is held in, but for `EXACT` parts of it; see `held_in`."""
+    return held_in(_load(folder, component, class_name), getattr(torch, dtype))
+
+
+def _load(folder: Path, component: str, class_name: str) -> nn.Module:
     cls = network_class(class_name)
     if cls is None:
         raise CheckpointError(
@@ -28,6 +35,23 @@ def load_network(folder: Path, component: str, class_name: str) -> nn.Module:
             f"'{folder / component}' could not be loaded ({error}); make or fetch the model folder again"
         ) from error
     check_finite(network, folder / component)
+    return network
+
+
+# Layers that turn the level into waves, by their classes' names: bfloat16 would move their frequencies by a 256th.
+EXACT = ("GaussianFourierProjection", "FourierNoise")
+
+
+def held_in(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The network in a precision, one tensor after the other; the layer that writes its output, which computes in
+    float32 (`denoiser.float32_output`), and its `EXACT` layers stay float32, not rounded.
+    """
+    last = last_layer(network)
+    exact = [layer for layer in network.modules() if layer is last or type(layer).__name__ in EXACT]
+    states = [{name: value.float().clone() for name, value in layer.state_dict().items()} for layer in exact]
+    nn.Module.to(network, dtype)
+    for layer, state in zip(exact, states, strict=True):
+        layer.float().load_state_dict(state)
     return network
 
 

@@ -31,7 +31,7 @@ DIGEST: Form = {"id": text, "dim": count, "count": count, "num_images": count, "
 PROTOCOL: Form = {
     "num_images": count, "num_pairs": count, "levels": count, "judged_images": count, "seed": (count, text),
     "features": DIGEST, "reference": DIGEST | {"fingerprint": text}, "texts": DIGEST, "clip_model": DIGEST,
-    "rewards": {"*": text}, "resize": text, "backend": text,
+    "rewards": {"*": text}, "resize": text, "backend": text, "dtype": text, "vae_dtype": text,
 }  # fmt: skip
 CALLS: Form = {"evaluations": count}
 EVALUATIONS: Form = {"*": {

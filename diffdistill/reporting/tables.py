@@ -139,6 +139,7 @@ def protocol_words(protocol: dict[str, Any]) -> dict[str, str]:
         "Held-out pairs": _count(protocol.get("num_pairs")),
         "Times of each": _count(protocol.get("levels")),
         "Judged images": _count(protocol.get("judged_images")),
+        "Precision": protocol.get("dtype"),
         "Resize": protocol.get("resize"),
         "Texts": _joined(_count(texts.get("count")), _hash(texts.get("sha256"))),
         "CLIP": _joined(clip.get("id"), _hash(clip.get("sha256"))),

@@ -19,6 +19,7 @@ def run(args: Namespace) -> int:
         out=args.out,
         keep=False,
         device=args.device,
+        dtype=args.dtype,
         attention=args.attention or "auto",
         request=request_of(args),
     )

@@ -32,6 +32,7 @@ def generate(
     seed: int = 0,
     batch_size: int = 64,
     device: str | torch.device | None = None,
+    dtype: str | None = None,
     first: int = 0,
     request: SamplingRequest | None = None,
     **settings: Any,
@@ -43,18 +44,28 @@ def generate(
     On a CPU it is the same to the last bit for every `batch_size` from 16 on; below that, and on a GPU, up to the
     rounding of the network's arithmetic.
 
-    settings: those of a `SamplingRequest`, in place of `request` or to change it. Left open, a student takes its own
+    dtype: what a model that is read here is held and computed in; None: float32 (`load_model`). settings: those of a
+    `SamplingRequest`, in place of `request` or to change it. Left open, a student takes its own
     levels and the sampler `consistency`, a teacher `heun` with 18 steps (35 evaluations), or what its pipeline has.
     Raises ConfigError before the first image, CheckpointError if `model` names a damaged folder.
     """
     if num_images < 1 or batch_size < 1:
         raise ConfigError(f"{num_images} images in batches of {batch_size} were asked for; both must be 1 or more")
-    if isinstance(model, str | Path):
-        model = Denoiser.from_pretrained(model, pick_device(device))
-    elif device is not None:
-        model = model.to(device)
+    model = opened(model, device, dtype)
     plan = plan_sampling(model, request, **settings)
     return run_plan(model, plan, num_images=num_images, seed=seed, batch_size=batch_size, first=first)
+
+
+def opened(model: str | Path | Denoiser, device: str | torch.device | None, dtype: str | None) -> Denoiser:
+    """The model on the device, read in a precision where it is not loaded yet; ConfigError for one where it is."""
+    if not isinstance(model, Denoiser):
+        return Denoiser.from_pretrained(model, pick_device(device), dtype)
+    if dtype is not None:
+        raise ConfigError(
+            f"dtype '{dtype:.40}' is of a model that is read from its folder, and this one is loaded already; load it "
+            f"with load_model(..., dtype=...), or leave it out"
+        )
+    return model if device is None else model.to(pick_device(device))
 
 
 def pick_device(name: str | torch.device | None) -> torch.device:
@@ -89,10 +100,21 @@ def _run_plan(
     batches = [range(start, min(start + batch_size, end)) for start in range(first, end, batch_size)]
 
     def draw(indices: range) -> dict[str, Tensor]:
-        return {"images": to_uint8(sample_batch(model, plan, seed, indices, batch_size)).cpu()}
+        x = sample_batch(model, plan, seed, indices, batch_size)
+        check_range(model, x)
+        return {"images": to_uint8(x).cpu()}
 
     for indices, drawn in zip(batches, each(draw, batches), strict=True):
         yield drawn["images"], plan.conditions.labels(indices)
+
+
+def check_range(model: Denoiser, x: Tensor) -> None:
+    """ConfigError where images of a model in float16 are not finite: they would be black, without a word."""
+    if "float16" in model.dtypes.values() and not bool(x.isfinite().all()):
+        raise ConfigError(
+            "the model's numbers leave the range of float16, so its images are NaN; use --dtype bfloat16, which has "
+            "that of float32, or float32"
+        )
 
 
 @torch.inference_mode()

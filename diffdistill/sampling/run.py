@@ -19,7 +19,7 @@ from diffdistill.parts.attention.kernels import set_attention
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.reporting.grid import image_grid, to_picture
 from diffdistill.request import SamplingRequest
-from diffdistill.sampling.generate import pick_device, run_shared
+from diffdistill.sampling.generate import opened, run_shared
 from diffdistill.sampling.plan import Plan, plan_sampling
 
 GRID_ROWS, GRID_COLUMNS = 10, 10
@@ -45,6 +45,7 @@ def sample(
     out: str | Path | None = None,
     keep: bool = True,
     device: str | torch.device | None = None,
+    dtype: str | None = None,
     attention: str = "auto",
     request: SamplingRequest | None = None,
     **settings: Any,
@@ -53,7 +54,8 @@ def sample(
 
     model: a folder, `builtin:NAME`, a Hub id or a loaded denoiser; num_images: without it an image of each prompt;
     out: a new folder for `00000.png` ..., `grid.png` and `samples.json`, which appears whole or not at all; keep:
-    False where memory does not hold all images, which are only written then; settings: those of a `SamplingRequest`
+    False where memory does not hold all images, which are only written then; dtype: float32 (None), bfloat16, float16
+    or auto, what a model that is read here is held and computed in; settings: those of a `SamplingRequest`
     (steps, sampler, class_labels, prompts, guidance_scale ...), in place of `request` or to change it. Several
     processes draw the batches in turn: all get the images, the first one writes.
 
@@ -69,16 +71,12 @@ def sample(
         raise ConfigError(f"{count} images in batches of {batch_size} were asked for; both must be 1 or more")
     target = None if out is None else Path(out)
     processes.lead(lambda: _refuse_taken(target))
-    if isinstance(model, Denoiser):
-        name = model.metadata.get("path")
-        model = model if device is None else model.to(pick_device(device))
-    else:
-        name = str(model)
-        model = Denoiser.from_pretrained(name, pick_device(device))
+    name = model.metadata.get("path") if isinstance(model, Denoiser) else str(model)
+    model = opened(model, device, dtype)
     kernels = set_attention(model.network, attention)
     plan = plan_sampling(model, request)
     record = _settings(name, plan, seed, batch_size, next(model.parameters()).device)
-    record["attention"] = str(kernels)
+    record |= {"attention": str(kernels), **model.dtypes}
     with nullcontext() if target is None or not processes.leader() else new_folder(target) as folder:
         record["images"] = _entries(plan, count, seed)  # all before the first, so that no memory is taken later
         batches = (images for images, _ in run_shared(model, plan, num_images=count, seed=seed, batch_size=batch_size))

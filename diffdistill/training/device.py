@@ -1,7 +1,6 @@
 """Where a run computes, and in which precision."""
 
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -9,18 +8,7 @@ from torch import Tensor
 
 from diffdistill.errors import ConfigError
 from diffdistill.machine import cores, send
-
-
-def fast_bf16(device_type: str) -> bool:
-    """Whether the hardware makes autocast to bfloat16 pay: GPUs that have it, and CPUs with AMX tiles.
-
-    AVX-512's bfloat16 instructions alone need not: on one CPU with them a small UNet took eight times as long with two
-    threads as in float32 (docs/performance.md).
-    """
-    if device_type == "cpu":
-        capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(capabilities.get("amx_bf16"))
-    return device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+from diffdistill.precision import fast_bf16
 
 
 class Device:

@@ -32,6 +32,12 @@ def checksum(parts: Parts) -> int:
     return int(pieces + sums[False])
 
 
+def fused_in(parts: Parts) -> list[str]:
+    """Names of the optimisers that step in one fused pass: it rounds otherwise than torch's other ways."""
+    optimisers = {name: part for name, part in parts.items() if isinstance(part, torch.optim.Optimizer)}
+    return sorted(name for name, part in optimisers.items() if any(group.get("fused") for group in part.param_groups))
+
+
 def restore(part: Part, tensors: dict[str, Tensor]) -> None:
     """Inverse of `tensors_of`, in place."""
     if isinstance(part, nn.Module):

@@ -14,7 +14,7 @@ from diffdistill import processes
 from diffdistill.config.schema import Run
 from diffdistill.matching.micro_batches import Metrics, read
 from diffdistill.training.attention import Networks
-from diffdistill.training.flat import Parts, checksum
+from diffdistill.training.flat import Parts, checksum, fused_in
 from diffdistill.training.log import Log
 from diffdistill.training.optim.updater import notes_of, require_unbroken
 from diffdistill.training.randomness import seed_step
@@ -125,6 +125,7 @@ class TrainingRun(Generic[Model]):
             "seconds": self.seconds,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            "fused": fused_in(self.task.parts),
             "settings": settings_of(self.config),
             "inputs": self.inputs,
             "went_back": self.went_back,

@@ -152,6 +152,7 @@ def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any]:
         measured, protocol = entry["evaluation"], entry["evaluation"]["protocol"]
         ours = evaluation["protocol"]
         same = all(protocol.get(key) == ours.get(key) for key in ("num_images", "features", "reference"))
+        same &= protocol.get("dtype", "float32") == ours.get("dtype", "float32")
         if not same or entry["weights_sha256"] != digest:
             continue
         calls = entry["sampling"]["evaluations"]

@@ -13,7 +13,7 @@ from diffdistill.config.schema import Run
 from diffdistill.config.unused import value_at
 from diffdistill.errors import ConfigError, DiskError
 from diffdistill.files import sha256
-from diffdistill.training.flat import Parts
+from diffdistill.training.flat import Parts, fused_in
 from diffdistill.training.store import (
     MANIFEST,
     CheckpointStore,
@@ -44,7 +44,7 @@ PLACES = {"data.path", "teacher", "model"}
 """Settings that say where an input lies; it is known by its digest, wherever it has been moved to."""
 
 # Settings of data that say where things are meanwhile, and change no image.
-FREE_OF_DATA = {"keep", "workers", "disk_cache_gb", "prompt_cache_gb", "prompt_disk_gb"}
+FREE_OF_DATA = {"keep", "workers", "disk_cache_gb", "prompt_cache_gb", "prompt_device_gb", "prompt_disk_gb"}
 
 # What a set is known by where not all of its images were decoded; else by their pixels, whatever files hold them.
 FILES = "data files"
@@ -80,6 +80,12 @@ def resume(parts: Parts, config: Run, store: CheckpointStore, inputs: Inputs) ->
         tqdm.write(
             f"resuming with {torch.get_num_threads()} threads what ran with {threads}: results will "
             f"differ in the last digits"
+        )
+    before, now = state.get("fused", []), fused_in(parts)
+    if before != now:
+        tqdm.write(
+            f"resuming with {'the fused' if now else 'no fused'} AdamW what ran {'with' if before else 'without'} it: "
+            f"results will differ in the last digits"
         )
     tqdm.write(f"resumed {folder.name}")
     return state

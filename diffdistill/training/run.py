@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from diffdistill import processes
 from diffdistill.config import Resolved
 from diffdistill.config.align import Align
@@ -15,9 +17,11 @@ from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.figures import numbers_of
-from diffdistill.pipelines.text.adapter import load_pipeline
+from diffdistill.pipelines.text.adapter import Adapter, load_pipeline
 from diffdistill.pipelines.text.denoiser import TextDenoiser
+from diffdistill.pipelines.text.quantize import check_quantize
 from diffdistill.pipelines.text.shelf import shelf_of
+from diffdistill.precision import OWN, Precision, name_of
 from diffdistill.reporting.report import write_report
 from diffdistill.training.attention import choose_attention
 from diffdistill.training.batches import described_classes, names_of_classes, training_data, training_pairs
@@ -96,12 +100,13 @@ def distill(resolved: Resolved[Distill]) -> Result:
             f"a first stage, for initialize_from"
         )
     reward = {} if task.reward is None else {"reward": task.reward.versions()}
+    packed = {} if config.quantize is None else {"trained_on_weights_in": config.quantize}
     # A student of converted weights is under their licence too, so its card must name them.
     source = teacher.metadata.get("source") or teacher.metadata.get("teacher_source")
     publisher = DenoiserPublisher(
         resolved, data, "student", "student",
         levels=task.levels, teacher=config.teacher, teacher_source=source,
-        class_names=names_of_classes(data, teacher), **reward,
+        class_names=names_of_classes(data, teacher), **reward, **packed,
     )  # fmt: skip
     inputs = {**data_digests(data), "teacher": model_digest(config.teacher), **reward_digests(config)}
     record |= classes_of_run(data)
@@ -117,8 +122,10 @@ def align(resolved: Resolved[Align]) -> Result:
     device = Device(config.mixed_precision, config.num_threads)
     check_parallel(config, device)
     pairs, held_out = training_pairs(config)
-    model = load_pipeline(config.model)
+    model = load_pipeline(config.model, precision_of_run(device))
+    model.resting = True
     model.kept.limit = config.data.prompt_cache_gb * 1e9
+    model.there.limit = config.data.prompt_device_gb * 1e9
     model.shelf = shelf_of(config.model, config.data.prompt_disk_gb)
     task = AlignTask(config, model, pairs, device)
     record = choices(task, config, device)
@@ -128,11 +135,32 @@ def align(resolved: Resolved[Align]) -> Result:
 
 
 def loaded(config: Distill, device: Device) -> Denoiser:
-    """The teacher; its network where it can wait until it is known how it fits, its other parts on the device."""
-    teacher = Denoiser.from_pretrained(config.teacher, home(config, device))
-    if isinstance(teacher, TextDenoiser):
-        teacher.adapter.place(device.name)
+    """The teacher; its network where it can wait until it is known how it fits, its other parts where they rest."""
+    check_quantize(config.quantize)
+    place = (
+        torch.device("cpu") if config.quantize else home(config, device)
+    )  # packed weights may fit where these do not
+    teacher = Denoiser.from_pretrained(config.teacher, "cpu", precision_of_run(device))
+    if not isinstance(teacher, TextDenoiser):
+        return teacher.to(place)
+    read_off(teacher.adapter, config.data.image_size)
+    teacher.adapter.resting = True
+    teacher.adapter.place(device.name)
+    torch.nn.Module.to(teacher.network, place)
     return teacher
+
+
+def read_off(adapter: Adapter, size: int | None) -> None:
+    """A pipeline without an adapter is read off where its parts are, in float32: a device may not hold all at once."""
+    if adapter.reads_itself and (size is None or size % adapter.size_multiple == 0):  # else it is refused later
+        adapter.image_size = size or adapter.image_size
+        adapter.latent_shape  # noqa: B018
+
+
+def precision_of_run(device: Device) -> Precision:
+    """What a run reads a model of texts in: its network as the files have it, for copies of it are trained in float32,
+    and the text encoders, which only feed it, in the precision of the passes."""
+    return Precision(network=OWN, encoders="float32" if device.dtype is None else name_of(device.dtype))
 
 
 def classes_of_run(data: Any) -> dict[str, str]:

@@ -192,7 +192,7 @@ def test_an_optimiser_of_ones_own_file_moves_the_weights(own):
 def test_what_is_no_optimiser_is_refused(own):
     with pytest.raises(ConfigError, match=r"'mine\.py:TRIPLE' is no optimiser; it must be a function of \(parameters"):
         load_config(Distill, own, ["student.optimizer.name=mine.py:TRIPLE"])
-    with pytest.raises(ConfigError, match=r"optimizer\.name' is 'sgd'; it must be one of 'adamw' or 'adafactor'"):
+    with pytest.raises(ConfigError, match=r"'sgd'; it must be one of 'adamw', 'adamw8bit' or 'adafactor'"):
         load_config(Distill, own, ["student.optimizer.name=sgd"])
 
 

@@ -3,6 +3,7 @@ it where there are none (every class: test_read_off_sweep.py), and in one senten
 """
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from diffdistill.pipelines.text.schedule import text_schedule
 from diffdistill.sampling.generate import sample_batch
 from diffdistill.sampling.noise import image_seed
 from diffdistill.sampling.plan import plan_sampling
+from diffdistill.training.run import read_off
 
 SLOW = ("sd", "pixart")  # whose calls are those of SDXL, and of PixArt-Sigma, with less, and more
 ADAPTED = {
@@ -41,6 +43,35 @@ def model(qwen):
     made = Denoiser.from_pretrained(str(qwen))
     made.adapter.image_size = SIDE
     return made
+
+
+def test_in_half_precision_it_is_read_off_in_float32_before(qwen, tmp_path):
+    small = shutil.copytree(qwen, tmp_path / "small")
+    (small / "diffdistill.json").write_text(json.dumps({"call": {"height": SIDE}}))
+    exact, half = (Denoiser.from_pretrained(str(small), dtype=dtype) for dtype in (None, "bfloat16"))
+    assert half.dtypes == {"dtype": "bfloat16", "vae_dtype": "bfloat16"}
+    assert {p.dtype for p in half.adapter.pipeline.text_encoder.parameters()} == {torch.bfloat16}
+    assert half.adapter.reading.times == exact.adapter.reading.times
+    x, sigma = torch.randn(1, *exact.image_shape), torch.tensor([0.7])
+    with torch.no_grad():
+        x0, rounded = (one(x, sigma, one.prompts.ids(["two apples"])) for one in (exact, half))
+        images = half.decode(rounded)
+    assert 0 < (x0 - rounded).abs().max() < 0.05 * x0.abs().max()
+    assert images.dtype == torch.float32
+    half.adapter.image_size = 2 * SIDE
+    with pytest.raises(ConfigError, match="read off again at another size, which takes float32"):
+        _ = half.image_shape
+
+
+def test_a_run_reads_it_off_once_at_its_own_size_before_anything_rests(qwen):
+    adapter = Denoiser.from_pretrained(str(qwen)).adapter
+    read_off(adapter, SIDE + 1)  # which the data's own check refuses
+    assert adapter._reading is None
+    read_off(adapter, SIDE)
+    first = adapter._reading
+    adapter.image_size = SIDE
+    assert first is not None
+    assert adapter.reading is first
 
 
 def close(mine, theirs):

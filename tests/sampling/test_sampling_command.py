@@ -54,6 +54,7 @@ def arguments(model, out, **changed):
         "time_shift_sampler": None,
         "calibration": None,
         "attention": None,
+        "dtype": None,
         "device": "cpu",
     }
     return Namespace(**given | changed)

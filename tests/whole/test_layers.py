@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "diffdistill"
 
 GROUND = [
     "files", "locks", "machine", "processes", "sharding", "outputs", "assets", "registry", "loading",
-    "pipelines.folder",
+    "precision",     "pipelines.folder",
 ]  # fmt: skip
 # Low to high. A module stands on the floor of the longest of these names that it begins with.
 FLOORS = [

@@ -11,6 +11,7 @@ from diffdistill.pipelines.network import load_network
 from diffdistill.pipelines.pixel.consistency import KEY, ConsistencySchedule
 from diffdistill.pipelines.pixel.save import save_pixels
 from diffdistill.pipelines.scheduler_config import Schedule
+from diffdistill.precision import OWN
 from diffdistill.process import Process
 
 
@@ -44,8 +45,10 @@ class ConsistencyModel(Denoiser):
         save_pixels(self, Path(folder), role=role, levels=self.levels, schedule=schedule, **about)
 
 
-def load_pixels(folder: Path, index: dict[str, Any], process: Process, metadata: dict[str, Any]) -> Denoiser:
-    """The pipeline in `folder`, whose model_index.json is `index`, as a denoiser of pixels.
+def load_pixels(
+    folder: Path, index: dict[str, Any], process: Process, metadata: dict[str, Any], dtype: str = "float32"
+) -> Denoiser:
+    """The pipeline in `folder`, whose model_index.json is `index`, as a denoiser of pixels, its network held in dtype.
 
     CheckpointError for one whose network works with more than a scheduler.
     """
@@ -57,7 +60,7 @@ def load_pixels(folder: Path, index: dict[str, Any], process: Process, metadata:
             f"'{folder}' is a {index.get('_class_name')}, whose network works with its {', '.join(others)} and not on "
             f"pixels; give a pipeline of a network and a scheduler, or one that draws texts (docs/text_to_image.md)"
         )
-    network = load_network(folder, component, index[component][1])
+    network = load_network(folder, component, index[component][1], "float32" if dtype == OWN else dtype)
     check_size(network.config, folder / component)
     kind = ConsistencyModel if KEY in metadata else Denoiser
     return kind(network, process, null_class=metadata.get("null_class"), metadata=metadata).eval()

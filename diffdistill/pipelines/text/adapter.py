@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.loading import load_whole
 from diffdistill.pipelines.folder import locate, read_json
+from diffdistill.pipelines.network import held_in
 from diffdistill.pipelines.scheduler_values import read_scheduler
 from diffdistill.pipelines.text.kept import Condition
-from diffdistill.pipelines.text.latents import Latents
+from diffdistill.pipelines.text.latents import Latents, vae_dtype
 from diffdistill.pipelines.text.texts import Texts
+from diffdistill.precision import OWN, Precision
 from diffdistill.registry import PLUGINS, Registry
 
 
@@ -44,6 +47,11 @@ class Adapter(Texts, Latents):
         self.image_size = self.native_size()
         # The input of a guidance-distilled network; others have none.
         self.guidance = 1.0
+
+    def hold(self, precision: Precision) -> None:
+        """The network in a precision, but for what stays exact (`held_in`); what it is trained from stays as it is."""
+        if precision.network != OWN:
+            held_in(self.network, getattr(torch, precision.network))
 
     def __deepcopy__(self, _memo: Any) -> "Adapter":
         """Shared: a copy of a denoiser is another network in the same pipeline."""
@@ -94,6 +102,9 @@ class Adapter(Texts, Latents):
     def default_guidance(self) -> float:
         """The scale w of guidance where the stock pipeline is given none."""
         return float(inspect.signature(type(self.pipeline).__call__).parameters["guidance_scale"].default)
+
+    # Whether it is read off a pipeline that runs, in float32: half precision would tell other times and scales.
+    reads_itself = False
 
     # Whether the pipeline changes null + w (cond - null), outputs of its network, to `guided` of it.
     changes_guided = False
@@ -181,11 +192,14 @@ ANY_OTHER = "any other"
 ADAPTERS: Registry[AdapterFor] = Registry("pipeline", AdapterFor, "diffdistill.pipelines.text.adapters", "ADAPTER")
 
 
-def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None) -> Adapter:
+def load_adapter(
+    folder: Path, name: str, model: str, adapter: str | None = None, precision: Precision | None = None
+) -> Adapter:
     """Read the pipeline in `folder`, of class `name`; never a pickle, never its own code.
 
-    model: what the user calls it; adapter: `FILE.py:NAME` of an `AdapterFor`, in place of the known one. Raises
-    ConfigError for a class without adapter and without transformers, CheckpointError for a folder that is damaged.
+    model: what the user calls it; adapter: `FILE.py:NAME` of an `AdapterFor`, in place of the known one; precision:
+    what each part is read in, None: float32; the network as its files have it, until `hold`. Raises ConfigError for a
+    class without adapter and without transformers, CheckpointError for a folder that is damaged.
 
     >>> from diffdistill.assets import asset
     >>> load_adapter(asset("emoji_teacher"), "StableDiffusionPipeline", "my model").latent_shape
@@ -206,7 +220,8 @@ def load_adapter(folder: Path, name: str, model: str, adapter: str | None = None
         raise CheckpointError(f"'{model}' is a {name}, which this diffusers lacks; upgrade diffusers")
     fitting = _fitting(cls, name, model, known)
     read_scheduler(folder)
-    networks = _load_networks(folder, cls)
+    own = Precision() if precision is None or fitting.reads_itself else precision
+    networks = _load_networks(folder, cls, fitting.part, own)
     try:
         pipeline = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **networks)
     except Exception as error:
@@ -231,7 +246,7 @@ def _fitting(cls: Any, name: str, model: str, known: dict[str, AdapterFor]) -> t
     )
 
 
-def _load_networks(folder: Path, pipeline: type) -> dict[str, nn.Module]:
+def _load_networks(folder: Path, pipeline: type, network: str, precision: Precision) -> dict[str, nn.Module]:
     """The networks that model_index.json names, each read whole; CheckpointError where one is not, or is of a package
     whose code would have to be imported for it.
     """
@@ -244,8 +259,17 @@ def _load_networks(folder: Path, pipeline: type) -> dict[str, nn.Module]:
             continue
         cls = _class_of(folder, part, entry)
         if isinstance(cls, type) and issubclass(cls, nn.Module) and (folder / part).is_dir():
-            networks[part] = load_whole(cls, folder / part)
+            networks[part] = load_whole(cls, folder / part, dtype=_dtype_of(folder / part, network, precision))
     return networks
+
+
+def _dtype_of(part: Path, network: str, precision: Precision) -> str:
+    """What a part is read in: the network as its files have it, for `held_in` to round what does not stay exact."""
+    if part.name == network:
+        return OWN if precision.network != "float32" else "float32"
+    if part.name != "vae":
+        return precision.encoders
+    return vae_dtype(precision, read_json(part / "config.json"))
 
 
 def _class_of(folder: Path, part: str, entry: list[Any]) -> Any:
@@ -264,8 +288,8 @@ def _class_of(folder: Path, part: str, entry: list[Any]) -> Any:
     return getattr(home, name, None)
 
 
-def load_pipeline(model: str) -> Adapter:
-    """Read a pipeline folder or Hub id that `align` was tested with.
+def load_pipeline(model: str, precision: Precision | None = None) -> Adapter:
+    """Read a pipeline folder or Hub id that `align` was tested with; precision: as of `load_adapter`.
 
     Raises ConfigError for other classes, CheckpointError for a folder that is missing or damaged, and what
     `load_adapter` raises.
@@ -285,4 +309,4 @@ def load_pipeline(model: str) -> Adapter:
             f"'{model}' is a {name}, and align has adapters for {', '.join(aligned)}; give one of these, or name a "
             f"file with an AdapterFor(..., align=True) of your own in {PLUGINS}"
         )
-    return load_adapter(folder, name, model)
+    return load_adapter(folder, name, model, precision=precision)

@@ -52,6 +52,7 @@ def text_data(config: Distill, model: TextDenoiser) -> TextSet:
     settings = config.data
     _set_size(model, settings.image_size)
     model.adapter.kept.limit = settings.prompt_cache_gb * 1e9
+    model.adapter.there.limit = settings.prompt_device_gb * 1e9
     model.adapter.shelf = shelf_of(config.teacher, settings.prompt_disk_gb)
     if settings.horizontal_flip:
         raise ConfigError("data.horizontal_flip mirrors images, and their latents are encoded once; leave it false")
@@ -69,6 +70,7 @@ def text_data(config: Distill, model: TextDenoiser) -> TextSet:
     assert data.texts is not None
     processes.agree({"data": data.fingerprint})  # several encode it in turn
     latents = latents_of(config, model, data)
+    model.adapter.rest("vae")
     return TextSet(model.prompts.ids(data.texts), latents, data, data.name, data.fingerprint)
 
 

@@ -14,6 +14,7 @@ from diffdistill.pipelines.text.conditions import PromptConditions, prompt_condi
 from diffdistill.pipelines.text.prompts import PromptTable
 from diffdistill.pipelines.text.save import save_text
 from diffdistill.pipelines.text.schedule import pipeline_levels
+from diffdistill.precision import Precision, dtype_of, name_of
 from diffdistill.process import Flow, Process
 from diffdistill.request import SamplingRequest
 
@@ -67,6 +68,10 @@ class TextDenoiser(Denoiser):
     @property
     def num_classes(self) -> int | None:
         return None
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        return super().dtypes | {"vae_dtype": name_of(dtype_of(self.adapter.pipeline.vae))}
 
     def example_condition(self, count: int, device: torch.device) -> Tensor | None:
         return torch.full((count,), self.prompts.null, dtype=torch.int64)
@@ -173,7 +178,7 @@ class TextDenoiser(Denoiser):
     def _call(self, x_in: Tensor, time: Tensor, cond: Condition) -> Tensor:
         if not isinstance(cond, Tensor):
             raise ConfigError("a text-to-image model needs prompts; give their numbers, model.prompts.ids(texts)")
-        dtype = next(self.layers.parameters()).dtype
+        dtype = dtype_of(self.layers)
         output = self.adapter.predict(self.network, x_in.to(dtype), time, self.prompts.arguments(cond, dtype))
         # Networks with learned variance append it as further channels.
         return output[:, : x_in.shape[1]]
@@ -203,11 +208,13 @@ def _fitting(budget: dict[str, int], device: torch.device, shape: tuple[int, int
 
 
 def load_text_denoiser(
-    folder: Path, name: str, model: str, process: Process, metadata: dict[str, Any], adapter_name: str | None = None
-) -> TextDenoiser:
+    folder: Path, name: str, model: str, process: Process, metadata: dict[str, Any], adapter_name: str | None = None,
+    precision: Precision | None = None,
+) -> TextDenoiser:  # fmt: skip
     """The pipeline of class `name` in `folder`; arguments and errors as of `load_adapter`."""
-    adapter, call = load_adapter(folder, name, model, adapter_name), metadata.get("call", {})
+    adapter, call = load_adapter(folder, name, model, adapter_name, precision), metadata.get("call", {})
     # What the student was trained with, beside its levels.
     adapter.image_size = call.get("height", adapter.image_size)
     adapter.guidance = call.get("guidance_scale", adapter.guidance)
+    adapter.hold(precision or Precision())
     return TextDenoiser(adapter, process, metadata=metadata).eval()

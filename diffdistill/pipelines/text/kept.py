@@ -1,7 +1,7 @@
 """Encoded prompts that stay in memory: the last used ones, as many as fit in a number of bytes."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,11 @@ Prompt = str | Away | None
 KEPT_GB = 4.0  # 13,000 prompts of SDXL in bfloat16, of 0.3 MB each; 950 of Flux, of 4.2 MB
 
 
+THERE_GB = 1.0  # of them on the device
+
+
 class Kept:
-    """A least-recently-used cache of values by prompt, of `limit` bytes at most.
+    """A least-recently-used cache of values by prompt, or prompt and precision, of `limit` bytes at most.
 
     A value that was dropped is computed again when it is needed; one that is larger than `limit` is not kept.
     """
@@ -32,15 +35,15 @@ class Kept:
     def __init__(self, limit: float = KEPT_GB * 1e9):
         self.limit = limit
         self.size = 0
-        self._values: OrderedDict[Prompt, tuple[Condition, int]] = OrderedDict()
+        self._values: OrderedDict[Hashable, tuple[Condition, int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._values)
 
-    def __contains__(self, prompt: Prompt) -> bool:
+    def __contains__(self, prompt: Hashable) -> bool:
         return prompt in self._values
 
-    def get(self, prompt: Prompt, make: Callable[[], Condition]) -> Condition:
+    def get(self, prompt: Hashable, make: Callable[[], Condition]) -> Condition:
         """The value of `prompt`, from memory or made."""
         if prompt in self._values:
             self._values.move_to_end(prompt)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 from torch.utils.checkpoint import checkpoint
 
+from diffdistill.loading import load_whole
 from diffdistill.models.lora_targets import check_targets, target_layers
 
 SEPARATOR = "/"  # parameters of torch may not have dots in their names
@@ -36,7 +37,7 @@ class LowRank(nn.Module):
         self.scale = (rank if alpha is None else alpha) / rank
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         for name, layer in target_layers(network, targets).items():
-            out, *shape = layer.weight.shape
+            out, *shape = shape_of(layer)
             down = torch.empty(rank, *shape)
             nn.init.kaiming_uniform_(down, a=math.sqrt(5)) if std is None else nn.init.normal_(down, std=std)
             key = name.replace(".", SEPARATOR)
@@ -66,6 +67,11 @@ class LowRank(nn.Module):
         key = name.replace(".", SEPARATOR)
         down, up = self.down[key], self.up[key]
         return self.scale * (up.flatten(1) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
+
+
+def shape_of(layer: Any) -> tuple[int, ...]:
+    """`(out, in, ...)` of a layer's weight, which may be packed (`quantize`)."""
+    return (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else tuple(layer.weight.shape)
 
 
 class SharedWeights:
@@ -142,7 +148,7 @@ class AdaptedNetwork(nn.Module):
 
         The shared weights may be bfloat16, in which a small change would be lost.
         """
-        fresh = type(self.shared.network).from_pretrained(source, use_safetensors=True)
+        fresh = load_whole(type(self.shared.network), source)
         for name in self.low_rank.layers:
             fresh.get_submodule(name).weight.add_(self.low_rank.change(name).cpu())
         return fresh

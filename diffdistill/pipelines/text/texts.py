@@ -1,6 +1,7 @@
 """Prompts to keyword arguments of the network: the text encoders of a pipeline."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from diffdistill import processes
 from diffdistill.machine import send
-from diffdistill.pipelines.text.kept import Away, Condition, Kept, Prompt
+from diffdistill.pipelines.text.kept import THERE_GB, Away, Condition, Kept, Prompt
 from diffdistill.pipelines.text.latents import Parts, Pixels
 from diffdistill.pipelines.text.shelf import Shelf
 from diffdistill.sharding import how
@@ -31,6 +32,10 @@ class Cutting(Pixels, Protocol):
     def crop(self) -> tuple[int, int]: ...
 
 
+# Calls without a text that is new, after which the encoders of texts may leave the device.
+QUIET = 50
+
+
 class Texts(Parts):
     """What the network is called with for a prompt; encoded alone and kept while there is room."""
 
@@ -40,6 +45,8 @@ class Texts(Parts):
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
         self.kept = Kept()
+        self.there = Kept(THERE_GB * 1e9)  # the same on the device, where that is not the CPU
+        self._quiet = 0
         self.shelf: Shelf | None = None
 
     def text(self, prompt: str) -> Condition:
@@ -81,6 +88,8 @@ class Texts(Parts):
         return processes.size() > 1 and any(how(part) is not None for part in self.encoders.values())
 
     def _made(self, prompt: Prompt) -> Condition:
+        self._quiet = 0
+        self.wake()  # all: pipelines ask the first of their parts where to compute
         # A grid may ask first, in inference mode, whose tensors no later gradient may meet.
         with torch.inference_mode(False), torch.no_grad():
             if isinstance(prompt, Away):
@@ -122,13 +131,30 @@ class Texts(Parts):
 
         sizes: None is `image_size`, not cropped; dtype: of the texts, None leaves them as they were encoded.
         """
-        texts = self.encoded_together(prompts)
-        rows = {name: send(torch.cat([text[name] for text in texts]), self.device) for name in texts[0]}
-        rows = {name: value.to(dtype) if value.is_floating_point() else value for name, value in rows.items()}
+        texts = self.on_device(prompts, dtype)
+        rows = {name: torch.cat([text[name] for text in texts]) for name in texts[0]}
         if sizes is None:
             whole = self.image_size, self.image_size
             sizes = [Size(whole, (0, 0), whole)] * len(prompts)
         return self.arguments(rows, sizes)
+
+    def on_device(self, prompts: Sequence[Prompt], dtype: torch.dtype | None) -> list[Condition]:
+        """The encoded prompts on the adapter's device, in a precision: those used last are there already."""
+        self._quiet += 1
+        if self.device.type == "cpu" or self._sharded():
+            texts = [self._sent(text, dtype) for text in self.encoded_together(prompts)]
+        else:
+            texts = [self.there.get((prompt, dtype), partial(self._fetched, prompt, dtype)) for prompt in prompts]
+        if self._quiet == QUIET:
+            self.rest("text_encoder")
+        return texts
+
+    def _fetched(self, prompt: Prompt, dtype: torch.dtype | None) -> Condition:
+        with torch.inference_mode(False), torch.no_grad():  # as in `_made`
+            return self._sent(self.encoded(prompt), dtype)
+
+    def _sent(self, text: Condition, dtype: torch.dtype | None) -> Condition:
+        return rows_of(text, lambda rows: send(rows, self.device).to(dtype if rows.is_floating_point() else None))
 
     def conditions(self, prompts: Sequence[str], pictures: Sequence[Cutting]) -> Condition:
         """`arguments` of prompts and of the files that their images were cut from."""

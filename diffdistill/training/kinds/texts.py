@@ -10,6 +10,7 @@ from diffdistill.pipelines.network import clone_network
 from diffdistill.pipelines.text.data import TextSet, text_data
 from diffdistill.pipelines.text.denoiser import TextDenoiser
 from diffdistill.pipelines.text.lora import SharedWeights
+from diffdistill.pipelines.text.quantize import quantized
 from diffdistill.pipelines.text.schedule import text_schedule
 from diffdistill.training.device import Device
 from diffdistill.training.kinds.base import Kind, Roles, check_checkpointing, names_model, no_text_start
@@ -47,6 +48,8 @@ class Texts(Kind):
         nn.Module.to(teacher.network, half or torch.float32)
         if (last := last_layer(teacher.network)) is not None:
             last.float()
+        if config.quantize is not None:
+            quantized(teacher.network, config.quantize, device.name)
         networks = {
             role: copies[role] if lora is None else shared.adapted(lora.rank, lora.alpha, lora.targets)
             for role, lora in settings.items()

@@ -54,6 +54,7 @@ class PairMonitor:
     def draw(self, prompts: Sequence[str], numbers: Sequence[int]) -> Tensor:
         """Images `(B, 3, H, W)` in [0, 1] of the network as it is; of number i from the seed and i alone."""
         settings, pipeline = self.settings, self.task.model.pipeline
+        self.task.model.wake()
         with self.task.device.autocast():
             images = pipeline(
                 list(prompts),

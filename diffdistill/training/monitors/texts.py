@@ -14,6 +14,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation import Evaluator
 from diffdistill.evaluation.text_scores import by_name
 from diffdistill.pipelines.text.data import TextSet
+from diffdistill.pipelines.text.denoiser import TextDenoiser
 from diffdistill.rewards import load_reward
 from diffdistill.sampling.generate import generate
 from diffdistill.training.monitors.images import evaluator_of, write_grid
@@ -53,16 +54,19 @@ class TextMonitor:
         count = max(1, count // len(prompts)) * len(prompts)
         images = self._images(model, prompts, count, seed=0, batch_size=count)
         write_grid(file, images, len(prompts), [prompts[i % len(prompts)] for i in range(count)])
+        _rest(model)
 
     def evaluate(self, model: Denoiser) -> dict[str, Any]:
         settings = self.config.evaluation
         if self.evaluator is None:
             return {}
         prompts = spread(self.prompts or model.captions(self.data.ids) or [], settings.num_images)
-        return self.evaluator(
+        result = self.evaluator(
             self._images(model, prompts, settings.num_images, settings.seed, settings.batch_size, settings.steps),
             texts=prompts,
         )
+        _rest(model)
+        return result
 
     def _images(
         self,
@@ -97,3 +101,9 @@ class TextMonitor:
     def evaluator(self) -> Evaluator | None:
         settings = self.config.evaluation
         return evaluator_of(settings, self.reference, clip_model=settings.clip, rewards=self.rewards)
+
+
+def _rest(model: Denoiser) -> None:
+    """Text encoders and VAE leave the device: a look is over, and steps have their texts encoded."""
+    if isinstance(model, TextDenoiser):
+        model.adapter.rest()

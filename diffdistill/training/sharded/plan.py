@@ -39,6 +39,8 @@ def problem_of(config: Run, device: Device | None = None) -> str | None:
         if getattr(settings, "name", "muon") != "adamw":
             name = getattr(settings, "name", "muon")
             return f"{place} is {name}, which sees whole weights; use adamw"
+    if packed := getattr(config, "quantize", None):
+        return f"quantize={packed} packs the frozen weights whole; set it to null"
     if config.parallel.activation_checkpointing and getattr(config, "gradient_checkpointing", False):
         return "gradient_checkpointing and parallel.activation_checkpointing do the same; set one to false"
     if config.parallel.activation_checkpointing and _adapted(config):

@@ -19,7 +19,9 @@ from diffdistill.pipelines.text.calls.reading import Reading, map_of, read
 from diffdistill.pipelines.text.calls.stage import SHORT, Stage
 from diffdistill.pipelines.text.calls.watch import Wish, quiet
 from diffdistill.pipelines.text.kept import Condition, Kept, Prompt
+from diffdistill.pipelines.text.latents import cast_frozen
 from diffdistill.pipelines.text.texts import Size
+from diffdistill.precision import OWN, Precision, dtype_of
 
 PARTS = ("transformer", "unet")
 
@@ -33,6 +35,8 @@ class ReadOff(Adapter):
     Raises ConfigError where it cannot be read, or does not.
     """
 
+    reads_itself = True
+
     def __init__(self, pipeline: Any, source: Folder):
         self.part = next(part for part in PARTS if getattr(pipeline, part, None) is not None)
         super(Adapter, self).__init__(pipeline)
@@ -40,7 +44,18 @@ class ReadOff(Adapter):
         self.guidance = 1.0
         self._size: int | None = None
         self._reading: Reading | None = None
+        self._held = "float32"
         self._times: dict[int, dict[str, Any]] = {}
+
+    def hold(self, precision: Precision) -> None:
+        """As in the base class, all parts; read off before, at the size of image that is set."""
+        if precision == Precision() or precision.network == OWN:
+            return
+        self.reading  # noqa: B018
+        self._held = precision.network
+        super().hold(precision)
+        for name, part in self.frozen.items():
+            cast_frozen(name, part, precision)
 
     @classmethod
     def why_not(cls, pipeline: Any) -> str | None:
@@ -65,11 +80,18 @@ class ReadOff(Adapter):
     def image_size(self, size: int) -> None:
         if size != self._size:
             # What was read, and every text, may be of another shape at another size.
-            self._size, self._reading, self._times, self.kept = size, None, {}, Kept(self.kept.limit)
+            self._size, self._reading, self._times = size, None, {}
+            self.kept, self.there = Kept(self.kept.limit), Kept(self.there.limit)
 
     @property
     def reading(self) -> Reading:
         if self._reading is None:
+            if self._held != "float32":
+                raise ConfigError(
+                    f"'{self.source}' is read off again at another size, which takes float32, and it is held in "
+                    f"{self._held}; load it in float32"
+                )
+            self.wake()
             try:
                 with quiet():
                     self._reading = read(self.pipeline, self.part, self.image_size)
@@ -87,6 +109,7 @@ class ReadOff(Adapter):
 
     def native_size(self) -> int:
         """Of the images that the pipeline draws where it is told no size."""
+        self.wake()
         try:
             with quiet():
                 own = self._drawn(None)
@@ -148,13 +171,12 @@ class ReadOff(Adapter):
     ) -> Condition:
         """The network's arguments but the state, the time and the scale of guidance; `sizes` must be None."""
         reading = self.reading
-        texts = [self.encoded(prompt) for prompt in prompts]
+        texts = self.on_device(prompts, dtype)
         found: Leaves = {path: self._moved(value) for path, value in reading.fixed.items()}
         for path, one in reading.repeated.items():
             found[path] = together([self._moved(one)] * len(prompts), path in reading.listed)
         for path in reading.text:
-            rows = [text[name_of(path)].to(self.device) for text in texts]
-            rows = [one.to(dtype) if dtype and one.is_floating_point() else one for one in rows]
+            rows = [text[name_of(path)] for text in texts]
             found[path] = together(rows, path in reading.listed)
             if path in reading.ragged:
                 found |= self._ends([one.shape[1] for one in rows])
@@ -217,15 +239,19 @@ class ReadOff(Adapter):
     def encode(self, images: Tensor) -> Tensor:
         """The inverse of what the pipeline does before its VAE decodes, of the VAE's mean latents; one at a time."""
         back = self.reading.decoded.inverse()
+        self.wake("vae")
         video = len(self.reading.decoded.shape) == 4
         rows = []
         for image in images.to(self.device).split(1):
+            image = image.to(dtype_of(self.pipeline.vae))
             found = self.pipeline.vae.encode(image.unsqueeze(2) if video else image)
-            rows.append(back(found.latent if hasattr(found, "latent") else found.latent_dist.mode()))
+            rows.append(back((found.latent if hasattr(found, "latent") else found.latent_dist.mode()).float()))
         return torch.cat(rows)
 
     def decode(self, latents: Tensor) -> Tensor:
-        image = self.pipeline.vae.decode(self.reading.decoded(latents.to(self.device)), return_dict=False)[0]
+        self.wake("vae")
+        raw = self.reading.decoded(latents.to(self.device).float()).to(dtype_of(self.pipeline.vae))
+        image = self.pipeline.vae.decode(raw, return_dict=False)[0].float()
         return image.squeeze(2) if image.dim() == 5 else image
 
     def student_call(self) -> dict[str, Any]:
@@ -237,6 +263,7 @@ class ReadOff(Adapter):
     def _scheduled(self, steps: int) -> dict[str, Any]:
         """What the pipeline tells its scheduler for so many steps."""
         if steps not in self._times:
+            self.wake()
             try:
                 self._times[steps] = self.reading.stage.watch([SHORT], Wish(until="asked"), steps).times
             except Unreadable as problem:
