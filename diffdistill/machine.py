@@ -18,6 +18,9 @@ WITHOUT_FLOAT64 = {"mps"}
 # Devices whose driver takes a copy of the host's memory before `non_blocking` returns (CUDA, "API synchronization
 # behavior": "copied to the staging memory"; torch calls AMD's GPUs so too). Of others nobody has looked.
 TAKES_COPIES = {"cuda"}
+# From more bytes than these, of memory that the system may move, the driver first waits for what was asked before
+# (same page); from memory that is pinned it never does.
+PINS, STAGED = {"cuda"}, 1 << 16
 CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 STOPPING = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU", "SIGBREAK")
 
@@ -101,10 +104,14 @@ def neighbours() -> int:
 
 
 def finest(device: "torch.device") -> "torch.dtype":
-    """The finest floating numbers of a device: float64, or float32 where it has no others (Apple's GPUs)."""
+    """The finest floating numbers of a device: float64, or float32 where it has no others (Apple's GPUs, some of
+    Intel's)."""
     import torch
 
-    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+    lacks = device.type in WITHOUT_FLOAT64
+    if device.type == "xpu":
+        lacks = not torch.xpu.get_device_properties(device).has_fp64
+    return torch.float32 if lacks else torch.float64
 
 
 def send(tensor: "torch.Tensor", device: "torch.device | str") -> "torch.Tensor":
@@ -117,7 +124,11 @@ def send(tensor: "torch.Tensor", device: "torch.device | str") -> "torch.Tensor"
     """
     import torch
 
-    return tensor.to(device, non_blocking=tensor.device.type == "cpu" and torch.device(device).type in TAKES_COPIES)
+    kind = torch.device(device).type
+    free = tensor.device.type == "cpu" and kind in TAKES_COPIES
+    if free and kind in PINS and tensor.nbytes > STAGED:
+        tensor = tensor.pin_memory()  # torch keeps it until the copy is made
+    return tensor.to(device, non_blocking=free)
 
 
 def load() -> str:

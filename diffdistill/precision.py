@@ -5,7 +5,7 @@ output, samplers, and images are float32.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffdistill.errors import ConfigError
 
@@ -47,6 +47,8 @@ def chosen_name(name: str | None, device: "str | torch.device") -> str:
     """What a name of `PRECISIONS` means on a device: auto is bfloat16 where `fast_bf16` says so, else float32."""
     import torch
 
+    from diffdistill.devices import fast_bf16
+
     if name is None:
         return "float32"
     if name not in PRECISIONS:
@@ -75,20 +77,6 @@ def lacking(dtype: "torch.dtype", device: "torch.device") -> str | None:
     except (RuntimeError, NotImplementedError, TypeError) as error:
         return " ".join(str(error).split())[:100]
     return None
-
-
-def fast_bf16(device_type: str) -> bool:
-    """Whether the hardware makes passes in bfloat16 pay: GPUs that have it, and CPUs with AMX tiles.
-
-    AVX-512's bfloat16 instructions alone need not: on one CPU with them a small UNet took eight times as long with two
-    threads as in float32 (docs/performance.md).
-    """
-    import torch
-
-    if device_type == "cpu":
-        capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(capabilities.get("amx_bf16"))
-    return device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def dtype_of(network: "nn.Module") -> "torch.dtype":

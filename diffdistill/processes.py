@@ -36,6 +36,7 @@ Item = TypeVar("Item")
 
 MEET = timedelta(minutes=10)  # until all have started
 WAIT = timedelta(hours=24)  # for the leader, who may measure for hours; one that died is noticed at once
+BACKENDS = {"cuda": "nccl", "xpu": "xccl"}  # who sums the tensors of an accelerator
 BUCKET = 4_000_000  # gradients summed in one call: 16 MB
 NOTHING, ANSWER, ERROR, CALLED = 0, 1, 2, 3  # what follows a leader's work, or is wanted of all in its midst
 
@@ -117,16 +118,18 @@ def _join(number: int, count: int) -> None:
     global _ours
     import torch
 
+    from diffdistill.devices import accelerator
+
     backend, local = "gloo", int(os.environ.get("LOCAL_RANK", "0"))
-    if torch.cuda.is_available():
+    if (kind := accelerator()) is not None:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
-        if here > torch.cuda.device_count():
+        if here > (count_here := torch.accelerator.device_count()):
             raise ConfigError(
-                f"{here} processes were started on a machine with {torch.cuda.device_count()} GPUs; start one a GPU, "
-                f"or hide the GPUs (CUDA_VISIBLE_DEVICES=) to use the cores"
+                f"{here} processes were started on a machine with {count_here} GPUs; start one a GPU, or set "
+                f"ACCELERATE_USE_CPU=1 to use the cores"
             )
-        torch.cuda.set_device(local)
-        backend = "cpu:gloo,cuda:nccl"
+        torch.accelerator.set_device_index(local)
+        backend = f"cpu:gloo,{kind}:{BACKENDS.get(kind, 'gloo')}"
     try:
         store, number, count = next(torch.distributed.rendezvous("env://", number, count, timeout=MEET))
         torch.distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=WAIT)

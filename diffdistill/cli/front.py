@@ -128,6 +128,9 @@ def _asked(argv: list[str]) -> tuple[Verb, Any]:
     given: Any = args
     if verb.settings:
         given = settings_of(verb, args.config, args.overrides)
+    elif hasattr(args, "overrides") and args.config is not None:  # the run of another verb
+        owner = _whose(args.config, verb) or "distill"
+        args.resolved = settings_of(verbs()[owner], args.config, args.overrides)
     return verb, given
 
 

@@ -15,6 +15,7 @@ from diffdistill.precision import PRECISIONS
 from diffdistill.registry import is_plugin
 from diffdistill.sampling.sampler import SAMPLERS
 
+DEVICES = "auto, cpu, cuda, cuda:N, xpu, xpu:N or mps"
 PLACES = ("CONFIG", "DATA", "DIR", "FILE", "ID|PATH", "MODEL", "RUN", "SOURCE")
 """Words of the help for what is, or may be, a path."""
 
@@ -182,9 +183,13 @@ def precision(text: str) -> str:
 
 
 def device(text: str) -> str:
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"'{text}' is no device; give cpu, cuda, cuda:N or mps")
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"'{text}' is no device; give {DEVICES}")
     return text
+
+
+def add_device(parser: Parser) -> None:
+    parser.add_argument("--device", type=device, help=f"{DEVICES} (default: auto, the GPU if there is one, else cpu)")
 
 
 def add_config(parser: Parser) -> None:

@@ -2,9 +2,9 @@
 
 from diffdistill.cli.parser import (
     Parser,
+    add_device,
     attention,
     auto_or_numbers,
-    device,
     labels,
     number,
     precision,
@@ -74,4 +74,4 @@ def add_sampling(parser: Parser) -> None:
         type=precision,
         help="float32, bfloat16, float16 or auto: what the model is held and computed in (default: float32)",
     )
-    parser.add_argument("--device", type=device, help="cpu, cuda, cuda:N or mps (default: cuda if there is one)")
+    add_device(parser)

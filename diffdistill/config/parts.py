@@ -114,3 +114,22 @@ class Parallel(Section):
     activation_checkpointing: bool = Field(
         False, description="fsdp: recompute the activations of each block: less memory, a third more time"
     )
+
+
+class Speed(Section):
+    """How a run computes the same faster (docs/performance.md). auto changes nothing on a CPU."""
+
+    compile: Literal["none", "regional"] = Field(
+        "none", description="regional: torch.compile of the blocks that repeat; the first steps take minutes"
+    )
+    channels_last: Literal["auto"] | bool = Field(
+        "auto", description="images with their channels side by side in memory; auto: on CUDA"
+    )
+    tf32: Literal["auto"] | bool = Field(
+        "auto",
+        description="float32 products and convolutions on CUDA by TF32, 10 bits after the point; auto: where the card "
+        "has it, unless method.float32_gap is set",
+    )
+    cudnn_benchmark: Literal["auto"] | bool = Field(
+        "auto", description="let cuDNN try its convolutions and keep the fastest; auto: on CUDA"
+    )

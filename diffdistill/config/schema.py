@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
-from diffdistill.config.parts import Average, Evaluations, Lora, Parallel
+from diffdistill.config.parts import Average, Evaluations, Lora, Parallel, Speed
 from diffdistill.data.bounds import DISK_GB
 from diffdistill.data.formats import allowed
 from diffdistill.data.prompts import MOST_SEED
@@ -164,6 +164,7 @@ class Run(Section):
     )
     keep_checkpoints: Count = 3
     parallel: Parallel = Parallel()
+    speed: Speed = Speed()
     data: Data = Data()
     evaluation: Evaluations = Evaluations()
 

@@ -46,9 +46,13 @@ class Estimate(float):
         }
 
 
-def as_features(features: Array, name: str = "features", minimum: int = 2) -> Tensor:
-    """Features `(N, d)` as a float64 tensor on the CPU; DataError unless finite, two-dimensional and N >= minimum."""
-    x = torch.as_tensor(features).detach().to("cpu", torch.float64)
+def as_features(features: Array, name: str = "features", minimum: int = 2, *, small: bool = False) -> Tensor:
+    """Features `(N, d)` as a float64 tensor on the CPU; DataError unless finite, two-dimensional and N >= minimum.
+
+    small: those of float32 stay so, for who makes them float64 a few at a time.
+    """
+    x = torch.as_tensor(features).detach()
+    x = x.to("cpu", torch.float32 if small and x.dtype == torch.float32 else torch.float64)
     if x.ndim != 2 or x.shape[1] == 0:
         raise DataError(f"{name} have shape {tuple(x.shape)}: they must be (N, d), one row an image")
     if len(x) < minimum:
@@ -58,11 +62,11 @@ def as_features(features: Array, name: str = "features", minimum: int = 2) -> Te
     return x
 
 
-def as_pair(real: Array, fake: Array, minimum: int = 2) -> tuple[Tensor, Tensor]:
+def as_pair(real: Array, fake: Array, minimum: int = 2, *, small: bool = False) -> tuple[Tensor, Tensor]:
     """Both sets as `as_features`; DataError if their numbers of features differ."""
     x, y = (
-        as_features(real, "features of the first set", minimum),
-        as_features(fake, "features of the second set", minimum),
+        as_features(real, "features of the first set", minimum, small=small),
+        as_features(fake, "features of the second set", minimum, small=small),
     )
     if x.shape[1] != y.shape[1]:
         raise DataError(f"the sets have {x.shape[1]} and {y.shape[1]} features: use one extractor for both")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +66,16 @@ class Context:
             raise ConfigError("a metric looks at features, and there is no reference to have them of: give one")
         return self.features
 
-    @cached_property
+    @property
     def real(self) -> Tensor:
-        """Features of the reference, float64 `(M, d)`; ConfigError for a statistics file."""
-        return self.reference.sample().double()
+        """Features of the reference `(M, d)`, float32 where that loses nothing: who computes makes float64 of what it
+        takes. ConfigError for a statistics file.
+        """
+        return self.reference.sample()
 
     def real_sample(self, n: int) -> Tensor:
         """At most `n` rows of the reference, the same for one seed, whatever their order."""
-        return self.real[ranked(content_keys(self.real), self.seed)[:n]]
+        return self.real[ranked(content_keys(self.real), self.seed)[:n]].double()
 
     def some(self, n: int) -> Tensor:
         """Which rows of the generated features a metric looks at that can look at `n`: all, or a random sample, which

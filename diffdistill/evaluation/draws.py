@@ -41,5 +41,22 @@ def _words(bits: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 def ranked(keys: np.ndarray, seed: int) -> Tensor:
     """A random order of the images of these keys, int64 `(N,)`: a function of the seed and of the images."""
-    ranks = splitmix_array(keys ^ np.uint64(splitmix(seed % 2**64)))
-    return torch.from_numpy(np.argsort(ranks, kind="stable"))
+    return torch.from_numpy(np.argsort(_ranks(keys, seed), kind="stable"))
+
+
+def lowest(keys: np.ndarray, seed: int, n: int) -> Tensor:
+    """`ranked(keys, seed)[:n]` without ordering the others, 0 < n < N."""
+    ranks = _ranks(keys, seed)
+    places = np.argpartition(ranks, n - 1)[:n]
+    return torch.from_numpy(places[np.argsort(ranks[places])])
+
+
+def highest(keys: np.ndarray, seed: int, n: int) -> Tensor:
+    """`ranked(keys, seed)[-n:]` likewise."""
+    ranks = _ranks(keys, seed)
+    places = np.argpartition(ranks, -n)[-n:]
+    return torch.from_numpy(places[np.argsort(ranks[places])])
+
+
+def _ranks(keys: np.ndarray, seed: int) -> np.ndarray:
+    return splitmix_array(keys ^ np.uint64(splitmix(seed % 2**64)))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from diffdistill import processes
 from diffdistill.data import ImageSet, load_images
+from diffdistill.devices import pick_device
 from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.evaluator import Evaluator, check_texts
 from diffdistill.evaluation.metrics import check_enough, metric, too_few
@@ -24,7 +25,6 @@ from diffdistill.evaluation.subjects import Drawing, Pair, Subject, image_subjec
 from diffdistill.files import behind_links
 from diffdistill.outputs import check_output, is_stdout, write_answer
 from diffdistill.rewards import load_reward
-from diffdistill.sampling.generate import pick_device
 
 DTYPES = ("dtype", "vae_dtype")  # of a subject that is a model, in its protocol too
 # What requests meant that were recorded before a precision could be asked for.

@@ -19,6 +19,7 @@ from diffdistill.data.prompts import Prompt, digest_of, given_prompts, spread
 from diffdistill.data.source import Source, is_picture
 from diffdistill.data.workers import in_order
 from diffdistill.denoiser import Denoiser
+from diffdistill.devices import pick_device
 from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.captions import captions_of
 from diffdistill.evaluation.sample import ranks_of
@@ -26,7 +27,7 @@ from diffdistill.parts.attention.kernels import set_attention
 from diffdistill.pipelines.classes import class_names
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.request import SamplingRequest
-from diffdistill.sampling.generate import pick_device, run_shared
+from diffdistill.sampling.generate import run_shared
 from diffdistill.sampling.plan import plan_sampling, request_of
 
 MODEL_IMAGES = 5000

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffdistill import processes
 from diffdistill.data.pixels import to_uint8
 from diffdistill.denoiser import Denoiser
+from diffdistill.devices import pick_device
 from diffdistill.errors import ConfigError
 from diffdistill.machine import send
 from diffdistill.request import SamplingRequest
@@ -66,17 +67,6 @@ def opened(model: str | Path | Denoiser, device: str | torch.device | None, dtyp
             f"with load_model(..., dtype=...), or leave it out"
         )
     return model if device is None else model.to(pick_device(device))
-
-
-def pick_device(name: str | torch.device | None) -> torch.device:
-    """The device asked for, or the GPU where there is one, else the CPU; ConfigError if this machine lacks it."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
-    if (device.index or 0) >= count:
-        raise ConfigError(f"device '{name}' is not on this machine; use cpu, or leave it out")
-    return device
 
 
 def run_plan(

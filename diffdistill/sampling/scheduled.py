@@ -12,10 +12,12 @@ would end at level 157, where a network that was trained up to 80 is not defined
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from diffdistill.errors import ConfigError
 from diffdistill.machine import send
@@ -123,11 +125,21 @@ def solve_scheduled(
             time = scheduler.timesteps[index]
             scheduler.scale_model_input(x[mine], time)  # a no-op here; some classes warn without the call
             extra = {"generator": noise.generators[mine]} if takes_generator else {}
-            parts.append(scheduler.step(output[mine], time, x[mine], **extra, return_dict=False)[0])
+            with _Sending() if takes_generator else nullcontext():
+                parts.append(scheduler.step(output[mine], time, x[mine], **extra, return_dict=False)[0])
         x = torch.cat(parts)
     if observe is not None:
         observe(len(schedulers[0].timesteps), x, alpha * 0 + 1, s * 0)
     return x
+
+
+class _Sending(TorchFunctionMode):
+    """Within, diffusers' noise, which it draws on the CPU, goes to a device by a copy that nobody waits for."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.to and len(args) == 2 and isinstance(args[1], torch.device):
+            return send(*args)
+        return func(*args, **(kwargs or {}))
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:

@@ -3,16 +3,15 @@
 from contextlib import AbstractContextManager
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
+from diffdistill.devices import default_device, fast_bf16
 from diffdistill.errors import ConfigError
 from diffdistill.machine import cores, send
-from diffdistill.precision import fast_bf16
 
 
 class Device:
-    """The device accelerate finds, and the autocast of `mixed_precision`.
+    """The device of this process (`devices.default_device`), and the autocast of `mixed_precision`.
 
     Weights, losses, score differences, averages and moments are float32 always; only the networks' forward passes are
     cast. `auto` is bf16 where `fast_bf16` says so, else no.
@@ -23,7 +22,7 @@ class Device:
             if num_threads > (most := max(64, 4 * cores())):
                 raise ConfigError(f"num_threads is {num_threads} and there are {cores()} cores; use at most {most}")
             torch.set_num_threads(num_threads)
-        self.name = PartialState().device
+        self.name = default_device()
         if mixed_precision == "auto":
             mixed_precision = "bf16" if fast_bf16(self.name.type) else "no"
         if mixed_precision == "fp16" and self.name.type == "cpu":

@@ -37,8 +37,10 @@ from diffdistill.training.resume import Inputs
 from diffdistill.training.run_folder import Records, opened, package_versions
 from diffdistill.training.sharded.plan import check_parallel, home
 from diffdistill.training.signals import held_together, led, stop_requests, stops
+from diffdistill.training.speed import kept_math, speed_up
 from diffdistill.training.tasks.align import AlignTask
 from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.kept_pairs import FOLDER as PAIRS
 from diffdistill.training.tasks.teacher import TeacherTask
 
 Model = TypeVar("Model")
@@ -64,6 +66,7 @@ class Result:
 
 @stops
 @processes.together()
+@kept_math()
 def train(resolved: Resolved[Train]) -> Result:
     """A teacher by denoising score matching, into `model/`."""
     config = resolved.config
@@ -81,6 +84,7 @@ def train(resolved: Resolved[Train]) -> Result:
 
 @stops
 @processes.together()
+@kept_math()
 def distill(resolved: Resolved[Distill]) -> Result:
     """A one- or few-step student of a teacher, into `student/`."""
     config = resolved.config
@@ -109,12 +113,15 @@ def distill(resolved: Resolved[Distill]) -> Result:
         class_names=names_of_classes(data, teacher), **reward, **packed,
     )  # fmt: skip
     inputs = {**data_digests(data), "teacher": model_digest(config.teacher), **reward_digests(config)}
+    if task.regression is not None:
+        task.regression.pairs.keep(Path(config.output_dir) / PAIRS, inputs)
     record |= classes_of_run(data)
     return execute(task, resolved, lambda: kind.monitor(config, data, teacher), publisher, record, inputs)
 
 
 @stops
 @processes.together()
+@kept_math()
 def align(resolved: Resolved[Align]) -> Result:
     """The network of a text-to-image pipeline, trained on pairs, into `model/`."""
     config = resolved.config
@@ -122,11 +129,7 @@ def align(resolved: Resolved[Align]) -> Result:
     device = Device(config.mixed_precision, config.num_threads)
     check_parallel(config, device)
     pairs, held_out = training_pairs(config)
-    model = load_pipeline(config.model, precision_of_run(device))
-    model.resting = True
-    model.kept.limit = config.data.prompt_cache_gb * 1e9
-    model.there.limit = config.data.prompt_device_gb * 1e9
-    model.shelf = shelf_of(config.model, config.data.prompt_disk_gb)
+    model = pipeline_of(config, device)
     task = AlignTask(config, model, pairs, device)
     record = choices(task, config, device)
     inputs = {"data": pairs_digest(pairs.pairs), "model": model_digest(config.model)}
@@ -134,12 +137,21 @@ def align(resolved: Resolved[Align]) -> Result:
     return execute(task, resolved, lambda: PairMonitor(task, held_out), publisher, record, inputs)
 
 
+def pipeline_of(config: Align, device: Device) -> Adapter:
+    """The pipeline to align, with the bounds of what is kept of its prompts."""
+    model = load_pipeline(config.model, precision_of_run(device))
+    model.resting = True
+    model.kept.limit = config.data.prompt_cache_gb * 1e9
+    model.there.limit = config.data.prompt_device_gb * 1e9
+    model.shelf = shelf_of(config.model, config.data.prompt_disk_gb)
+    return model
+
+
 def loaded(config: Distill, device: Device) -> Denoiser:
     """The teacher; its network where it can wait until it is known how it fits, its other parts where they rest."""
     check_quantize(config.quantize)
-    place = (
-        torch.device("cpu") if config.quantize else home(config, device)
-    )  # packed weights may fit where these do not
+    # Packed weights may fit where these do not.
+    place = torch.device("cpu") if config.quantize else home(config, device)
     teacher = Denoiser.from_pretrained(config.teacher, "cpu", precision_of_run(device))
     if not isinstance(teacher, TextDenoiser):
         return teacher.to(place)
@@ -185,9 +197,13 @@ def check_processes(resolved: Resolved) -> None:
 
 def choices(task: Task[Model], config: Run, device: Device) -> dict[str, Any]:
     """What `auto` became on this machine, for the record; the task's networks attend by it from here on."""
-    attention = choose_attention(task.networks(), config.attention, device.autocast)
+    networks = task.networks()
+    attention = choose_attention(networks, config.attention, device.autocast)
+    exact = isinstance(config, Distill) and config.method.float32_gap
+    layers = [(role, network) for role, (network, _) in networks.items()]
     return {
         "attention": attention,
+        "speed": speed_up(config.speed, device.name, layers, exact),
         "mixed_precision": device.precision,
         "processes": processes.size(),
         "parallel": task.plan.strategy,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from diffdistill import __version__, machine, processes
+from diffdistill import __version__, devices, machine, processes
 from diffdistill.config import Resolved, load_config
 from diffdistill.config.schema import Run
 from diffdistill.errors import ConfigError, DiskError
@@ -149,7 +149,7 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": None if devices.accelerator() is None else devices.name_of(devices.default_device()),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **package_versions(),
         "command": command_line(),
@@ -171,5 +171,5 @@ def command_line() -> str:
 
 
 def peak_memory() -> int:
-    """Most bytes this process ever held: of the GPU where there is one, else resident memory."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else machine.peak_memory()
+    """Most bytes this process ever held: of the accelerator where there is one, else resident memory."""
+    return machine.peak_memory() if devices.accelerator() is None else devices.peak_memory(devices.default_device())

@@ -10,7 +10,7 @@ from tiny import tiny_teacher
 from diffdistill.denoiser import Denoiser
 from diffdistill.parts.bench import measure
 from diffdistill.parts.bench.command import COMPARED, STEPS, step_of
-from diffdistill.parts.bench.measure import WORDS, Bare, Seconds, compare, described, needed, peak_bytes
+from diffdistill.parts.bench.measure import WORDS, Bare, Seconds, Took, compare, described, needed, peak_bytes
 from diffdistill.training.device import Device
 from diffdistill.training.tasks.distill import DistillTask
 
@@ -83,11 +83,14 @@ def test_the_peak_is_of_tensors_alive_at_once():
 def test_the_ratio_is_that_of_neighbouring_runs(monkeypatch):
     """A machine twice as slow in the second half changes the seconds and not the ratio."""
     clock = iter([3.0, 2.0, 6.0, 4.0, 6.6, 4.0])
-    monkeypatch.setattr(measure, "timed", lambda work, device: next(clock))
+    monkeypatch.setattr(measure, "timed", lambda work, device: Took(wall := next(clock), wall + 1))
     row = compare("row", lambda: None, lambda: None, "1 x forward", CPU, repeats=3, images=12)
     assert row.ours == Seconds(median=6.0, least=3.0, most=6.6)
     assert row.bare == Seconds(median=4.0, least=2.0, most=4.0)
     assert row.ratio == 1.5
+    assert row.ours_cpu == Seconds(median=7.0, least=4.0, most=7.6)
+    assert row.bare_cpu == Seconds(median=5.0, least=3.0, most=5.0)
+    assert row.ratio_cpu == 1.4
     assert row.record()["speed"] == {"images_per_second": 2.0, "bare": 3.0}
 
 

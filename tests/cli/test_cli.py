@@ -109,7 +109,10 @@ def test_every_verb_has_help(verb, capsys):
         ),
         ([*SAMPLE, "--class-labels", ""], "sample: --class-labels: '' is no list of class labels such as 0,1,2"),
         ([*SAMPLE, "--sampler", "huen"], "sample: --sampler: 'huen' is no sampler; choose of consistency, ddpm"),
-        ([*SAMPLE, "--device", "gpu"], "sample: --device: 'gpu' is no device; give cpu, cuda, cuda:N or mps"),
+        (
+            [*SAMPLE, "--device", "gpu"],
+            "sample: --device: 'gpu' is no device; give auto, cpu, cuda, cuda:N, xpu, xpu:N or mps",
+        ),
         (
             [*SAMPLE, "--epsilon-scaling", "1,2,3"],
             "sample: --epsilon-scaling: '1,2,3' is not of the form auto or B or K,B",

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from diffdistill.data import workers
 from diffdistill.evaluation import draws, frechet_error, kernel, moments, resize
-from diffdistill.evaluation.draws import content_keys, ranked
+from diffdistill.evaluation.context import Context, Generated
+from diffdistill.evaluation.draws import content_keys, highest, lowest, ranked
 from diffdistill.evaluation.frechet import fit, frechet_terms
 from diffdistill.evaluation.frechet_error import bootstrap_error, delta_error
 from diffdistill.evaluation.kernel import kernel_distance
 from diffdistill.evaluation.moments import Gaussian, Moments
+from diffdistill.evaluation.reference import Reference
 from diffdistill.evaluation.subjects import Drawing, image_subject
 from diffdistill.parts.bench.measure import peak_bytes
 
@@ -37,6 +39,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moments, "STRIPE", 3)
     monkeypatch.setattr(kernel, "TILE", 16)
     monkeypatch.setattr(kernel, "STRIPE", 6)
+    monkeypatch.setattr(kernel, "FEW", 5)
     monkeypatch.setattr(frechet_error, "BLOCK", 7)
     monkeypatch.setattr(draws, "ENTRIES", 40)
 
@@ -107,6 +110,37 @@ def test_the_order_of_images_does_not_change_a_bit_of_kid(subsets: int):
     x, y = normal(45, 3, 2), normal(40, 3, 3, 1.3)
     found = kernel_distance(x, y, subsets=subsets, subset_size=8)
     assert tuple(kernel_distance(shuffled(x), shuffled(y), subsets=subsets, subset_size=8)) == tuple(found)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("large", [1.0, 1e25])  # whose squares float32 does not hold
+def test_products_of_float32_leave_kid_as_it_is(large: float, monkeypatch: pytest.MonkeyPatch):
+    """About a centre far from zero too, where float32 of the features themselves keeps six digits of what varies."""
+    monkeypatch.setattr(kernel, "LARGE", 80)
+    x, y = normal(400, 24, 2, shift=30) * large, normal(400, 24, 3, 1.1, shift=30) * large
+    values = []
+    for word in range(3):
+        mine, theirs = ranked(content_keys(x), word)[:80], ranked(content_keys(y), word)[-80:]
+        values.append(kernel.polynomial_mmd(x[mine], y[theirs]))
+    size = (x.square().mean() + 1).item() ** 3
+    found = kernel_distance(x, y, subsets=3, subset_size=80)
+    assert found == pytest.approx(sum(values) / 3, rel=0, abs=1e-11 * size)
+
+
+@pytest.mark.parametrize("n", [1, 7, 40])
+def test_the_lowest_and_highest_ranks_are_the_ends_of_the_order(n: int):
+    keys = content_keys(normal(41, 3, 4))
+    assert torch.equal(lowest(keys, 5, n), ranked(keys, 5)[:n])
+    assert torch.equal(highest(keys, 5, n), ranked(keys, 5)[-n:])
+
+
+@pytest.mark.parametrize("subsets", [2, 30])
+def test_features_of_float32_are_not_copied_and_give_the_same_kid(subsets: int):
+    x, y = normal(4000, 8, 2).float(), normal(60, 8, 3, 1.3).float()
+    wide = kernel_distance(x.double(), y.double(), subsets=subsets, subset_size=20)
+    assert tuple(kernel_distance(x, y, subsets=subsets, subset_size=20)) == tuple(wide)
+    kept = Reference("kept", None, len(x), fit(x), None, x)
+    assert Context(Generated(60, fit(y), y), kept, None, None, 0, False, None).real is x
 
 
 def influence(reference: Gaussian, x: Tensor, i: int, step: float = 1e-3) -> float:

@@ -5,11 +5,11 @@ Torch has to know a device before the first backward pass of a process, so these
 """
 
 import os
-from types import SimpleNamespace
 
 import pytest
+import torch
 
-from diffdistill import machine
+from diffdistill import devices, machine
 
 if os.environ.get("DIFFDISTILL_STANDIN") != "1":
     collect_ignore_glob = ["test_*.py"]
@@ -21,10 +21,7 @@ def there(monkeypatch):
     import standin
 
     monkeypatch.setattr(machine, "TAKES_COPIES", {"cuda", "standin"})
-    found = SimpleNamespace(device=standin.device())
-    monkeypatch.setattr("diffdistill.training.device.PartialState", lambda: found)
-    for module in ("sampling.run", "sampling.generate", "training.monitors.images", "training.monitors.texts"):
-        name = f"diffdistill.{module}.pick_device"
-        monkeypatch.setattr(name, lambda name: standin.device(), raising=False)
+    monkeypatch.setattr(devices, "KNOWN", ("standin",))
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda *_: None)  # all is done already
     with standin.in_use() as device:
         yield device

@@ -1,5 +1,7 @@
 """One update of every method, optimiser and phase: the CPU's numbers, and no wait of the host."""
 
+import math
+
 import pytest
 import torch
 from standin import WAITS, in_use
@@ -33,6 +35,20 @@ def agree(device, kind, folder, steps=1, **more):
 @pytest.mark.parametrize("kind", CASES)
 def test_a_step_is_the_cpus_and_waits_for_nothing(kind, there, tmp_path):
     agree(there, kind, tmp_path, **CASES[kind])
+
+
+def test_a_step_under_autocast_waits_for_nothing(there, tmp_path, monkeypatch):
+    """With CUDA's lists of what is cast: a group norm gives float32 there, and on the CPU what it was given."""
+    monkeypatch.setattr("standin_runs.PRECISION", "bf16")
+    seen = set()
+    task = on(there, "dmd2", tmp_path, **ONE)
+    for name, layer in task.student.network.named_modules():
+        if name in ("mid_block.resnets.0.conv1", "mid_block.resnets.0.norm1"):
+            layer.register_forward_hook(lambda layer, _, out: seen.add((type(layer).__name__, out.dtype)))
+    metrics = updated(task)
+    assert seen == {("Conv2d", torch.bfloat16), ("GroupNorm", torch.float32)}
+    assert (dict(WAITS.read), dict(WAITS.sent)) == ({}, {})
+    assert all(math.isfinite(float(value)) for name, value in metrics.items() if "level_" not in name)
 
 
 def test_a_start_by_regression_with_muon(there, tmp_path):

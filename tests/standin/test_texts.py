@@ -4,8 +4,8 @@ import pytest
 import torch
 from standin import WAITS
 from standin_runs import near, numbers, placed, updated
-from text_world import settings
-from tiny_text import pair_folder, stable_diffusion
+from text_world import MAKERS, settings
+from tiny_text import pair_folder
 
 from diffdistill import Denoiser
 from diffdistill.config.align import Align
@@ -22,13 +22,14 @@ pytest.importorskip("transformers")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
-    stable_diffusion(folder / "sd")
+    for name, make in MAKERS.items():
+        make(folder / name)
     (folder / "prompts.txt").write_text("".join(f"thing {i}\n" for i in range(2)))
     return folder
 
 
-def distilling(made, device):
-    config = settings(made, student={"steps": 2, "lora": {"rank": 2}}, critic={"updates_per_step": 1})
+def distilling(made, device, kind="sd"):
+    config = settings(made, kind, student={"steps": 2, "lora": {"rank": 2}}, critic={"updates_per_step": 1})
     teacher = Denoiser.from_pretrained(config.teacher).to(device)
     return DistillTask(config, teacher, text_data(config, teacher), placed(device))
 
@@ -41,8 +42,15 @@ def test_a_step_of_distilling_is_the_cpus_and_reads_nothing(made, there):
     assert near(numbers(task), numbers(cpu))
 
 
-def test_prompts_are_drawn_with_one_wait(made, there):
-    model = Denoiser.from_pretrained(made / "sd").to(there)
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux", "pixart"])
+def test_a_step_of_other_pipelines_waits_for_nothing(kind, made, there):
+    updated(distilling(made, there, kind))
+    assert (dict(WAITS.read), dict(WAITS.sent)) == ({}, {})
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3"])  # the others draw large pictures
+def test_prompts_are_drawn_with_one_wait(kind, made, there):
+    model = Denoiser.from_pretrained(made / kind).to(there)
     request = {"num_images": 2, "batch_size": 2, "prompts": ("thing", "thing 1"), "steps": 2, "guidance_scale": 2.0}
     list(generate(model, **request))
     WAITS.clear()

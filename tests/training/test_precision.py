@@ -7,7 +7,8 @@ import torch
 from tiny_commands import NETWORK, TINY, png_folder
 
 from diffdistill.cli import main
-from diffdistill.training.device import Device, fast_bf16
+from diffdistill.devices import fast_bf16
+from diffdistill.training.device import Device
 
 
 def cpu(monkeypatch, **capabilities):

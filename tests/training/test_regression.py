@@ -158,3 +158,39 @@ def test_in_parts_it_is_the_same_gradient(tmp_path):
         gradients.append(torch.cat([p.grad.flatten() for p in made.student.parameters()]))
         assert figures["regression/loss"] > 0
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_a_resumed_run_reads_its_pairs_and_makes_none(tmp_path, monkeypatch):
+    """To the last bit: those of the run that made them, whatever this machine would make."""
+    teacher, made = tiny_teacher(), []
+    first = pairs(teacher)
+    first.keep(tmp_path / "pairs", {"teacher": "a"})
+    seen = [first[k] for k in range(6)]  # an epoch, and another in its own order
+    real = TrajectoryPairs._make
+    monkeypatch.setattr(TrajectoryPairs, "_make", lambda self, k: made.append(k) or real(self, k))
+
+    def again(**inputs):
+        made.clear()
+        other = pairs(teacher)
+        other.keep(tmp_path / "pairs", inputs)
+        found = [other[k] for k in (4, 5)]
+        for one, before in zip(found, seen[4:], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, before, strict=True))
+        return sorted(made)
+
+    assert again(teacher="a") == []
+    file = sorted((tmp_path / "pairs").iterdir())[1]
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert again(teacher="a") == [1]
+    assert again(teacher="a") == []  # it was written anew
+    assert again(teacher="b") == [0, 1, 2]  # of another teacher, though its pairs are the same
+
+
+def test_pairs_that_cannot_be_kept_are_made(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    found = pairs(tiny_teacher())
+    found.keep(tmp_path / "file", {})
+    assert [len(found[k][2]) for k in range(4)] == [4] * 4
+    assert [record.message for record in caplog.records if "trajectories are not kept" in record.message] != []

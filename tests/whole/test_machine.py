@@ -64,3 +64,16 @@ def test_peak_memory_is_in_bytes():
     with open("/proc/self/status", encoding="utf-8") as lines:
         kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     assert machine.peak_memory() == pytest.approx(kilobytes * 1024, rel=0.2)
+
+
+def test_what_is_large_is_pinned_on_its_way_to_a_device_that_takes_copies(monkeypatch):
+    import torch
+
+    pinned = []
+    monkeypatch.setattr(machine, "TAKES_COPIES", {"meta"})
+    monkeypatch.setattr(machine, "PINS", {"meta"})
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.append(tensor.numel()), tensor)[1])
+    for tensor in (torch.zeros(1 << 14), torch.zeros(1 + (1 << 14)), torch.zeros(1 << 15, device="meta")):
+        assert machine.send(tensor, "meta").device.type == "meta"
+        machine.send(tensor, tensor.device)
+    assert pinned == [1 + (1 << 14)]  # 64 KiB go at once, and what is there already needs nothing

@@ -16,7 +16,8 @@ Random numbers are those of the CPU's generator, so what is computed is what the
     with in_use() as device:
         model.to(device)
 
-It knows no memory, no streams, no fused kernels, and autocast casts nothing on it.
+It knows no memory, no streams, no fused kernels. Autocast casts what it casts on CUDA, of the operations that networks
+here are made of.
 """
 
 import sys
@@ -37,7 +38,7 @@ PACKAGE = str(Path(__file__).resolve().parents[2] / "diffdistill")
 READS = {
     "_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive",
 }  # fmt: skip
-COPIES = {"_to_copy", "copy_", "_copy_from"}
+COPIES = {"_to_copy", "copy_", "_copy_from", "to"}  # `to` as it is while nothing is differentiated
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 JOINED = {"cat", "stack"}  # no arithmetic: they take no numbers of the CPU
 MADE_OF_DATA = {torch.tensor, torch.as_tensor, torch.asarray}
@@ -97,6 +98,9 @@ class StandIn(torch.Tensor):
 
     @staticmethod
     def __new__(cls, raw: torch.Tensor) -> "StandIn":
+        if torch.is_inference_mode_enabled():  # views of weights are no tensors of inference
+            with torch.inference_mode(False):
+                return StandIn(raw)
         if raw.dtype == torch.float64 and not _float64[0]:
             raise TypeError(f"standin has no float64; {place()} asks for it")
         layout = {"strides": raw.stride(), "storage_offset": raw.storage_offset(), "dtype": raw.dtype}
@@ -144,7 +148,44 @@ class StandIn(torch.Tensor):
 def device() -> torch.device:
     """The device, of which torch is told at first use, for good."""
     _setup_privateuseone_for_python_backend("standin", backend_module=Backend())
+    _autocast()
     return torch.device("standin:0")
+
+
+# CUDA's lists (docs.pytorch.org, "Autocast Op Reference"): to half precision, to float32, to the widest.
+HALF = ("conv1d", "conv2d", "linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention")
+SINGLE = (
+    "layer_norm", "group_norm", "softmax.int", "log_softmax.int", "exp", "log", "pow.Tensor_Scalar", "sum", "mean",
+    "norm.Scalar", "softplus", "mse_loss", "cumsum", "sum.dim_IntList", "rsqrt",
+)  # fmt: skip
+_LIBRARIES: list[Any] = []
+
+
+def _autocast() -> None:
+    """Tell torch what autocast does on the device: it has nothing for a device that it does not know."""
+    key = "AutocastPrivateUse1"
+    rest, ours = torch.library.Library("_", "IMPL", key), torch.library.Library("aten", "IMPL", key)
+    rest.fallback(torch.library.fallthrough_kernel)
+    for name in (*HALF, *SINGLE):
+        packet, _, overload = name.partition(".")
+        operation = getattr(getattr(torch.ops.aten, packet), overload or "default")
+        ours.impl(name, _cast(operation, None if name in HALF else torch.float32))
+    _LIBRARIES.extend([rest, ours])  # which end with their last reference
+
+
+def _cast(operation: Any, to: torch.dtype | None) -> Any:
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        if isinstance(value, torch.Tensor) and value.dtype in (torch.float32, torch.bfloat16, torch.float16):
+            return value.to(dtype)
+        return type(value)([cast(one, dtype) for one in value]) if isinstance(value, list | tuple) else value
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        dtype = torch.get_autocast_dtype("standin") if to is None else to
+        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return operation(*cast(args, dtype), **kwargs)
+
+    return call
 
 
 def _raw(value: Any) -> Any:
@@ -157,14 +198,15 @@ def _of_ours(where: Any) -> bool:
 
 def _answer(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The operation on the CPU's tensors; its results are the device's where its arguments are, or `device` says."""
-    name, where = func.overloadpacket.__name__, kwargs.get("device")
+    name = func.overloadpacket.__name__
+    where = kwargs.get("device", next((value for value in args if isinstance(value, torch.device)), None))
     ours: list[Any] = []
     cpu: list[torch.Tensor] = []
     raw_args, raw_kwargs = _opened(args, ours, cpu), _opened(kwargs, ours, cpu)
     there = bool(ours) if where is None else _of_ours(where)
     _check(func, name, args, kwargs, ours, cpu)
     _count(name, args, kwargs, ours, there)
-    if where is not None:
+    if kwargs.get("device") is not None:
         raw_kwargs["device"] = torch.device("cpu")
     out = func(*raw_args, **raw_kwargs)
     if name[-1] == "_" and name[-2] != "_" and args and isinstance(args[0], torch.Tensor):
@@ -180,6 +222,8 @@ def _opened(value: Any, ours: list[Any], cpu: list[torch.Tensor]) -> Any:
     if kind is StandIn:
         ours.append(value)
         return value.raw
+    if kind is torch.device and _of_ours(value):
+        return torch.device("cpu")
     if isinstance(value, torch.Tensor):
         cpu.append(value)
     elif kind is list or kind is tuple:
@@ -230,7 +274,7 @@ def _free(name: str, args: Any, kwargs: Any) -> bool:
     """Whether the host goes on at once; a number fills the device's tensor without one."""
     if name == "copy_":
         return bool(kwargs.get("non_blocking") or (len(args) > 2 and args[2]) or args[1].dim() == 0)
-    return bool(kwargs.get("non_blocking"))
+    return bool(kwargs.get("non_blocking")) or (name == "to" and any(value is True for value in args[2:4]))
 
 
 class _Operations(TorchDispatchMode):
@@ -250,6 +294,8 @@ class _Data(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in MADE_OF_DATA and (_of_ours(kwargs.get("device")) or _of_ours(torch.get_default_device())):
             where = kwargs.pop("device")
+            if isinstance(args[0], StandIn):
+                return args[0].to(where, kwargs.get("dtype"))
             return func(*args, **kwargs).to(where)
         return func(*args, **kwargs)
 

@@ -14,6 +14,8 @@ from diffdistill.training.store import tensors_of
 from diffdistill.training.tasks.distill import DistillTask
 from diffdistill.training.tasks.teacher import TeacherTask
 
+PRECISION = "no"
+
 
 def smallest(classes=4, **more):
     """A teacher of few operations, each of which costs more here than its numbers do: three classes, and the null."""
@@ -28,7 +30,7 @@ def smallest(classes=4, **more):
 
 def placed(device):
     """`Device`, by the name of one."""
-    where = Device("no")
+    where = Device(PRECISION)
     where.name = torch.device(device)
     return where
 

@@ -1,6 +1,6 @@
 """`diffdistill calibrate`."""
 
-from diffdistill.cli.parser import Parser, Verb, device, sampler, seed, several, whole
+from diffdistill.cli.parser import Parser, Verb, add_device, sampler, seed, several, whole
 from diffdistill.data.formats import allowed
 
 
@@ -37,7 +37,7 @@ def add_flags(parser: Parser) -> None:
         "--check-seeds", metavar="K", type=whole(0), default=3, help="before and after, on K other seeds (default 3)"
     )
     parser.add_argument("--batch-size", metavar="B", type=whole(1), default=64, help="images at a time (default 64)")
-    parser.add_argument("--device", type=device, help="cpu, cuda, cuda:N or mps (default: cuda if there is one)")
+    add_device(parser)
     parser.names = {"model": "model", "data": "data", "features": "features"}
 
 

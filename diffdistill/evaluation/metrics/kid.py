@@ -18,7 +18,8 @@ def compute(context: "Context") -> dict[str, Any]:
 
     fake = context.generated.features
     size = min(SIZE, len(fake) // 2, len(context.real) // 2)
-    value = context.backend.kernel(context.real, fake, SUBSETS, size, context.seed)
+    real = context.real if context.backend.name == "native" else context.real.double()  # others know one kind only
+    value = context.backend.kernel(real, fake, SUBSETS, size, context.seed)
 
     def between(rest: "Tensor", held: "Tensor") -> float:
         subset = min(size, len(held) // 2)

@@ -4,19 +4,21 @@ A bare pass has no preconditioning, no loss, no optimiser, and the same shapes.
 """
 
 import contextlib
+import math
 import os
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from diffdistill.denoiser import Denoiser
+from diffdistill.devices import KNOWN, forget_peak, held_memory, peak_memory, synchronize
 from diffdistill.matching.step import Choices
 
 Work = Callable[[], Any]
@@ -46,14 +48,19 @@ class Seconds:
 class Row:
     """One line of the table: ours and the bare passes.
 
-    ratio: median of ours / bare over the pairs, so that a machine that slows down slows both. peak_bytes: most tensor
-    memory held at once beyond what was held before, so weights are not in it.
+    ratio: median of ours / bare over the pairs, so that a machine that slows down slows both. ours_cpu, bare_cpu,
+    ratio_cpu: the same of the seconds that this process computed, on all its threads: with one thread, what others do
+    on the machine hardly changes them. peak_bytes: most tensor memory held at once beyond what was held before, so
+    weights are not in it.
     """
 
     name: str
     ours: Seconds
     bare: Seconds
     ratio: float
+    ours_cpu: Seconds
+    bare_cpu: Seconds
+    ratio_cpu: float
     passes: str
     peak_bytes: int
     bare_peak_bytes: int
@@ -70,23 +77,31 @@ def compare(
     """Run both once to warm up, then in turns; memory in a run of its own, for watching it takes time."""
     ours(), bare()
     pairs = [(timed(ours, device), timed(bare, device)) for _ in range(repeats)]
-    mine, theirs = (list(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(a / b for a, b in pairs)
+    wall, cpu = ([[getattr(took, clock) for took in pair] for pair in pairs] for clock in Took._fields)
     peaks = peak_bytes(ours, device), peak_bytes(bare, device)
-    return Row(name, Seconds.of(mine), Seconds.of(theirs), ratio, passes, *peaks, images)
+    return Row(name, *_compared(wall), *_compared(cpu), passes, *peaks, images)
 
 
-def timed(work: Work, device: torch.device) -> float:
+def _compared(pairs: list[list[float]]) -> tuple[Seconds, Seconds, float]:
+    """Seconds of ours and of the bare passes, and the median of the pairs' ratios."""
+    mine, theirs = (list(column) for column in zip(*pairs, strict=True))
+    ratio = statistics.median(a / b if b else math.nan for a, b in pairs)
+    return Seconds.of(mine), Seconds.of(theirs), ratio
+
+
+class Took(NamedTuple):
+    """Seconds of the clock on the wall, and those that this process computed."""
+
+    wall: float
+    cpu: float
+
+
+def timed(work: Work, device: torch.device) -> Took:
     synchronize(device)
-    began = time.perf_counter()
+    began, computed = time.perf_counter(), time.process_time()
     work()
     synchronize(device)
-    return time.perf_counter() - began
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return Took(time.perf_counter() - began, time.process_time() - computed)
 
 
 def peak_bytes(work: Work, device: torch.device) -> int:
@@ -95,12 +110,12 @@ def peak_bytes(work: Work, device: torch.device) -> int:
     On a GPU the allocator counts. On a CPU the profiler's allocations are added up: resident memory would be that of
     the whole process so far, and what the C library keeps for later would hide what a later run needs.
     """
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+    if device.type in KNOWN:
+        before = held_memory(device)
+        forget_peak(device)
         work()
-        return torch.cuda.max_memory_allocated(device) - before
-    with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        return peak_memory(device) - before
+    with silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         work()
     events = seen.profiler.kineto_results.events()
     held = peak = 0
@@ -111,7 +126,7 @@ def peak_bytes(work: Work, device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Some builds of the profiler write to the error stream from C++ when it starts and stops."""
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
@@ -134,15 +149,15 @@ class _Stop(Exception):
 
 
 class Bare:
-    """A network and inputs for it, `batch` images; each method is one pass.
+    """A model's network and inputs for it, `batch` images; each method is one pass.
 
     The input is drawn once: its values do not matter for time.
     """
 
     def __init__(self, model: Denoiser, batch: int, autocast: Callable[[], Any]):
-        self.network: Any = model.network
+        self.model, self.network = model, model.network
         self.autocast = autocast
-        device = next(model.parameters()).device
+        device = model.device
         self.inputs = self._inputs(model, batch, device)
         self.double = self._inputs(model, 2 * batch, device)
 
@@ -152,12 +167,13 @@ class Bare:
             torch.randn(batch, *model.image_shape, device=device), torch.ones(batch, device=device)
         )
         count = model.num_classes
-        return x, time, None if count is None else torch.arange(batch, device=device) % count
+        if count is None:
+            return x, time, model.example_condition(batch, device)
+        return x, time, torch.arange(batch, device=device) % count
 
-    def call(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
-        extra = {} if labels is None else {"class_labels": labels}
+    def call(self, x: Tensor, time: Tensor, cond: Tensor | None) -> Tensor:
         with self.autocast():
-            return self.network(x, time, **extra, return_dict=False)[0]
+            return self.model._call(x, time, cond)
 
     def forward(self) -> None:
         with torch.no_grad():
@@ -191,12 +207,12 @@ class Bare:
     def _tapped(self, stop: bool) -> Any:
         outputs: list[Tensor] = []
 
-        def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            outputs.append(output)
+        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            outputs.append(self.model.feature(output))
             if stop:
                 raise _Stop
 
-        handle = self.network.get_submodule(TAP).register_forward_hook(record)
+        handle = self.model.check_taps((TAP,))[TAP].register_forward_hook(record)
         try:
             yield outputs
         finally:

@@ -13,13 +13,14 @@ from torch import Tensor
 from diffdistill.config.schema import Distill, Evaluation, Train
 from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
+from diffdistill.devices import pick_device
 from diffdistill.errors import ConfigError, FeaturesMissing
 from diffdistill.evaluation import Evaluator
 from diffdistill.evaluation.metrics import metric
 from diffdistill.evaluation.subjects import unshown
 from diffdistill.files import replacing
 from diffdistill.reporting.grid import image_grid
-from diffdistill.sampling.generate import generate, pick_device
+from diffdistill.sampling.generate import generate
 from diffdistill.training.batches import by_name
 
 GRID_ROWS, GRID_COLUMNS = 8, 10

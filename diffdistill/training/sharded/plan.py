@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffdistill import processes
+from diffdistill import devices, processes
 from diffdistill.config.schema import Run
 from diffdistill.denoiser import last_layer
 from diffdistill.errors import ConfigError
@@ -169,6 +169,6 @@ def state_bytes(networks: Iterable[nn.Module]) -> int:
 
 def memory_of(device: torch.device) -> int:
     """Bytes that one process may have there."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type in devices.KNOWN:
+        return devices.total_memory(device)
     return total_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

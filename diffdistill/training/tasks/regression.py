@@ -6,8 +6,10 @@ Fisher update.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ from diffdistill.training.optim.muon import split_weights
 from diffdistill.training.optim.updater import Ema, Updater
 from diffdistill.training.randomness import mix
 from diffdistill.training.signals import stop_if_asked, stoppable
+from diffdistill.training.tasks.kept_pairs import KeptPairs
 
 Trajectories = tuple[Tensor, Tensor, Tensor | None]
 """States at the student's K levels `(B, K, C, H, W)`, the images they lead to `(B, C, H, W)`, conditions `(B,)`."""
@@ -51,7 +54,7 @@ class TrajectoryPairs:
 
     The first epoch takes the batches as they are made, each later one all pairs in an order of its own: with the same
     batches again and again the student learns less of the teacher's variety (docs/lab/quickstart.md). Batch k is a
-    function of (seed, k) alone, so a resumed run makes again exactly the pairs it needs.
+    function of (seed, k) alone; a run keeps it (`keep`), so that a resumed one reads it, and makes none again.
     """
 
     def __init__(
@@ -75,6 +78,20 @@ class TrajectoryPairs:
         self.levels = tuple(levels)
         self.grid = through(karras(settings.solver_steps, teacher.sigma_min, teacher.sigma_max), self.levels[1:])
         self._made: dict[int, Trajectories] = {}
+        self._kept: KeptPairs | None = None
+
+    def keep(self, folder: Path, inputs: Mapping[str, Any]) -> None:
+        """Write what is made into a folder, and take from it what is there. inputs: digests of teacher and data."""
+        what = [
+            self.levels,
+            self.grid,
+            self.batch,
+            self.seed,
+            self.guidance_scale,
+            self.device.precision,
+            dict(inputs),
+        ]
+        self._kept = KeptPairs(folder, what)
 
     def __getitem__(self, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """`(x, sigma, image, label)` of batch k, `(B, C, H, W)`, `(B,)`, `(B, C, H, W)` and `(B,)`."""
@@ -102,7 +119,7 @@ class TrajectoryPairs:
     def _all(self) -> Trajectories:
         made = []
         for k in range(self.count):
-            stop_if_asked()  # a resumed run makes all of them, which may take minutes
+            stop_if_asked()  # a run whose pairs were not kept makes all of them, which may take minutes
             made.append(self._batch(k))
         states, images, conds = zip(*made, strict=True)
         self._made.clear()
@@ -110,8 +127,20 @@ class TrajectoryPairs:
 
     def _batch(self, k: int) -> Trajectories:
         if k not in self._made:
-            self._made[k] = self._make(k)
+            read = None if self._kept is None else self._kept.read(k)
+            if processes.most(read is None) or read is None:  # of several processes all make it, or none
+                self._made[k] = self._make(k)
+                self._write(k)
+            else:
+                image, device = read["image"], self.device.name
+                cond = self.teacher.placed(read.get("cond"))
+                self._made[k] = send(read["states"], device), send(image, device), cond
         return self._made[k]
+
+    def _write(self, k: int) -> None:
+        if self._kept is not None:
+            states, image, cond = self._made[k]
+            self._kept.write(k, {"states": states, "image": image} | ({} if cond is None else {"cond": cond}))
 
     @torch.no_grad()
     def _make(self, k: int) -> Trajectories:

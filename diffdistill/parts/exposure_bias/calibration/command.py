@@ -13,6 +13,7 @@ from torch import Tensor
 from diffdistill import __version__, processes
 from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
+from diffdistill.devices import pick_device
 from diffdistill.errors import CheckpointError, ConfigError, DataError
 from diffdistill.evaluation.evaluator import Evaluator
 from diffdistill.files import replacing
@@ -31,7 +32,7 @@ from diffdistill.parts.exposure_bias.corrections import (
     read_calibration,
 )
 from diffdistill.pipelines.folder import locate, weights_digest
-from diffdistill.sampling.generate import pick_device, sample_batch
+from diffdistill.sampling.generate import sample_batch
 from diffdistill.sampling.plan import Plan, plan_sampling
 from diffdistill.sampling.scheduled import Observe, scheduler_class
 
