@@ -2,8 +2,9 @@
 
 Two processes on cores (gloo) build a student, a critic and a teacher of a UNet, take updates, and count the bytes of
 the tensors that lie in their own memory. `a step` is the most that an update holds beyond what is there before it:
-gradients, what is gathered for a block's pass, sums, activations (small here). The last line is what the arithmetic of
-`scaling.py` says of that.
+gradients, what is gathered for a block's pass, sums, activations (small here). `before`: weights of all networks in
+the CPU's memory when they are about to be sharded, which the machine must hold for each of its processes. The line
+after the processes is what the arithmetic of `scaling.py` says of a step.
 
     python benchmarks/sharded_memory.py [--processes 2] [--channels 64]
 """
@@ -14,6 +15,8 @@ import os
 import socket
 import subprocess
 import sys
+from typing import Any
+from unittest import mock
 
 import torch
 from diffusers import UNet2DModel
@@ -29,9 +32,10 @@ from diffdistill.sharding import local
 from diffdistill.training.device import Device
 from diffdistill.training.flat import tensors_of
 from diffdistill.training.optim.updater import Updater
+from diffdistill.training.sharded.plan import Plan
 from diffdistill.training.tasks.distill import DistillTask
 
-KINDS = ("weights", "gradients", "moments", "averages", "teacher", "a step")
+KINDS = ("weights", "gradients", "moments", "averages", "teacher", "a step", "before")
 
 
 def teacher(channels: int) -> Denoiser:
@@ -54,8 +58,16 @@ def held(strategy: str, channels: int) -> dict[str, int]:
     images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
     frozen = teacher(channels)
     counted = said_of(frozen.network)
-    task = DistillTask(config, frozen, ImageSet(images, None, None, None, "noise", "0" * 64), Device("no"))
     kept: dict[str, int] = dict.fromkeys(KINDS, 0)
+    shard = Plan.shard
+
+    def counting(plan: Plan, *given: Any, **named: Any) -> None:
+        weights = {id(p): p.nbytes for network in plan.networks.values() for p in network.parameters()}
+        kept["before"] = sum(weights.values())
+        shard(plan, *given, **named)
+
+    with mock.patch.object(Plan, "shard", counting):
+        task = DistillTask(config, frozen, ImageSet(images, None, None, None, "noise", "0" * 64), Device("no"))
     updaters = (task.student_updater, *task.critic_updaters)
 
     def note(updater: Updater) -> None:

@@ -82,6 +82,10 @@ class Storage:
 STORAGE: Registry[Storage] = Registry("storage of models", Storage, "diffdistill.pipelines", "STORAGE")
 
 
+def _end() -> None:
+    raise Ended
+
+
 class Denoiser(nn.Module):
     """A diffusers network seen as `D(x_t, sigma, cond) -> x0`.
 
@@ -271,12 +275,18 @@ class Denoiser(nn.Module):
         guidance_scale: float,
         taps: Sequence[str],
         null: Tensor | None = None,
+        only_taps: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
-        """`guided` beside the conditional pass' outputs of the submodules `taps`."""
+        """`guided` beside the conditional pass' outputs of the submodules `taps`; only_taps: as of `tapped`."""
         if guidance_scale == 1.0:
-            return self.tapped(x_t, sigma, cond, taps)
+            return self.tapped(x_t, sigma, cond, taps, only_taps)
         null = self.null_condition(cond) if null is None else null
         assert cond is not None  # null_condition has refused it
+        if only_taps:  # one pass of both would have the graph of both
+            with torch.no_grad():
+                without = self(x_t, sigma, null)
+            with_cond, features = self.tapped(x_t, sigma, cond, taps, only_taps)
+            return self.mixed(without, with_cond, guidance_scale, x_t, sigma), features
         twice = torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), torch.cat([null, cond])
         x0, features = self.tapped(*twice, taps)
         without, with_cond = x0.chunk(2)
@@ -294,27 +304,35 @@ class Denoiser(nn.Module):
             )
         return torch.full_like(cond, self.null_class)
 
-    def tapped(self, x_t: Tensor, sigma: Tensor, cond: Condition, taps: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
-        """`(x0, features)`: the outputs of the named submodules beside x0, in the order of `taps`."""
-        with self._recording(taps, stop=False) as outputs:
+    def tapped(
+        self, x_t: Tensor, sigma: Tensor, cond: Condition, taps: Sequence[str], only_taps: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`(x0, features)`: the outputs of the named submodules beside x0, in the order of `taps`.
+
+        only_taps: x0 carries no graph, and what comes behind the last tap leaves none in memory.
+        """
+        graph = torch.is_grad_enabled() and not (only_taps and not taps)
+        at_last: Any = (lambda: torch.set_grad_enabled(False)) if only_taps else (lambda: None)
+        with torch.set_grad_enabled(graph), self._recording(taps, at_last) as outputs:
             x0 = self(x_t, sigma, cond)
-        return x0, [outputs[name] for name in taps]
+        return x0.detach() if only_taps else x0, [outputs[name] for name in taps]
 
     def features(self, x_t: Tensor, sigma: Tensor, cond: Condition, taps: Sequence[str]) -> list[Tensor]:
         """The outputs of the named submodules; the pass ends at the last: a third of the cost for a UNet's middle."""
-        with self._recording(taps, stop=True) as outputs, contextlib.suppress(Ended):
+        with self._recording(taps, _end) as outputs, contextlib.suppress(Ended):
             self(x_t, sigma, cond)
         return [outputs[name] for name in taps]
 
     @contextlib.contextmanager
-    def _recording(self, taps: Sequence[str], stop: bool) -> Iterator[dict[str, Tensor]]:
+    def _recording(self, taps: Sequence[str], at_last: Callable[[], Any]) -> Iterator[dict[str, Tensor]]:
+        """Within, passes write what the taps give; `at_last` is called when all have given it."""
         outputs: dict[str, Tensor] = {}
 
         def hook(name: str) -> Callable[..., None]:
             def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
                 outputs[name] = self.feature(output).float()
-                if stop and len(outputs) == len(taps):
-                    raise Ended
+                if len(outputs) == len(taps):
+                    at_last()
 
             return record
 

@@ -23,9 +23,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from diffdistill import errors
 from diffdistill.errors import ConfigError, DiffDistillError
+from diffdistill.failures import Failures, Gone, kind_of, of_kind
 from diffdistill.files import reason_of
+from diffdistill.launcher import join
+from diffdistill.launcher import launched as launched
+from diffdistill.launcher import speaks as speaks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +39,6 @@ Item = TypeVar("Item")
 
 MEET = timedelta(minutes=10)  # until all have started
 WAIT = timedelta(hours=24)  # for the leader, who may measure for hours; one that died is noticed at once
-BACKENDS = {"cuda": "nccl", "xpu": "xccl"}  # who sums the tensors of an accelerator
 BUCKET = 4_000_000  # gradients summed in one call: 16 MB
 NOTHING, ANSWER, ERROR, CALLED = 0, 1, 2, 3  # what follows a leader's work, or is wanted of all in its midst
 
@@ -44,22 +46,9 @@ _alone = 0
 _within = 0
 _ours = False  # whether the group was made here
 _whole = True  # whether nothing failed within
+_failures: Failures | None = None
 _control: Any = None  # the group that words go by; None: that of everything
 _services: dict[str, Callable[..., Any]] = {}  # what a leader at work may call all for
-
-
-def launched() -> tuple[int, int]:
-    """`(rank, size)` as the launcher says; (0, 1) without one."""
-    try:
-        number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    except (KeyError, ValueError):
-        return 0, 1
-    return (number, count) if 0 <= number < count else (0, 1)
-
-
-def speaks() -> bool:
-    """Whether an error that every process of this machine meets is this one's to tell."""
-    return launched()[1] == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _distributed() -> Any:
@@ -92,16 +81,20 @@ def together() -> Iterator[None]:
     """Join the processes that a launcher started with this one; all but the leader are silent within.
 
     They stay joined, idle, until they end or meet here again. A group that is there already is used and left.
-    ConfigError where a launcher's words are not complete, or where there are more processes than GPUs.
+    An error of one is that of all, told by the first to meet it. Raises ConfigError as `launcher.join` does.
     """
-    global _control, _within, _whole
+    global _control, _ours, _within, _whole
     if launched()[1] == 1 and not _joined():
         yield
         return
     from torch import distributed
 
     if not distributed.is_initialized():
-        _join(*launched())
+        if _failures is not None:
+            raise _gone("an error was caught, and the work taken up again")
+        join(*launched(), MEET, WAIT)
+        _ours = True
+        atexit.register(_leave)
     elif distributed.get_backend() == "nccl" and _control is None:  # which carries nothing from a CPU
         _control = distributed.new_group(backend="gloo", timeout=WAIT)
     _within += 1
@@ -110,44 +103,40 @@ def together() -> Iterator[None]:
         try:
             yield
             _whole = whole
+        except BaseException as error:
+            if _within == 1 and (raised := _settled(error)) is not error:
+                raise raised from raised.__cause__
+            raise
         finally:
             _within -= 1
 
 
-def _join(number: int, count: int) -> None:
-    global _ours
-    import torch
+def _settled(error: BaseException) -> BaseException:
+    """What this process raises where one has failed; the others, unless they fail too, learn it as they would talk."""
+    global _failures
+    if _failures is None:
+        from torch.distributed.distributed_c10d import _get_default_store
 
-    from diffdistill.devices import accelerator
+        _failures = Failures(_get_default_store(), rank(), int(_distributed().get_world_size()))
+    raised, waited_for = _failures.settle(error)
+    if waited_for:
+        _part()
+    return raised
 
-    backend, local = "gloo", int(os.environ.get("LOCAL_RANK", "0"))
-    if (kind := accelerator()) is not None:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
-        if here > (count_here := torch.accelerator.device_count()):
-            raise ConfigError(
-                f"{here} processes were started on a machine with {count_here} GPUs; start one a GPU, or set "
-                f"ACCELERATE_USE_CPU=1 to use the cores"
-            )
-        torch.accelerator.set_device_index(local)
-        backend = f"cpu:gloo,{kind}:{BACKENDS.get(kind, 'gloo')}"
-    try:
-        store, number, count = next(torch.distributed.rendezvous("env://", number, count, timeout=MEET))
-        torch.distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=WAIT)
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"process {number} of {count} does not find the others ({reason_of(error):.160}); start all by "
-            f"torchrun or accelerate launch, or set MASTER_ADDR and MASTER_PORT"
-        ) from error
-    _ours = True
-    atexit.register(_leave)
+
+def _part() -> None:
+    """After an error, processes that still wait for this one are told by its end; NCCL's would be waited for."""
+    if _ours and _joined() and (_whole or "nccl" not in _distributed().get_backend_config()):
+        _distributed().destroy_process_group()
 
 
 def _leave() -> None:
-    """After an error, processes that still wait for this one are told by its end; NCCL's would be waited for."""
-    global _ours
-    if _ours and _joined() and (_whole or "nccl" not in _distributed().get_backend_config()):
-        _distributed().destroy_process_group()
-    _ours = False
+    global _failures, _ours
+    _part()
+    if _failures is not None:
+        with contextlib.suppress(RuntimeError):
+            _failures.wait()
+    _failures, _ours = None, False
 
 
 @contextlib.contextmanager
@@ -283,6 +272,7 @@ def lead(act: Callable[[], Value]) -> Value:
     if size() == 1:
         return act()
     value: Any = None
+    said: Any = None
     failed: DiffDistillError | None = None
     if leader():
         try:
@@ -291,11 +281,11 @@ def lead(act: Callable[[], Value]) -> Value:
         except DiffDistillError as error:
             failed = error
     while (follows := most(ERROR if failed else NOTHING if value is None else ANSWER)) == CALLED:
-        said: Any = share(None)
+        said = share(None)
         _services[said[0]](*said[1:])
     if follows == ERROR:
-        name, text = share([type(failed).__name__, str(failed)])
-        raise failed or together_told(getattr(errors, name, DiffDistillError)(text))
+        said = share([kind_of(failed), str(failed)] if failed else None)
+        raise failed or together_told(of_kind(*said))
     return value if follows == NOTHING else share(value)
 
 
@@ -397,7 +387,11 @@ def talking(anything: bool = False) -> Iterator[None]:
     except RuntimeError as error:
         if size() == 1 or not (anything or re.search("gloo|nccl|connection", str(error), re.IGNORECASE)):
             raise
-        raise DiffDistillError(
-            f"another process of this run has ended, and says why itself if it could ({reason_of(error):.160}); mend "
-            f"that, start all again, and a run goes on with resume_from_checkpoint=latest"
-        ) from error
+        raise _gone(reason_of(error)) from error
+
+
+def _gone(reason: str) -> Gone:
+    return Gone(
+        f"another process of this run has ended, and says why itself if it could ({reason:.160}); mend that, start "
+        f"all again, and a run goes on with resume_from_checkpoint=latest"
+    )

@@ -14,7 +14,7 @@ from gpu_steps import methods, steps, waits
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffdistill import devices, processes
+from diffdistill import devices, launcher
 from diffdistill.denoiser import Denoiser
 from diffdistill.process import EDM
 from diffdistill.training.speed import fast_math, kept_math
@@ -190,7 +190,7 @@ def group(device: torch.device) -> Iterator[str]:
     """A process group of this process alone; its backend."""
     from torch import distributed
 
-    backend = processes.BACKENDS.get(device.type, "gloo")
+    backend = launcher.BACKENDS.get(device.type, "gloo")
     with tempfile.TemporaryDirectory() as folder:
         store = distributed.FileStore(str(Path(folder) / "store"), 1)
         distributed.init_process_group(backend, store=store, rank=0, world_size=1)

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from diffdistill import __version__, processes
-from diffdistill.cli.explain import explained
 from diffdistill.cli.parser import Parser, Verb
 from diffdistill.cli.streams import Steady, steady
 from diffdistill.errors import ConfigError, DiffDistillError, Problems
+from diffdistill.explain import explained
 from diffdistill.machine import stop_signals
 from diffdistill.registry import Registry, allow_code, check_consent, is_plugin, named
 

@@ -41,8 +41,10 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
         None, description="processes that decode images; null: one a core, 16 at most; 0: none but the run's own"
     )
-    disk_cache_gb: Positive = Field(
-        DISK_GB, description="disk for all caches of images and latents, in 1e9 bytes; the longest unused are removed"
+    disk_cache_gb: Positive | None = Field(
+        None,
+        description="disk for all caches of images and latents, in 1e9 bytes; the longest unused are removed; "
+        f"null: {DISK_GB:g}, but no more than half of what would be free without them",
     )
     prompts: str | None = Field(
         None, description="file of prompts (.txt, .csv, .jsonl) in place of captioned images, for a text teacher"

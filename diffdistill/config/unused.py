@@ -200,9 +200,7 @@ ALIGN = (
     *RUN,
     *_of_optimizer("optimizer"),
     Rule(("data.prompts",), _always, "by align, whose captions come with the pairs of data.path"),
-    Rule(
-        ("data.keep", "data.workers", "data.disk_cache_gb"), _always, "by align, which decodes pairs as they are drawn"
-    ),
+    Rule(("data.workers",), _always, "by align, whose processes decode their own pairs"),
     Rule(
         ("data.held_out",), _set("data.held_out_path"),
         "beside data.held_out_path, whose pairs are measured; leave one of them out", ("data.held_out_path",),

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 FREE = 1 << 27  # bytes that anything may unpack to
-DISK_GB = 500.0  # of caches of decoded images and of latents, together, in 1e9 bytes
+DISK_GB = 500.0  # of caches of decoded images and of latents, together, in 1e9 bytes, where nothing is said of them
+DISK_SHARE = 0.5  # and of the disk that they and nothing else take, then
 RATIO = 200  # times its own size, beyond that; pictures and numbers pack five times, a bomb a thousand times
 
 

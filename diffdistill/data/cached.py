@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from diffdistill.data.bounds import DISK_GB, DISK_SHARE
 from diffdistill.data.decoder import Place, Written, write
 from diffdistill.data.identity import with_labels
 from diffdistill.data.looking import looking, say, unreadable
 from diffdistill.data.pixels import Lost, check_all, fit_array, several_sizes
 from diffdistill.data.source import Entry
-from diffdistill.data.stored import ROWS, Stored, make_room, seal, store, write_rows
+from diffdistill.data.stored import ROWS, Stored, cache_sizes, make_room, seal, store, write_rows
 from diffdistill.data.wanted import Wanted
 from diffdistill.data.workers import PATIENCE, Workers, part_size, piped
 from diffdistill.errors import DataError, DiskError
@@ -32,11 +33,11 @@ class MoreChannels(Exception):
     """An image is RGB after gray ones."""
 
 
-def cached_images(wanted: Wanted, workers: int | None, disk_gb: float) -> Stored:
+def cached_images(wanted: Wanted, workers: int | None, disk_gb: float | None) -> Stored:
     """The cache of these images, made where there is none.
 
-    disk_gb: what all caches may take; the longest unused are removed. Raises DataError as reading the set does,
-    DiskError where there is no room.
+    disk_gb: what all caches may take, see `bound_of`; the longest unused are removed. Raises DataError as reading the
+    set does, DiskError where there is no room.
     """
     folder = wanted.folder
     if folder is None:
@@ -46,7 +47,7 @@ def cached_images(wanted: Wanted, workers: int | None, disk_gb: float) -> Stored
         )
 
     def check() -> None:
-        make_room([cache_dir() / kind for kind in KINDS], wanted.bytes, disk_gb * 1e9)
+        clear_for(wanted.bytes, disk_gb)
         if reason := no_room(folder.parent, wanted.bytes, disk_gb):
             raise DiskError(f"the images of {wanted.data} are not kept on disk: {reason}")
 
@@ -59,16 +60,44 @@ def cached_images(wanted: Wanted, workers: int | None, disk_gb: float) -> Stored
     )
 
 
-def no_room(place: Path, need: int, disk_gb: float) -> str | None:
+def caches() -> list[Path]:
+    """The folders of caches that share one bound."""
+    return [cache_dir() / kind for kind in KINDS]
+
+
+def bound_of(disk_gb: float | None) -> float:
+    """Bytes that all caches may take: as many as are said, else DISK_GB, but half of what is free without them."""
+    if disk_gb is not None:
+        return disk_gb * 1e9
+    without = shutil.disk_usage(_there(cache_dir())).free + sum(cache_sizes(caches()).values())
+    return min(DISK_GB * 1e9, DISK_SHARE * without)
+
+
+def clear_for(need: int, disk_gb: float | None) -> None:
+    """Remove the longest unused caches, until `need` more bytes are within the bound; none where they never are."""
+    if need <= (most := bound_of(disk_gb)):
+        make_room(caches(), need, most)
+
+
+def _there(place: Path) -> Path:
+    return next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
+
+
+def no_room(place: Path, need: int, disk_gb: float | None) -> str | None:
     """Why a cache of `need` bytes does not go to a folder, and what to do; None where it does."""
-    if need > disk_gb * 1e9:
+    if disk_gb is not None and need > disk_gb * 1e9:
         return f"it takes {need / 1e9:.1f} GB and data.disk_cache_gb is {disk_gb:g}; raise it, or set data.keep=source"
-    there = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
+    there = _there(place)
     free = shutil.disk_usage(there).free
     if need + FREE > free:
         return (
             f"it takes {need / 1e9:.1f} GB and '{there}' has {free / 1e9:.1f} GB free; free some, set "
             f"DIFFDISTILL_CACHE to a folder of another disk, or data.keep=source"
+        )
+    if need > (most := bound_of(disk_gb)):
+        return (
+            f"it takes {need / 1e9:.1f} GB and caches have {most / 1e9:.1f} GB, half of what would be free without "
+            f"them, or {DISK_GB:g}; set data.disk_cache_gb to what they may take, or data.keep=source"
         )
     return None
 
@@ -85,6 +114,7 @@ def _fill(staged: Path, wanted: Wanted, workers: int | None) -> dict[str, Any]:
     """Write the rows, labels and texts of a set; returns what is said of them."""
     labels, texts = wanted.labels, wanted.texts
     height, width, channels = wanted.first[1]
+    content = wanted.content_of_files  # for later starts, which need not read all bytes to know the set
     with looking(goes_on=False) as look:
         digest = hashlib.sha256()
         try:
@@ -109,6 +139,7 @@ def _fill(staged: Path, wanted: Wanted, workers: int | None) -> dict[str, Any]:
         **about,
         "data": wanted.data,
         "fingerprint": digest.hexdigest(),
+        "content": content,
         "class_names": wanted.source.class_names,
         "classes": wanted.classes,
         "said": [*wanted.said, *look.said],

@@ -17,7 +17,7 @@ SHARE = 8  # a set in memory takes no more than one part in so many of it
 MOST_SHARE = 2  # and of so many, where there is no room on disk
 
 
-def choose(wanted: Wanted, disk_gb: float) -> str:
+def choose(wanted: Wanted, disk_gb: float | None) -> str:
     """What `auto` is for these images on this machine: `memory`, `disk` or `source`.
 
     `disk` where a cache is there. `memory` for 0.5 GB decoded, or any array, of at most an eighth of the memory that
@@ -41,7 +41,7 @@ def choose(wanted: Wanted, disk_gb: float) -> str:
     return where
 
 
-def _no_cache(wanted: Wanted, need: int, disk_gb: float) -> str | None:
+def _no_cache(wanted: Wanted, need: int, disk_gb: float | None) -> str | None:
     """Why these images are not kept on disk."""
     if wanted.folder is None:
         return "changes of a set of that kind cannot be seen, so no cache of it is kept"

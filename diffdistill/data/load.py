@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from diffdistill import processes
-from diffdistill.data.bounds import DISK_GB
 from diffdistill.data.cached import cached_images, labels_of, texts_of
 from diffdistill.data.identity import with_labels
 from diffdistill.data.keep import PLACES, choose
@@ -108,7 +107,7 @@ def load_images(
     channels: int | None = None,
     keep: str,
     workers: int | None = None,
-    disk_gb: float = DISK_GB,
+    disk_gb: float | None = None,
 ) -> ImageSet[Images]: ...
 
 
@@ -121,7 +120,7 @@ def load_images(
     channels: int | None = None,
     keep: str = "memory",
     workers: int | None = None,
-    disk_gb: float = DISK_GB,
+    disk_gb: float | None = None,
 ) -> ImageSet[Images]:
     """Reads DATA: a folder, parquet, zip, npz or IDX path, `builtin:NAME`, or a Hub data set id.
 
@@ -130,7 +129,8 @@ def load_images(
     limit: use the first so many images. channels: what the model takes, 1 or 3; None: any.
     keep: where decoded images are: `memory`, a tensor; `disk`, a cache that later calls find; `source`, decoded as
     they are asked for; `auto`, see `choose`. Of several processes that call together, all get the same. workers:
-    processes that decode; None: as many as there are cores; 0: none but this. disk_gb: what caches may take.
+    processes that decode; None: as many as there are cores; 0: none but this. disk_gb: what
+    caches may take; None: 500, or half of what would be free without them.
     Raises DataError, one sentence, for anything missing, unreadable or unfit; DiskError where a cache has no room.
 
     >>> import tempfile
@@ -165,7 +165,9 @@ def load_images(
     return images
 
 
-def _kept(wanted: Wanted, where: str, channels: int | None, workers: int | None, disk_gb: float) -> ImageSet[Any]:
+def _kept(
+    wanted: Wanted, where: str, channels: int | None, workers: int | None, disk_gb: float | None
+) -> ImageSet[Any]:
     if where == "disk":
         return _on_disk(wanted, workers, disk_gb)
     return _streamed(wanted, channels, workers) if where == "source" else _in_memory(wanted, workers)
@@ -195,9 +197,10 @@ def _streamed(wanted: Wanted, channels: int | None, workers: int | None) -> Imag
     return _as_set(wanted, rows, wanted.content(wanted.labels, wanted.texts))
 
 
-def _on_disk(wanted: Wanted, workers: int | None, disk_gb: float) -> ImageSet[Rows]:
+def _on_disk(wanted: Wanted, workers: int | None, disk_gb: float | None) -> ImageSet[Rows]:
     """The images of the cache; of a set that is in one already nothing is opened."""
     stored = cached_images(wanted, workers, disk_gb)
+    wanted.know(stored.about.get("content"))
     about, labels, names = stored.about, labels_of(stored), stored.about["class_names"]
     if not wanted.is_open:  # else its reader has just said it
         for sentence in about["said"]:

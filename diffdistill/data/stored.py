@@ -192,15 +192,18 @@ def make_room(places: Iterable[Path], need: int, most: float) -> None:
 
     places: folders of caches. One that a process reads stays whole for it: it has the file open.
     """
-    kept = [folder for place in places for folder in _caches(place)]
-    sizes = {folder: folder_size(folder) for folder in kept}
-    kept.sort(key=lambda folder: (folder / ABOUT).stat().st_mtime)
-    for folder in kept:
+    sizes = cache_sizes(places)
+    for folder in sorted(sizes, key=lambda folder: (folder / ABOUT).stat().st_mtime):
         if sum(sizes.values()) + need <= most:
             return
         with suppress(OSError):
             discard(folder)
             del sizes[folder]
+
+
+def cache_sizes(places: Iterable[Path]) -> dict[Path, int]:
+    """The caches in these folders, with their bytes."""
+    return {folder: folder_size(folder) for place in places for folder in _caches(place)}
 
 
 def _caches(place: Path) -> Iterator[Path]:

@@ -74,15 +74,21 @@ class Wanted:
         """
         beside = hashlib.sha256()
         with_labels(beside, labels, texts)
-        parts = [self._content_of_files, beside.hexdigest(), self.split, self.image_size, self.limit]
+        parts = [self.content_of_files, beside.hexdigest(), self.split, self.image_size, self.limit]
         return f"files-{digest_of(parts)}"
 
     @cached_property
-    def _content_of_files(self) -> str | None:
+    def content_of_files(self) -> str | None:
+        """Of what the files hold, see `content_of`; of a set in a cache that cache knows it, see `know`."""
         files = self._files[1]
         base = self.path if self.path.is_dir() else self.path.parent
         with told_of(self.data):
             return content_of(files, base) if files else self.source.version
+
+    def know(self, content_of_files: str | None) -> None:
+        """What the files hold was looked at in this very state of them: they are not read for it again."""
+        if content_of_files is not None:
+            vars(self)["content_of_files"] = content_of_files
 
     @cached_property
     def _opened(self) -> tuple[Source, list[str]]:

@@ -4,7 +4,7 @@ It owns no optimiser and no device: the loop does (`training/tasks/distill.py`, 
 `diffdistill.matching`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
@@ -189,12 +189,11 @@ class DistributionMatching:
         term = self.adversarial
         taps = () if term is None else term.discriminator.taps
         on_teacher, on_critic = ((), taps) if term is not None and term.trains_features else (taps, ())
+        constant = c.form == "score_gap"
+        inside = c.guidance_scale if c.guidance == "inside" else 1.0
         with self._precision():
-            with torch.set_grad_enabled(c.form == "fisher" or bool(on_teacher)):
-                inside = c.guidance_scale if c.guidance == "inside" else 1.0
-                teacher_x0, features = self.teacher.guided_tapped(x_t, sigma, cond, inside, on_teacher)
-            with torch.set_grad_enabled(c.form == "fisher" or bool(on_critic)):
-                critic_x0, critic_features = self.critic.tapped(x_t, sigma, cond, on_critic)
+            teacher_x0, features = self.teacher.guided_tapped(x_t, sigma, cond, inside, on_teacher, only_taps=constant)
+            critic_x0, critic_features = self.critic.tapped(x_t, sigma, cond, on_critic, only_taps=constant)
         heads = None if term is None else term.discriminator(features or critic_features)
         raw = None if heads is None else heads.mean(1)
         logit = None if self.ratio is None or raw is None else self.ratio(raw, noise.u)
@@ -287,22 +286,33 @@ class DistributionMatching:
     def critic_loss(
         self, x0: Tensor, cond: Tensor | None, real: Tensor | None, noise: CriticNoise | None = None
     ) -> tuple[Tensor, Metrics]:
-        """Scalar loss of the critic (denoising score matching on the student's images) and of the discriminator.
+        """Scalar loss of the critic (denoising score matching on the student's images) and of the discriminator: the
+        sum of `critic_losses`, whose arguments it takes.
+        """
+        losses, figures = zip(*self.critic_losses(x0, cond, real, noise), strict=True)
+        return torch.stack(losses).sum(), {name: value for values in figures for name, value in values.items()}
+
+    def critic_losses(
+        self, x0: Tensor, cond: Tensor | None, real: Tensor | None, noise: CriticNoise | None = None
+    ) -> Iterator[tuple[Tensor, Metrics]]:
+        """The terms of the loss, each computed when it is asked for: after `backward` of one its graph is gone.
 
         x0: student images, detached here; real: as many real images of the same labels, for the discriminator only;
         noise: drawn here if it is not given.
         """
         x0 = x0.detach()
         noise = noise or self.critic_noise(x0, real is not None)
-        with self.autocast():
-            prediction = self.critic(x0 + per_sample(noise.sigma, x0) * noise.eps, noise.sigma, cond)
-        weight = native_weight(self.teacher.process, noise.sigma)
-        loss = denoising_loss(prediction, x0, noise.sigma, weight=weight).mean()
-        metrics: Metrics = {"critic/loss": loss.detach()}
+        yield self._denoising(x0, cond, noise)
         if self.adversarial is not None and real is not None:
             assert noise.seen_sigma is not None and noise.real_eps is not None and noise.fake_eps is not None  # noqa: PT018
             with self.autocast():
                 eps = noise.real_eps, noise.fake_eps
-                term, more = self.adversarial.loss(real, x0, noise.seen_sigma, cond, eps)
-            loss, metrics = loss + term, metrics | more
-        return loss, metrics
+                term = self.adversarial.loss(real, x0, noise.seen_sigma, cond, eps)
+            yield term
+
+    def _denoising(self, x0: Tensor, cond: Tensor | None, noise: CriticNoise) -> tuple[Tensor, Metrics]:
+        with self.autocast():
+            prediction = self.critic(x0 + per_sample(noise.sigma, x0) * noise.eps, noise.sigma, cond)
+        weight = native_weight(self.teacher.process, noise.sigma)
+        loss = denoising_loss(prediction, x0, noise.sigma, weight=weight).mean()
+        return loss, {"critic/loss": loss.detach()}

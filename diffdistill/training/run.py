@@ -138,6 +138,7 @@ def align(resolved: Resolved[Align]) -> Result:
     pairs, held_out = training_pairs(config)
     model = pipeline_of(config, device)
     task = AlignTask(config, model, pairs, device)
+    task.keep_moments()
     record = choices(task, config, device)
     inputs = {"data": pairs_digest(pairs.pairs), "model": model_digest(config.model)}
     publisher = PipelinePublisher(task, resolved)

@@ -24,7 +24,7 @@ IDLE = [
     (TEACHER, ["data.prompts=p.txt"], "data.prompts"),
     (TEACHER, ["data.prompt_cache_gb=1.0"], "data.prompt_cache_gb"),
     (TEACHER, ["data.prompt_disk_gb=1.0"], "data.prompt_disk_gb"),
-    (PAIRS, ["data.path=x", "data.keep=disk"], "data.keep"),
+    (PAIRS, ["data.path=x", "data.workers=2"], "data.workers"),
     (TEACHER, ["evaluation.clip=x"], "evaluation.clip"),
     (TEACHER, ["evaluation.rewards=[clip]"], "evaluation.rewards"),
     (TEACHER, ["checkpoint_minutes=3"], "checkpoint_minutes"),

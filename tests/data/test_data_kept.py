@@ -210,6 +210,40 @@ def test_a_disk_without_room_is_not_begun_with(tmp_path, monkeypatch):
         kept(path, "disk")
 
 
+def test_caches_take_half_of_what_would_be_free_unless_more_is_allowed(tmp_path, cache, monkeypatch):
+    one, other = (folder(tmp_path / name) for name in "ab")
+    first = kept(one, "disk").images.folder
+    taken = stored.folder_size(first)
+    most = 2 * COUNT * 3 * 12 * 12 - taken  # what must be free beside the first for half to do
+    free = [most - 2]
+    monkeypatch.setattr(cached, "FREE", -taken)
+
+    def usage(_):
+        return shutil._ntuple_diskusage(10, 10, free[0] + (0 if first.exists() else taken))
+
+    monkeypatch.setattr(cached.shutil, "disk_usage", usage)
+    with pytest.raises(DiskError, match=r"caches have 0\.0 GB, half of what would be free without them, or 500"):
+        kept(other, "disk")
+    assert first.exists()  # nothing is removed for what does not fit then
+    free[0] = most + 2
+    kept(other, "disk")
+    assert not first.exists()
+    free[0] = 10**6
+    kept(one, "disk", disk_gb=1.0)
+    assert len([left for left in cache.iterdir() if left.is_dir()]) == 2
+
+
+def test_a_second_start_does_not_read_the_files_to_know_the_set(tmp_path, monkeypatch):
+    path = folder(tmp_path / "set")
+    before = kept(path, "disk")
+    told = before.origin.content(before.labels.numpy(), before.texts)
+    with monkeypatch.context() as patch:
+        patch.setattr(wanted, "content_of", None)
+        again = kept(path, "disk")
+        assert again.origin.content(again.labels.numpy(), again.texts) == told
+    assert kept(path, "source").fingerprint == told
+
+
 def test_the_longest_unused_cache_makes_room(tmp_path, cache):
     sets = [folder(tmp_path / name) for name in "abc"]
     room = 2.5 * (COUNT * 3 * 12 * 12 + 2000)

@@ -80,6 +80,24 @@ def test_a_shard_that_goes_or_is_cut_is_named_in_a_sentence(tmp_path):
     assert torch.equal(kept(path, "source").draw(COUNT, 0, 5)[0], kept(path, "memory").draw(COUNT, 0, 5)[0])
 
 
+@pytest.mark.parametrize("placed", [False, True])
+def test_an_image_file_that_changes_or_goes_gives_no_picture_for_the_label_that_was_read(tmp_path, placed):
+    path, other = folder(tmp_path / "set"), folder(tmp_path / "other", gray=3)
+    data = kept(path, "source", workers=1)
+    file, now = (one / "class 2" / "05.png" for one in (path, other))
+    if placed:
+        now.replace(file)
+    else:
+        file.write_bytes(now.read_bytes())
+    with pytest.raises(DataError, match=r"05\.png has been changed since it was opened: start anew") as error:
+        data.draw(COUNT, 0, 0)
+    assert error.value.exit_code == 3
+    file.unlink()
+    with pytest.raises(DataError, match=r"05\.png has gone since it was opened: put it back"):
+        data.draw(COUNT, 0, 5)
+    assert torch.equal(data.images[0], kept(path, "memory").images[0])
+
+
 @pytest.mark.parametrize("kind", ["webdataset", "parquet"])
 @pytest.mark.parametrize("placed", [False, True])
 @pytest.mark.parametrize("where", ["source", "once"])

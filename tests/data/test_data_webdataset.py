@@ -83,6 +83,27 @@ SAMPLES = {
 }
 
 
+IN_RECORDS = {
+    "a.png": 1, "a.json": '{"split": "train", "label": 4}', "b.png": 2, "b.json": '{"split": "test", "label": 2}',
+    "c.json": "{}",
+}  # fmt: skip
+
+
+def test_splits_in_records(caplog):
+    """As in the columns of other tables; a sample without an image needs none."""
+    write("tar", IN_RECORDS)
+    check("set.tar", ([1], [4], None, None), caplog)
+    check("set.tar", ([2], [2], None, None), caplog, split="test")
+    with pytest.raises(DataError, match=r"set\.tar has no split 'validation': choose one of test, train"):
+        load_images("set.tar", split="validation")
+    write("tar", IN_RECORDS | {"b.json": '{"label": 2}'}, "part")
+    with pytest.raises(DataError, match=r"part\.tar has no 'split' for b in part\.tar: give every row one, or none"):
+        load_images("part.tar")
+    Path("set").mkdir()
+    write("tar", IN_RECORDS, "set/train-0")  # the name of the file says it
+    check("set", ([1, 2], [4, 2], None, None), caplog)
+
+
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_samples(kind, caplog):
     files, expected = SAMPLES[kind]

@@ -19,7 +19,7 @@ from diffdistill.training.tasks.distill import DistillTask
 CPU = Device("no")
 MEAN, SCALE, OFFSETS, GUIDANCE = 0.2, 0.35, (0.15, -0.15, 0.0), 2.0
 TARGETS = [MEAN + GUIDANCE * offset for offset in OFFSETS[:2]]  # the means of the guided teacher's classes
-UPDATES = 24
+UPDATES = 40
 METHODS = {
     "diff_instruct": {},
     "dmd2": {},
@@ -38,11 +38,11 @@ def task_of(method, steps=1, classes=False, kind="edm", data=None, seed=0, **mor
     teacher = GaussianNetwork(MEAN, SCALE, kind, num_class_embeds=3 if classes else None)
     if classes:
         teacher.class_embedding.weight.data[:, 0] = torch.tensor(OFFSETS)
-    optimizer = {"learning_rate": 0.08, "betas": (0.0, 0.99), "schedule": "linear"}
+    optimizer = {"learning_rate": 0.05, "betas": (0.0, 0.99), "schedule": "linear"}
     settings = {
         "output_dir": "none", "seed": seed, "max_train_steps": UPDATES, "train_batch_size": 32, "method": method,
         "student": {"steps": steps, "optimizer": optimizer},
-        "critic": {"updates_per_step": 2, "optimizer": optimizer},
+        "critic": {"updates_per_step": 4, "optimizer": optimizer},
     }  # fmt: skip
     config = Distill.model_validate({"teacher": "gaussian", **settings, **more})
     denoiser = Denoiser(teacher, process_named(kind), null_class=2 if classes else None).eval()
@@ -144,7 +144,7 @@ def test_a_run_in_parts_is_the_run_whole(name):
         settings = {
             "output_dir": "none", "teacher": "small", "max_train_steps": 3, "train_batch_size": 5,
             "method": IN_PARTS[name], "student": {"steps": 2, "optimizer": optimizer},
-            "critic": {"updates_per_step": 2, "optimizer": optimizer}, "micro_batch_size": size,
+            "critic": {"updates_per_step": 4, "optimizer": optimizer}, "micro_batch_size": size,
         }  # fmt: skip
         teacher = Denoiser(small_network(4), process_named("edm"), null_class=3).eval()
         with warnings.catch_warnings():

@@ -60,11 +60,11 @@ def test_every_step_has_its_own_batch_and_passes_on_its_labels(monkeypatch):
     """The images and labels of the discriminator and of the critic are those of the batch."""
     seen = []
 
-    def critic_loss(self, x0, cond, real, noise=None):
+    def critic_losses(self, x0, cond, real, noise=None):
         seen.append((real.clone(), cond.clone()))
-        return nothing(self.critic), {}
+        yield nothing(self.critic), {}
 
-    monkeypatch.setattr(DistributionMatching, "critic_loss", critic_loss)
+    monkeypatch.setattr(DistributionMatching, "critic_losses", critic_losses)
     task = distilling(seed=3)
     for step in range(3):
         task.update(step)
@@ -105,13 +105,13 @@ def test_warm_ups_are_parts_of_what_is_left_after_the_regression(monkeypatch):
 
 def test_the_critic_is_updated_as_often_as_asked_with_new_noise(monkeypatch):
     losses = []
-    right = DistributionMatching.critic_loss
+    right = DistributionMatching.critic_losses
 
-    def critic_loss(self, x0, cond, real, noise=None):
+    def critic_losses(self, x0, cond, real, noise=None):
         losses.append((x0.detach().clone(), noise.eps.clone(), noise.sigma.clone()))
         return right(self, x0, cond, real, noise)
 
-    monkeypatch.setattr(DistributionMatching, "critic_loss", critic_loss)
+    monkeypatch.setattr(DistributionMatching, "critic_losses", critic_losses)
     task = distilling(critic={"updates_per_step": 3})
     task.update(0)
     assert len(losses) == 3
@@ -153,8 +153,8 @@ def test_the_method_is_told_the_texts_and_the_size_of_the_parts(monkeypatch):
     monkeypatch.setattr(DistributionMatching, "student_gradient", student_gradient)
     task = distilling(micro_batch_size=3)
     monkeypatch.setattr(task, "texts", lambda cond: [f"class {int(c)}" for c in cond])
-    task.update(0)
-    labels = task.data.draw(4, 0, 0, False)[1]
+    task.update(1)
+    labels = task.data.draw(4, 0, 1, False)[1]
     assert [more[:2] for more in told] == [([f"class {int(c)}" for c in labels], 3)]
 
 
@@ -195,13 +195,13 @@ def test_the_students_weights_get_the_gradient_of_a_mean_over_images_and_pixels(
     w = torch.randn(4, 1, 8, 8)
     monkeypatch.setattr(DistributionMatching, "student_gradient", lambda self, *_: (w, {}))
     task = distilling(micro_batch_size=size)
-    x, sigma, cond = torch.randn(4, 1, 8, 8), torch.full((4,), 2.5), task.data.draw(4, 0, 0, False)[1]
+    x, sigma, cond = torch.randn(4, 1, 8, 8), torch.full((4,), 2.5), task.data.draw(4, 0, 1, False)[1]
     monkeypatch.setattr(task, "student_input", lambda *_: (x, sigma))
     found = []
     monkeypatch.setattr(
         task.student_updater, "step", lambda _: found.extend(p.grad.clone() for p in task.student.parameters()) or {}
     )
-    task.update(0)
+    task.update(1)
     want = torch.autograd.grad((w * task.student(x, sigma, cond)).mean(), list(task.student.parameters()))
     for got, wanted in zip(found, want, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)

@@ -105,6 +105,41 @@ def test_taps_give_the_submodules_output_and_stop_early(batch):
     assert torch.equal(early, middle)
 
 
+def kept_for_backward(run):
+    """What `run()` returns, and how many tensors its graph has saved."""
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(0) or tensor, lambda tensor: tensor):
+        return run(), len(saved)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_with_only_the_taps_wanted_there_is_no_graph_behind_them_nor_of_the_null_half(batch, scale):
+    model = tiny_teacher().requires_grad_(False)
+    x, sigma, cond = batch
+    found, kept = [], []
+    for only_taps in (False, True):
+        leaf = x.clone().requires_grad_()
+        (x0, (tap,)), count = kept_for_backward(
+            lambda leaf=leaf, only_taps=only_taps: model.guided_tapped(
+                leaf, sigma, cond, scale, ("mid_block",), only_taps=only_taps
+            )
+        )
+        assert x0.requires_grad is not only_taps
+        found.append((x0.detach(), tap.detach(), torch.autograd.grad(tap.square().sum(), leaf)[0]))
+        kept.append(count)
+    for whole, lean in zip(*found, strict=True):
+        torch.testing.assert_close(lean, whole, rtol=1e-4, atol=1e-5)
+    _, encoder = kept_for_backward(lambda: model.features(x.clone().requires_grad_(), sigma, cond, ("mid_block",)))
+    assert kept[1] == encoder < kept[0]
+
+
+def test_without_taps_and_without_a_graph_of_x0_nothing_is_kept(batch):
+    model = tiny_teacher()
+    (x0, taps), kept = kept_for_backward(lambda: model.tapped(*batch, (), only_taps=True))
+    assert torch.equal(x0, model(*batch))
+    assert (taps, kept, x0.requires_grad, torch.is_grad_enabled()) == ([], 0, False, True)
+
+
 def test_autocast_is_on_again_after_the_last_layer():
     """What follows it, such as a loss of the caller's, computes in the precision that the caller has chosen."""
     network = tiny_unet()

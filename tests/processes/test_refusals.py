@@ -2,13 +2,17 @@
 half-written."""
 
 import os
+import shutil
+import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from shared_commands import digests, together, whole, words, world
 
 from diffdistill.errors import DataError
 from diffdistill.files import sha256
+from diffdistill.sampling import run as sampling
 from diffdistill.training import resume
 from diffdistill.training import run as training
 from diffdistill.training.tasks.teacher import TeacherTask
@@ -70,7 +74,7 @@ def test_other_data(config, tmp_path):
         np.savez(tmp_path / f"machine{rank}" / "data.npz", images=pixels, labels=np.arange(24) % 3)
     argv = words(config, run, "data.path=data.npz")
     line = refused(config, run, argv, tmp_path / "logs", within=in_folders_of_their_own(tmp_path))
-    assert "process 1 has other data than process 0" in line
+    assert "process 1 has other data, data files than process 0" in line
 
 
 def test_other_weights(config, tmp_path):
@@ -121,8 +125,9 @@ def test_more_processes_than_images(config, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_of_one(config, tmp_path, rank):
-    """It says its sentence and ends as always; the others end, by a sentence of the first at most."""
+@pytest.mark.parametrize(("error", "code"), [(DataError("a broken picture"), 3), (OSError(28, "No space left"), 6)])
+def test_an_error_of_one(config, tmp_path, rank, error, code):
+    """It says its sentence and ends as always; the others end by its code, and say nothing."""
     run = tmp_path / "run"
 
     def within(mine):
@@ -130,19 +135,17 @@ def test_an_error_of_one(config, tmp_path, rank):
 
         def failing(self, step):
             if (mine, step) == (rank, 3):
-                raise DataError("a broken picture; give another")
+                raise error
             return update(self, step)
 
         TeacherTask.update = failing
 
     done = together(words(config, run), 3, tmp_path / "logs", within)
-    assert done.codes[rank] == 3, done
-    assert [code for other, code in enumerate(done.codes) if other != rank] == [1, 1], done
-    own = [line for other, line in done.errors() if other == rank]
+    assert done.codes == [code] * 3, done
+    ((told, line),) = done.errors()
     who = f"process {rank}: " if rank else ""
-    assert own == [f"diffdistill: error: {who}a broken picture; give another"]
-    others = [line for other, line in done.errors() if other != rank]
-    assert all("another process of this run has ended" in line for line in others)
+    assert told == rank
+    assert line.startswith(f"diffdistill: error: {who}{'a broken picture' if code == 3 else 'no room left'}")
     assert whole(run)[-1] == "step-000003"
 
 
@@ -154,3 +157,66 @@ def test_an_error_of_all_is_told_once(config, tmp_path):
     assert len(set(done.codes)) == 1, done
     assert done.codes[0] not in (0, 1), done
     assert len(done.errors()) == 1, done
+
+
+@pytest.fixture(scope="module")
+def broken(config, tmp_path_factory):
+    """A trained model, and what is broken of it and beside it."""
+    folder = tmp_path_factory.mktemp("broken")
+    assert together(words(config, folder / "run", "max_train_steps=1"), 1, folder / "logs").codes == [0]
+    model = folder / "run" / "model"
+    shutil.copytree(model, folder / "model")
+    (weights,) = (folder / "model" / "unet").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-10])
+    (folder / "pictures").mkdir()
+    for number in range(3):
+        Image.new("L", (8, 8), number).save(folder / "pictures" / f"{number}.png")
+    (folder / "pictures" / "1.png").write_bytes(b"no picture")
+    return {"model": str(model), "damaged": str(folder / "model"), "pictures": str(folder / "pictures")}
+
+
+ALL_MEET = {
+    "data": (3, lambda b, config, out: words(config, out, f"data.path={b['pictures']}", "data.keep=memory")),
+    "streamed data": (3, lambda b, config, out: words(config, out, f"data.path={b['pictures']}", "data.keep=source")),
+    "a setting of the network": (2, lambda b, config, out: words(config, out, "network.norm_num_groups=3")),
+    "a teacher": (4, lambda b, config, out: [
+        "distill", "fashion_mnist/dmd2", f"teacher={b['damaged']}", f"data.path={config.parent / 'data.npz'}",
+        f"output_dir={out}", "student.regression=null",
+    ]),
+    "sample": (4, lambda b, config, out: ["sample", b["damaged"], "--num-images", "4", "--out", str(out)]),
+    "sample's flags": (2, lambda b, config, out: [
+        "sample", b["model"], "--num-images", "4", "--out", str(out), "--class-labels", "7",
+    ]),
+    "evaluate": (3, lambda b, config, out: [
+        "evaluate", "--images", b["pictures"], "--reference", str(config.parent / "data.npz"), "--json", str(out),
+    ]),
+    "calibrate": (4, lambda b, config, out: [
+        "calibrate", b["damaged"], "--data", str(config.parent / "data.npz"), "--out", str(out),
+    ]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALL_MEET)
+def test_what_all_meet_is_told_once_by_the_leader(config, broken, tmp_path, name):
+    code, argv_of = ALL_MEET[name]
+    done = together(argv_of(broken, config, tmp_path / "out"), 2, tmp_path / "logs")
+    assert done.codes == [code] * 2, done
+    ((rank, _),) = done.errors()
+    assert rank == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_that_comes_late_to_the_same_error_is_silent(config, broken, tmp_path):
+    """The leader, here: the other one has told it long ago."""
+    argv = ALL_MEET["sample"][1](broken, config, tmp_path / "out")
+
+    def within(rank):
+        read = sampling.Denoiser.from_pretrained
+        if rank == 0:
+            sampling.Denoiser.from_pretrained = lambda *given: (time.sleep(2.5), read(*given))
+
+    done = together(argv, 2, tmp_path / "logs", within)
+    assert done.codes == [4, 4], done
+    ((rank, line),) = done.errors()
+    assert rank == 1
+    assert "process 1: " in line

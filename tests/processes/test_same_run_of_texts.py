@@ -35,7 +35,7 @@ PAIRS = {
         "method": {"name": "mapo"}, "update_in_backward": True, "optimizer": {"max_grad_norm": None},
     },
 }  # fmt: skip
-FEW = {"first": 5e-5, "gradient": 1e-3, "weights": 1e-5}
+FEW = {"first": 1e-4, "gradient": 1e-3, "weights": 1e-5}
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,8 @@ def settings(kind, folder, **more):
     if kind == "train":
         network = {"block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 8}
         return Train(**common | more, network=network)
-    return Distill(**common | {"student": {"steps": 2}} | more, teacher="tiny", method={"name": kind})
+    method = {"name": kind} | more.pop("method", {})
+    return Distill(**common | {"student": {"steps": 2}} | more, teacher="tiny", method=method)
 
 
 def task(config):

@@ -66,7 +66,8 @@ def gradients_seen(found):
 
     def look(updater, norm):
         grads = [p.grad.flatten() for p in updater.parameters if p.grad is not None]
-        found[f"gradient {next(numbers)} {updater.name}"] = torch.cat(grads).clone()
+        if grads:  # weights that move in the backward pass are seen one by one, and have none at its end
+            found[f"gradient {next(numbers)} {updater.name}"] = torch.cat(grads).clone()
 
     return before_clipping(look)
 

@@ -10,12 +10,23 @@ from diffdistill.data.formats.sidecars import texts_beside
 from diffdistill.data.labels import Where, image_at
 from diffdistill.data.layout import are_splits, by_class, say_other_folders
 from diffdistill.data.looking import refuse, tell_left_out
-from diffdistill.data.source import Source, as_labels, as_texts, is_hidden, only_split, pick_split, split_word
+from diffdistill.data.source import (
+    Entry,
+    Source,
+    Span,
+    as_labels,
+    as_texts,
+    is_hidden,
+    only_split,
+    pick_split,
+    split_word,
+)
 from diffdistill.data.text import text_or_error
 from diffdistill.data.walk import LISTS, files_below, head_of, pictures, pictures_of, say_hidden, say_left_out
 from diffdistill.errors import DataError
-from diffdistill.files import read_json
+from diffdistill.files import read_json, stamp
 
+MOST = 1 << 30  # bytes of a file that is read as a whole; a larger one is opened by its path
 SAMPLES, GRID = "samples.json", "grid.png"  # what `diffdistill sample` writes beside its images
 
 
@@ -93,22 +104,39 @@ def files_source(
         at = where if where is not image_at else lambda index: f"image {index} ({files[index]})"
         values, class_names = as_labels(labels, name, class_names, at)
     beside = "" if where is image_at else " ({})"
-    images = Files(files, lambda i: str(files[i]) + beside.format(where(i)))
+    images = Files(files, lambda i: str(files[i]) + beside.format(where(i)), list(map(_known, files)))
     return Source(len(files), images, values, None if texts is None else as_texts(texts, name, where), class_names)
 
 
 @dataclass(frozen=True)
 class Files:
-    """Image files, and what messages call the one of a place."""
+    """Image files, and what messages call the one of a place.
+
+    known: size and `stamp` of each when the set was opened, None of one that was not there. In any order, which goes
+    on for as long as a run does, a file is read as it was then, or it is told that it has gone or changed.
+    """
 
     files: Sequence[Path]
     name: Callable[[int], str]
+    known: Sequence[tuple[int, str] | None]
 
     def __iter__(self) -> Iterator[tuple[str, Path]]:
-        return self.at(range(len(self.files)))
+        return ((self.name(place), file) for place, file in enumerate(self.files))
 
-    def at(self, places: Sequence[int]) -> Iterator[tuple[str, Path]]:
-        return ((self.name(place), self.files[place]) for place in places)
+    def at(self, places: Sequence[int]) -> Iterator[Entry]:
+        return ((self.name(place), self._at(place)) for place in places)
+
+    def _at(self, place: int) -> Path | Span:
+        known, file = self.known[place], self.files[place]
+        return file if known is None or known[0] > MOST else Span(file, 0, known[0], state=known[1])
+
+
+def _known(file: Path) -> tuple[int, str] | None:
+    try:
+        found = file.stat()
+    except FileNotFoundError:  # told by its name when it is read
+        return None
+    return found.st_size, stamp(found)
 
 
 def _sampled_texts(record: Path, files: list[Path]) -> list[Any] | None:

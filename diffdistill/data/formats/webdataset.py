@@ -1,8 +1,9 @@
 """WebDataset: tar files whose members of one name, up to its first dot, are one sample: `0001.jpg`, `0001.txt`.
 
 Layout as in the package `webdataset` (A. Aizman, G. Maltby, T. Breuel, 2001.01858): an image, and `cls` with the
-label, `txt` with the caption, or `json` with `label` and `text` or `caption`. A tar without such members is what the
-folder in it would be. Nothing is unpacked to disk; links, devices and sparse files in a tar are refused.
+label, `txt` with the caption, or `json` with `label`, `text` or `caption`, and perhaps `split`. A tar without such
+members is what the folder in it would be. Nothing is unpacked to disk; links, devices and sparse files in a tar are
+refused.
 """
 
 import re
@@ -29,6 +30,7 @@ from diffdistill.data.source import (
     inside,
     is_hidden,
 )
+from diffdistill.data.tables import rows_of_split, say_unread_splits, split_column
 from diffdistill.data.text import text_or_error
 from diffdistill.data.walk import LISTS, files_below, listed_of, pictures
 from diffdistill.errors import DataError
@@ -111,9 +113,7 @@ def read_webdataset(name: str, path: Path, split: str) -> Source:
         )
         inner = are_splits({file.parts[0] for file in visible if len(file.parts) > 1})
         return read_packed(packed, "train" if named and not inner else split)
-    if not named:
-        samples = [samples[i] for i in of_split([sample.key for sample in samples], split, name)]
-    return _source(samples, name)
+    return _source(samples, name, None if named else split)
 
 
 def _is_folder(samples: Sequence[Sample], members: Sequence[Member]) -> bool:
@@ -222,7 +222,8 @@ def _samples(members: Sequence[Member]) -> Iterator[Sample]:
     yield from found.values()
 
 
-def _source(samples: list[Sample], name: str) -> Source:
+def _source(samples: list[Sample], name: str, split: str | None) -> Source:
+    """split: that samples are of by their records, or else by their folders; None: of one that is known."""
     images = [_image_of(sample) for sample in samples]
     left_out = [sample for sample, image in zip(samples, images, strict=True) if image is None]
     if left_out:
@@ -230,6 +231,9 @@ def _source(samples: list[Sample], name: str) -> Source:
     _say_unread(samples, name)
     kept = [(sample, image) for sample, image in zip(samples, images, strict=True) if image is not None]
     records = [_record(sample) for sample, _ in kept]
+    if split is not None:
+        chosen = _of_split([sample for sample, _ in kept], records, split, name)
+        kept, records = [kept[i] for i in chosen], [records[i] for i in chosen]
     pairs = [(sample, record) for (sample, _), record in zip(kept, records, strict=True)]
     labels = [_value(sample, record, LABELS, ("label", "cls"), UNLABELLED) for sample, record in pairs]
     texts = [_value(sample, record, TEXTS, ("text", "caption"), "") for sample, record in pairs]
@@ -243,6 +247,19 @@ def _source(samples: list[Sample], name: str) -> Source:
     if any(text is not None for text in texts):
         captions = as_texts(texts, name, where)
     return Source(len(kept), Samples(kept), values, captions, class_names)
+
+
+def _of_split(samples: list[Sample], records: list[dict[str, Any]], split: str, name: str) -> list[int]:
+    """The samples of a split, by a key of splits in their records, or else by the folders in their names."""
+    keys = {key for record in records for key in record}
+    for key in split_column(keys):
+        kept = rows_of_split(
+            key, [record.get(key) for record in records], split, name, lambda index: samples[index].name
+        )
+        if kept is not None:
+            return kept
+    say_unread_splits(keys, lambda key: [record.get(key) for record in records], name)
+    return of_split([sample.key for sample in samples], split, name)
 
 
 def _image_of(sample: Sample) -> str | None:

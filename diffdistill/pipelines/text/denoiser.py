@@ -150,14 +150,15 @@ class TextDenoiser(Denoiser):
         guidance_scale: float,
         taps: Sequence[str],
         null: Tensor | None = None,
+        only_taps: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
         """As in the base class; a guidance-distilled network gets the scale as an input, left as it is for scale 1."""
         adapter = self.adapter
         if not adapter.embeds_guidance or guidance_scale == 1.0:
-            return super().guided_tapped(x_t, sigma, cond, guidance_scale, taps, null)
+            return super().guided_tapped(x_t, sigma, cond, guidance_scale, taps, null, only_taps)
         before, adapter.guidance = adapter.guidance, guidance_scale
         try:
-            return self.tapped(x_t, sigma, cond, taps)
+            return self.tapped(x_t, sigma, cond, taps, only_taps)
         finally:
             adapter.guidance = before
 

@@ -1,8 +1,9 @@
-"""The latents of a set of images: made by a model's VAE once, and kept on disk for the next start."""
+"""What a model's VAE makes of a set of images: encoded once, by all processes, and kept on disk for the next start."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -13,14 +14,13 @@ from tqdm import tqdm
 from diffdistill import processes
 from diffdistill.config.schema import Distill
 from diffdistill.data import ImageSet, to_model_range
-from diffdistill.data.cached import KINDS, no_room, not_writable
+from diffdistill.data.cached import clear_for, no_room, not_writable
 from diffdistill.data.identity import state_of
 from diffdistill.data.looking import say
 from diffdistill.data.rows import Images
 from diffdistill.data.stored import (
     Stored,
     digest_of,
-    make_room,
     open_stored,
     store,
     write_folder,
@@ -28,11 +28,12 @@ from diffdistill.data.stored import (
     written_to,
 )
 from diffdistill.errors import DiskError
-from diffdistill.files import cache_dir
+from diffdistill.files import cache_dir, sha256
 from diffdistill.machine import neighbours, total_memory
 from diffdistill.pipelines.folder import locate
 from diffdistill.pipelines.text.denoiser import TextDenoiser
 
+Tensors = dict[str, Tensor]
 AT_ONCE = 16  # images that a process reads and encodes
 
 
@@ -44,55 +45,81 @@ def latents_of(config: Distill, model: TextDenoiser, data: ImageSet) -> Images:
     """
     settings, folder = config.data, cache_folder(config, model, data)
     if settings.keep == "memory":
-        return torch.cat(list(_encoded(model, data)))
-    found = open_stored(folder)
-    if not processes.most(found is None) and found is not None:
+        return torch.cat([part["rows"] for part in _encoded(model, data)])
+    if (found := found_by_all(folder)) is not None:
         return found
-    reason = processes.lead(lambda: _no_room(folder, model, data, settings.disk_cache_gb))
+    what, size = f"the latents of {data.name}", len(data) * 4 * int(np.prod(model.image_shape))
+    reason = no_room_for(folder, size, settings.disk_cache_gb)
     if reason is None:
-        return _stored(folder, model, data)
-    if settings.keep == "auto" and _size(model, data) < total_memory() // (2 * neighbours()):
-        say(f"the latents of {data.name} are encoded at every start, for {reason}")
-        return torch.cat(list(_encoded(model, data)))
-    raise DiskError(f"the latents of {data.name} are not kept on disk: {reason}")
+        return kept_by_all(folder, lambda: _encoded(model, data), what, {"fingerprint": data.fingerprint})
+    if settings.keep == "auto" and size < total_memory() // (2 * neighbours()):
+        say(f"{what} are encoded at every start, for {reason}")
+        return torch.cat([part["rows"] for part in _encoded(model, data)])
+    raise DiskError(f"{what} are not kept on disk: {reason}")
 
 
 def cache_folder(config: Distill, model: TextDenoiser, data: ImageSet) -> Path:
     """Where the latents are kept: under a name for the model's files, the pixels, and what rounds otherwise."""
-    files = sorted(file for file in locate(config.teacher).rglob("*") if file.is_file())
+    return folder_of(config.teacher, [data.fingerprint, list(data.images.shape), model.adapter.device.type])
+
+
+def folder_of(model: str, what: list[Any]) -> Path:
+    """Where what a model encodes is kept. what: JSON that tells it from others of the same model."""
+    files = sorted(file for file in locate(model).rglob("*") if file.is_file())
     versions = [torch.__version__, diffusers.__version__]
-    key = [state_of(files), data.fingerprint, list(data.images.shape), model.adapter.device.type, versions]
-    return cache_dir() / "latents" / digest_of(key)
+    return cache_dir() / "latents" / digest_of([state_of(files), *what, versions])
 
 
-def _size(model: TextDenoiser, data: ImageSet) -> int:
-    return len(data) * 4 * int(np.prod(model.image_shape))
+def found_by_all(folder: Path) -> Stored | None:
+    """What is kept in a folder, where every process finds it whole."""
+    found = open_stored(folder)
+    return None if processes.most(found is None) else found
 
 
-def _no_room(folder: Path, model: TextDenoiser, data: ImageSet, disk_gb: float) -> str | None:
-    """Why the cache cannot be made, once older ones have made room."""
-    make_room([cache_dir() / kind for kind in KINDS], _size(model, data), disk_gb * 1e9)
-    return not_writable(folder.parent) or no_room(folder.parent, _size(model, data), disk_gb)
+def no_room_for(folder: Path, size: int, disk_gb: float | None) -> str | None:
+    """Why a cache of `size` bytes cannot be made, once older ones have made room; the same on all."""
+
+    def look() -> str | None:
+        clear_for(size, disk_gb)
+        return not_writable(folder.parent) or no_room(folder.parent, size, disk_gb)
+
+    return processes.lead(look)
 
 
-def _encoded(model: TextDenoiser, data: ImageSet) -> Iterator[Tensor]:
-    """The latents of some images after the other, on all processes."""
-    parts = (slice(start, start + AT_ONCE) for start in range(0, len(data), AT_ONCE))
-    made = processes.in_turn(lambda part: {"latents": model.encode(to_model_range(data.images[part])).cpu()}, parts)
-    with tqdm(total=len(data), desc="encoding", unit="image", leave=False, delay=1) as bar:
-        for part in made:
-            yield part["latents"]
-            bar.update(len(part["latents"]))
+def encoded_in_turn(encode: Callable[[slice], Tensors], count: int) -> Iterator[Tensors]:
+    """`encode` of some after the other of `count` images, on all processes: `rows`, and what is told of each row."""
+    parts = (slice(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE))
+    with tqdm(total=count, desc="encoding", unit="image", leave=False, delay=1) as bar:
+        for part in processes.in_turn(encode, parts):
+            yield part
+            bar.update(len(part["rows"]))
 
 
-def _stored(folder: Path, model: TextDenoiser, data: ImageSet) -> Stored:
-    """Encode, write and open: of several processes one on each machine writes, and all encode."""
+def _encoded(model: TextDenoiser, data: ImageSet) -> Iterator[Tensors]:
+    return encoded_in_turn(lambda part: {"rows": model.encode(to_model_range(data.images[part])).cpu()}, len(data))
 
-    def make(staged: Path) -> dict[str, object]:
-        rows = (row for part in _encoded(model, data) for row in part.numpy())
-        return {**write_rows(staged, rows), "data": data.name, "fingerprint": data.fingerprint}
 
-    what = f"the latents of {data.name}"
+def kept_by_all(folder: Path, parts: Callable[[], Iterator[Tensors]], what: str, about: dict[str, Any]) -> Stored:
+    """Encode, write and open: of several processes one on each machine writes, and all encode.
+
+    parts: `rows`, and int64 tensors that are told of each row, which lie beside them by their names.
+    """
+
+    def make(staged: Path) -> dict[str, Any]:
+        told: dict[str, list[Tensor]] = {}
+
+        def rows() -> Iterator[np.ndarray]:
+            for part in parts():
+                for name in part.keys() - {"rows"}:
+                    told.setdefault(name, []).append(part[name])
+                yield from part["rows"].numpy()
+
+        found = {**about, **write_rows(staged, rows()), "beside": {}}
+        for name, values in told.items():
+            (staged / name).write_bytes(torch.cat(values).numpy().astype("<i8").tobytes())
+            found["beside"][name] = sha256(staged / name)
+        return found
+
     if processes.size() == 1:
         return store(folder, make, what)
     if processes.speaks():  # without a lock, which another run may hold while the others of this one work
@@ -100,7 +127,7 @@ def _stored(folder: Path, model: TextDenoiser, data: ImageSet) -> Stored:
             folder.parent.mkdir(parents=True, exist_ok=True)
             write_folder(folder, make)
     else:
-        deque(_encoded(model, data), maxlen=0)
+        deque(parts(), maxlen=0)
     processes.most(0)  # all have come so far
     found = open_stored(folder)
     if found is None:

@@ -19,6 +19,7 @@ from diffdistill.matching.micro_batches import Metrics, blank_like, parts_of
 from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.kept import Condition
 from diffdistill.pipelines.text.lora import AdaptedNetwork, SharedWeights
+from diffdistill.pipelines.text.moments import Moments, moments_of
 from diffdistill.pipelines.text.texts import rows_of
 from diffdistill.training.attention import Networks
 from diffdistill.training.device import Device
@@ -38,6 +39,7 @@ class AlignTask:
     def __init__(self, config: Align, model: Adapter, pairs: PairSet, device: Device):
         self.config, self.model, self.pairs, self.device = config, model, pairs, device
         self.size = config.data.image_size or model.image_size
+        self.moments: Moments | None = None
         # Without dropout, in training as in use: two networks are compared, or one with what it was.
         self.network = model.network.eval()
         self._place()
@@ -56,6 +58,10 @@ class AlignTask:
         self.updater = kind("network", weights, config.optimizer, config.max_train_steps)
         # Only what is trained: the rest is in the folder that the run started from.
         self.parts: Parts = {"network": nn.ParameterList(weights), "optimizer": self.updater.optimizer}
+
+    def keep_moments(self) -> None:
+        """Let what the VAE makes of the pairs be kept on disk, as the settings say, before the first step."""
+        self.moments = moments_of(self.config, self.model, self.pairs, self.size)
 
     def _place(self) -> None:
         """All parts but the network on the device; that one where it can wait until it is known how it fits."""
@@ -92,9 +98,13 @@ class AlignTask:
         mine = processes.rows(count)
         pairs = [self.pairs.pairs[i] for i in chosen[mine].tolist()]
         flips = (torch.rand(count) < 0.5)[mine] if self.config.data.horizontal_flip else None
-        pictures = pictures_of(pairs, self.size, flips)
         parts = parts_of(len(pairs), self.config.micro_batch_size)
-        moments = self.model.moments(pictures)
+        if self.moments is None:
+            pictures = pictures_of(pairs, self.size, flips)
+            moments = self.model.moments(pictures)
+        else:
+            moments, pictures = self.moments.of(chosen[mine].tolist(), flips)
+            moments = send(moments, self.model.device)
         # Drawn for the pairs of all processes, of which each takes its own.
         blank = blank_like(moments.chunk(2, dim=1)[0], 2 * count)
         latents = self.model.latents(moments, rows_of_pairs(torch.randn_like(blank), mine))

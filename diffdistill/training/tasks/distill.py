@@ -1,5 +1,6 @@
 """Distilling a teacher: student, critic and discriminator, each with its updater, around `DistributionMatching`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -50,6 +51,30 @@ def reward_of(config: Distill, teacher: Denoiser) -> RewardTerm | None:
     return reward_term(
         plain(config.method.reward, RewardSettings), device, teacher.decode if teacher.draws_texts else None
     )
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the images of one update are made of: the student's input x `(B, C, H, W)` and sigma `(B,)`, conditions.
+
+    mine: which of the batch's `count` images, over all processes, are these; parts: rows that pass at a time.
+    """
+
+    x: Tensor
+    sigma: Tensor
+    cond: Tensor | None
+    mine: slice
+    count: int
+    parts: list[slice]
+
+    @property
+    def whole(self) -> bool:
+        return len(self.parts) == 1
+
+    @property
+    def blank(self) -> Tensor:
+        """Of the batch's shape: what is drawn is drawn for the batch of all processes."""
+        return blank_like(self.x, self.count)
 
 
 class DistillTask:
@@ -167,8 +192,11 @@ class DistillTask:
         return self.match(step, step - self.first)
 
     def match(self, batch: int, step: int) -> Metrics:
-        """One update of distribution matching, the `step`-th, on data batch number `batch`."""
-        config, method = self.config, self.method
+        """One update of distribution matching, the `step`-th, on data batch number `batch`.
+
+        The student moves first: the graph of its images is gone when the critic's is made.
+        """
+        config = self.config
         progress = step / (config.max_train_steps - self.first)
         count = config.train_batch_size
         mine = processes.rows(count)
@@ -177,36 +205,46 @@ class DistillTask:
         texts = None if labels is None else self.texts(labels)
         (real, _), cond = self.device.put(real, None), self.student.placed(labels)
         x, sigma = self.student_input(real, cond)
-        blank = blank_like(x, count)  # what is drawn is drawn for the batch of all processes
-        parts = parts_of(len(x), config.micro_batch_size)
-        whole = len(parts) == 1
-        with torch.set_grad_enabled(whole):  # in parts, the graph of each is made again when its turn has come
-            x0 = torch.cat([self.images(x[rows], sigma[rows], rows_of(cond, rows)) for rows in parts])
+        turn = Turn(x, sigma, cond, mine, count, parts_of(len(x), config.micro_batch_size))
+        # Before its first update the critic is the teacher: of their gap, which is rounding, Adam would make a step.
+        moves = step > 0 and progress >= self.method.choices.critic_warmup
+        # In parts, the graph of each is made again when its turn comes.
+        with torch.set_grad_enabled(moves and turn.whole):
+            x0 = torch.cat([self.images(x[rows], sigma[rows], rows_of(cond, rows)) for rows in turn.parts])
+        metrics = self._move_student(step, turn, x0, progress, texts) if moves else {}
+        return metrics | self._train_critic(step, turn, x0.detach(), real)
 
+    def _move_student(self, step: int, turn: Turn, x0: Tensor, progress: float, texts: list[str] | None) -> Metrics:
+        """x0: the student's images, with their graph where the turn is taken whole."""
+        gradient, metrics = self.method.student_gradient(
+            x0, turn.cond, progress, texts, self.config.micro_batch_size,
+            self.method.student_noise(turn.blank).part(turn.mine), turn.count,
+        )  # fmt: skip
+        # The mean over C, H, W too, so that clipping thresholds mean what they mean in the papers.
+        gradient = gradient / turn.blank.numel()
+        for rows in turn.parts:
+            images = x0 if turn.whole else self.images(turn.x[rows], turn.sigma[rows], rows_of(turn.cond, rows))
+            images.backward(gradient[rows])
+        metrics |= self.student_updater.step(step)
+        self.ema.update(self.student)
+        return metrics
+
+    def _train_critic(self, step: int, turn: Turn, x0: Tensor, real: Tensor | None) -> Metrics:
+        """Its updates, and the discriminator's, on the student's images x0 and as many real ones."""
         metrics: Metrics = {}
-        for _ in range(config.critic.updates_per_step):
+        for _ in range(self.config.critic.updates_per_step):
             of_parts: list[Metrics] = []
-            noise = method.critic_noise(blank, real is not None).part(mine)
-            for rows in parts:
-                loss, values = method.critic_loss(x0[rows], rows_of(cond, rows), rows_of(real, rows), noise.part(rows))
-                (len(x0[rows]) / count * loss).backward()
-                of_parts.append(values)
+            noise = self.method.critic_noise(turn.blank, real is not None).part(turn.mine)
+            for rows in turn.parts:
+                batch = x0[rows], rows_of(turn.cond, rows), rows_of(real, rows)
+                figures: Metrics = {}
+                for loss, values in self.method.critic_losses(*batch, noise.part(rows)):
+                    (len(batch[0]) / turn.count * loss).backward()
+                    figures |= values
+                of_parts.append(figures)
             for updater in self.critic_updaters:
                 metrics |= updater.step(step)
-            metrics |= processes.mean(mean_of(of_parts, parts), len(x0), count)
-
-        if progress >= method.choices.critic_warmup:
-            gradient, values = method.student_gradient(
-                x0, cond, progress, texts, config.micro_batch_size,
-                method.student_noise(blank).part(mine), count,
-            )  # fmt: skip
-            # The mean over C, H, W too, so that clipping thresholds mean what they mean in the papers.
-            gradient = gradient / blank.numel()
-            for rows in parts:
-                images = x0 if whole else self.images(x[rows], sigma[rows], rows_of(cond, rows))
-                images.backward(gradient[rows])
-            metrics |= values | self.student_updater.step(step)
-            self.ema.update(self.student)
+            metrics |= processes.mean(mean_of(of_parts, turn.parts), len(x0), turn.count)
         return metrics
 
     def images(self, x: Tensor, sigma: Tensor, cond: Tensor | None) -> Tensor:

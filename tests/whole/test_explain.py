@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from diffdistill.cli.explain import explained, number_of
 from diffdistill.errors import CheckpointError, ConfigError, DataError, DiskError
+from diffdistill.explain import explained, number_of
 from diffdistill.registry import allow_code, load
 
 DISK = sorted(
