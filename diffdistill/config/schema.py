@@ -278,6 +278,11 @@ class Student(Average):
         description="text teachers: K times of the network (of 1000), descending; null: those that its stock "
         "scheduler visits in K steps",
     )
+    shift: Positive | None = Field(
+        None,
+        description="text teachers: times u = 1, 1 - 1/K, ... of the student as s u / (1 + (s - 1) u), of the last: "
+        "above 1 towards noise (2403.03206, eq. 23); null: those that its stock scheduler visits",
+    )
     training_input: Literal["backward_simulation", "noised_data"] = Field(
         "backward_simulation",
         description="what steps after the first are trained on: the student's own samples, or noised images",
@@ -352,6 +357,16 @@ class Distill(Run):
             raise ValueError(
                 f"method.float32_gap wants teacher and critic exact, and quantize={self.quantize} rounds both; leave "
                 f"one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_has_images(self) -> Self:
+        adversarial = self.method.adversarial
+        if adversarial is not None and adversarial.reals == "teacher" and self.student.regression is None:
+            raise ValueError(
+                "method.adversarial.reals=teacher takes the images of the pairs of student.regression, and there is "
+                "none; set student.regression, or reals=data"
             )
         return self
 

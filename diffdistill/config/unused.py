@@ -156,7 +156,7 @@ DISTILL = (
         "beside student.levels, whose first it would be; leave one of them out", ("student.levels",),
     ),
     Rule(
-        ("student.levels", "student.sigma_init"), _set("student.timesteps"),
+        ("student.levels", "student.sigma_init", "student.shift"), _set("student.timesteps"),
         "beside student.timesteps; leave one of them out", ("student.timesteps",),
     ),
     Rule(
@@ -172,13 +172,13 @@ DISTILL = (
         "by a divergence without a density ratio; choose another method.divergence", ("method.divergence",),
     ),
     Rule(
-        ("method.guidance",), _is("method.guidance_scale", 1.0),
+        ("method.guidance", "method.guidance_rescale"), _is("method.guidance_scale", 1.0),
         "without guidance; set method.guidance_scale", ("method.guidance_scale",),
     ),
 )  # fmt: skip
 OF_IMAGE_TEACHERS = (
     Rule(
-        (*OF_TEXTS, "student.timesteps", "student.lora", "critic.lora", "teacher_lora"), _always,
+        (*OF_TEXTS, "student.timesteps", "student.shift", "student.lora", "critic.lora", "teacher_lora"), _always,
         "with a teacher that draws no texts; leave it out", ("teacher",),
     ),
 )  # fmt: skip

@@ -124,7 +124,7 @@ def _download(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     name, revision, variant = pinned(model)
-    at = {} if revision is None else {"revision": revision}
+    at: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
         # diffusers fetches what its own classes load; what is ours besides, and what our record names, comes after.
         with quiet():

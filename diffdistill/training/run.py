@@ -107,7 +107,7 @@ def distill(resolved: Resolved[Distill]) -> Result:
     reward = {} if task.reward is None else {"reward": task.reward.versions()}
     packed = {} if config.quantize is None else {"trained_on_weights_in": config.quantize}
     # A student of converted weights is under their licence too, so its card must name them.
-    task_lora = {} if config.teacher_lora is None else {"teacher_lora": teacher.adapter.task.record()}
+    task_lora = task_of(teacher)
     source = teacher.metadata.get("source") or teacher.metadata.get("teacher_source")
     publisher = DenoiserPublisher(
         resolved, data, "student", "student",
@@ -170,6 +170,12 @@ def loaded(config: Distill, device: Device) -> Denoiser:
     teacher.adapter.place(device.name)
     torch.nn.Module.to(teacher.network, place)
     return teacher
+
+
+def task_of(teacher: Denoiser) -> dict[str, Any]:
+    """The LoRA on the teacher, for the record; nothing without one."""
+    lora = teacher.adapter.task if isinstance(teacher, TextDenoiser) else None
+    return {} if lora is None else {"teacher_lora": lora.record()}
 
 
 def read_off(adapter: Adapter, size: int | None) -> None:
