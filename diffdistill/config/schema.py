@@ -27,6 +27,9 @@ from diffdistill.section import Count, Fraction, Positive, Section
 
 class Data(Section):
     path: str = Field("builtin:fashion_mnist", description=f"images: {allowed(of_package=True)}")
+    caption_column: str | None = Field(
+        None, description="text models: the column of a table with the captions, as TEXT or caption; null: text"
+    )
     split: str = Field("train", description="split of a set that has several")
     image_size: Count | None = Field(
         None, description="resize to this many pixels; null: images must all have one size"

@@ -104,7 +104,7 @@ EVALUATION = (
     ),
 )  # fmt: skip
 OF_TEXTS = (
-    "data.prompts", "data.prompt_cache_gb", "data.prompt_device_gb", "data.prompt_disk_gb",
+    "data.prompts", "data.caption_column", "data.prompt_cache_gb", "data.prompt_device_gb", "data.prompt_disk_gb",
     "evaluation.clip", "evaluation.rewards", "evaluation.prompts",
 )  # fmt: skip
 UNET = ("block_out_channels", "layers_per_block", "attention_levels", "attention_head_dim", "norm_num_groups")
@@ -146,7 +146,8 @@ DISTILL = (
     *_of_optimizer("student.regression.optimizer"),
     *_of_optimizer("student.regression.muon"),
     Rule(
-        ("data.path", "data.split", "data.keep", "data.workers", "data.disk_cache_gb"), _set("data.prompts"),
+        ("data.path", "data.split", "data.caption_column", "data.keep", "data.workers", "data.disk_cache_gb"),
+        _set("data.prompts"),
         "beside data.prompts, which takes the place of images; set data.prompts=null, or leave it out",
         ("data.prompts",),
     ),
@@ -199,7 +200,9 @@ OF_TEXT_TEACHERS = (
 ALIGN = (
     *RUN,
     *_of_optimizer("optimizer"),
-    Rule(("data.prompts",), _always, "by align, whose captions come with the pairs of data.path"),
+    Rule(
+        ("data.prompts", "data.caption_column"), _always, "by align, whose captions come with the pairs of data.path"
+    ),
     Rule(("data.workers",), _always, "by align, whose processes decode their own pairs"),
     Rule(
         ("data.held_out",), _set("data.held_out_path"),

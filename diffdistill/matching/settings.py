@@ -25,7 +25,8 @@ class Adversarial:
 
     weight: lambda_G of the student's term, for a score gap averaged over C, H, W. features: whose they are. taps: the
     layers that they are outputs of. critic_weight: lambda_D beside the denoising loss, on the critic's features. r1:
-    weight of R1 at the heads' inputs. reals: whose images the heads learn to tell from the student's. Raises ConfigError for others.
+    weight of R1 at the heads' inputs. reals: whose images the heads tell from the student's.
+    Raises ConfigError for others.
 
     >>> from diffdistill.matching.settings import Choices, Ratio
     >>> f_distill = Choices("score_gap", divergence="forward_kl", adversarial=Adversarial(weight=0.0), ratio=Ratio())
@@ -70,8 +71,8 @@ class Choices:
     divergence: h(r), from `divergences`; normalize: h divided by its mean over the batch; detach_ratio: r held
     constant. level_weight: w, from `level_weights`. adversarial: None for no discriminator; ratio: how its
     logits become r, None where the divergence needs none. guidance_scale: of the teacher, inside the gap or as a term
-    of its own; guidance_rescale: phi of `process.rescaled`. critic_warmup: part of the run that trains the critic only. fisher_warmup: part of it, from the start,
-    with alpha 1, reverse KL, no adversarial term.
+    of its own; guidance_rescale: phi of `process.rescaled`. critic_warmup: part of the run that trains the critic
+    only. fisher_warmup: part of it, from the start, with alpha 1, reverse KL, no adversarial term.
 
     Raises ConfigError for choices that are not known or exclude each other.
 

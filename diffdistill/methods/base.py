@@ -43,8 +43,8 @@ class Adversarial(Section):
     )
     reals: Literal["data", "teacher"] = Field(
         "data",
-        description="whose images the student's are told from; teacher: those of the pairs of student.regression, with "
-        "the conditions they were made for, so that prompts alone are enough (2606.12575)",
+        description="whose images the student's are told from; teacher: those of the pairs of student.regression, "
+        "with the conditions they were made for, so that prompts alone are enough (2606.12575)",
     )
     optimizer: Optimizer = Optimizer(learning_rate=1e-3)
 

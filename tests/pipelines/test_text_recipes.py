@@ -1,4 +1,4 @@
-"""Options of recipes against formulas of others: rescaled guidance, shifted times, the teacher's images as the reals."""
+"""Options of recipes by formulas of others: rescaled guidance, shifted times, the teacher's images as the reals."""
 
 import pytest
 import torch
@@ -30,7 +30,10 @@ def test_rescaled_guidance_is_that_of_stock_diffusers(folder):
     teacher = Denoiser.from_pretrained(folder / "sd")
     cond = teacher.prompts.ids(["thing 0", "thing 1"])
     x, sigma = 3 * torch.randn(2, *teacher.image_shape), torch.tensor([0.7, 4.0])
-    eps_of = lambda x0: (x - x0) / sigma[:, None, None, None]  # noqa: E731
+
+    def eps_of(x0):
+        return (x - x0) / sigma[:, None, None, None]
+
     with torch.no_grad():
         null, plain = (eps_of(teacher(x, sigma, rows)) for rows in (teacher.null_condition(cond), cond))
         wanted = rescale_noise_cfg(null + 6.0 * (plain - null), plain, guidance_rescale=0.7)
@@ -94,7 +97,7 @@ def test_the_heads_see_the_teachers_images_with_their_own_prompts(folder, monkey
         assert torch.equal(seen[-1][0], cond)
         assert torch.equal(seen[-1][1], image)
     assert not torch.equal(seen[0][1], seen[-1][1])
-    with pytest.raises(ValidationError, match="takes the images of the pairs of student.regression"):
+    with pytest.raises(ValidationError, match=r"takes the images of the pairs of student.regression"):
         settings(folder, method="dmd2", options={"adversarial": adversarial}, **LORA)
-    with pytest.raises(ConfigError, match="or method.adversarial.reals=teacher"):
+    with pytest.raises(ConfigError, match=r"or method.adversarial.reals=teacher"):
         task(settings(folder, method="dmd2", options={"adversarial": {}}, **LORA))

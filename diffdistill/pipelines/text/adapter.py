@@ -260,7 +260,7 @@ def _load_networks(folder: Path, pipeline: type, network: str, precision: Precis
             continue
         if any(isinstance(word, int) for word in entry) and not (folder / part).exists():  # a setting that is a list
             continue
-        cls = _class_of(folder, part, entry)
+        cls = class_of(folder, part, entry)
         if isinstance(cls, type) and issubclass(cls, nn.Module) and (folder / part).is_dir():
             networks[part] = load_whole(cls, folder / part, dtype=_dtype_of(folder / part, network, precision))
     return networks
@@ -275,7 +275,7 @@ def _dtype_of(part: Path, network: str, precision: Precision) -> str:
     return vae_dtype(precision, read_json(part / "config.json"))
 
 
-def _class_of(folder: Path, part: str, entry: list[Any]) -> Any:
+def class_of(folder: Path, part: str, entry: list[Any]) -> Any:
     """The class of a part, of a package that is known: diffusers would import any, and run what it does then."""
     import diffusers
     import transformers

@@ -62,6 +62,7 @@ def text_data(config: Distill, model: TextDenoiser) -> TextSet:
     data: ImageSet = load_images(
         settings.path, split=settings.split, image_size=size, limit=settings.limit,
         keep=settings.keep, workers=settings.workers, disk_gb=settings.disk_cache_gb,
+        captions=settings.caption_column,
     )  # fmt: skip
     if data.texts is None:
         raise ConfigError(without_texts(settings.path))
