@@ -16,7 +16,7 @@ from diffdistill.precision import Precision, dtype_of, name_of
 from diffdistill.process import Process
 from diffdistill.registry import Registry
 from diffdistill.request import Conditions, SamplingRequest, class_conditions
-from diffdistill.sharding import Ended, device_of, tapped
+from diffdistill.sharding import Ended, device_of, how, tapped
 
 Condition = Tensor | dict[str, Tensor] | None
 
@@ -309,10 +309,12 @@ class Denoiser(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """`(x0, features)`: the outputs of the named submodules beside x0, in the order of `taps`.
 
-        only_taps: x0 carries no graph, and what comes behind the last tap leaves none in memory.
+        only_taps: x0 carries no graph, and what comes behind the last tap leaves none in memory. In a sharded network
+        it does: blocks whose passes end without a graph would not gather their weights for the way back.
         """
         graph = torch.is_grad_enabled() and not (only_taps and not taps)
-        at_last: Any = (lambda: torch.set_grad_enabled(False)) if only_taps else (lambda: None)
+        ends = only_taps and how(self.layers) is None
+        at_last: Any = (lambda: torch.set_grad_enabled(False)) if ends else (lambda: None)
         with torch.set_grad_enabled(graph), self._recording(taps, at_last) as outputs:
             x0 = self(x_t, sigma, cond)
         return x0.detach() if only_taps else x0, [outputs[name] for name in taps]
