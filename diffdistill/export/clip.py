@@ -34,7 +34,9 @@ def is_open_clip(config: dict[str, Any]) -> bool:
 def wrapped(state: State) -> State:
     """By the names with `text_model.`, which some versions of transformers leave out."""
     bare = not any(name.startswith("text_model.") for name in state)
-    named = {f"text_model.{name}" if bare and name != "text_projection.weight" else name: t for name, t in state.items()}
+    named = {
+        f"text_model.{name}" if bare and name != "text_projection.weight" else name: t for name, t in state.items()
+    }
     return {name: tensor for name, tensor in named.items() if name != SURPLUS}
 
 

@@ -12,7 +12,10 @@ from diffdistill.export.source import Source, State, cast, denoiser_weights
 CONVERTERS: dict[str, tuple[Convert, Convert]] = {
     "UNet2DConditionModel": (unet.to_original, unet.read_back),
     "SD3Transformer2DModel": (lambda state, _: transformer.to_original(state, transformer.SD3), transformer.read_sd3),
-    "FluxTransformer2DModel": (lambda state, _: transformer.to_original(state, transformer.FLUX), transformer.read_flux),
+    "FluxTransformer2DModel": (
+        lambda state, _: transformer.to_original(state, transformer.FLUX),
+        transformer.read_flux,
+    ),
 }
 """By the class of the denoiser: to the first release's layout, and diffusers' way back."""
 

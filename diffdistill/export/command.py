@@ -1,5 +1,6 @@
 """`diffdistill export`: a model as what other programs load."""
 
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -42,8 +43,8 @@ def export(model: str, out: str | Path, wish: Wish) -> str:
     if wish.format == "diffusers":
         check_parts(source)
         copy_folder(source, target, wish.dtype)
-        size = sum(file.stat().st_size for file in target.rglob("*.safetensors"))
-        return f"{target}: {source.kind}, {wish.dtype or 'as it is'}, {size / 1e6:.1f} MB"
+        size = sum(file.stat().st_size for file in target.rglob("*.safetensors")) / 1e6
+        return f"{target}: {source.kind}, {wish.dtype or 'as it is'}, {size:.1f} MB"
     refuse_scaled(source, wish.format)
     if wish.is_lora:
         state, about, found = lora(source, wish)
@@ -60,8 +61,6 @@ def export(model: str, out: str | Path, wish: Wish) -> str:
 
 def sampling_words(source: Source) -> dict[str, str]:
     """What no file of weights holds: the levels, timesteps and call of a student, as text."""
-    import json
-
     kept = {key: source.record[key] for key in ("levels", "timesteps", "scheduler", "call") if key in source.record}
     return {"diffdistill": json.dumps({"sampling": kept}, sort_keys=True)} if kept else {}
 
@@ -73,5 +72,7 @@ def check_target(target: Path, wish: Wish) -> None:
             raise ConfigError(f"--out '{target}' already exists and is not an empty folder; name a new one")
         return
     if target.suffix != ENDING:
-        raise ConfigError(f"--out '{target}' is to be one file of --format {wish.format}; let its name end in {ENDING}")
+        raise ConfigError(
+            f"--out '{target}' is to be one file of --format {wish.format}; let its name end in {ENDING}"
+        )
     check_output(target, "--out")

@@ -10,7 +10,7 @@ from diffdistill.errors import CheckpointError
 from diffdistill.export.source import Source, cast_one
 from diffdistill.files import new_folder, read_json, write_json
 from diffdistill.loading import weight_files
-from diffdistill.pipelines.folder import CARD, INDEX, METADATA, SEAL, digests_of, sealed
+from diffdistill.pipelines.folder import CARD, INDEX, METADATA, digests_of, sealed
 from diffdistill.pipelines.text.save import copy_parts
 
 BESIDE = ("calibration.json", CARD)
@@ -30,9 +30,8 @@ def copy_folder(source: Source, out: Path, dtype: str | None) -> None:
             if dtype is not None:
                 _cast_folder(folder, getattr(torch, dtype))
         if source.record:
-            kept = {key: value for key, value in source.record.items() if key not in ("sha256", SEAL, "path")}
             exported: dict[str, Any] = {} if dtype is None else {"exported": {"dtype": dtype}}
-            write_json(staged / METADATA, sealed(kept | {"sha256": digests_of(staged)} | exported))
+            write_json(staged / METADATA, sealed(source.record | {"sha256": digests_of(staged)} | exported))
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -56,7 +55,9 @@ def _cast_folder(folder: Path, dtype: torch.dtype) -> None:
         except CheckpointError:
             raise
         except Exception as error:  # safetensors raises its own, and OSError
-            raise CheckpointError(f"'{folder.name}/{file.name}' cannot be read ({error}); make the model again") from error
+            raise CheckpointError(
+                f"'{folder.name}/{file.name}' cannot be read ({error}); make the model again"
+            ) from error
         file.unlink()
         save_file(state, file, metadata=about)
         total += sum(tensor.nbytes for tensor in state.values())
@@ -72,4 +73,6 @@ def check_parts(source: Source) -> None:
     for name, entry in source.index.items():
         folder = source.folder / name
         if isinstance(entry, list) and (folder / "config.json").is_file() and not weight_files(folder):
-            raise CheckpointError(f"'{folder}' holds no safetensors weights, so '{INDEX}' is not whole; fetch it again")
+            raise CheckpointError(
+                f"'{folder}' holds no safetensors weights, so '{INDEX}' is not whole; fetch it again"
+            )

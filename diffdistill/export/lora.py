@@ -42,8 +42,8 @@ def check_names(source: Source, wish: Wish) -> None:
         )
     if wish.format == "comfyui" and source.part != "unet" and source.network not in COMFYUI:
         raise ConfigError(
-            f"'{source.name}' has a {source.network}, whose LoRA ComfyUI reads by names of its own; without --rank the "
-            f"denoiser itself is written, or export --format lora"
+            f"'{source.name}' has a {source.network}, whose LoRA ComfyUI reads by names of its own; without --rank "
+            f"the denoiser itself is written, or export --format lora"
         )
 
 
@@ -68,8 +68,8 @@ def base_of(source: Source, given: str | None) -> Source | None:
 def kohya(state: State) -> State:
     """By the names of kohya's trainer, as diffusers converts them: A is `lora_down`, B `lora_up`, times alpha / rank.
 
-    alpha is the largest rank in all layers, and B is scaled for it: of layers whose alphas differ, diffusers gives some
-    the alpha of the others. ConfigError where it would read other layers back.
+    alpha is the largest rank in all layers, and B is scaled for it: where alphas differ, diffusers gives some layers
+    the alpha of others. ConfigError where it would read other layers back.
     """
     from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 
@@ -116,4 +116,3 @@ def metadata(source: Source, base: Source | None, found: LowRank, wish: Wish) ->
             "ss_network_alpha": str(float(found.rank)),
         }  # fmt: skip
     return words
-

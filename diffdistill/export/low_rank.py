@@ -75,7 +75,9 @@ def read_kept(file: Path, source: Source) -> dict[str, tuple[Tensor, Tensor]]:
     try:
         tensors = load_file(file)
     except Exception as error:  # safetensors raises its own, and OSError
-        raise CheckpointError(f"'{file}' cannot be read ({' '.join(str(error).split())[:150]}); make it again") from error
+        raise CheckpointError(
+            f"'{file}' cannot be read ({' '.join(str(error).split())[:150]}); make it again"
+        ) from error
     ending, layers = ".lora_A.weight", {}
     for name in tensors:
         if name.startswith(f"{source.part}.") and name.endswith(ending):
@@ -194,7 +196,9 @@ def _both(source: Source, base: Source) -> tuple[State, State]:
         raise ConfigError(f"'{base.name}' is not built as '{source.name}' is ({named(unlike)}); {advice}")
     for name in _shared_files(source, base):
         if sha256(source.folder / name) != sha256(base.folder / name):
-            raise ConfigError(f"'{base.name}' has another {name} than '{source.name}', so it is not its base; {advice}")
+            raise ConfigError(
+                f"'{base.name}' has another {name} than '{source.name}', so it is not its base; {advice}"
+            )
     return state, other
 
 

@@ -57,7 +57,7 @@ Convert = Callable[[State, dict[str, Any]], State]
 
 
 def checked(state: State, config: dict[str, Any], convert: Convert, read_back: Convert, what: str) -> State:
-    """The converted tensors, of which diffusers reads the given ones; ConfigError where the layout cannot hold them."""
+    """The converted tensors, of which diffusers reads the given ones; ConfigError where the layout cannot hold one."""
     original = convert(state, config)
     try:
         read = read_back(dict(original), config)
