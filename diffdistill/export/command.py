@@ -14,6 +14,8 @@ from diffdistill.export.single_file import single_file
 from diffdistill.export.source import Source, open_source, refuse_scaled, write_tensors
 from diffdistill.outputs import check_output
 
+__all__ = ["export"]
+
 ENDING = ".safetensors"
 
 
@@ -29,8 +31,9 @@ def export(model: str, out: str | Path, wish: Wish) -> str:
     model: a folder, `builtin:NAME` or a Hub id. out: a new folder for `diffusers`, a new file .safetensors otherwise.
 
     >>> import tempfile
-    >>> folder = tempfile.mkdtemp()
-    >>> export("builtin:fashion_mnist_teacher", folder + "/half", Wish("diffusers", "float16")).split(": ")[1]
+    >>> from diffdistill.export.formats import Wish
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export("builtin:fashion_mnist_teacher", folder + "/half", Wish("diffusers", "float16")).split(": ")[1]
     'ConsistencyModelPipeline, float16, 3.0 MB'
 
     Raises ConfigError for what a format cannot hold and for a place that is taken, CheckpointError for a damaged

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from diffdistill.errors import CheckpointError
-from diffdistill.export.source import Source, cast_one
+from diffdistill.export.source import Source, cast_one, load_tensors
 from diffdistill.files import new_folder, read_json, write_json
 from diffdistill.loading import weight_files
 from diffdistill.pipelines.folder import CARD, INDEX, METADATA, digests_of, sealed
@@ -44,20 +44,13 @@ def _copy(source: Path, target: Path) -> None:
 def _cast_folder(folder: Path, dtype: torch.dtype) -> None:
     """The weights of a part, file by file in its place, and the size that an index of shards says they have."""
     from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     total = 0
     for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt") as opened:
-                about = opened.metadata()
-            state = {name: cast_one(t, dtype, f"{name} of '{folder.name}'") for name, t in load_file(file).items()}
-        except CheckpointError:
-            raise
-        except Exception as error:  # safetensors raises its own, and OSError
-            raise CheckpointError(
-                f"'{folder.name}/{file.name}' cannot be read ({error}); make the model again"
-            ) from error
+        state = {name: cast_one(t, dtype, f"{name} of '{folder.name}'") for name, t in load_tensors(file).items()}
+        with safe_open(file, "pt") as opened:
+            about = opened.metadata()
         file.unlink()
         save_file(state, file, metadata=about)
         total += sum(tensor.nbytes for tensor in state.values())

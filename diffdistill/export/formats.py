@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from diffdistill.errors import ConfigError
 
+__all__ = ["Wish"]
+
 FORMATS = {
     "diffusers": "a folder for DiffusionPipeline.from_pretrained",
     "single-file": "one file in the layout of the first release, as checkpoints of SD 1, SD 2 and SDXL have it",
@@ -21,6 +23,9 @@ KEPT, FULL = "kept", "full"
 class Wish:
     """What to write. dtype: None as the weights are; rank: of a LoRA, `kept`, `full` or a number; base: of a LoRA, the
     model that it is laid over, in place of the one in the record.
+
+    >>> Wish("comfyui").is_lora, Wish("comfyui", rank="16").is_lora
+    (False, True)
     """
 
     format: str

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.export.formats import FULL, KEPT
-from diffdistill.export.source import Source, State, denoiser_weights, skeleton
+from diffdistill.export.source import Source, State, denoiser_weights, load_tensors, skeleton
 from diffdistill.files import sha256
 from diffdistill.loading import named
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-ROUNDING = torch.finfo(torch.float32).eps  # of a weight, of which merging an adapter leaves half in each
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,7 @@ def kept_file(source: Source) -> Path | None:
 
 def read_kept(file: Path, source: Source) -> dict[str, tuple[Tensor, Tensor]]:
     """The layers of an adapter by the names of peft; CheckpointError for a damaged file, or of other names."""
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(file)
-    except Exception as error:  # safetensors raises its own, and OSError
-        raise CheckpointError(
-            f"'{file}' cannot be read ({' '.join(str(error).split())[:150]}); make it again"
-        ) from error
+    tensors = load_tensors(file)
     ending, layers = ".lora_A.weight", {}
     for name in tensors:
         if name.startswith(f"{source.part}.") and name.endswith(ending):
@@ -110,7 +102,7 @@ def extracted(source: Source, base: Source, rank: int | None) -> LowRank:
         if layer not in holds or layer == name:
             left_out, missed = left_out + 1, missed + size
             continue
-        least = ROUNDING * weight.double().norm().item() if rank is None else 0.0
+        least = rounding(weight) if rank is None else 0.0
         down, up = factors(difference.flatten(1), rank, least)
         if len(down) == 0:  # all of it is rounding
             missed += size
@@ -175,7 +167,7 @@ def compared(adapter: LowRank, source: Source, base: Source) -> LowRank:
             difference -= (up.double().flatten(1) @ down.double().flatten(1)).reshape(difference.shape)
         size = difference.norm().item()
         missed += size**2
-        if size > 4 * ROUNDING * weight.double().norm().item():
+        if size > 4 * rounding(weight):
             wrong.append(name)
     if wrong:
         raise ConfigError(
@@ -195,11 +187,29 @@ def _both(source: Source, base: Source) -> tuple[State, State]:
     if unlike:
         raise ConfigError(f"'{base.name}' is not built as '{source.name}' is ({named(unlike)}); {advice}")
     for name in _shared_files(source, base):
-        if sha256(source.folder / name) != sha256(base.folder / name):
+        if not _same_numbers(source.folder / name, base.folder / name):
             raise ConfigError(
                 f"'{base.name}' has another {name} than '{source.name}', so it is not its base; {advice}"
             )
     return state, other
+
+
+def rounding(weight: Tensor) -> float:
+    """The norm of what a weight's own precision leaves open, twice of what merging an adapter rounds away."""
+    return float(torch.finfo(weight.dtype).eps) * weight.double().norm().item()
+
+
+def _same_numbers(one: Path, other: Path) -> bool:
+    """Whether two files hold the same tensors, but for the precision of the one that has less."""
+    if sha256(one) == sha256(other):
+        return True
+    mine, theirs = load_tensors(one), load_tensors(other)
+    return mine.keys() == theirs.keys() and all(_equal(mine[name], theirs[name]) for name in mine)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    coarse = one.dtype if one.element_size() < other.element_size() else other.dtype
+    return one.shape == other.shape and torch.equal(one.to(coarse), other.to(coarse))
 
 
 def _shape(state: State, name: str) -> torch.Size | None:

@@ -17,6 +17,8 @@ from diffdistill.files import PICKLES
 from diffdistill.pipelines.folder import CARD, INDEX, METADATA
 from diffdistill.reporting.front_matter import VAGUE, facts_of
 
+__all__ = ["Parcel", "parcel_of"]
+
 BESIDE = (INDEX, METADATA, "calibration.json")
 OF_THE_HUB = (".gitattributes", CARD)
 """Files that a repository has from its making on."""
@@ -24,7 +26,12 @@ OF_THE_HUB = (".gitattributes", CARD)
 
 @dataclass(frozen=True)
 class Parcel:
-    """What goes to the Hub: files by their place in the repository, and the text of README.md."""
+    """What goes to the Hub: files by their place in the repository, and the text of README.md.
+
+    >>> from diffdistill.export.push import parcel_of
+    >>> parcel_of("builtin:fashion_mnist_teacher", licence="mit").card.splitlines()[1]
+    'license: mit'
+    """
 
     source: Source
     files: dict[str, Path]
@@ -47,7 +54,12 @@ def run(args: Namespace) -> int:
 
 def parcel_of(model: str, *, base: str | None = None, licence: str | None = None) -> Parcel:
     """What of a model goes to the Hub: the parts that its index names, its adapter, its record; no pickle, nothing
-    else that lies there. CheckpointError for a damaged model.
+    else that lies there. base, licence: what the card says of them, in place of what is found here.
+
+    >>> sorted(parcel_of("builtin:fashion_mnist_teacher").files)[:3]
+    ['calibration.json', 'diffdistill.json', 'model_index.json']
+
+    Raises CheckpointError for a damaged model.
     """
     source = open_source(model)
     check_parts(source)

@@ -64,19 +64,25 @@ def open_source(name: str) -> Source:
 
 def weights_in(folder: Path) -> State:
     """All tensors of a network's folder, of one file or of shards; CheckpointError where there are none, or broken."""
-    from safetensors.torch import load_file
-
     refuse_pickles(folder)
     files = weight_files(folder)
     if not files:
         raise CheckpointError(f"'{folder}' holds no safetensors weights; make or fetch the model again")
     found: State = {}
     for file in files:
-        try:
-            found |= load_file(file)
-        except Exception as error:  # safetensors raises its own, and OSError
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"'{file}' cannot be read ({reason}); make or fetch the model again") from error
+        found |= load_tensors(file)
+    return found
+
+
+def load_tensors(file: Path) -> State:
+    """The tensors of one safetensors file; CheckpointError where it is damaged."""
+    from safetensors.torch import load_file
+
+    try:
+        found: State = load_file(file)
+    except Exception as error:  # safetensors raises its own, and OSError
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"'{file}' cannot be read ({reason}); make or fetch the model again") from error
     return found
 
 

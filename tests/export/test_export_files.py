@@ -28,6 +28,8 @@ from diffdistill.export import transformer
 from diffdistill.export.comfyui import CONVERTERS
 from diffdistill.export.low_rank import factors
 from diffdistill.export.single_file import checked
+from diffdistill.export.unet import renamed
+from diffdistill.pipelines.folder import sealed
 
 CLASSES = {"sd": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 
@@ -81,6 +83,8 @@ def test_a_single_file_draws_the_images_of_the_folder(made, tmp_path, ask, kind)
     assert float((drawn(pipe, call) - want).abs().max()) <= 3e-7
     with safe_open(file, "pt") as opened:
         assert json.loads(opened.metadata()["diffdistill"])["sampling"]["call"] == call
+        # Convolutions of one pixel, as in published files; diffusers would read matrices too.
+        assert opened.get_tensor("first_stage_model.encoder.mid.attn_1.q.weight").shape == (8, 8, 1, 1)
 
 
 def test_an_encoder_of_open_clip_has_its_layout(made, tmp_path, ask):
@@ -156,6 +160,21 @@ def test_a_copy_without_a_precision_is_the_same_to_the_byte(made, tmp_path, ask)
     assert files.keys() == {f.relative_to(tmp_path / "copy") for f in (tmp_path / "copy").rglob("*") if f.is_file()}
     changed = [name for name, file in files.items() if file.read_bytes() != (tmp_path / "copy" / name).read_bytes()]
     assert changed == []
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("up_blocks.0.upsamplers.0.conv.weight", "output_blocks.2.1.conv.weight"),
+        ("up_blocks.1.upsamplers.0.conv.weight", "output_blocks.5.2.conv.weight"),
+        ("down_blocks.2.downsamplers.0.conv.bias", "input_blocks.9.0.op.bias"),
+        ("mid_block.resnets.1.time_emb_proj.bias", "middle_block.2.emb_layers.1.bias"),
+    ],
+)
+def test_names_are_those_of_the_published_stable_diffusion(name, published):
+    """An upsampler comes after the attention of its block where it has one; diffusers would read either place."""
+    attended = {"up_blocks.1.attentions.2.norm.weight": torch.zeros(1)}
+    assert renamed(name, attended, {"layers_per_block": 2}) == published
 
 
 # ---- LoRAs
@@ -235,6 +254,28 @@ def test_the_closest_lora_of_a_rank_has_the_error_that_is_told(made, tmp_path, a
             missed += float(difference.square().sum())
         assert errors[-1] == pytest.approx((missed / total) ** 0.5, rel=0.01)
     assert errors[0] > errors[1] > 0.05
+
+
+def test_half_precision_is_no_other_base(made, tmp_path, ask):
+    export(ask, made / "sd_lora", "diffusers", tmp_path / "half", "--dtype", "float16")
+    said = export(
+        ask, tmp_path / "half", "lora", tmp_path / "x.safetensors", "--base", made / "sd", "--dtype", "float16"
+    )
+    assert "rank 2" in said
+    assert {t.dtype for t in load_file(tmp_path / "x.safetensors").values()} == {torch.float16}
+
+
+def test_the_adapter_of_an_aligned_model_is_beside_it(made, tmp_path, ask):
+    run = tmp_path / "run"
+    shutil.copytree(made / "sd_lora", run / "model")
+    (run / "model" / "lora").rename(run / "lora")
+    record = json.loads((run / "model" / "diffdistill.json").read_text())
+    digests = {name: digest for name, digest in record["sha256"].items() if not name.startswith("lora/")}
+    mine = {"role": "aligned", "model": "you/base", "sha256": digests}
+    (run / "model" / "diffdistill.json").write_text(json.dumps(sealed(record | mine | {"teacher": None})))
+    assert "LoRA for you/base, rank 2" in export(ask, run / "model", "lora", tmp_path / "x.safetensors")
+    kept = load_file(run / "lora" / "pytorch_lora_weights.safetensors")
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in load_file(tmp_path / "x.safetensors").items())
 
 
 @pytest.mark.parametrize("shape", [(9, 5), (5, 9), (6, 6)])
