@@ -76,23 +76,32 @@ def parcel_of(model: str, *, base: str | None = None, licence: str | None = None
 def told(parcel: Parcel, repo: str, *, dry: bool) -> str:
     """What is uploaded: every file with its size, what the Hub reads of the card, what the card does not know."""
     sizes = parcel.sizes
-    lines = [f"{repo}: {len(sizes)} files, {_megabytes(sum(sizes.values()))}{', not uploaded (--dry-run)' * dry}"]
-    lines += [f"  {_megabytes(size):>10}  {name}" for name, size in sizes.items()]
+    lines = [f"{repo}: {len(sizes)} files, {_size(sum(sizes.values()))}{', not uploaded (--dry-run)' * dry}"]
+    lines += [f"  {_size(size):>10}  {name}" for name, size in sizes.items()]
     facts = facts_of(parcel.card)
-    index = facts.get("model-index") or []
-    metrics = [m for model in index for result in model.get("results", []) for m in result.get("metrics", [])]
     words = {
         "base_model": facts.get("base_model") or "unknown: name it with --base-model OWNER/NAME",
         "license": facts.get("license"),
-        "model-index": ", ".join(f"{m.get('name')} {m.get('value'):.4g}" for m in metrics) or "no figures",
+        "model-index": ", ".join(_figures(facts.get("model-index"))) or "no figures",
     }
     if words["license"] == VAGUE:
         words["license"] = f"{VAGUE}: name that of its base with --license"
     return "\n".join([*lines, "card:", *(f"  {key}: {value}" for key, value in words.items())])
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.2f} MB"
+def _figures(index: Any) -> Iterator[str]:
+    """Name and value of each figure; a card that somebody wrote may hold anything there."""
+    if isinstance(index, list):
+        for entry in index:
+            yield from _figures(entry)
+    elif isinstance(index, dict) and isinstance(index.get("value"), int | float):
+        yield f"{index.get('name') or index.get('type')} {index['value']:.4g}"
+    elif isinstance(index, dict):
+        yield from _figures([index.get("results"), index.get("metrics")])
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
 
 
 def push(parcel: Parcel, repo: str, *, private: bool = False, overwrite: bool = False) -> str:

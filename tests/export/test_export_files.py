@@ -118,6 +118,14 @@ def test_the_denoiser_for_comfyui_is_read_by_diffusers_too(made, tmp_path, ask, 
     assert all(name.startswith("model.diffusion_model.") for name in load_file(file))
 
 
+def test_pixart_keeps_the_names_that_comfyui_reads(made, tmp_path, ask):
+    export(ask, made / "pixart", "comfyui", tmp_path / "denoiser.safetensors")
+    want = load_file(made / "pixart" / "transformer" / "diffusion_pytorch_model.safetensors")
+    got = load_file(tmp_path / "denoiser.safetensors")
+    assert got.keys() == want.keys()
+    assert {"adaln_single.emb.timestep_embedder.linear_1.bias", "pos_embed.proj.bias"} <= got.keys()  # its own marks
+
+
 def test_flux_of_any_width_has_the_first_releases_names(made, tmp_path, ask):
     export(ask, made / "flux", "comfyui", tmp_path / "flux.safetensors")
     state = load_file(tmp_path / "flux.safetensors")
@@ -140,8 +148,8 @@ def test_flux_of_the_published_width_is_read_by_diffusers():
     assert len(joined["single_blocks.0.linear1.weight"]) == 7 * transformer.FLUX_WIDTH
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_copy_in_half_precision_is_a_whole_model(made, tmp_path, ask, dtype):
+def test_a_copy_in_half_precision_is_a_whole_model(made, tmp_path, ask):
+    dtype = "float16"
     export(ask, made / "sd_lora", "diffusers", tmp_path / "half", "--dtype", dtype)
     kinds = {t.dtype for file in (tmp_path / "half").rglob("*.safetensors") for t in load_file(file).values()}
     assert kinds == {getattr(torch, dtype)}
@@ -152,6 +160,22 @@ def test_a_copy_in_half_precision_is_a_whole_model(made, tmp_path, ask, dtype):
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "half")
     want = drawn(stock(made / "sd_lora"), call_of(made / "sd_lora"))
     assert 0 < float((drawn(pipe, call_of(tmp_path / "half")) - want).abs().max()) < 0.1
+
+
+def test_weights_in_shards_are_read_and_their_index_has_the_new_size(made, tmp_path, ask):
+    shutil.copytree(made / "sd", tmp_path / "sd")
+    network = UNet2DConditionModel.from_pretrained(tmp_path / "sd" / "unet")
+    shutil.rmtree(tmp_path / "sd" / "unet")
+    network.save_pretrained(tmp_path / "sd" / "unet", max_shard_size="100KB")
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    export(ask, tmp_path / "sd", "diffusers", tmp_path / "half", "--dtype", "bfloat16")
+    sizes = [json.loads((tmp_path / n / index).read_text())["metadata"]["total_size"] for n in ("sd", "half")]
+    assert sizes[0] == 2 * sizes[1]
+    again = UNet2DConditionModel.from_pretrained(tmp_path / "half" / "unet")
+    want = {name: tensor.bfloat16().float() for name, tensor in network.state_dict().items()}
+    assert all(torch.equal(want[name], tensor) for name, tensor in again.state_dict().items())
+    export(ask, tmp_path / "sd", "comfyui", tmp_path / "one.safetensors")
+    assert len(load_file(tmp_path / "one.safetensors")) == len(want)
 
 
 def test_a_copy_without_a_precision_is_the_same_to_the_byte(made, tmp_path, ask):

@@ -79,7 +79,7 @@ def test_a_dry_run_shows_every_file_and_the_card_and_asks_nobody(ask, model, hub
     before = (model / "README.md").read_bytes()
     code, said, _ = ask("push", str(model), "--repo", "me/mine", "--dry-run", "--base-model", "you/teacher")
     assert code == 0
-    files = {line.split()[-1] for line in said.splitlines() if " MB  " in line}
+    files = {line.split()[-1] for line in said.splitlines() if line.startswith("  ") and "B  " in line}
     assert files == {
         "README.md", "diffdistill.json", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
@@ -98,7 +98,7 @@ def test_what_is_pushed_is_the_model_and_a_card_that_the_hub_reads(ask, model, h
     assert made == ("create", "me/mine", {"private": True, "exist_ok": True})
     assert uploaded[:2] == ("upload", "me/mine")
     assert uploaded[2]["delete_patterns"] is None
-    sizes = {line.split()[-1] for line in said.splitlines() if " MB  " in line}
+    sizes = {line.split()[-1] for line in said.splitlines() if line.startswith("  ") and "B  " in line}
     assert hub.last.files.keys() == sizes
     for name, content in hub.last.files.items():
         if name != "README.md":
