@@ -86,7 +86,7 @@ def test_every_verb_has_help(verb, capsys):
         ([], "a verb is missing; choose one of train, distill, align, sample"),
         (["distil"], "there is no verb 'distil'; did you mean 'distill'?"),
         (["zzz"], "there is no verb 'zzz'; choose one of train, distill, align, sample"),
-        (["push", "m"], "there is no verb 'push'; choose one of train, distill"),
+        (["give", "m"], "there is no verb 'give'; choose one of train, distill"),
         (["sample", "m"], "sample: --out is missing"),
         (["sample", "m", "--out", "o"], "sample: --num-images is missing"),
         (["sample", "m", "--out", "o", "--prompt", " "], "sample: --prompt: ' ' is no prompt; write a text"),

@@ -29,6 +29,7 @@ FLOORS = [
     ["sampling"],
     ["evaluation.run", "evaluation.command", "evaluation.subjects"],
     ["training"],
+    ["export"],
     ["parts.edm.convert", "parts.edm.command", "parts.exposure_bias.calibration", "parts.exposure_bias.command",
      "parts.verification", "parts.bench", "parts.doctor"],
     ["api", "cli"],
