@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffdistill.errors import ConfigError
 from diffdistill.machine import send
 from diffdistill.precision import Precision, dtype_of, name_of
-from diffdistill.process import Process
+from diffdistill.process import Process, rescaled
 from diffdistill.registry import Registry
 from diffdistill.request import Conditions, SamplingRequest, class_conditions
 from diffdistill.sharding import Ended, device_of, how, tapped
@@ -106,6 +106,7 @@ class Denoiser(nn.Module):
     """
 
     draws_texts = False  # whether a condition is the number of a text, and not a class label
+    guidance_rescale = 0.0  # phi of `process.rescaled`
     described_as = "a student, which is trained at its own levels alone"  # in refusals, of the role `student`
 
     def __init__(
@@ -290,7 +291,11 @@ class Denoiser(nn.Module):
         twice = torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), torch.cat([null, cond])
         x0, features = self.tapped(*twice, taps)
         without, with_cond = x0.chunk(2)
-        return self.mixed(without, with_cond, guidance_scale, x_t, sigma), [f.chunk(2)[1] for f in features]
+        mixed = self.mixed(without, with_cond, guidance_scale, x_t, sigma)
+        if self.guidance_rescale:
+            guided, plain = (self.process.from_x0(v, x_t.float(), sigma.float()) for v in (mixed, with_cond))
+            mixed = self.process.to_x0(rescaled(guided, plain, self.guidance_rescale), x_t.float(), sigma.float())
+        return mixed, [f.chunk(2)[1] for f in features]
 
     def mixed(self, without: Tensor, with_cond: Tensor, guidance_scale: float, _x_t: Tensor, _sigma: Tensor) -> Tensor:
         """x0 of the null and of the conditional pass, mixed."""

@@ -338,3 +338,16 @@ class Flow:
 
 
 Process = EDM | VP | Flow
+
+
+def rescaled(guided: Tensor, cond: Tensor, part: float) -> Tensor:
+    """Guided outputs of a network, `part` of the way to the spread of the conditional ones (2305.08891, eq. 15, 16).
+
+    part (phi) times guided std(cond) / std(guided), and 1 - phi times guided; std over each image's elements.
+
+    >>> guided, cond = torch.tensor([[[[-4.0, 4.0]]]]), torch.tensor([[[[-1.0, 1.0]]]])
+    >>> rescaled(guided, cond, 0.5)  # half of 1, and half of 4
+    tensor([[[[-2.5000,  2.5000]]]])
+    """
+    ratio = cond.flatten(1).std(1) / guided.flatten(1).std(1)
+    return (part * per_sample(ratio, guided) + 1 - part) * guided

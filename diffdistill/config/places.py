@@ -8,8 +8,9 @@ from diffdistill.config.unused import value_at
 from diffdistill.errors import CheckpointError, ConfigError, DataError, DiffDistillError, Problems
 
 NAMES = (
-    "data.path", "data.prompts", "data.held_out_path", "teacher", "model", "initialize_from", "evaluation.reference",
-    "evaluation.prompts", "evaluation.features", "evaluation.clip", "method.reward.name", "output_dir",
+    "data.path", "data.prompts", "data.held_out_path", "teacher", "teacher_lora", "model", "initialize_from",
+    "evaluation.reference", "evaluation.prompts", "evaluation.features", "evaluation.clip",
+    "method.reward.name", "output_dir",
 )  # fmt: skip
 """Keys whose values are names of files, models and data: a complaint often says the name alone."""
 

@@ -27,6 +27,9 @@ from diffdistill.section import Count, Fraction, Positive, Section
 
 class Data(Section):
     path: str = Field("builtin:fashion_mnist", description=f"images: {allowed(of_package=True)}")
+    caption_column: str | None = Field(
+        None, description="text models: the column of a table with the captions, as TEXT or caption; null: text"
+    )
     split: str = Field("train", description="split of a set that has several")
     image_size: Count | None = Field(
         None, description="resize to this many pixels; null: images must all have one size"
@@ -278,6 +281,11 @@ class Student(Average):
         description="text teachers: K times of the network (of 1000), descending; null: those that its stock "
         "scheduler visits in K steps",
     )
+    shift: Positive | None = Field(
+        None,
+        description="text teachers: times u = 1, 1 - 1/K, ... of the student as s u / (1 + (s - 1) u), of the last: "
+        "above 1 towards noise (2403.03206, eq. 23); null: those that its stock scheduler visits",
+    )
     training_input: Literal["backward_simulation", "noised_data"] = Field(
         "backward_simulation",
         description="what steps after the first are trained on: the student's own samples, or noised images",
@@ -311,6 +319,14 @@ class Distill(Run):
     """`diffdistill distill`: one step for every distribution-matching method."""
 
     teacher: str = "builtin:fashion_mnist_teacher"
+    teacher_lora: str | None = Field(
+        None,
+        description="text teachers: a LoRA of a style or subject, added to the teacher before it is distilled: a "
+        ".safetensors file, a folder with one, or a Hub id",
+    )
+    teacher_lora_scale: Annotated[float, Field(allow_inf_nan=False)] = Field(
+        1.0, description="factor of teacher_lora, as lora_scale of diffusers"
+    )
     initialize_from: str | None = Field(
         None,
         description="run folder of a first stage: its averaged student, critic and discriminator; or a model folder, "
@@ -344,6 +360,16 @@ class Distill(Run):
             raise ValueError(
                 f"method.float32_gap wants teacher and critic exact, and quantize={self.quantize} rounds both; leave "
                 f"one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_has_images(self) -> Self:
+        adversarial = self.method.adversarial
+        if adversarial is not None and adversarial.reals == "teacher" and self.student.regression is None:
+            raise ValueError(
+                "method.adversarial.reals=teacher takes the images of the pairs of student.regression, and there is "
+                "none; set student.regression, or reals=data"
             )
         return self
 

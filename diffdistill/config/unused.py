@@ -104,7 +104,7 @@ EVALUATION = (
     ),
 )  # fmt: skip
 OF_TEXTS = (
-    "data.prompts", "data.prompt_cache_gb", "data.prompt_device_gb", "data.prompt_disk_gb",
+    "data.prompts", "data.caption_column", "data.prompt_cache_gb", "data.prompt_device_gb", "data.prompt_disk_gb",
     "evaluation.clip", "evaluation.rewards", "evaluation.prompts",
 )  # fmt: skip
 UNET = ("block_out_channels", "layers_per_block", "attention_levels", "attention_head_dim", "norm_num_groups")
@@ -146,16 +146,18 @@ DISTILL = (
     *_of_optimizer("student.regression.optimizer"),
     *_of_optimizer("student.regression.muon"),
     Rule(
-        ("data.path", "data.split", "data.keep", "data.workers", "data.disk_cache_gb"), _set("data.prompts"),
+        ("data.path", "data.split", "data.caption_column", "data.keep", "data.workers", "data.disk_cache_gb"),
+        _set("data.prompts"),
         "beside data.prompts, which takes the place of images; set data.prompts=null, or leave it out",
         ("data.prompts",),
     ),
+    Rule(("teacher_lora_scale",), _unset("teacher_lora"), "without teacher_lora", ("teacher_lora",)),
     Rule(
         ("student.sigma_init",), _set("student.levels"),
         "beside student.levels, whose first it would be; leave one of them out", ("student.levels",),
     ),
     Rule(
-        ("student.levels", "student.sigma_init"), _set("student.timesteps"),
+        ("student.levels", "student.sigma_init", "student.shift"), _set("student.timesteps"),
         "beside student.timesteps; leave one of them out", ("student.timesteps",),
     ),
     Rule(
@@ -171,13 +173,13 @@ DISTILL = (
         "by a divergence without a density ratio; choose another method.divergence", ("method.divergence",),
     ),
     Rule(
-        ("method.guidance",), _is("method.guidance_scale", 1.0),
+        ("method.guidance", "method.guidance_rescale"), _is("method.guidance_scale", 1.0),
         "without guidance; set method.guidance_scale", ("method.guidance_scale",),
     ),
 )  # fmt: skip
 OF_IMAGE_TEACHERS = (
     Rule(
-        (*OF_TEXTS, "student.timesteps", "student.lora", "critic.lora"), _always,
+        (*OF_TEXTS, "student.timesteps", "student.shift", "student.lora", "critic.lora", "teacher_lora"), _always,
         "with a teacher that draws no texts; leave it out", ("teacher",),
     ),
 )  # fmt: skip
@@ -198,7 +200,9 @@ OF_TEXT_TEACHERS = (
 ALIGN = (
     *RUN,
     *_of_optimizer("optimizer"),
-    Rule(("data.prompts",), _always, "by align, whose captions come with the pairs of data.path"),
+    Rule(
+        ("data.prompts", "data.caption_column"), _always, "by align, whose captions come with the pairs of data.path"
+    ),
     Rule(("data.workers",), _always, "by align, whose processes decode their own pairs"),
     Rule(
         ("data.held_out",), _set("data.held_out_path"),

@@ -94,6 +94,7 @@ def load_images(
     channels: int | None = None,
     keep: Literal["memory"] = "memory",
     workers: int | None = None,
+    captions: str | None = None,
 ) -> ImageSet[Tensor]: ...
 
 
@@ -108,6 +109,7 @@ def load_images(
     keep: str,
     workers: int | None = None,
     disk_gb: float | None = None,
+    captions: str | None = None,
 ) -> ImageSet[Images]: ...
 
 
@@ -121,6 +123,7 @@ def load_images(
     keep: str = "memory",
     workers: int | None = None,
     disk_gb: float | None = None,
+    captions: str | None = None,
 ) -> ImageSet[Images]:
     """Reads DATA: a folder, parquet, zip, npz or IDX path, `builtin:NAME`, or a Hub data set id.
 
@@ -150,7 +153,7 @@ def load_images(
     for key, value in (("image_size", image_size), ("limit", limit)):
         if value is not None and value < 1:
             raise DataError(f"{key} is {value}: it must be at least 1")
-    wanted = Wanted(data, split, image_size, limit)
+    wanted = Wanted(data, split, image_size, limit, captions)
     try:
         where = processes.lead(lambda: choose(wanted, disk_gb)) if keep == "auto" else keep
         images = _kept(wanted, where, channels, workers, disk_gb)

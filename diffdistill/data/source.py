@@ -234,6 +234,11 @@ def as_caption(value: Any, where: str) -> str:
 def image_column(columns: Sequence[str], name: str, advice: str) -> str:
     """The column of a table that holds the images; DataError, with `advice`, if none does."""
     column = next((column for column in IMAGE_COLUMNS if column in columns), None)
+    if column is None and any(one.lower() in ("url", "image_url") for one in columns):
+        raise DataError(
+            f"{name} has addresses of images and no column 'image': fetch them first, as img2dataset does, and give "
+            f"its folder"
+        )
     if column is None:
         raise DataError(f"{name} has no column 'image', only {', '.join(columns)}: {advice}")
     return column

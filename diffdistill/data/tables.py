@@ -1,6 +1,9 @@
 """What the columns of a table say beside images, labels and texts: the split of a row, and what is not read."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from diffdistill.data.layout import are_splits
@@ -25,14 +28,65 @@ YES_NO = {"true", "false", "yes", "no", "0", "1"}
 TEXT_WORDS = {"text", "texts", "caption", "captions", "prompt", "prompts", "description", "txt"}
 
 
+@dataclass
+class Captions:
+    """Which column the captions are in, as the user says, and whether a reader has asked for it."""
+
+    column: str
+    asked: bool = False
+
+
+_CAPTIONS: ContextVar[Captions | None] = ContextVar("captions", default=None)
+
+
+@contextmanager
+def captions_in(column: str | None, name: str) -> Iterator[None]:
+    """Within, readers take captions from this column of tables; None: `text`. DataError where none has columns."""
+    given = None if column is None else Captions(column)
+    token = _CAPTIONS.set(given)
+    try:
+        yield
+    finally:
+        _CAPTIONS.reset(token)
+    if given is not None and not given.asked:
+        raise DataError(
+            f"{name} has no table, and data.caption_column={column} is of tables (parquet, metadata.jsonl or .csv, "
+            f"json of WebDataset, a Hub set); leave it out"
+        )
+
+
+def caption_column(columns: Iterable[str], name: str) -> str | None:
+    """The column of the captions; None where there is none. DataError where the one that is asked for is not there."""
+    given, there = _CAPTIONS.get(), list(columns)
+    if given is None:
+        return "text" if "text" in there else None
+    given.asked = True
+    if given.column not in there:
+        raise DataError(
+            f"{name} has no column {given.column!r}, which data.caption_column names, only {', '.join(there):.200}; "
+            f"set it to one of these, or leave it out"
+        )
+    return given.column
+
+
+def caption_keys(keys: Sequence[str]) -> Sequence[str]:
+    """Names that captions may have in a sample: these, or the one that is asked for."""
+    given = _CAPTIONS.get()
+    if given is None:
+        return keys
+    given.asked = True
+    return (given.column,)
+
+
 def say_unread(columns: Iterable[str], name: str) -> None:
     """A warning for columns that may hold labels or texts, where none is called `label`, or `text`."""
     there = list(columns)
     for words, column in ((LABEL_WORDS, "label"), (TEXT_WORDS, "text")):
         meant = [one for one in there if one.strip().lower() in words]
-        if meant and column not in there:
+        if meant and column not in there and not (column == "text" and _CAPTIONS.get()):
             listed = " and ".join(map(repr, meant))
-            say(f"{name} has {listed}, not read: the column of the {column}s is {column!r}")
+            other = ", or what data.caption_column says" if column == "text" else ""
+            say(f"{name} has {listed}, not read: the column of the {column}s is {column!r}{other}")
 
 
 def split_column(columns: Iterable[str]) -> list[str]:

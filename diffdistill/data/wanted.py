@@ -19,6 +19,7 @@ from diffdistill.data.looking import looking, refuse, unreadable
 from diffdistill.data.pixels import decode, fit_array
 from diffdistill.data.source import Entries, Entry, Source
 from diffdistill.data.stored import digest_of
+from diffdistill.data.tables import captions_in
 from diffdistill.errors import DataError
 from diffdistill.files import cache_dir
 
@@ -38,6 +39,7 @@ class Wanted:
     split: str
     image_size: int | None
     limit: int | None
+    captions: str | None = None  # the column of a table that has them, where it is not `text`
 
     @cached_property
     def path(self) -> Path:
@@ -65,7 +67,8 @@ class Wanted:
             return None
         reader = [CACHED, self._files[0], PIL.__version__, *(features.version(codec) for codec in CODECS)]
         place = os.path.abspath(self.path) if self._files[1] else self.data
-        return cache_dir() / "images" / digest_of([reader, place, self.split, self.image_size, self.limit, self.state])
+        key = [reader, place, self.split, self.image_size, self.limit, self.state]
+        return cache_dir() / "images" / digest_of(key if self.captions is None else [*key, self.captions])
 
     def content(self, labels: np.ndarray | None, texts: tuple[str, ...] | None) -> str:
         """A fingerprint that needs no decoding: of what the files hold, see `content_of`, and of labels and texts.
@@ -92,7 +95,7 @@ class Wanted:
 
     @cached_property
     def _opened(self) -> tuple[Source, list[str]]:
-        with told_of(self.data), looking(goes_on=False) as look:
+        with told_of(self.data), looking(goes_on=False) as look, captions_in(self.captions, self.data):
             source, _ = opened(self.data, self.split, self.limit)
         return source, look.said
 
@@ -166,7 +169,7 @@ class Wanted:
 
     def anew(self) -> "Wanted":
         """The same, to be opened again: some sets can be read through only once."""
-        return Wanted(self.data, self.split, self.image_size, self.limit)
+        return Wanted(self.data, self.split, self.image_size, self.limit, self.captions)
 
 
 @contextmanager

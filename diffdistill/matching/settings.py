@@ -9,6 +9,7 @@ from diffdistill.matching.level_weights import get_level_weight, level_weight_na
 
 Form = Literal["score_gap", "fisher"]
 Features = Literal["teacher", "critic"]
+Reals = Literal["data", "teacher"]
 Guidance = Literal["inside", "outside"]
 
 
@@ -24,7 +25,8 @@ class Adversarial:
 
     weight: lambda_G of the student's term, for a score gap averaged over C, H, W. features: whose they are. taps: the
     layers that they are outputs of. critic_weight: lambda_D beside the denoising loss, on the critic's features. r1:
-    weight of R1 at the heads' inputs. Raises ConfigError for other features.
+    weight of R1 at the heads' inputs. reals: whose images the heads tell from the student's.
+    Raises ConfigError for others.
 
     >>> from diffdistill.matching.settings import Choices, Ratio
     >>> f_distill = Choices("score_gap", divergence="forward_kl", adversarial=Adversarial(weight=0.0), ratio=Ratio())
@@ -37,9 +39,11 @@ class Adversarial:
     taps: tuple[str, ...] = ("mid_block",)
     critic_weight: float = 1e-2
     r1: float = 0.0
+    reals: Reals = "data"
 
     def __post_init__(self) -> None:
         _one_of(Features, "method.adversarial.features", self.features)
+        _one_of(Reals, "method.adversarial.reals", self.reals)
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ class Choices:
     divergence: h(r), from `divergences`; normalize: h divided by its mean over the batch; detach_ratio: r held
     constant. level_weight: w, from `level_weights`. adversarial: None for no discriminator; ratio: how its
     logits become r, None where the divergence needs none. guidance_scale: of the teacher, inside the gap or as a term
-    of its own. critic_warmup: part of the run that trains the critic only. fisher_warmup: part of it, from the start,
-    with alpha 1, reverse KL, no adversarial term.
+    of its own; guidance_rescale: phi of `process.rescaled`. critic_warmup: part of the run that trains the critic
+    only. fisher_warmup: part of it, from the start, with alpha 1, reverse KL, no adversarial term.
 
     Raises ConfigError for choices that are not known or exclude each other.
 
@@ -88,6 +92,7 @@ class Choices:
     adversarial: Adversarial | None = None
     ratio: Ratio | None = None
     guidance_scale: float = 1.0
+    guidance_rescale: float = 0.0
     guidance: Guidance = "inside"
     critic_warmup: float = 0.0
     fisher_warmup: float = 0.0
@@ -95,6 +100,11 @@ class Choices:
     def __post_init__(self) -> None:
         _one_of(Form, "form", self.form)
         _one_of(Guidance, "method.guidance", self.guidance)
+        if self.guidance_rescale and self.guidance == "outside":
+            raise ConfigError(
+                f"method.guidance_rescale is {self.guidance_rescale:g}, and method.guidance=outside never forms the "
+                f"guided output that it rescales; set it to 0, or method.guidance=inside"
+            )
         divergence = get_divergence(self.divergence)
         if divergence.needs_ratio and self.adversarial is None:
             raise ConfigError(

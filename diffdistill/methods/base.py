@@ -41,6 +41,11 @@ class Adversarial(Section):
     r1: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the R1 penalty at the heads' inputs, on noised real images (features in rms units)"
     )
+    reals: Literal["data", "teacher"] = Field(
+        "data",
+        description="whose images the student's are told from; teacher: those of the pairs of student.regression, "
+        "with the conditions they were made for, so that prompts alone are enough (2606.12575)",
+    )
     optimizer: Optimizer = Optimizer(learning_rate=1e-3)
 
     @field_validator("taps")
@@ -126,6 +131,11 @@ class Method(Section):
     name: str
     level_weight: FisherWeight = "dmd"
     guidance_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance of the teacher")
+    guidance_rescale: Fraction = Field(
+        0.0,
+        description="phi: part of the way of the guided output to the spread of the conditional one (2305.08891, "
+        "eq. 16; 0.7 there), against colours that are too strong; 0: none",
+    )
     float32_gap: bool = Field(
         False,
         description="teacher and critic in float32 where their difference is taken, whatever mixed_precision says",

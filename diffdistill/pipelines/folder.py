@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 METADATA, CARD, INDEX = "diffdistill.json", "README.md", "model_index.json"
 MARK = "_diffdistill"  # in the index of a model of ours; diffusers passes over private names
 SEAL = "own_sha256"  # in diffdistill.json: of all else in it
+SINGLE = (".safetensors", ".gguf")
+# Of the Hub: a revision (branch, tag, commit, refs/pr/N), and a variant of the weights as diffusers names them.
+PINNED = re.compile(r"(?P<id>[^@:]+/[^@:/]+)(@(?P<revision>[\w./-]+))?(:(?P<variant>\w+))?", re.ASCII)
 Card = Callable[[dict[str, Any]], str]
 """Makes README.md from the content of `diffdistill.json`."""
 
@@ -36,7 +39,10 @@ def weights_digest(folder: Path) -> str:
 
 
 def locate(model: str) -> Path:
-    """The local folder of MODEL: a path, `builtin:NAME`, or a Hub id (downloaded to the Hub's own cache)."""
+    """The local folder of MODEL: a path, `builtin:NAME`, or a Hub id (downloaded to the Hub's own cache).
+
+    A Hub id may name a revision, and a variant of the weights: OWNER/NAME@REVISION, OWNER/NAME:fp16, or both.
+    """
     with files.reading(model, CheckpointError):
         folder = local(model)
     folder = _download(model) if folder is None else folder
@@ -70,13 +76,46 @@ def local(model: str) -> Path | None:
         )
     if path.is_dir():
         return path
-    if not is_hub_id(model):
+    if path.is_file() and path.suffix in SINGLE:
+        raise CheckpointError(
+            f"'{model}' is one file of weights, and a model is a folder; make one of it: diffdistill convert "
+            f"'{path.name}' --config PIPELINE --out DIR"
+        )
+    if not is_hub_id(pinned(model)[0]):
         absent = "" if path.exists() else ", there is nothing of that name"
         raise CheckpointError(
             f"model '{model:.200}' is not a diffusers folder{absent}; give a folder with model_index.json, "
-            f"builtin:NAME or a Hub id OWNER/NAME"
+            f"builtin:NAME or a Hub id OWNER/NAME[@REVISION][:VARIANT]"
         )
     return None
+
+
+def pinned(model: str) -> tuple[str, str | None, str | None]:
+    """OWNER/NAME, the revision and the variant of a Hub id; what was not named is None.
+
+    >>> pinned("owner/name@refs/pr/3:fp16"), pinned("owner/name")
+    (('owner/name', 'refs/pr/3', 'fp16'), ('owner/name', None, None))
+    """
+    found = PINNED.fullmatch(model)
+    return (model, None, None) if found is None else (found["id"], found["revision"], found["variant"])
+
+
+def fetched(model: str, patterns: list[str], ignore: list[str] | None = None) -> Path:
+    """The files of a Hub id, which may be pinned, that match the patterns; CheckpointError where none comes."""
+    from huggingface_hub import snapshot_download
+
+    name, revision, _ = pinned(model)
+    try:
+        with quiet():
+            return Path(
+                snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=ignore or [])
+            )
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(
+            f"'{model}' is no local folder and could not be fetched from the Hub ({reason}); check name, revision and "
+            f"the network"
+        ) from error
 
 
 def _download(model: str) -> Path:
@@ -84,14 +123,16 @@ def _download(model: str) -> Path:
     from diffusers import DiffusionPipeline
     from huggingface_hub import snapshot_download
 
+    name, revision, variant = pinned(model)
+    at: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
         # diffusers fetches what its own classes load; what is ours besides, and what our record names, comes after.
         with quiet():
-            folder = Path(DiffusionPipeline.download(model, use_safetensors=True))
-            snapshot_download(model, allow_patterns=[METADATA, "calibration.json"])
+            folder = Path(DiffusionPipeline.download(name, use_safetensors=True, variant=variant, **at))
+            snapshot_download(name, allow_patterns=[METADATA, "calibration.json"], **at)
             named = files.read_json(folder / METADATA).get("sha256") if _has_record(folder) else None
-            if missing := [name for name in named or () if not (folder / name).is_file()]:
-                snapshot_download(model, allow_patterns=missing)
+            if missing := [file for file in named or () if not (folder / file).is_file()]:
+                snapshot_download(name, allow_patterns=missing, **at)
         return folder
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,29 +1,35 @@
 """Texts under pictures: wrapped to the picture's width, cut where they are too long, whatever characters they hold."""
 
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 from PIL import ImageDraw, ImageFont
+
+from diffdistill.reporting.fonts import Mixed, font_for
 
 SIZE = 11  # pixels
 LINE = 14  # from one line to the next
 MOST_LINES = 4
 CUT = "..."
+INK = (40, 40, 40)
 LONGEST = 1000  # characters that are looked at: no picture has room for so many
 
 Font = Any  # Pillow's own: FreeType's where it was built with it, else a bitmap of Latin-1
 
 
-def caption_font() -> Font:
-    """The font that comes with Pillow; what it lacks is drawn as an empty box."""
-    return ImageFont.load_default(SIZE)
+def caption_font(texts: Iterable[str] = ()) -> Font:
+    """The font that comes with Pillow, and beside it those of this machine for what it lacks of these texts."""
+    base = ImageFont.load_default(SIZE)
+    return font_for([printable(text, base) for text in texts], base, SIZE)
 
 
 def printable(text: str, font: Font) -> str:
     """`text` in one line of characters that the font can be asked for; others become a question mark."""
-    kinds = [(unicodedata.category(character), character) for character in text[:LONGEST]]
+    seen = (character for character in text[:LONGEST] if not "\ufe00" <= character <= "\ufe0f")  # kinds of a picture
+    kinds = [(unicodedata.category(character), character) for character in seen]
     spaced = "".join(" " if kind == "Cc" or kind[0] == "Z" else character for kind, character in kinds if kind != "Cf")
-    encoding = "utf-8" if isinstance(font, ImageFont.FreeTypeFont) else "latin-1"
+    encoding = "utf-8" if isinstance(font, ImageFont.FreeTypeFont | Mixed) else "latin-1"
     return " ".join(spaced.encode(encoding, "replace").decode(encoding).split())
 
 
@@ -63,4 +69,11 @@ def _fitting(text: str, width: int, font: Font) -> int:
 def draw_caption(canvas: ImageDraw.ImageDraw, place: tuple[int, int], lines: list[str], font: Font) -> None:
     """The lines from the top left corner `place` down, dark on what is there."""
     for number, line in enumerate(lines):
-        canvas.text((place[0], place[1] + number * LINE), line, fill=(40, 40, 40), font=font)
+        left, top = place[0], place[1] + number * LINE
+        if not isinstance(font, Mixed):
+            canvas.text((left, top), line, fill=INK, font=font)
+            continue
+        baseline, x = top + font.base.getmetrics()[0], float(left)
+        for own, run in font.runs(line):
+            canvas.text((x, baseline), run, fill=INK, font=own, anchor="ls")
+            x += own.getlength(run)

@@ -90,7 +90,7 @@ class Samples:
 
 def contact_sheet(heading: str, rows: Sequence[Row], below: str = "") -> Image.Image:
     """The rows under a heading, each picture in the middle of its place; `below` is said at the end."""
-    font = caption_font()
+    font = caption_font([heading, below, *(text for row in rows for text in (row.title, *row.captions))])
     pictures = [picture for row in rows for picture in row.pictures]
     width = max((picture.width for picture in pictures), default=TILE)
     left = TITLE if any(row.title for row in rows) else GAP

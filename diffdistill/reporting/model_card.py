@@ -196,6 +196,7 @@ def origin(student: bool, metadata: dict[str, Any]) -> str:
         "Teacher converted from": _file(metadata.get("teacher_source")),
         "Reward": _rewards(metadata.get("reward") or {}),
         "Teacher": metadata.get("teacher") and f"`{metadata['teacher']}`",
+        "LoRA on the teacher": _task(metadata.get("teacher_lora")),
         "Data": data.get("path") and f"`{data['path']}`",
         "Fingerprint of the data": data.get("fingerprint") and f"`{data['fingerprint']}`",
         "Long skips": _scales(metadata.get("scalelong")),
@@ -208,6 +209,15 @@ def origin(student: bool, metadata: dict[str, Any]) -> str:
 
 def _file(source: dict[str, Any] | None) -> str | None:
     return f"`{source['file']}`, SHA-256 `{source['sha256']}`" if source else None
+
+
+def _task(lora: dict[str, Any] | None) -> str | None:
+    if not lora:
+        return None
+    return (
+        f"`{lora['file']}`, scale {lora['scale']:g}, SHA-256 `{lora['sha256']}`: it is in these weights, and in "
+        f"`lora/`, where that is there, which is for the base without it"
+    )
 
 
 def _rewards(versions: dict[str, str | None]) -> str:

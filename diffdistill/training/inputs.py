@@ -24,6 +24,11 @@ def model_digest(model: str) -> str:
     return _digest_of(folder, {*folder.rglob("*.safetensors"), *folder.glob("*/*config.json")})
 
 
+def lora_digest(record: dict[str, Any]) -> dict[str, str]:
+    """Of the LoRA on the teacher, by its record; nothing without one."""
+    return {} if not record else {"teacher_lora": record["teacher_lora"]["sha256"]}
+
+
 def data_digests(data: Any) -> dict[str, str]:
     """What a set of images is known by: their pixels, labels and texts, and what its files hold; where images are
     decoded as they are drawn, without the pixels.

@@ -132,7 +132,8 @@ class DenoiserPublisher:
         )  # fmt: skip
 
     def others(self, evaluation: dict[str, Any]) -> dict[str, Any]:
-        return recorded(self.teacher, evaluation)
+        # A teacher with a LoRA is not the one whose figures lie beside its weights.
+        return {} if "teacher_lora" in self.provenance else recorded(self.teacher, evaluation)
 
 
 def recorded(teacher: str | None, evaluation: dict[str, Any]) -> dict[str, Any]:

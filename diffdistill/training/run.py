@@ -21,12 +21,13 @@ from diffdistill.pipelines.text.adapter import Adapter, load_pipeline
 from diffdistill.pipelines.text.denoiser import TextDenoiser
 from diffdistill.pipelines.text.quantize import check_quantize
 from diffdistill.pipelines.text.shelf import shelf_of
+from diffdistill.pipelines.text.task_lora import load_task_lora
 from diffdistill.precision import OWN, Precision, name_of
 from diffdistill.reporting.report import write_report
 from diffdistill.training.attention import choose_attention
 from diffdistill.training.batches import described_classes, names_of_classes, training_data, training_pairs
 from diffdistill.training.device import Device
-from diffdistill.training.inputs import data_digests, model_digest, pairs_digest, reward_digests
+from diffdistill.training.inputs import data_digests, lora_digest, model_digest, pairs_digest, reward_digests
 from diffdistill.training.kinds import kind_of
 from diffdistill.training.loop import GO_ON, Observer, Task, run_loop
 from diffdistill.training.monitors.images import ImageMonitor
@@ -106,13 +107,19 @@ def distill(resolved: Resolved[Distill]) -> Result:
     reward = {} if task.reward is None else {"reward": task.reward.versions()}
     packed = {} if config.quantize is None else {"trained_on_weights_in": config.quantize}
     # A student of converted weights is under their licence too, so its card must name them.
+    task_lora = task_of(teacher)
     source = teacher.metadata.get("source") or teacher.metadata.get("teacher_source")
     publisher = DenoiserPublisher(
         resolved, data, "student", "student",
         levels=task.levels, teacher=config.teacher, teacher_source=source,
-        class_names=names_of_classes(data, teacher), **reward, **packed,
+        class_names=names_of_classes(data, teacher), **reward, **packed, **task_lora,
     )  # fmt: skip
-    inputs = {**data_digests(data), "teacher": model_digest(config.teacher), **reward_digests(config)}
+    inputs = {
+        **data_digests(data),
+        "teacher": model_digest(config.teacher),
+        **reward_digests(config),
+        **lora_digest(task_lora),
+    }
     if task.regression is not None:
         task.regression.pairs.keep(Path(config.output_dir) / PAIRS, inputs)
     record |= classes_of_run(data)
@@ -156,11 +163,19 @@ def loaded(config: Distill, device: Device) -> Denoiser:
     teacher = Denoiser.from_pretrained(config.teacher, "cpu", precision_of_run(device))
     if not isinstance(teacher, TextDenoiser):
         return teacher.to(place)
+    if config.teacher_lora is not None:
+        load_task_lora(teacher.adapter, config.teacher_lora, config.teacher_lora_scale)
     read_off(teacher.adapter, config.data.image_size)
     teacher.adapter.resting = True
     teacher.adapter.place(device.name)
     torch.nn.Module.to(teacher.network, place)
     return teacher
+
+
+def task_of(teacher: Denoiser) -> dict[str, Any]:
+    """The LoRA on the teacher, for the record; nothing without one."""
+    lora = teacher.adapter.task if isinstance(teacher, TextDenoiser) else None
+    return {} if lora is None else {"teacher_lora": lora.record()}
 
 
 def read_off(adapter: Adapter, size: int | None) -> None:

@@ -8,6 +8,7 @@ import pytest
 from files_of_data import check, in_form, outcome, png, write
 
 from diffdistill.data import load_images
+from diffdistill.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -274,3 +275,31 @@ def test_parquet_behind_links(caplog):
     Path("set").mkdir()
     os.symlink(Path("blobs/ab12").resolve(), "set/train-00000-of-00001.parquet")
     assert len(load_images("set")) == 1
+
+
+def test_captions_may_be_in_another_column(caplog, monkeypatch, tmp_path):
+    """LAION's tables call it TEXT, img2dataset's caption."""
+    monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path / "cache"))
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = {"TEXT": ["a", "b"], "text": ["x", "y"]}
+    pq.write_table(pa.table({"image": [png(1), png(2)], **texts}), "set.parquet")
+    rows = [{"file_name": f"{i}.png"} | {key: value[i] for key, value in texts.items()} for i in range(2)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    write("folder", {"0.png": 1, "1.png": 2, "metadata.jsonl": lines})
+    records = {f"{i}.json": json.dumps({"TEXT": "ab"[i], "text": "xy"[i]}) for i in range(2)}
+    write("tar", {"0.png": 1, "1.png": 2, **records})
+    for data in ("set.parquet", "set", "set.tar"):
+        caplog.clear()
+        assert load_images(data, captions="TEXT").texts == ("a", "b")
+        assert load_images(data).texts == ("x", "y")
+        assert load_images(data, keep="disk", captions="TEXT").texts == ("a", "b")
+        assert load_images(data, keep="disk").texts == ("x", "y")
+        assert "not read" not in caplog.text
+        if data != "set.tar":
+            with pytest.raises(DataError, match=r"no column 'words', which data.caption_column names, only .*TEXT"):
+                load_images(data, captions="words")
+    with pytest.raises(DataError, match=r"has no table, and data.caption_column=TEXT is of tables"):
+        load_images("builtin:fashion_mnist", split="test", captions="TEXT")
+    pq.write_table(pa.table({"URL": ["http://a"], "TEXT": ["a"]}), "list.parquet")
+    with pytest.raises(DataError, match=r"has addresses of images and no column 'image': fetch them first"):
+        load_images("list.parquet")

@@ -68,7 +68,8 @@ def test_activations_are_computed_anew_only_where_the_network_can():
 def test_settings_of_text_are_refused_for_a_teacher_of_classes():
     from tiny import tiny_teacher
 
-    for more in ({"student": {"timesteps": (999.0,)}}, {"student": {"lora": {}}}, {"critic": {"lora": {}}}):
+    texts = {"student": {"timesteps": (999.0,)}}, {"student": {"lora": {}}}, {"critic": {"lora": {}}}
+    for more in (*texts, {"student": {"shift": 2.0}}, {"teacher_lora": "style.safetensors"}):
         config = Distill(output_dir="x", method={"name": "sid"}, **more)
         with pytest.raises(ConfigError, match="is for text-to-image teachers"):
             DistillTask(config, tiny_teacher(), None, Device("no"))

@@ -194,3 +194,15 @@ def test_pairs_that_cannot_be_kept_are_made(tmp_path, caplog):
     found.keep(tmp_path / "file", {})
     assert [len(found[k][2]) for k in range(4)] == [4] * 4
     assert [record.message for record in caplog.records if "trajectories are not kept" in record.message] != []
+
+
+def test_the_heads_may_learn_on_the_teachers_images(tmp_path):
+    """Those of the pairs, of the classes they were made for, in place of the data's."""
+    method = {"adversarial": {"reals": "teacher"}}
+    made = task(settings("sid", tmp_path, method=method, student={"steps": 1, "regression": {"pairs": 8}}))
+    plain = task(settings("sid", tmp_path, student={"steps": 1, "regression": {"pairs": 8}}))
+    _, _, image, label = made.regression.pairs[5]
+    real, cond = made.drawn(5, slice(0, 4))
+    assert torch.equal(real, image)
+    assert torch.equal(cond, label)
+    assert not torch.equal(plain.drawn(5, slice(0, 4))[0], image)

@@ -8,7 +8,7 @@ from typing import Any
 from diffdistill.data.formats import Format
 from diffdistill.data.labels import image_at
 from diffdistill.data.source import Encoded, Source, as_labels, as_texts, image_column
-from diffdistill.data.tables import rows_of_split, say_unread, say_unread_splits, split_column
+from diffdistill.data.tables import caption_column, rows_of_split, say_unread, say_unread_splits, split_column
 from diffdistill.errors import DataError
 from diffdistill.files import is_hub_id
 
@@ -33,8 +33,8 @@ def read_hub(name: str, _path: Path, split: str) -> Source:
         class_names = getattr(table.features["label"], "names", None)
         values = _chosen(table["label"], kept)
         labels, class_names = as_labels(values, name, tuple(class_names) if class_names else None, at)
-    if "text" in names:
-        texts = as_texts(_chosen(table["text"], kept), name, at)
+    if (captions := caption_column(names, name)) is not None:
+        texts = as_texts(_chosen(table[captions], kept), name, at)
     encoded = table.cast_column(column, datasets.Image(decode=False)).select_columns([column])
     version = getattr(table, "_fingerprint", None)  # of its content and of what was done to it
     count = len(table) if kept is None else len(kept)

@@ -12,7 +12,7 @@ from diffdistill.data.labels import Where
 from diffdistill.data.layout import are_splits, of_split
 from diffdistill.data.looking import refuse, say, say_unlisted
 from diffdistill.data.source import Pair, Source, as_caption, inside, only_split
-from diffdistill.data.tables import rows_of_split, say_unread, say_unread_splits, split_column
+from diffdistill.data.tables import caption_column, rows_of_split, say_unread, say_unread_splits, split_column
 from diffdistill.data.text import Row, csv_rows, json_rows, read_text
 from diffdistill.data.walk import listed_of, pictures
 from diffdistill.errors import DataError
@@ -67,7 +67,8 @@ def rows_listed(text: str, of_json: bool, table: str, split: str, name: str) -> 
     say_unread(columns, table)
     kept = _kept(rows, files, split, name, table)
     labels = [rows[i][1].get("label") for i in kept] if "label" in columns else None
-    texts = [rows[i][1].get("text") for i in kept] if "text" in columns else None
+    captions = caption_column(columns, table)
+    texts = None if captions is None else [rows[i][1].get(captions) for i in kept]
     where = _lines_of([rows[i][0] for i in kept], table)
     return Listed([files[i] for i in kept], labels, texts, where, frozenset(files))
 

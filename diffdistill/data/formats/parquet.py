@@ -24,7 +24,7 @@ from diffdistill.data.source import (
     image_column,
     only_split,
 )
-from diffdistill.data.tables import rows_of_split, say_unread, say_unread_splits, split_column
+from diffdistill.data.tables import caption_column, rows_of_split, say_unread, say_unread_splits, split_column
 from diffdistill.data.walk import listed_of, pictures
 from diffdistill.errors import DataError
 from diffdistill.files import parse_json, stamp
@@ -63,8 +63,8 @@ def read_parquet(name: str, path: Path, split: str) -> Source:
     if "label" in names:
         values = _chosen(column_of(tables, files, "label"), kept)
         labels, class_names = as_labels(values, name, _names_in(tables, files, name), at)
-    if "text" in names:
-        texts = as_texts(_chosen(column_of(tables, files, "text"), kept), name, at)
+    if (captions := caption_column(names, name)) is not None:
+        texts = as_texts(_chosen(column_of(tables, files, captions), kept), name, at)
     count = sum(table.metadata.num_rows for table in tables) if kept is None else len(kept)
     return Source(count, Rows(tables, files, states, image, kept), labels, texts, class_names)
 

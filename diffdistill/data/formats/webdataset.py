@@ -30,7 +30,7 @@ from diffdistill.data.source import (
     inside,
     is_hidden,
 )
-from diffdistill.data.tables import rows_of_split, say_unread_splits, split_column
+from diffdistill.data.tables import caption_keys, rows_of_split, say_unread_splits, split_column
 from diffdistill.data.text import text_or_error
 from diffdistill.data.walk import LISTS, files_below, listed_of, pictures
 from diffdistill.errors import DataError
@@ -236,7 +236,8 @@ def _source(samples: list[Sample], name: str, split: str | None) -> Source:
         kept, records = [kept[i] for i in chosen], [records[i] for i in chosen]
     pairs = [(sample, record) for (sample, _), record in zip(kept, records, strict=True)]
     labels = [_value(sample, record, LABELS, ("label", "cls"), UNLABELLED) for sample, record in pairs]
-    texts = [_value(sample, record, TEXTS, ("text", "caption"), "") for sample, record in pairs]
+    endings, keys = caption_keys(TEXTS), caption_keys(("text", "caption"))
+    texts = [_value(sample, record, endings, keys, "") for sample, record in pairs]
 
     def where(index: int) -> str:
         return kept[index][0].name

@@ -19,6 +19,7 @@ from diffdistill.pipelines.network import held_in
 from diffdistill.pipelines.scheduler_values import read_scheduler
 from diffdistill.pipelines.text.kept import Condition
 from diffdistill.pipelines.text.latents import Latents, vae_dtype
+from diffdistill.pipelines.text.task_lora import TaskLora
 from diffdistill.pipelines.text.texts import Texts
 from diffdistill.precision import OWN, Precision
 from diffdistill.registry import PLUGINS, Registry
@@ -47,6 +48,8 @@ class Adapter(Texts, Latents):
         self.image_size = self.native_size()
         # The input of a guidance-distilled network; others have none.
         self.guidance = 1.0
+        # What was added to the network's weights since they were read (`task_lora`).
+        self.task: TaskLora | None = None
 
     def hold(self, precision: Precision) -> None:
         """The network in a precision, but for what stays exact (`held_in`); what it is trained from stays as it is."""
@@ -257,7 +260,7 @@ def _load_networks(folder: Path, pipeline: type, network: str, precision: Precis
             continue
         if any(isinstance(word, int) for word in entry) and not (folder / part).exists():  # a setting that is a list
             continue
-        cls = _class_of(folder, part, entry)
+        cls = class_of(folder, part, entry)
         if isinstance(cls, type) and issubclass(cls, nn.Module) and (folder / part).is_dir():
             networks[part] = load_whole(cls, folder / part, dtype=_dtype_of(folder / part, network, precision))
     return networks
@@ -272,7 +275,7 @@ def _dtype_of(part: Path, network: str, precision: Precision) -> str:
     return vae_dtype(precision, read_json(part / "config.json"))
 
 
-def _class_of(folder: Path, part: str, entry: list[Any]) -> Any:
+def class_of(folder: Path, part: str, entry: list[Any]) -> Any:
     """The class of a part, of a package that is known: diffusers would import any, and run what it does then."""
     import diffusers
     import transformers

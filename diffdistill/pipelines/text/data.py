@@ -62,6 +62,7 @@ def text_data(config: Distill, model: TextDenoiser) -> TextSet:
     data: ImageSet = load_images(
         settings.path, split=settings.split, image_size=size, limit=settings.limit,
         keep=settings.keep, workers=settings.workers, disk_gb=settings.disk_cache_gb,
+        captions=settings.caption_column,
     )  # fmt: skip
     if data.texts is None:
         raise ConfigError(without_texts(settings.path))
@@ -76,10 +77,11 @@ def text_data(config: Distill, model: TextDenoiser) -> TextSet:
 
 def _prompts_only(config: Distill, model: TextDenoiser) -> TextSet:
     file = str(config.data.prompts)
-    if config.method.adversarial is not None:
+    if config.method.adversarial is not None and config.method.adversarial.reals == "data":
         raise ConfigError(
             f"method.adversarial compares with images, and data.prompts '{file}' gives prompts alone; set "
-            f"method.adversarial=null, a method without it, or data.path to captioned images"
+            f"method.adversarial=null, a method without it, data.path to captioned images, or "
+            f"method.adversarial.reals=teacher"
         )
     if config.student.training_input == "noised_data":
         raise ConfigError(

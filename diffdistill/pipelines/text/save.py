@@ -53,8 +53,12 @@ def save_text(
 def write_network(network: Any, adapter: Adapter, staged: Path, *, lora: Path) -> None:
     """The network's part of a pipeline: an adapted one merged, and its adapter in the folder `lora`."""
     if isinstance(network, AdaptedNetwork):
-        _write_lora(lora, {f"{adapter.part}.{name}": t for name, t in network.tensors().items()})
-        network = network.merged(adapter.source / adapter.part)
+        tensors, merged = network.tensors(), network.merged(adapter.source / adapter.part)
+        if adapter.task is not None:  # one file that makes the student of the base
+            tensors = adapter.task.joined(tensors)
+            adapter.task.add_to(merged)
+        _write_lora(lora, {f"{adapter.part}.{name}": tensor for name, tensor in tensors.items()})
+        network = merged
     network.save_pretrained(staged / adapter.part, safe_serialization=True)
     forget_origin(staged / adapter.part / "config.json")
 

@@ -36,6 +36,20 @@ def text_schedule(
     return _diffusion(adapter, process, steps, timesteps)
 
 
+def shifted_times(adapter: Adapter, process: Process, steps: int, shift: float) -> list[float]:
+    """Times of the network for u = 1, 1 - 1/K, ..., shifted towards noise: s u / (1 + (s - 1) u) (2403.03206, eq. 23).
+
+    Flow: of time 1. Diffusion: of its T training steps, counted from 0, the last one that has a signal at most; shift
+    1 is what the stock scheduler visits.
+    """
+    total = adapter.scheduler.config.num_train_timesteps
+    times = [total * shift * u / (1 + (shift - 1) * u) for u in (1 - k / steps for k in range(steps))]
+    if isinstance(process, Flow):
+        return times
+    last = int((adapter.scheduler.alphas_cumprod > LEAST_SIGNAL).sum()) - 1
+    return [min(round(time) - 1, last) for time in times]
+
+
 def _check(timesteps: Sequence[float], steps: int, adapter: Adapter) -> None:
     if len(timesteps) != steps:
         raise ConfigError(

@@ -40,7 +40,9 @@ class Images(Kind):
         student = config.student
         for name, value in (
             ("student.timesteps", student.timesteps),
+            ("student.shift", student.shift),
             ("student.lora", student.lora),
+            ("teacher_lora", config.teacher_lora),
             ("critic.lora", config.critic.lora),
         ):
             if value is not None:

@@ -1,5 +1,7 @@
 """Distilling a teacher that draws texts: latents and prompts, times of its scheduler, roles that may share weights."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -11,7 +13,7 @@ from diffdistill.pipelines.text.data import TextSet, text_data
 from diffdistill.pipelines.text.denoiser import TextDenoiser
 from diffdistill.pipelines.text.lora import SharedWeights
 from diffdistill.pipelines.text.quantize import quantized
-from diffdistill.pipelines.text.schedule import text_schedule
+from diffdistill.pipelines.text.schedule import shifted_times, text_schedule
 from diffdistill.training.device import Device
 from diffdistill.training.kinds.base import Kind, Roles, check_checkpointing, names_model, no_text_start
 from diffdistill.training.monitors.texts import TextMonitor
@@ -32,13 +34,23 @@ class Texts(Kind):
                 "student.levels and student.sigma_init are of networks in EDM's units; a text teacher has times: give "
                 "student.timesteps, or leave all out"
             )
-        return text_schedule(teacher.adapter, teacher.process, student.steps, student.timesteps).levels
+        times: Sequence[float] | None = student.timesteps
+        if student.shift is not None:
+            if times is not None:
+                raise ConfigError("student.shift and student.timesteps both say the student's times; give one of them")
+            times = shifted_times(teacher.adapter, teacher.process, student.steps, student.shift)
+        return text_schedule(teacher.adapter, teacher.process, student.steps, times).levels
 
     def roles(
         self, config: Distill, teacher: TextDenoiser, about: dict[str, object], device: Device, start: Denoiser | None
     ) -> Roles:
         """Copies in float32, adapters on the teacher's own weights, which are in the precision of its passes."""
         check_checkpointing(config, teacher.network)
+        if config.method.guidance_rescale and teacher.adapter.embeds_guidance:
+            raise ConfigError(
+                "method.guidance_rescale is of a guided and a conditional output, and this teacher is told its "
+                "guidance and has one output; set it to 0"
+            )
         teacher.adapter.place(torch.device(device.name), device.dtype)
         teacher.adapter.guidance = config.method.guidance_scale  # matters to networks that are told it
         shared = SharedWeights(teacher.network)

@@ -26,6 +26,7 @@ from diffdistill.training.kinds import kind_of
 from diffdistill.training.kinds.base import names_model
 from diffdistill.training.optim.updater import Ema, Updater
 from diffdistill.training.sharded.plan import Plan
+from diffdistill.training.signals import stoppable
 from diffdistill.training.store import CheckpointStore, load_checkpoint, names_in
 from diffdistill.training.tasks.regression import TrajectoryPairs, TrajectoryRegression
 
@@ -85,6 +86,7 @@ class DistillTask:
     def __init__(self, config: Distill, teacher: Denoiser, data: ImageSet | TextSet, device: Device):
         self.config, self.data, self.device = config, data, device
         kind = kind_of(teacher)
+        teacher.guidance_rescale = config.method.guidance_rescale
         start = kind.start(config, teacher)
         self.levels = kind.levels(config, teacher, start)
         torch.manual_seed(config.seed)
@@ -200,7 +202,7 @@ class DistillTask:
         progress = step / (config.max_train_steps - self.first)
         count = config.train_batch_size
         mine = processes.rows(count)
-        real, cond = self.data.draw(count, config.seed, batch, config.data.horizontal_flip, mine)
+        real, cond = self.drawn(batch, mine)
         real, labels = (rows_of(value, mine) for value in (real, cond))
         texts = None if labels is None else self.texts(labels)
         (real, _), cond = self.device.put(real, None), self.student.placed(labels)
@@ -246,6 +248,18 @@ class DistillTask:
                 metrics |= updater.step(step)
             metrics |= processes.mean(mean_of(of_parts, turn.parts), len(x0), turn.count)
         return metrics
+
+    def drawn(self, batch: int, mine: slice) -> tuple[Tensor | None, Tensor | None]:
+        """Images and conditions of a whole batch, of which these rows are taken: the data's, or the teacher's own of
+        `method.adversarial.reals`, with the conditions they were made for.
+        """
+        config, adversarial = self.config, self.config.method.adversarial
+        if adversarial is not None and adversarial.reals == "teacher":
+            assert self.regression is not None  # the settings have refused it
+            with stoppable():  # making pairs may take minutes, and moves no weight
+                _, _, real, cond = self.regression.pairs[batch]
+            return real, cond
+        return self.data.draw(config.train_batch_size, config.seed, batch, config.data.horizontal_flip, mine)
 
     def images(self, x: Tensor, sigma: Tensor, cond: Tensor | None) -> Tensor:
         with self.device.autocast():

@@ -90,6 +90,7 @@ class TrajectoryPairs:
             self.guidance_scale,
             self.device.precision,
             dict(inputs),
+            *([self.teacher.guidance_rescale] if self.teacher.guidance_rescale else []),
         ]
         self._kept = KeptPairs(folder, what)
 
