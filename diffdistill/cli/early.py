@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from diffdistill.assets import BUILTIN, bundled, is_builtin, resolve_builtin
 from diffdistill.config.places import placed
 from diffdistill.config.unused import refuse_idle, value_at
+from diffdistill.config.watching import check_tracker
 from diffdistill.data.formats import allowed, by_rank, known_place, open_source
 from diffdistill.data.prompts import read_prompts, without_texts
 from diffdistill.data.source import Entry, is_picture
@@ -146,6 +147,7 @@ def settings(resolved: "Resolved[Run]") -> None:
         look("data.held_out_path", no_model)
     else:
         _look_at_images(config, look, bool(draws_texts))
+    look("report_to", check_tracker)
     look("output_dir", run_folder)
 
 

@@ -64,7 +64,9 @@ def _front() -> Parser:
 
 def _add_global(parser: Parser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars (as when stderr is a file)")
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress bars, nor the lines in their place where stderr is a file"
+    )
     parser.add_argument(
         "--allow-code", action="store_true", help="run the files that FILE.py:NAME names in flags or config"
     )
@@ -116,6 +118,8 @@ def _asked(argv: list[str]) -> tuple[Verb, Any]:
     allow_code(args.allow_code)
     if args.quiet or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read by tqdm itself, so the bars of every library obey
+    if args.quiet:
+        os.environ.setdefault("DIFFDISTILL_QUIET", "1")  # no lines of progress in their place either
     logging.getLogger("transformers.utils.import_utils").addFilter(_not_of_torchvision)
     for name in _names_in(vars(args).values()):
         check_consent(name)

@@ -105,7 +105,7 @@ EVALUATION = (
 )  # fmt: skip
 OF_TEXTS = (
     "data.prompts", "data.prompt_cache_gb", "data.prompt_device_gb", "data.prompt_disk_gb",
-    "evaluation.clip", "evaluation.rewards", "evaluation.prompts",
+    "evaluation.clip", "evaluation.rewards", "evaluation.prompts", "sample_prompts",
 )  # fmt: skip
 UNET = ("block_out_channels", "layers_per_block", "attention_levels", "attention_head_dim", "norm_num_groups")
 TRAIN = (
@@ -188,6 +188,10 @@ OF_TEXT_TEACHERS = (
     ),
     Rule(
         ("method.reward.class_prompts",), _always, "with a text-to-image teacher, which has no classes; leave it out",
+        ("teacher",),
+    ),
+    Rule(
+        ("sample_classes",), _always, "with a text-to-image teacher, which has no classes; set sample_prompts",
         ("teacher",),
     ),
     Rule(

@@ -42,6 +42,7 @@ from diffdistill.training.tasks.align import AlignTask
 from diffdistill.training.tasks.distill import DistillTask
 from diffdistill.training.tasks.kept_pairs import FOLDER as PAIRS
 from diffdistill.training.tasks.teacher import TeacherTask
+from diffdistill.training.tracking import Trackers
 
 Model = TypeVar("Model")
 
@@ -231,7 +232,7 @@ def execute(
 
     def observe() -> None:
         monitors.append(watching())
-        observers.extend([Records(resolved, record), *usual_observers(config, monitors[0])])
+        observers.extend([Records(resolved, record), Trackers(resolved), *usual_observers(config, monitors[0])])
 
     with stop_requests() as stop, held_together():
         led(observe)
