@@ -132,8 +132,8 @@ def _asked(argv: list[str]) -> tuple[Verb, Any]:
     given: Any = args
     if verb.settings:
         given = settings_of(verb, args.config, args.overrides)
-    elif hasattr(args, "overrides") and args.config is not None:  # the run of another verb
-        owner = _whose(args.config, verb) or "distill"
+    elif hasattr(args, "overrides") and getattr(args, "config", None) is not None:  # the run of another verb
+        owner = whose(args.config) or "distill"
         args.resolved = settings_of(verbs()[owner], args.config, args.overrides)
     return verb, given
 
@@ -159,17 +159,17 @@ def checked_settings(verb: Verb, config: str, overrides: Sequence[str] = ()) -> 
     except ConfigError as error:
         if not isinstance(error, Problems) or "\n" not in str(error):
             raise
-        if (other := _whose(config, verb)) is not None:
+        if (other := whose(config, verb.settings)) is not None:
             raise ConfigError(f"'{config}' is a config of {other}, not of {verb.name}; say {other}") from None
         raise
 
 
-def _whose(config: str, but: Verb) -> str | None:
-    """The verb, another than this, whose settings a config holds."""
+def whose(config: str, but: str | None = None) -> str | None:
+    """The verb whose settings a config holds, of others than those of the settings `but`."""
     from diffdistill.config import load_config
 
     for verb in verbs().values():
-        if verb.settings not in (None, but.settings):
+        if verb.settings not in (None, but):
             with contextlib.suppress(ConfigError):
                 load_config(named(verb.settings), config)
                 return verb.name

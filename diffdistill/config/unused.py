@@ -105,7 +105,7 @@ EVALUATION = (
 )  # fmt: skip
 OF_TEXTS = (
     "data.prompts", "data.prompt_cache_gb", "data.prompt_device_gb", "data.prompt_disk_gb",
-    "evaluation.clip", "evaluation.rewards", "evaluation.prompts", "sample_prompts",
+    "evaluation.clip", "evaluation.rewards", "evaluation.prompts",
 )  # fmt: skip
 UNET = ("block_out_channels", "layers_per_block", "attention_levels", "attention_head_dim", "norm_num_groups")
 TRAIN = (
@@ -177,7 +177,7 @@ DISTILL = (
 )  # fmt: skip
 OF_IMAGE_TEACHERS = (
     Rule(
-        (*OF_TEXTS, "student.timesteps", "student.lora", "critic.lora"), _always,
+        (*OF_TEXTS, "sample_prompts", "student.timesteps", "student.lora", "critic.lora"), _always,
         "with a teacher that draws no texts; leave it out", ("teacher",),
     ),
 )  # fmt: skip
