@@ -72,7 +72,7 @@ def _add_global(parser: Parser) -> None:
     )
 
 
-def _verb_parser(verb: Verb) -> Parser:
+def parser_of(verb: Verb) -> Parser:
     parser = Parser(prog=f"diffdistill {verb.name}", description=f"{verb.summary[0].upper()}{verb.summary[1:]}.")
     verb.flags(parser)
     _add_global(parser)
@@ -111,7 +111,7 @@ def _asked(argv: list[str]) -> tuple[Verb, Any]:
         _front().parse(argv)
         raise ConfigError(f"a verb is missing; choose one of {', '.join(verbs())} (see 'diffdistill --help')")
     verb = _verb(argv[position])
-    parser = _verb_parser(verb)
+    parser = parser_of(verb)
     args = parser.parse(argv[:position] + argv[position + 1 :])
     if not verb.shared and processes.launched()[0] > 0:
         return verb, None

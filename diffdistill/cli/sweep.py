@@ -128,19 +128,17 @@ def child(command: list[str], stop: StopRequest) -> tuple[int, str]:
 
     It is in a group of its own, so that a Ctrl-C reaches it once, through us: it saves, and we wait for that.
     """
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=os.name != "nt")
     told: list[str] = []
-    try:
-        _handed_on(process, told)
-    except Stopped:
-        process.send_signal(signal.SIGINT if stop.error is Interrupted else signal.SIGTERM)
-        _handed_on(process, told)
-        raise
-    except BaseException:
-        process.kill()
-        raise
-    finally:
-        process.wait()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=os.name != "nt") as process:
+        try:
+            _handed_on(process, told)
+        except Stopped:
+            process.send_signal(signal.SIGINT if stop.error is Interrupted else signal.SIGTERM)
+            _handed_on(process, told)
+            raise
+        except BaseException:
+            process.kill()
+            raise
     return process.returncode, " ".join(told)
 
 
