@@ -109,9 +109,19 @@ def no_model(name: str) -> None:
             raise DataError(f"'{name}' is the folder of a run, and data are asked for; give {allowed()}")
 
 
+def run_or_model(name: str) -> None:
+    """RUN, whether it has published a model yet or not, or MODEL."""
+    place = expanded(name)
+    with reading(name, CheckpointError):
+        if (place / "config.yaml").is_file() or (place / "metrics.jsonl").is_file():
+            return
+    model(name)
+
+
 LOOKING: dict[str, Callable[[str], object]] = {
     "model": model,
     "model_at_steps": model_at_steps,
+    "run_or_model": run_or_model,
     "data": data,
     "features": check_features,
     "reward": check_reward,

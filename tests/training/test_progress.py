@@ -1,14 +1,17 @@
 """Lines of progress where there is no terminal, and the grids that a user chooses."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
+import torch
 from runs import Watcher, go, settings
 from test_observers import Counting
 from tqdm import tqdm
 
 from diffdistill.errors import ConfigError
 from diffdistill.training import loop, progress
+from diffdistill.training.monitors import images, texts
 from diffdistill.training.monitors.images import check_classes
 
 
@@ -53,6 +56,28 @@ def test_a_terminal_has_the_bar_instead(lines, monkeypatch):
 
 def test_the_bar_says_the_time_that_is_left():
     assert "<00:10" in tqdm.format_meter(10, 20, 10.0, unit="step")
+
+
+def test_grids_have_a_column_for_each_class_and_each_prompt_that_was_chosen(monkeypatch, tmp_path):
+    drawn = {}
+
+    def noted(model, **given):
+        drawn.update(given)
+        return iter(())
+
+    monkeypatch.setattr(images, "generate", noted)
+    monkeypatch.setattr(texts, "generate", noted)
+    monkeypatch.setattr(images, "write_grid", lambda file, batches, columns: drawn.update(columns=columns))
+    monkeypatch.setattr(texts, "write_grid", lambda file, batches, columns, captions: drawn.update(columns=columns))
+    config = settings("sid", tmp_path, sample_classes=(7, 1, 7), evaluation={"at_end": False})
+    of_images = images.ImageMonitor(config, SimpleNamespace(num_classes=10))
+    of_images.grid(SimpleNamespace(num_classes=10), tmp_path)
+    assert (drawn["class_labels"], drawn["columns"], drawn["num_images"]) == ((7, 1, 7), 3, 24)
+    config = settings("sid", tmp_path, sample_prompts=("a cat", "a dog"), evaluation={"at_end": False})
+    of_texts = texts.TextMonitor(config, SimpleNamespace(ids=torch.arange(2)))
+    model = SimpleNamespace(picture_shape=(3, 64, 64), captions=lambda ids: ["first", "captions"], role="student")
+    of_texts.grid(model, tmp_path)
+    assert (drawn["prompts"], drawn["columns"], drawn["num_images"]) == (["a cat", "a dog"], 2, 32)
 
 
 def test_classes_that_the_data_do_not_have_are_refused():
