@@ -58,6 +58,11 @@ class Spread:
     deviation: float | None
     error: float | None
 
+    @property
+    def more(self) -> float | None:
+        """What stands behind ±."""
+        return self.error if self.deviation is None else self.deviation
+
 
 def spread(values: Sequence[Value]) -> Spread:
     """Mean and standard deviation (of n - 1) over seeds.

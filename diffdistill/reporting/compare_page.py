@@ -57,8 +57,7 @@ def words(spread: Spread | None) -> str:
     """The mean, and how far seeds scatter around it, `1.80 ± 0.05`; of one seed its standard error."""
     if spread is None:
         return "–"
-    more = spread.error if spread.deviation is None else spread.deviation
-    return number(spread.mean) + ("" if more is None else f" ± {number(more)}")
+    return number(spread.mean) + ("" if spread.more is None else f" ± {number(spread.more)}")
 
 
 def text(comparison: Comparison) -> str:
@@ -125,18 +124,25 @@ def _table(comparison: Comparison) -> str:
         time = f"<td>{duration(group.seconds.mean)}<small>{steps}</small></td>"
         rows.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}{time}</tr>')
     head = f"<tr><th></th>{''.join(heads)}<th>Training</th></tr>"
-    table = f'<table class="figures"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+    many = " many" if len(figures) > 4 else ""
+    table = f'<table class="figures{many}"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
     return f'<div class="wide">{table}</div>'
 
 
 def best(name: str, spreads: Sequence[Spread | None]) -> set[int]:
-    """Which of a column are best, as far as the page shows it; none where all are, or nothing says which way."""
+    """Which of a column are best, with those that are no further from it than its own ±; none where all are, or
+    nothing says which way.
+    """
     lower = figure_of(name).lower_is_better
-    known = {index: one.mean for index, one in enumerate(spreads) if one is not None}
+    known = {index: one for index, one in enumerate(spreads) if one is not None}
     if lower is None or not known:
         return set()
-    top = number((min if lower else max)(known.values()))
-    found = {index for index, value in known.items() if number(value) == top}
+    top = (min if lower else max)(known.values(), key=lambda one: one.mean)
+    found = {
+        index
+        for index, one in known.items()
+        if abs(one.mean - top.mean) <= (top.more or 0) or number(one.mean) == number(top.mean)
+    }
     return found if len(found) < len(known) else set()
 
 
@@ -144,8 +150,7 @@ def _cell(spread: Spread | None, bold: bool) -> str:
     if spread is None:
         return "<td>–</td>"
     value = f"<b>{number(spread.mean)}</b>" if bold else number(spread.mean)
-    more = spread.error if spread.deviation is None else spread.deviation
-    error = "" if more is None else f'<span class="quiet"> ± {number(more)}</span>'
+    error = "" if spread.more is None else f'<span class="quiet"> ± {number(spread.more)}</span>'
     return f"<td>{value}{error}</td>"
 
 

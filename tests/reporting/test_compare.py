@@ -105,6 +105,9 @@ def test_the_best_is_bold_as_far_as_the_page_shows_it():
     one, two, three = (Spread(mean, 1, None, None) for mean in (1.001, 1.004, 2.0))
     assert best("fid", [one, two, three, None]) == {0, 1}
     assert best("recall", [one, two, three]) == {2}
+    near = Spread(1.2, 2, 0.3, None)
+    assert best("fid", [Spread(1.0, 2, 0.25, None), near, three]) == {0, 1}  # no further than its own spread
+    assert best("fid", [Spread(1.0, 2, 0.1, None), near, three]) == {0}
     assert best("fid", [one, two]) == best("nobody", [one, three]) == set()
 
 

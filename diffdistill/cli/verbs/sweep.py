@@ -24,10 +24,12 @@ def add_flags(parser: Parser) -> None:
         default=[],
         help="values to run in turn; of one value, a setting",
     )
-    parser.add_argument("--out", metavar="DIR", required=True, help="folder of the runs, sweep.json and compare/")
+    parser.add_argument(
+        "--out", metavar="DIR", required=True, help="folder of the runs, their states and their comparison"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and what would be done with each")
 
 
 VERB = Verb(
-    "sweep", "runs over values of settings, in turn; resumable; compared", "diffdistill.cli.sweep:run", add_flags, 35
+    "sweep", "runs over values of settings, in turn; resumable; compared", "diffdistill.cli.sweep:run", add_flags, 88
 )
