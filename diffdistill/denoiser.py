@@ -17,6 +17,7 @@ from diffdistill.process import Process, rescaled
 from diffdistill.registry import Registry
 from diffdistill.request import Conditions, SamplingRequest, class_conditions
 from diffdistill.sharding import Ended, device_of, how, tapped
+from diffdistill.showing import facts, in_words
 
 Condition = Tensor | dict[str, Tensor] | None
 
@@ -117,6 +118,26 @@ class Denoiser(nn.Module):
         self.process = process
         self.null_class = null_class
         self.metadata: dict[str, Any] = metadata or {}
+
+    def __repr__(self) -> str:
+        return in_words(type(self).__name__, self._facts())
+
+    def _repr_html_(self) -> str:
+        return facts(type(self).__name__, self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        """What fits on a screen; the layers are those of `print(model.network)`."""
+        count = sum(weight.numel() for weight in self.parameters())
+        known = hasattr(self.network, "config")  # a network of one's own may say nothing of itself
+        return {
+            "": self.metadata.get("path"),
+            "role": self.role,
+            "network": f"{type(self.network).__name__} of {count / 1e6:.3g} M parameters",
+            "images": "x".join(map(str, self.picture_shape)) if known else None,
+            "classes": self.num_classes if known else None,
+            "levels": ", ".join(f"{level:g}" for level in self.levels) or None,
+            "on": str(self.device),
+        }
 
     @property
     def layers(self) -> nn.Module:

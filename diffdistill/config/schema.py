@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from diffdistill.config.parts import Average, Evaluations, Lora, Parallel, Speed
+from diffdistill.config.watching import listed, tracker_name
 from diffdistill.data.bounds import DISK_GB
 from diffdistill.data.formats import allowed
 from diffdistill.data.prompts import MOST_SEED
@@ -157,6 +158,13 @@ class Run(Section):
     resume_from_checkpoint: Literal["latest"] | Count | None = Field(None, description="latest, or a step number")
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(None, description="CPU threads; null: all cores")
     log_every: Count = 10
+    print_every: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="steps between lines of progress where there is no terminal; null: about two a minute; 0: none",
+    )
+    report_to: Annotated[tuple[Annotated[str, AfterValidator(tracker_name)], ...], BeforeValidator(listed)] = Field(
+        (), description="none, tensorboard, wandb, trackio, mlflow, all, or a list of them (docs/watching.md)"
+    )
     sample_every: Annotated[int, Field(ge=0)] = Field(100, description="steps between fixed-seed grids; 0: none")
     allow_changed_inputs: bool = Field(
         False, description="resume although data, teacher, model or reward are not those of the run so far"
@@ -233,9 +241,16 @@ class Network(Section):
         return self
 
 
+SampleClasses = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...] | None,
+    Field(min_length=1, max_length=40, description="class labels of the grids, a column each; null: the first ten"),
+]
+
+
 class Train(Average, Run):
     """`diffdistill train`: denoising score matching with EDM preconditioning (2206.00364, Table 1)."""
 
+    sample_classes: SampleClasses = None
     evaluation: Evaluation = Evaluation()
     network: Network = Network()
     sigma_data: Positive = Field(0.5, description="scale of the data in the preconditioning")
@@ -332,6 +347,11 @@ class Distill(Run):
         description="run folder of a first stage: its averaged student, critic and discriminator; or a model folder, "
         "such as a published consistency model: the student begins as it, the critic as the teacher",
     )
+    sample_classes: SampleClasses = None
+    sample_prompts: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
+        None, min_length=1, max_length=40,
+        description="text teachers: prompts of the grids, a column each; null: the first captions",
+    )  # fmt: skip
     evaluation: Evaluation = Evaluation()
     method: AnyMethod
     level: Level = Field(

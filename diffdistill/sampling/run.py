@@ -22,17 +22,43 @@ from diffdistill.request import SamplingRequest
 from diffdistill.sampling.generate import opened, run_shared
 from diffdistill.sampling.pictures import PictureFile
 from diffdistill.sampling.plan import Plan, plan_sampling
+from diffdistill.showing import facts, in_words, picture
 
 GRID_ROWS, GRID_COLUMNS = 10, 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Samples:
-    """images: uint8 `(N, C, H, W)` on the CPU, None where they were only written; settings: as in `samples.json`."""
+    """images: uint8 `(N, C, H, W)` on the CPU, None where they were only written; settings: as in `samples.json`.
+
+    A notebook shows them as a grid, of the first 100.
+    """
 
     images: Tensor | None
     settings: dict[str, Any]
     plan: Plan
+
+    def __repr__(self) -> str:
+        return in_words("Samples", self._facts())
+
+    def _repr_html_(self) -> str:
+        if self.images is None:
+            return facts("Samples", self._facts())
+        columns = _grid_columns(self.plan, len(self.images))
+        shown = min(len(self.images), GRID_ROWS * columns)
+        grid = image_grid(self.images[:shown], columns, self.plan.conditions.captions(shown))
+        return picture(grid, repr(self))
+
+    def _facts(self) -> dict[str, Any]:
+        count = len(self.settings["images"])
+        size = "" if self.images is None else f" of {'x'.join(map(str, self.images.shape[1:]))}"
+        return {
+            "": f"{count} image{'' if count == 1 else 's'}{size}",
+            "by": self.settings["model"],
+            "sampler": self.settings["sampler"],
+            "evaluations": self.settings["evaluations"],
+            "seed": self.settings["seed"],
+        }
 
 
 @processes.together()

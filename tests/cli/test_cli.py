@@ -225,14 +225,14 @@ def test_what_a_verb_returns_is_the_exit_code(stub, ask):
 )
 def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, verb, words, names):
     monkeypatch.setenv("HOME", "/home/me")
-    args = vars(cli._verb_parser(cli._verb(verb)).parse(words))
+    args = vars(cli.parser_of(cli._verb(verb)).parse(words))
     assert "~" not in str(args)
     for name in names:
         assert "/home/me/" in str(args[name])
 
 
 def test_a_tilde_in_a_text_stays():
-    args = cli._verb_parser(cli._verb("sample")).parse(["m", "--num-images=1", "--out=o", "--prompt", "~ a wave"])
+    args = cli.parser_of(cli._verb("sample")).parse(["m", "--num-images=1", "--out=o", "--prompt", "~ a wave"])
     assert args.prompt == "~ a wave"
 
 
