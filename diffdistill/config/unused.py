@@ -179,7 +179,10 @@ DISTILL = (
 )  # fmt: skip
 OF_IMAGE_TEACHERS = (
     Rule(
-        (*OF_TEXTS, "sample_prompts", "student.timesteps", "student.shift", "student.lora", "critic.lora", "teacher_lora"),
+        (
+            *OF_TEXTS, "sample_prompts", "student.timesteps", "student.shift", "student.lora", "critic.lora",
+            "teacher_lora",
+        ),
         _always,
         "with a teacher that draws no texts; leave it out", ("teacher",),
     ),

@@ -10,8 +10,7 @@ from diffdistill.files import is_hub_id
 from diffdistill.pipelines.folder import published
 
 FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---[ \t]*\r?\n", re.DOTALL)
-VAGUE = "other"
-"""The licence of what somebody else licensed."""
+VAGUE = "other"  # the licence of what somebody else licensed
 
 
 def front_matter(

@@ -18,7 +18,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--private", action="store_true", help="where the repository is made: for its owner alone")
     parser.add_argument("--overwrite", action="store_true", help="replace what the repository holds, all of it")
     parser.add_argument(
-        "--base-model", metavar="OWNER/NAME", type=_repository, help="what the card says it was made from"
+        "--base-model", metavar="OWNER/NAME", type=_repository, help="the model that the card names as its base"
     )
     parser.add_argument(
         "--license", metavar="NAME", help="what the card says (default: that of the base, where known)"
