@@ -100,7 +100,7 @@ def read_kohya(state: State) -> State:
 
 def metadata(source: Source, base: Source | None, found: LowRank, wish: Wish) -> dict[str, str]:
     """What the file says of itself: its base, its rank, and how the model is sampled, which no LoRA holds."""
-    names = [wish.base, source.record.get("teacher"), source.record.get("model"), base.name if base else None, "unknown"]
+    names = (wish.base, source.record.get("teacher"), source.record.get("model"), base and base.name, "unknown")
     known = [str(name) for name in names if name]
     plain = next((name for name in known if is_hub_id(name)), known[0].rstrip("/").rpartition("/")[2])
     about: dict[str, Any] = {
