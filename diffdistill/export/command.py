@@ -11,7 +11,7 @@ from diffdistill.export.folder import check_parts, copy_folder
 from diffdistill.export.formats import Wish, check
 from diffdistill.export.lora import lora
 from diffdistill.export.single_file import single_file
-from diffdistill.export.source import Source, open_source, refuse_scaled, write_tensors
+from diffdistill.export.source import open_source, refuse_scaled, sampling_of, write_tensors
 from diffdistill.outputs import check_output
 
 __all__ = ["export"]
@@ -57,15 +57,9 @@ def export(model: str, out: str | Path, wish: Wish) -> str:
             print(f"note: {found.left_out} biases and norms differ too, which a LoRA cannot hold", file=sys.stderr)
         return f"{target}: LoRA for {about['base_model']}, rank {found.rank}, {len(found.layers)} layers{error}"
     state = single_file(source, wish.dtype) if wish.format == "single-file" else denoiser(source, wish.dtype)
-    write_tensors(target, state, sampling_words(source))
+    write_tensors(target, state, {"diffdistill": json.dumps({"sampling": sampling_of(source)}, sort_keys=True)})
     size = target.stat().st_size / 1e6
     return f"{target}: {source.kind if wish.format == 'single-file' else source.network}, {size:.1f} MB"
-
-
-def sampling_words(source: Source) -> dict[str, str]:
-    """What no file of weights holds: the levels, timesteps and call of a student, as text."""
-    kept = {key: source.record[key] for key in ("levels", "timesteps", "scheduler", "call") if key in source.record}
-    return {"diffdistill": json.dumps({"sampling": kept}, sort_keys=True)} if kept else {}
 
 
 def check_target(target: Path, wish: Wish) -> None:

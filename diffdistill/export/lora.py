@@ -8,7 +8,7 @@ import torch
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.export.formats import Wish
 from diffdistill.export.low_rank import LowRank, low_rank
-from diffdistill.export.source import Source, State, cast, open_source
+from diffdistill.export.source import Source, State, cast, open_source, sampling_of
 from diffdistill.files import expanded, is_hub_id
 from diffdistill.loading import named
 
@@ -100,14 +100,14 @@ def read_kohya(state: State) -> State:
 
 def metadata(source: Source, base: Source | None, found: LowRank, wish: Wish) -> dict[str, str]:
     """What the file says of itself: its base, its rank, and how the model is sampled, which no LoRA holds."""
-    record = source.record
-    name = wish.base or record.get("teacher") or record.get("model") or (base.name if base else "unknown")
-    plain = name.rstrip("/").rpartition("/")[2] if not is_hub_id(name) else name
+    names = (wish.base, source.record.get("teacher"), source.record.get("model"), base and base.name, "unknown")
+    known = [str(name) for name in names if name]
+    plain = next((name for name in known if is_hub_id(name)), known[0].rstrip("/").rpartition("/")[2])
     about: dict[str, Any] = {
         "base_model": plain,
         "rank": found.rank,
         "relative_error": found.error,
-        "sampling": {key: record[key] for key in ("levels", "timesteps", "scheduler", "call") if key in record},
+        "sampling": sampling_of(source),
     }
     words = {"base_model": plain, "diffdistill": json.dumps(about, sort_keys=True)}
     if wish.format != "lora":

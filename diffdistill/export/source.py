@@ -49,6 +49,14 @@ class Source:
         return weights_in(self.folder / part)
 
 
+def sampling_of(source: Source) -> dict[str, Any]:
+    """What no file of weights holds: a student's levels, timesteps and call, and what the network predicts."""
+    record, file = source.record, source.folder / "scheduler" / "scheduler_config.json"
+    kept = {key: record[key] for key in ("levels", "timesteps", "scheduler", "call") if key in record}
+    predicted = read_json(file).get("prediction_type") if file.is_file() else None
+    return kept | ({"prediction_type": predicted} if predicted else {})
+
+
 def open_source(name: str) -> Source:
     """MODEL for `export`; CheckpointError for what is no model folder, or a damaged one."""
     folder = locate(name)

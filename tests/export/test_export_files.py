@@ -82,7 +82,8 @@ def test_a_single_file_draws_the_images_of_the_folder(made, tmp_path, ask, kind)
     assert float(want.std()) > 0.01
     assert float((drawn(pipe, call) - want).abs().max()) <= 3e-7
     with safe_open(file, "pt") as opened:
-        assert json.loads(opened.metadata()["diffdistill"])["sampling"]["call"] == call
+        said = json.loads(opened.metadata()["diffdistill"])["sampling"]
+        assert (said["call"], said["prediction_type"]) == (call, "epsilon")
         # Convolutions of one pixel, as in published files; diffusers would read matrices too.
         assert opened.get_tensor("first_stage_model.encoder.mid.attn_1.q.weight").shape == (8, 8, 1, 1)
 
