@@ -9,6 +9,7 @@ step, so moments are there before; seconds are of one thread, in turns with the 
 
 import argparse
 import copy
+import functools
 
 import torch
 
@@ -56,7 +57,7 @@ def main() -> None:
         passes = needed(config.method.choices(), config.critic.updates_per_step)
         step = step_of(task)
         step()  # what is made once, moments and caches of kernels, is made before anything is counted
-        row = compare(name, step, lambda passes=passes: bare.run(passes), described(passes), bench.place, args.repeats)
+        row = compare(name, step, functools.partial(bare.run, passes), described(passes), bench.place, args.repeats)
         print(
             f"{name:<34} {row.peak_bytes / 1e6:>9.0f} {row.ours_cpu.median:>7.2f} {row.bare_cpu.median:>7.2f} "
             f"{row.ratio_cpu:>6.2f}",

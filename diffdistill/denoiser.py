@@ -11,58 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from diffdistill.errors import ConfigError
+from diffdistill.last_layer import float32_output
 from diffdistill.machine import send
 from diffdistill.precision import Precision, dtype_of, name_of
 from diffdistill.process import Process, rescaled
 from diffdistill.registry import Registry
 from diffdistill.request import Conditions, SamplingRequest, class_conditions
-from diffdistill.sharding import Ended, device_of, tapped
+from diffdistill.sharding import Ended, device_of, how, tapped
+from diffdistill.showing import facts, in_words
 
 Condition = Tensor | dict[str, Tensor] | None
-
-
-LAST_LAYERS = ("conv_out", "out_conv", "proj_out")
-"""What diffusers' networks and EDM's call the layer that writes their output."""
-
-
-def last_layer(network: nn.Module) -> nn.Module | None:
-    """The layer that writes a network's output; None if it goes by no known name."""
-    for name in LAST_LAYERS:
-        layer = getattr(network, name, None)
-        if isinstance(layer, nn.Module):
-            return layer
-    decoder = getattr(network, "dec", None)  # EDM's DDPM++
-    names = [name for name in decoder if name.endswith("_aux_conv")] if isinstance(decoder, nn.ModuleDict) else []
-    return decoder[names[-1]] if names else None  # type: ignore[index]
-
-
-@contextlib.contextmanager
-def float32_output(network: nn.Module) -> Iterator[None]:
-    """Within, the network's last layer computes in float32, under autocast and after layers of half precision too.
-
-    Teacher and critic differ by a few per cent, and an output that is rounded to bfloat16 keeps eight bits of each.
-    """
-    layer = last_layer(network)
-    if layer is None:
-        yield
-        return
-    outside: list[Any] = []
-
-    def enter(_layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        outside.append(torch.autocast(inputs[0].device.type, enabled=False))
-        outside[-1].__enter__()
-        return tuple(x.float() if x.element_size() < 4 else x for x in inputs)
-
-    def leave(_layer: nn.Module, _inputs: Any, _output: Any) -> None:
-        if outside:  # called too where the pass before it was broken off
-            outside.pop().__exit__(None, None, None)
-
-    handles = layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave, always_call=True)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -117,6 +75,26 @@ class Denoiser(nn.Module):
         self.process = process
         self.null_class = null_class
         self.metadata: dict[str, Any] = metadata or {}
+
+    def __repr__(self) -> str:
+        return in_words(type(self).__name__, self._facts())
+
+    def _repr_html_(self) -> str:
+        return facts(type(self).__name__, self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        """What fits on a screen; the layers are those of `print(model.network)`."""
+        count = sum(weight.numel() for weight in self.parameters())
+        known = hasattr(self.network, "config")  # a network of one's own may say nothing of itself
+        return {
+            "": self.metadata.get("path"),
+            "role": self.role,
+            "network": f"{type(self.network).__name__} of {count / 1e6:.3g} M parameters",
+            "images": "x".join(map(str, self.picture_shape)) if known else None,
+            "classes": self.num_classes if known else None,
+            "levels": ", ".join(f"{level:g}" for level in self.levels) or None,
+            "on": str(self.device),
+        }
 
     @property
     def layers(self) -> nn.Module:
@@ -314,10 +292,12 @@ class Denoiser(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """`(x0, features)`: the outputs of the named submodules beside x0, in the order of `taps`.
 
-        only_taps: x0 carries no graph, and what comes behind the last tap leaves none in memory.
+        only_taps: x0 carries no graph, and what comes behind the last tap leaves none in memory. In a sharded network
+        it does: blocks whose passes end without a graph would not gather their weights for the way back.
         """
         graph = torch.is_grad_enabled() and not (only_taps and not taps)
-        at_last: Any = (lambda: torch.set_grad_enabled(False)) if only_taps else (lambda: None)
+        ends = only_taps and how(self.layers) is None
+        at_last: Any = (lambda: torch.set_grad_enabled(False)) if ends else (lambda: None)
         with torch.set_grad_enabled(graph), self._recording(taps, at_last) as outputs:
             x0 = self(x_t, sigma, cond)
         return x0.detach() if only_taps else x0, [outputs[name] for name in taps]

@@ -43,6 +43,9 @@ MODULES = (
     "diffdistill.models",
     "diffdistill.parts.attention.kernels",
     "diffdistill.pipelines.text.adapter",
+    "diffdistill.export.command",
+    "diffdistill.export.formats",
+    "diffdistill.export.push",
     "diffdistill.registry",
     "diffdistill.errors",
 )

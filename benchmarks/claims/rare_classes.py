@@ -26,7 +26,8 @@ import torch
 from report import read, write_claim
 from torch import Tensor
 
-from diffdistill.config.schema import Critic, Data, Distill, Level, Network, Student, Train
+from diffdistill.config.networks import Network
+from diffdistill.config.schema import Critic, Data, Distill, Level, Student, Train
 from diffdistill.data import ImageSet, load_images
 from diffdistill.data.pixels import to_uint8
 from diffdistill.denoiser import Denoiser

@@ -8,13 +8,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from diffdistill.cli.front import checked_settings, verbs
+from diffdistill.cli.recipes import listed, recipes
 from diffdistill.config.complaints import models_in
 from diffdistill.config.yaml import flow
 from diffdistill.errors import ConfigError
 from diffdistill.registry import named
 from diffdistill.section import Section, meaning
 
-FILES = {"show": 1, "keys": 0, "schema": 0, "diff": 2}
+FILES = {"list": 0, "show": 1, "keys": 0, "schema": 0, "diff": 2}
 
 
 def leaves(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -44,9 +45,13 @@ def keys(model: type[BaseModel], defaults: BaseModel | None = None, prefix: str 
 def run(args: argparse.Namespace) -> int:
     """Print what was asked for; `diff` returns 1 when the two differ, as the tool of that name."""
     settings = {name: verb.settings for name, verb in verbs().items() if verb.settings}
+    if args.action == "list" and args.verb is None:
+        print(listed(recipes()))
+        return 0
     if args.verb not in settings:
         raise ConfigError(
-            f"config {args.action}: '{args.verb}' has no settings; say whose first: one of {', '.join(settings)}, "
+            f"config {args.action}: '{args.verb or 'nothing'}' has no settings; say whose first: one of "
+            f"{', '.join(settings)}, "
             "before any CONFIG"
         )
     if len(args.configs) != FILES[args.action]:
@@ -55,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
             "overrides are written --set key=value"
         )
     model: type[Section] = named(settings[args.verb])
-    if args.action == "schema":
+    if args.action == "list":
+        print(listed(recipe for recipe in recipes() if recipe.verb == args.verb))
+    elif args.action == "schema":
         print(json.dumps(model.model_json_schema(), indent=2))
     elif args.action == "keys":
         print("\n".join(keys(model)))

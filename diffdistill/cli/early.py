@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from diffdistill.assets import BUILTIN, bundled, is_builtin, resolve_builtin
 from diffdistill.config.places import placed
 from diffdistill.config.unused import refuse_idle, value_at
+from diffdistill.config.watching import check_tracker
 from diffdistill.data.formats import allowed, by_rank, known_place, open_source
 from diffdistill.data.prompts import read_prompts, without_texts
 from diffdistill.data.source import Entry, is_picture
@@ -108,9 +109,19 @@ def no_model(name: str) -> None:
             raise DataError(f"'{name}' is the folder of a run, and data are asked for; give {allowed()}")
 
 
+def run_or_model(name: str) -> None:
+    """RUN, whether it has published a model yet or not, or MODEL."""
+    place = expanded(name)
+    with reading(name, CheckpointError):
+        if (place / "config.yaml").is_file() or (place / "metrics.jsonl").is_file():
+            return
+    model(name)
+
+
 LOOKING: dict[str, Callable[[str], object]] = {
     "model": model,
     "model_at_steps": model_at_steps,
+    "run_or_model": run_or_model,
     "data": data,
     "features": check_features,
     "reward": check_reward,
@@ -146,6 +157,7 @@ def settings(resolved: "Resolved[Run]") -> None:
         look("data.held_out_path", no_model)
     else:
         _look_at_images(config, look, bool(draws_texts))
+    look("report_to", check_tracker)
     look("output_dir", run_folder)
 
 

@@ -64,13 +64,15 @@ def _front() -> Parser:
 
 def _add_global(parser: Parser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars (as when stderr is a file)")
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress bars, nor the lines in their place where stderr is a file"
+    )
     parser.add_argument(
         "--allow-code", action="store_true", help="run the files that FILE.py:NAME names in flags or config"
     )
 
 
-def _verb_parser(verb: Verb) -> Parser:
+def parser_of(verb: Verb) -> Parser:
     parser = Parser(prog=f"diffdistill {verb.name}", description=f"{verb.summary[0].upper()}{verb.summary[1:]}.")
     verb.flags(parser)
     _add_global(parser)
@@ -109,13 +111,15 @@ def _asked(argv: list[str]) -> tuple[Verb, Any]:
         _front().parse(argv)
         raise ConfigError(f"a verb is missing; choose one of {', '.join(verbs())} (see 'diffdistill --help')")
     verb = _verb(argv[position])
-    parser = _verb_parser(verb)
+    parser = parser_of(verb)
     args = parser.parse(argv[:position] + argv[position + 1 :])
     if not verb.shared and processes.launched()[0] > 0:
         return verb, None
     allow_code(args.allow_code)
     if args.quiet or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read by tqdm itself, so the bars of every library obey
+    if args.quiet:
+        os.environ.setdefault("DIFFDISTILL_QUIET", "1")  # no lines of progress in their place either
     logging.getLogger("transformers.utils.import_utils").addFilter(_not_of_torchvision)
     for name in _names_in(vars(args).values()):
         check_consent(name)
@@ -128,8 +132,8 @@ def _asked(argv: list[str]) -> tuple[Verb, Any]:
     given: Any = args
     if verb.settings:
         given = settings_of(verb, args.config, args.overrides)
-    elif hasattr(args, "overrides") and args.config is not None:  # the run of another verb
-        owner = _whose(args.config, verb) or "distill"
+    elif hasattr(args, "overrides") and getattr(args, "config", None) is not None:  # the run of another verb
+        owner = whose(args.config) or "distill"
         args.resolved = settings_of(verbs()[owner], args.config, args.overrides)
     return verb, given
 
@@ -155,17 +159,17 @@ def checked_settings(verb: Verb, config: str, overrides: Sequence[str] = ()) -> 
     except ConfigError as error:
         if not isinstance(error, Problems) or "\n" not in str(error):
             raise
-        if (other := _whose(config, verb)) is not None:
+        if (other := whose(config, verb.settings)) is not None:
             raise ConfigError(f"'{config}' is a config of {other}, not of {verb.name}; say {other}") from None
         raise
 
 
-def _whose(config: str, but: Verb) -> str | None:
-    """The verb, another than this, whose settings a config holds."""
+def whose(config: str, but: str | None = None) -> str | None:
+    """The verb whose settings a config holds, of others than those of the settings `but`."""
     from diffdistill.config import load_config
 
     for verb in verbs().values():
-        if verb.settings not in (None, but.settings):
+        if verb.settings not in (None, but):
             with contextlib.suppress(ConfigError):
                 load_config(named(verb.settings), config)
                 return verb.name

@@ -16,7 +16,7 @@ from diffdistill.registry import is_plugin
 from diffdistill.sampling.sampler import SAMPLERS
 
 DEVICES = "auto, cpu, cuda, cuda:N, xpu, xpu:N or mps"
-PLACES = ("CONFIG", "DATA", "DIR", "FILE", "ID|PATH", "MODEL", "RUN", "SOURCE")
+PLACES = {"CONFIG", "DATA", "DIR", "FILE", "MODEL", "PATH", "RUN", "SOURCE"}
 """Words of the help for what is, or may be, a path."""
 
 
@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         """Parse all of `argv`; overrides may stand between flags, and `~` is a home folder wherever a path is."""
         args, rest = self.parse_known_args(argv)
         for action in self._actions:
-            if action.metavar in PLACES:
+            if PLACES & {*str(action.metavar).split("|")}:
                 setattr(args, action.dest, _at_home(getattr(args, action.dest)))
             if action.metavar in ("DIR", "FILE") and action.dest != "json" and getattr(args, action.dest) == "-":
                 self.error(f"{'/'.join(action.option_strings)} - is neither read nor written here: name it, or ./-")

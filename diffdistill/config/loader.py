@@ -128,6 +128,11 @@ def _read(name: str, files: _Files, beside: File | None = None, chain: tuple[Fil
     return reduce(merged, [*above, data])
 
 
+def given_in(name: str) -> Placed:
+    """What a config and its parents say, laid over each other and not checked; ConfigError where there is none."""
+    return _read(name, _Files())
+
+
 RESOLVED = "settings, resolved; sha256"
 
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
+from diffdistill.config.networks import Network
 from diffdistill.config.parts import Average, Evaluations, Lora, Parallel, Speed
+from diffdistill.config.watching import listed, tracker_name
 from diffdistill.data.bounds import DISK_GB
 from diffdistill.data.formats import allowed
 from diffdistill.data.prompts import MOST_SEED
@@ -157,6 +159,13 @@ class Run(Section):
     resume_from_checkpoint: Literal["latest"] | Count | None = Field(None, description="latest, or a step number")
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(None, description="CPU threads; null: all cores")
     log_every: Count = 10
+    print_every: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="steps between lines of progress where there is no terminal; null: about two a minute; 0: none",
+    )
+    report_to: Annotated[tuple[Annotated[str, AfterValidator(tracker_name)], ...], BeforeValidator(listed)] = Field(
+        (), description="none, tensorboard, wandb, trackio, mlflow, all, or a list of them (docs/watching.md)"
+    )
     sample_every: Annotated[int, Field(ge=0)] = Field(100, description="steps between fixed-seed grids; 0: none")
     allow_changed_inputs: bool = Field(
         False, description="resume although data, teacher, model or reward are not those of the run so far"
@@ -174,68 +183,16 @@ class Run(Section):
     evaluation: Evaluations = Evaluations()
 
 
-class UViTSize(Section):
-    """2209.12152, table 1: U-ViT-S is hidden_size 512, depth 12, 8 heads (its 13 layers count the middle block)."""
-
-    patch_size: Count = 2
-    hidden_size: Count = 256
-    depth: Count = Field(12, description="blocks that long skips join, even; a middle block is added")
-    num_attention_heads: Count = 8
-
-
-class ScaleLong(Section):
-    """2310.13545: the long skips scaled while training; see docs/scalelong.md before using it on a UNet."""
-
-    mode: Literal["cs", "ls", "rsqrt2"] = Field(
-        "cs", description="cs: kappa^(i-1), deepest skip smallest; rsqrt2: 1/sqrt(2); ls: learned gates"
-    )
-    kappa: Annotated[float, Field(gt=0, le=1)] = Field(0.7, description="cs: 0.5 to 0.95; 0.9 or more for 12 skips")
-    position: Literal["pre_norm", "post_norm"] = Field(
-        "pre_norm", description="pre_norm: the paper's, cancelled by a UNet's GroupNorm; post_norm: ours, UNets only"
-    )
-    start: Literal["identity", "reference"] = Field("identity", description="ls: gates of 1, or near 1/2")
-
-
-class Network(Section):
-    """A UNet2DModel, or a U-ViT, to train from scratch."""
-
-    kind: Literal["unet", "uvit"] = "unet"
-    uvit: UViTSize = UViTSize()
-    scalelong: ScaleLong | None = Field(None, description="scale the long skips while training; null: do not")
-    block_out_channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (16, 64, 128)
-    layers_per_block: Count = 1
-    attention_levels: tuple[int, ...] = Field(
-        (-1,), description="resolutions with attention, counted from the finest; -1 is the coarsest"
-    )
-    attention_head_dim: Count = 32
-    norm_num_groups: Count = 8
-
-    @model_validator(mode="after")
-    def _unet_can_be_built(self) -> Self:
-        channels, depth = self.block_out_channels, len(self.block_out_channels)
-        if self.kind != "unet":
-            return self
-        if odd := [count for count in channels if count % self.norm_num_groups]:
-            raise ValueError(
-                f"network.block_out_channels has {odd[0]}, which is no multiple of network.norm_num_groups="
-                f"{self.norm_num_groups}; change one of them"
-            )
-        if far := [level for level in self.attention_levels if not -depth <= level < depth]:
-            raise ValueError(
-                f"network.attention_levels has {far[0]} and there are {depth} resolutions; use {-depth} to {depth - 1}"
-            )
-        attending = [channels[level] for level in {*self.attention_levels, -1}]  # the middle block attends always
-        if min(attending) < self.attention_head_dim:
-            raise ValueError(
-                f"network.attention_head_dim is {self.attention_head_dim}, and a level with attention has "
-                f"{min(attending)} channels; make it at most that"
-            )
-        return self
+SampleClasses = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...] | None,
+    Field(min_length=1, max_length=40, description="class labels of the grids, a column each; null: the first ten"),
+]
 
 
 class Train(Average, Run):
     """`diffdistill train`: denoising score matching with EDM preconditioning (2206.00364, Table 1)."""
 
+    sample_classes: SampleClasses = None
     evaluation: Evaluation = Evaluation()
     network: Network = Network()
     sigma_data: Positive = Field(0.5, description="scale of the data in the preconditioning")
@@ -332,6 +289,11 @@ class Distill(Run):
         description="run folder of a first stage: its averaged student, critic and discriminator; or a model folder, "
         "such as a published consistency model: the student begins as it, the critic as the teacher",
     )
+    sample_classes: SampleClasses = None
+    sample_prompts: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
+        None, min_length=1, max_length=40,
+        description="text teachers: prompts of the grids, a column each; null: the first captions",
+    )  # fmt: skip
     evaluation: Evaluation = Evaluation()
     method: AnyMethod
     level: Level = Field(

@@ -179,7 +179,11 @@ DISTILL = (
 )  # fmt: skip
 OF_IMAGE_TEACHERS = (
     Rule(
-        (*OF_TEXTS, "student.timesteps", "student.shift", "student.lora", "critic.lora", "teacher_lora"), _always,
+        (
+            *OF_TEXTS, "sample_prompts", "student.timesteps", "student.shift", "student.lora", "critic.lora",
+            "teacher_lora",
+        ),
+        _always,
         "with a teacher that draws no texts; leave it out", ("teacher",),
     ),
 )  # fmt: skip
@@ -190,6 +194,10 @@ OF_TEXT_TEACHERS = (
     ),
     Rule(
         ("method.reward.class_prompts",), _always, "with a text-to-image teacher, which has no classes; leave it out",
+        ("teacher",),
+    ),
+    Rule(
+        ("sample_classes",), _always, "with a text-to-image teacher, which has no classes; set sample_prompts",
         ("teacher",),
     ),
     Rule(

@@ -22,6 +22,7 @@ from diffdistill.evaluation.metrics import check_enough, metric, too_few
 from diffdistill.evaluation.plot import check_plot, plot_evaluations
 from diffdistill.evaluation.statistics import Statistics, is_statistics, load_statistics
 from diffdistill.evaluation.subjects import Drawing, Pair, Subject, image_subject, model_subjects
+from diffdistill.evaluation.table import Evaluation
 from diffdistill.files import behind_links
 from diffdistill.outputs import check_output, is_stdout, write_answer
 from diffdistill.rewards import load_reward
@@ -154,10 +155,10 @@ def _kept(request: Request, results: list[dict[str, Any]], show: Callable[[list[
         show(results)
 
 
-def answer_of(request: Request, results: list[dict[str, Any]]) -> dict[str, Any]:
+def answer_of(request: Request, results: list[dict[str, Any]]) -> Evaluation:
     """What `json` holds: the result of one subject, or `models`, a list, of several, as far as they are measured."""
     several = len(request.models) > 1
-    return {"request": request.record(), **({"models": results} if several else results[0])}
+    return Evaluation({"request": request.record(), **({"models": results} if several else results[0])})
 
 
 def measured(request: Request) -> Iterator[dict[str, Any]]:

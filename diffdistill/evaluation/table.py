@@ -1,9 +1,11 @@
 """Results as text: the protocol first, then the numbers."""
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from diffdistill.evaluation.figures import features_of, label_of, values_of
+from diffdistill.showing import table
 
 
 def _number(value: float) -> str:
@@ -83,12 +85,33 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+class Evaluation(dict[str, Any]):
+    """The answer of `evaluate`: a plain dict, which says itself as its table, protocol first."""
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        return self.get("models", [self])
+
+    def __repr__(self) -> str:
+        if not all({"metrics", "protocol", "subject"} <= result.keys() for result in self.results):
+            return super().__repr__()
+        return one(self) if "models" not in self else comparison(self.results)
+
+    def _repr_html_(self) -> str:
+        """The table of each model; how it was measured below."""
+        if not all({"metrics", "protocol", "subject"} <= result.keys() for result in self.results):
+            return f"<pre>{escape(super().__repr__())}</pre>"
+        lines = [*map(subject_line, self.results), *protocol_lines(self.results[0])]
+        tables = [table(rows_of(result), ("metric", "value", "N", "real vs real")) for result in self.results]
+        return f"{''.join(tables)}<pre>{escape(chr(10).join(lines))}</pre>"
+
+
 def one(result: dict[str, Any]) -> str:
     """The report of one subject."""
     rows = rows_of(result)
     columns = 4 if any(real for *_, real in rows) else 3
-    table = grid(("metric", "value", "N", "real vs real")[:columns], [row[:columns] for row in rows])
-    return "\n".join([subject_line(result), *protocol_lines(result), "", table])
+    written = grid(("metric", "value", "N", "real vs real")[:columns], [row[:columns] for row in rows])
+    return "\n".join([subject_line(result), *protocol_lines(result), "", written])
 
 
 def comparison(results: Sequence[dict[str, Any]]) -> str:

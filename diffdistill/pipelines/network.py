@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffdistill.denoiser import last_layer
 from diffdistill.errors import CheckpointError
+from diffdistill.last_layer import last_layer
 from diffdistill.loading import check_finite, load_whole
 from diffdistill.parts.scalelong import CONFIG_KEY, Settings, install, load_scaled
 from diffdistill.pipelines.folder import read_json
@@ -44,7 +44,7 @@ EXACT = ("GaussianFourierProjection", "FourierNoise")
 
 def held_in(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The network in a precision, one tensor after the other; the layer that writes its output, which computes in
-    float32 (`denoiser.float32_output`), and its `EXACT` layers stay float32, not rounded.
+    float32 (`last_layer.float32_output`), and its `EXACT` layers stay float32, not rounded.
     """
     last = last_layer(network)
     exact = [layer for layer in network.modules() if layer is last or type(layer).__name__ in EXACT]

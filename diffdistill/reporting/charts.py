@@ -33,6 +33,9 @@ class Chart:
     verb: str | None = None  # of the runs that it is for; None: all
     figure: str | None = None  # of evaluations, shown beside the teacher's and with the time of training
 
+    def takes(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
+
 
 CATALOGUE = (
     Chart("Rewards of the evaluation", ("evaluation/reward/*", "evaluation/judge/*", "evaluation/judge_at_start/*"),
@@ -122,10 +125,10 @@ def _figure(run: RunData, chart: Chart, group: dict[str, Series]) -> str:
     values = [f" <b>{_value(line.ys[-1], chart.percent)}</b>" for line in lines]
     # Short names in columns; a long one would run into the next.
     many = len(lines) > 4 and max(len(line.label) for line in lines) < 8
-    return _card(chart.title, chart.hint, drawing, lines, values, many)
+    return card(chart.title, chart.hint, drawing, lines, values, many)
 
 
-def _card(title: str, hint: str, drawing: str, lines: Sequence[Line], values: Sequence[str], many: bool) -> str:
+def card(title: str, hint: str, drawing: str, lines: Sequence[Line], values: Sequence[str], many: bool) -> str:
     keys = "".join(
         f'<span class="key"><i class="{line.colour}"></i>{escape(line.label)}{value}</span>'
         for line, value in zip(lines, values, strict=True)
@@ -155,7 +158,7 @@ def _against_evaluations(run: RunData) -> list[str]:
         lines, name=f"{fid} against evaluations of the network", log=max(values) > 5 * min(values) > 0, x_name="calls"
     )
     hint = "Over the calls of the network an image takes, best sampler at each."
-    return [_card(f"{fid} and cost", hint, drawing, lines, [""] * len(lines), many=False)]
+    return [card(f"{fid} and cost", hint, drawing, lines, [""] * len(lines), many=False)]
 
 
 def _labels(group: Iterable[str]) -> dict[str, str]:

@@ -94,7 +94,9 @@ def _x_axis(to_x: Scale, bottom: float, note: Callable[[float], str] | None, nam
             continue
         x = to_x(value)
         anchor = "end" if x > WIDTH - RIGHT - 14 else "middle"
-        parts.append(_text(x, bottom + 16, short(value), anchor=anchor))
+        # The first one of a line that begins at step 100 would run into the name of the axis.
+        beside = "start" if x - 3.2 * len(short(value)) < LEFT - 5 else anchor
+        parts.append(_text(x, bottom + 16, short(value), anchor=beside))
         if note:
             parts.append(_text(x, bottom + 29, note(value), style="tick note", anchor=anchor))
     return parts

@@ -5,6 +5,7 @@ from typing import Any
 
 from diffdistill.evaluation.figures import features_of, label_of, values_of
 from diffdistill.pipelines.folder import published
+from diffdistill.reporting.front_matter import VAGUE, base_model, front_matter
 from diffdistill.reporting.tables import number, protocol_words
 
 
@@ -22,7 +23,7 @@ def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = 
     # Of converted weights only their makers can say the licence.
     licence = "other" if metadata.get("source") or metadata.get("teacher_source") else "apache-2.0"
     return assembled(
-        front_matter(licence, "unconditional-image-generation", tags),
+        front_matter(licence, "unconditional-image-generation", tags, base_model(metadata), evaluation),
         f"# {_title(student, levels, metadata)}\n\n{_summary(student, levels, metadata)}",
         f"## Use\n\n{_student_use(levels, metadata) if student else _teacher_use(metadata)}",
         metrics_section(evaluation or {}),
@@ -38,7 +39,7 @@ def text_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = N
     teacher = teacher.rstrip("/").rpartition("/")[2].removeprefix("builtin:")
     steps = len(metadata.get("levels") or ())
     return assembled(
-        front_matter("other", "text-to-image", ["text-to-image", "distillation"]),
+        front_matter(VAGUE, "text-to-image", ["text-to-image", "distillation"], base_model(metadata), evaluation),
         f"# {'One' if steps == 1 else steps}-step {teacher}",
         f"Distilled from {teacher} into {'one evaluation' if steps == 1 else f'{steps} evaluations'} of its network; "
         f"under the licence of {teacher}.",
@@ -52,16 +53,6 @@ def text_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = N
 def assembled(*parts: str) -> str:
     """The parts of a card that are there, as one document."""
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def front_matter(licence: str, pipeline_tag: str, tags: Sequence[str]) -> str:
-    """What the Hub reads of a card."""
-    from huggingface_hub import ModelCardData
-
-    data = ModelCardData(
-        license=licence, library_name="diffusers", pipeline_tag=pipeline_tag, tags=["diffdistill", "diffusers", *tags]
-    )
-    return f"---\n{data.to_yaml()}\n---"
 
 
 def settings_section(config: str) -> str:

@@ -24,7 +24,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     if file.is_dir():
         raise ConfigError(f"'{file}' is a folder; name a file such as {file / 'report.html'}")
     try:
-        if file.absolute() != own.absolute() and not _may_replace(file):
+        if file.absolute() != own.absolute() and not may_replace(file):
             raise ConfigError(f"'{file}' exists and is no report: delete it or name another file")
         write_text(file, page(data))
     except OSError as error:
@@ -32,7 +32,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     return file
 
 
-def _may_replace(file: Path) -> bool:
+def may_replace(file: Path) -> bool:
     """Whether nothing is lost: no file, an empty one, a device, or a report."""
     if not file.is_file() or file.stat().st_size == 0:
         return True

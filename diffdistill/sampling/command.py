@@ -1,4 +1,4 @@
-"""`diffdistill sample`: PNGs, a grid, and a record from which each image can be made again alone."""
+"""`diffdistill sample`: images, a grid, and a record from which each image can be made again alone."""
 
 import sys
 from argparse import Namespace
@@ -21,6 +21,8 @@ def run(args: Namespace) -> int:
         device=args.device,
         dtype=args.dtype,
         attention=args.attention or "auto",
+        image_format=args.format,
+        quality=args.quality,
         request=request_of(args),
     )
     if not processes.leader():

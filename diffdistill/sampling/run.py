@@ -20,19 +20,45 @@ from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.reporting.grid import image_grid, to_picture
 from diffdistill.request import SamplingRequest
 from diffdistill.sampling.generate import opened, run_shared
+from diffdistill.sampling.pictures import PictureFile
 from diffdistill.sampling.plan import Plan, plan_sampling
+from diffdistill.showing import facts, in_words, picture
 
 GRID_ROWS, GRID_COLUMNS = 10, 10
-QUICK = 1  # zlib's level: a third of the time of Pillow's 6, for files a fifteenth larger (docs/performance.md)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Samples:
-    """images: uint8 `(N, C, H, W)` on the CPU, None where they were only written; settings: as in `samples.json`."""
+    """images: uint8 `(N, C, H, W)` on the CPU, None where they were only written; settings: as in `samples.json`.
+
+    A notebook shows them as a grid, of the first 100.
+    """
 
     images: Tensor | None
     settings: dict[str, Any]
     plan: Plan
+
+    def __repr__(self) -> str:
+        return in_words("Samples", self._facts())
+
+    def _repr_html_(self) -> str:
+        if self.images is None:
+            return facts("Samples", self._facts())
+        columns = _grid_columns(self.plan, len(self.images))
+        shown = min(len(self.images), GRID_ROWS * columns)
+        grid = image_grid(self.images[:shown], columns, self.plan.conditions.captions(shown))
+        return picture(grid, repr(self))
+
+    def _facts(self) -> dict[str, Any]:
+        count = len(self.settings["images"])
+        size = "" if self.images is None else f" of {'x'.join(map(str, self.images.shape[1:]))}"
+        return {
+            "": f"{count} image{'' if count == 1 else 's'}{size}",
+            "by": self.settings["model"],
+            "sampler": self.settings["sampler"],
+            "evaluations": self.settings["evaluations"],
+            "seed": self.settings["seed"],
+        }
 
 
 @processes.together()
@@ -47,6 +73,8 @@ def sample(
     device: str | torch.device | None = None,
     dtype: str | None = None,
     attention: str = "auto",
+    image_format: str = "png",
+    quality: int | None = None,
     request: SamplingRequest | None = None,
     **settings: Any,
 ) -> Samples:
@@ -55,7 +83,8 @@ def sample(
     model: a folder, `builtin:NAME`, a Hub id or a loaded denoiser; num_images: without it an image of each prompt;
     out: a new folder for `00000.png` ..., `grid.png` and `samples.json`, which appears whole or not at all; keep:
     False where memory does not hold all images, which are only written then; dtype: float32 (None), bfloat16, float16
-    or auto, what a model that is read here is held and computed in; settings: those of a `SamplingRequest`
+    or auto, what a model that is read here is held and computed in; image_format, quality: of the files, see
+    `pictures.PictureFile`; settings: those of a `SamplingRequest`
     (steps, sampler, class_labels, prompts, guidance_scale ...), in place of `request` or to change it. Several
     processes draw the batches in turn: all get the images, the first one writes.
 
@@ -69,6 +98,8 @@ def sample(
     count = num_images or len(request.prompts or ())
     if count < 1 or batch_size < 1:
         raise ConfigError(f"{count} images in batches of {batch_size} were asked for; both must be 1 or more")
+    form = PictureFile(image_format, quality)
+    form.check()
     target = None if out is None else Path(out)
     processes.lead(lambda: _refuse_taken(target))
     name = model.metadata.get("path") if isinstance(model, Denoiser) else str(model)
@@ -76,11 +107,11 @@ def sample(
     kernels = set_attention(model.network, attention)
     plan = plan_sampling(model, request)
     record = _settings(name, plan, seed, batch_size, next(model.parameters()).device)
-    record |= {"attention": str(kernels), **model.dtypes}
+    record |= {"attention": str(kernels), **model.dtypes, **form.record()}
     with nullcontext() if target is None or not processes.leader() else new_folder(target) as folder:
-        record["images"] = _entries(plan, count, seed)  # all before the first, so that no memory is taken later
+        record["images"] = _entries(plan, count, seed, form)  # all before the first, so that no memory is taken later
         batches = (images for images, _ in run_shared(model, plan, num_images=count, seed=seed, batch_size=batch_size))
-        images = _collect(batches, plan, record["images"], folder, keep)
+        images = _collect(batches, plan, record["images"], folder, keep, form)
         if folder is not None:
             write_json(folder / "samples.json", record)
     return Samples(images, record, plan)
@@ -91,20 +122,30 @@ def _refuse_taken(target: Path | None) -> None:
         raise ConfigError(f"--out '{target}' already exists and is not an empty folder; name a new one")
 
 
-def _entries(plan: Plan, count: int, seed: int) -> list[dict[str, Any]]:
+def _entries(plan: Plan, count: int, seed: int, form: PictureFile) -> list[dict[str, Any]]:
     """What `samples.json` says of each image."""
     digits = max(5, len(str(count - 1)))
     return [
-        {"index": index, "file": f"{index:0{digits}d}.png", "seed": seed, "torch_seed": plan.torch_seed(seed, index)}
+        {
+            "index": index,
+            "file": f"{index:0{digits}d}.{form.format}",
+            "seed": seed,
+            "torch_seed": plan.torch_seed(seed, index),
+        }
         | plan.conditions.record(index)
         for index in range(count)
     ]
 
 
 def _collect(
-    batches: Iterator[Tensor], plan: Plan, entries: list[dict[str, Any]], folder: Path | None, keep: bool
+    batches: Iterator[Tensor],
+    plan: Plan,
+    entries: list[dict[str, Any]],
+    folder: Path | None,
+    keep: bool,
+    form: PictureFile,
 ) -> Tensor | None:
-    """The images, where they are kept; PNGs and their grid, where there is a folder."""
+    """The images, where they are kept; their files and their grid, where there is a folder."""
     count = len(entries)
     columns = _grid_columns(plan, count)
     shown = min(count, GRID_ROWS * columns)
@@ -114,7 +155,7 @@ def _collect(
         for batch in batches:
             for image, entry in zip(batch, left, strict=False):
                 if folder is not None:
-                    to_picture(image).save(folder / entry["file"], compress_level=QUICK)
+                    form.save(to_picture(image), folder / entry["file"])
                 if keep or len(kept) < shown:
                     kept.append(image)
             bar.update(len(batch))

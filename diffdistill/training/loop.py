@@ -53,7 +53,8 @@ class TrainingRun(Generic[Model]):
     last one, made at step `evaluated`. kept_step: the step whose checkpoint must stay. ended: an observer wants no
     more steps. inputs: what the run is made from. saved: the step of the last checkpoint, written at `saved_at`.
     went_back: the step whose tensors these are, where the run went back to them. notes: of updates that were not
-    finite, on an accelerator (`Updater`).
+    finite, on an accelerator (`Updater`). listeners: told of every line of the log and every grid. shown: figures
+    beside the progress.
     """
 
     task: Task[Model]
@@ -74,6 +75,8 @@ class TrainingRun(Generic[Model]):
     saved_at: float = 0.0
     went_back: int | None = None
     notes: Metrics = field(default_factory=dict)
+    listeners: "list[Listener]" = field(default_factory=list)
+    shown: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.saved_at = time.monotonic()
@@ -106,10 +109,14 @@ class TrainingRun(Generic[Model]):
 
     def record(self, values: dict[str, Any]) -> None:
         """Add a line to the log."""
-        self.log.write({"step": self.step, "time": round(self.seconds, 3), **values})
+        line = {"step": self.step, "time": round(self.seconds, 3), **values}
+        self.log.write(line)
+        for listener in self.listeners:
+            listener.line(line)
 
     def show(self, values: dict[str, str]) -> None:
         """Put values beside the progress bar."""
+        self.shown = values
         self.bar.set_postfix(values)
 
     def check(self) -> None:
@@ -160,6 +167,16 @@ class TrainingRun(Generic[Model]):
             self.save(replace=True)
 
 
+class Listener(Protocol):
+    """Who is told what a run writes down, as trackers are."""
+
+    def line(self, values: dict[str, Any]) -> None:
+        """A line of the log, with its step."""
+
+    def picture(self, step: int, name: str, file: Path) -> None:
+        """A grid of that step."""
+
+
 class Observer:
     """What happens between steps; each hook does nothing unless a subclass says otherwise."""
 
@@ -171,6 +188,9 @@ class Observer:
 
     def end(self, run: TrainingRun[Any]) -> None:
         """After the last step, not where the run was interrupted."""
+
+    def leave(self) -> None:
+        """When this sitting is over, however it ended."""
 
 
 def run_loop(
@@ -200,6 +220,9 @@ def run_loop(
                 _train(run, observers)
             except Stopped:
                 run.stop_here(start or 0)
+            finally:
+                for observer in observers:
+                    observer.leave()
     return run
 
 

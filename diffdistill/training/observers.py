@@ -20,6 +20,7 @@ from diffdistill.matching.step import OF_LEVEL
 from diffdistill.training.early_stop import EarlyStopObserver
 from diffdistill.training.loop import Observer, TrainingRun
 from diffdistill.training.optim.updater import BROKEN, require_unbroken
+from diffdistill.training.progress import Lines
 from diffdistill.training.store import name_of
 
 Model_contra = TypeVar("Model_contra", contravariant=True)
@@ -53,7 +54,7 @@ def usual_observers(config: Run, monitor: Monitor[Any]) -> list[Observer]:
     """Those of every run; raises ConfigError where early stop watches a score that is not measured."""
     stop = config.evaluation.stop
     ends = [] if stop is None else [EarlyStopObserver(stop, monitor.evaluate, monitor.scores)]
-    return [Steps(), Checkpoints(), EvaluationObserver(monitor), *ends, Grids(monitor)]
+    return [Steps(), Lines(config.print_every), Checkpoints(), EvaluationObserver(monitor), *ends, Grids(monitor)]
 
 
 class Steps(Observer):
@@ -173,3 +174,5 @@ class Grids(Observer):
         run.check()
         with run.stop.window():
             self.monitor.grid(run.task.averaged(), self.file(run))
+        for listener in run.listeners:
+            listener.picture(run.step, "samples", self.file(run))

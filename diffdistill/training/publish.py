@@ -33,6 +33,7 @@ from diffdistill.pipelines.folder import (
 )
 from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.save import copy_parts, write_network
+from diffdistill.reporting.front_matter import VAGUE, base_model, front_matter
 from diffdistill.reporting.model_card import model_card, public_settings, text_card
 from diffdistill.training.sharded.gather import plain_model, plain_network
 from diffdistill.training.tasks.align import AlignTask
@@ -215,14 +216,8 @@ def aligned_card(metadata: dict[str, Any], evaluation: dict[str, Any], settings:
     )
     table = f"\n\n## Held-out pairs\n\n| figure | value |\n|---|---|\n{figures}" if figures else ""
     name = metadata["model"].rstrip("/").rpartition("/")[2]
-    return f"""---
-library_name: diffusers
-pipeline_tag: text-to-image
-license: other
-tags:
-- diffdistill
-- {metadata["method"]}
----
+    front = front_matter(VAGUE, "text-to-image", [metadata["method"]], base_model(metadata), evaluation)
+    return f"""{front}
 
 # {name}, aligned with preferences
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,11 @@ from diffdistill.pipelines.text.quantize import check_quantize
 from diffdistill.pipelines.text.shelf import shelf_of
 from diffdistill.pipelines.text.task_lora import load_task_lora
 from diffdistill.precision import OWN, Precision, name_of
+from diffdistill.reporting.page import opened_picture
 from diffdistill.reporting.report import write_report
+from diffdistill.reporting.rundata import read_run
+from diffdistill.reporting.tables import headline
+from diffdistill.showing import in_words, picture, table
 from diffdistill.training.attention import choose_attention
 from diffdistill.training.batches import described_classes, names_of_classes, training_data, training_pairs
 from diffdistill.training.device import Device
@@ -43,13 +48,14 @@ from diffdistill.training.tasks.align import AlignTask
 from diffdistill.training.tasks.distill import DistillTask
 from diffdistill.training.tasks.kept_pairs import FOLDER as PAIRS
 from diffdistill.training.tasks.teacher import TeacherTask
+from diffdistill.training.tracking import Trackers
 
 Model = TypeVar("Model")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
-    """A finished run.
+    """A finished run, which a notebook shows with its figures and its last grid.
 
     folder: of the run. model_folder: of what it published, which stock diffusers loads. metrics: the figures of its
     last evaluation by name; empty where none was made.
@@ -63,6 +69,18 @@ class Result:
     def model(self) -> Denoiser:
         """The published model, read at first use."""
         return Denoiser.from_pretrained(self.model_folder)
+
+    def __repr__(self) -> str:
+        figures = {name: f"{value:.4g}" for name, value in self.metrics.items()}
+        return in_words("Run", {"": str(self.folder), "model in": self.model_folder.name, **figures})
+
+    def _repr_html_(self) -> str:
+        run = read_run(self.folder)
+        rows = [(label, value, rest) for label, value, rest in headline(run)]
+        rows.append(("Report", str(self.folder / "report.html"), ""))
+        shown = opened_picture(run.grids[-1][1]) if run.grids else None
+        grid = "" if shown is None else picture(shown, f"step {run.grids[-1][0]:,}")
+        return f"<b>{escape(str(self.folder))}</b>{table(rows)}{grid}"
 
 
 @stops
@@ -247,7 +265,7 @@ def execute(
 
     def observe() -> None:
         monitors.append(watching())
-        observers.extend([Records(resolved, record), *usual_observers(config, monitors[0])])
+        observers.extend([Records(resolved, record), Trackers(resolved), *usual_observers(config, monitors[0])])
 
     with stop_requests() as stop, held_together():
         led(observe)

@@ -86,7 +86,7 @@ def test_every_verb_has_help(verb, capsys):
         ([], "a verb is missing; choose one of train, distill, align, sample"),
         (["distil"], "there is no verb 'distil'; did you mean 'distill'?"),
         (["zzz"], "there is no verb 'zzz'; choose one of train, distill, align, sample"),
-        (["push", "m"], "there is no verb 'push'; choose one of train, distill"),
+        (["give", "m"], "there is no verb 'give'; choose one of train, distill"),
         (["sample", "m"], "sample: --out is missing"),
         (["sample", "m", "--out", "o"], "sample: --num-images is missing"),
         (["sample", "m", "--out", "o", "--prompt", " "], "sample: --prompt: ' ' is no prompt; write a text"),
@@ -225,14 +225,14 @@ def test_what_a_verb_returns_is_the_exit_code(stub, ask):
 )
 def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, verb, words, names):
     monkeypatch.setenv("HOME", "/home/me")
-    args = vars(cli._verb_parser(cli._verb(verb)).parse(words))
+    args = vars(cli.parser_of(cli._verb(verb)).parse(words))
     assert "~" not in str(args)
     for name in names:
         assert "/home/me/" in str(args[name])
 
 
 def test_a_tilde_in_a_text_stays():
-    args = cli._verb_parser(cli._verb("sample")).parse(["m", "--num-images=1", "--out=o", "--prompt", "~ a wave"])
+    args = cli.parser_of(cli._verb("sample")).parse(["m", "--num-images=1", "--out=o", "--prompt", "~ a wave"])
     assert args.prompt == "~ a wave"
 
 

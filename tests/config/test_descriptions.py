@@ -89,7 +89,7 @@ def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 @pytest.mark.parametrize("verb", sorted(cli.verbs()))
 def test_helps_of_flags_are_whole(verb):
-    parser = cli._verb_parser(cli.verbs()[verb])
+    parser = cli.parser_of(cli.verbs()[verb])
     for text in (parser.description, cli.verbs()[verb].summary):
         assert problem_of(text or "") is None, text
     for action in actions(parser):

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from diffdistill.config.schema import Network
+from diffdistill.config.networks import Network
 from diffdistill.config.unused import LAWS, TRAIN, UNET
 from diffdistill.divergences import divergence_names, get_divergence
 from diffdistill.optimizers import Optimizer

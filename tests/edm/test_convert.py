@@ -163,7 +163,7 @@ def test_a_converted_teacher_samples_and_is_distilled(tmp_path, capsys):
         pixels = np.random.default_rng(label).integers(0, 255, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "0.png")
     words = [f"teacher={model}", f"data.path={tmp_path / 'data'}", f"output_dir={tmp_path / 'run'}", "num_threads=1"]
-    words += ["max_train_steps=1", "train_batch_size=2", "evaluation.at_end=false", "sample_every=0"]
+    words += ["max_train_steps=3", "train_batch_size=2", "evaluation.at_end=false", "sample_every=0"]
     assert main(["distill", "fashion_mnist/dmd2", *words]) == 0
     student = Denoiser.from_pretrained(str(tmp_path / "run" / "student"))
     assert student.role == "student"

@@ -180,11 +180,11 @@ def test_config_files(shop):
 
 @pytest.mark.usefixtures("aside")
 def test_flags_of_every_verb(shop):
-    from diffdistill.cli.front import _verb_parser, verbs
+    from diffdistill.cli.front import parser_of, verbs
 
     flags = {
         # --debug shows tracebacks, as it should.
-        name: sorted({flag for action in _verb_parser(verb)._actions for flag in action.option_strings} - {"--debug"})
+        name: sorted({flag for action in parser_of(verb)._actions for flag in action.option_strings} - {"--debug"})
         for name, verb in verbs().items()
     }
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from small_tasks import CPU, distilling, nothing, vector
 
-from diffdistill.config.schema import Network, Train
+from diffdistill.config.networks import Network
+from diffdistill.config.schema import Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.matching.step import DistributionMatching

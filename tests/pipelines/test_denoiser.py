@@ -13,8 +13,9 @@ from diffusers import (
 )
 from tiny import tiny_teacher, tiny_unet
 
-from diffdistill.denoiser import Denoiser, float32_output
+from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError
+from diffdistill.last_layer import float32_output
 from diffdistill.pipelines.network import clone_network
 from diffdistill.pipelines.pixel.schedule import GRID, snap_levels, stock_levels
 from diffdistill.pipelines.scheduler_config import process_of

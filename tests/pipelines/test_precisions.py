@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from edm_tiny import tiny_network
+from tiny import tiny_teacher
 from torch.overrides import TorchFunctionMode
 
 import diffdistill
-from diffdistill import precision
+from diffdistill import devices
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.run import Request, check_outputs, evaluate
@@ -18,8 +20,6 @@ from diffdistill.precision import Precision, name_of
 from diffdistill.sampling.generate import check_range
 from diffdistill.training.device import Device
 from diffdistill.training.run import precision_of_run
-from tests.worlds.edm_tiny import tiny_network
-from tests.worlds.tiny import tiny_teacher
 
 HALF = ("bfloat16", "float16")
 
@@ -116,7 +116,7 @@ def _lacks_half(x, *_):
 
 def test_auto_follows_the_hardware(monkeypatch):
     for fast, dtype in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(precision, "fast_bf16", lambda _kind, fast=fast: fast)
+        monkeypatch.setattr(devices, "fast_bf16", lambda _kind, fast=fast: fast)
         assert Precision.of("auto", "cpu").network == dtype
 
 

@@ -32,7 +32,7 @@ def test_two_sharded_processes_do_as_one(both):
     for line, other in zip(*logs, strict=True):  # clipped, and by Adam, weights do not tell how long a gradient is
         norms = {name: value for name, value in line.items() if name.endswith("grad_norm")}
         assert {name: other[name] for name in norms} == pytest.approx(norms, rel=1e-4)
-    assert "student/grad_norm" in logs[0][0]
+    assert "student/grad_norm" in logs[0][1]
     for part in ("student_optimizer.", "critic_optimizer."):
         squares = [name for name in one if name.startswith(part) and name.endswith("exp_avg_sq")]
         moments = [torch.cat([tensors[name].flatten() for name in squares]) for tensors in (one, two[0])]

@@ -9,7 +9,8 @@ from runs import data, settings, task
 from sharded_runs import FSDP, distances, in_double, trained
 from tiny import tiny_teacher
 
-from diffdistill.config.schema import Distill, Network
+from diffdistill.config.networks import Network
+from diffdistill.config.schema import Distill
 from diffdistill.training.device import Device
 from diffdistill.training.tasks.distill import DistillTask
 

@@ -54,6 +54,8 @@ def arguments(model, out, **changed):
         "time_shift_sampler": None,
         "calibration": None,
         "attention": None,
+        "format": "png",
+        "quality": None,
         "dtype": None,
         "device": "cpu",
     }

@@ -123,7 +123,7 @@ def test_a_score_that_nothing_gives_is_refused():
     with pytest.raises(ConfigError, match="what scores is reward/mine, reward/other; watch one"):
         usual_observers(config, watcher)
     watcher.scores = ("reward/clip",)
-    assert len(usual_observers(config, watcher)) == 5
+    assert len(usual_observers(config, watcher)) == 6
 
 
 def test_figures_of_an_evaluation_by_name():

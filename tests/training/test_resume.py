@@ -167,6 +167,7 @@ def test_a_run_that_fell_ends_the_same_when_killed_on_its_way_back(tmp_path, wha
 def test_all_but_length_place_and_what_is_looked_at_make_the_run(tmp_path):
     """What changes a weight may not change within a run; a new setting belongs to the run until it is said not to."""
     looks = {"log_every", "sample_every", "evaluation", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"}
+    looks |= {"print_every", "report_to", "sample_classes", "sample_prompts"}
     place = {"output_dir", "resume_from_checkpoint", "allow_changed_inputs", "max_train_steps", "num_threads"}
     shared = {"parallel"}  # what a process holds of a weight
     config = settings("sid", tmp_path)

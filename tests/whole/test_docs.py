@@ -20,7 +20,7 @@ from test_layers import FLOORS, MODULES
 
 import diffdistill
 from diffdistill.cli.config_tool import keys
-from diffdistill.cli.front import _verb, _verb_parser, normalized
+from diffdistill.cli.front import _verb, normalized, parser_of
 from diffdistill.config import load_config
 from diffdistill.config.align import Align
 from diffdistill.config.schema import Distill, Train
@@ -95,7 +95,7 @@ def test_every_command_is_understood(page, line, monkeypatch):
         monkeypatch.chdir(ROOT)
     words = shlex.split(line.partition("diffdistill ")[2].split("&&")[0].split(" xargs")[0])
     verb = _verb(words[0])
-    args = _verb_parser(verb).parse(normalized(words[1:]))
+    args = parser_of(verb).parse(normalized(words[1:]))
     if verb.settings:
         assert load_config(named(verb.settings), args.config, args.overrides)
 

@@ -9,13 +9,13 @@ PACKAGE = Path(__file__).resolve().parents[2] / "diffdistill"
 
 GROUND = [
     "explain", "failures", "files", "launcher", "locks", "machine", "devices", "processes", "sharding", "outputs",
-    "assets", "registry", "loading", "precision", "pipelines.folder",
+    "assets", "registry", "loading", "precision", "showing", "pipelines.folder",
 ]  # fmt: skip
 # Low to high. A module stands on the floor of the longest of these names that it begins with.
 FLOORS = [
     ["errors"],
     GROUND,
-    ["process", "request"],
+    ["process", "request", "last_layer"],
     ["parts", "schedulers", "pickle_reader", "models"],
     ["denoiser"],
     ["divergences", "matching", "losses"],
@@ -29,6 +29,7 @@ FLOORS = [
     ["sampling"],
     ["evaluation.run", "evaluation.command", "evaluation.subjects"],
     ["training"],
+    ["export"],
     ["parts.edm.convert", "parts.edm.command", "parts.exposure_bias.calibration", "parts.exposure_bias.command",
      "parts.verification", "parts.bench", "parts.doctor"],
     ["api", "cli"],

@@ -76,15 +76,15 @@ def stopped(rank):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """What two processes return of `numbers` and of two updates with a discriminator, in parts."""
+    """What two processes return of `numbers` and of four updates with a discriminator, in parts."""
     folder = tmp_path_factory.mktemp("both")
-    config = settings("f_distill", folder, max_train_steps=2, train_batch_size=3, micro_batch_size=1)
+    config = settings("f_distill", folder, max_train_steps=4, train_batch_size=3, micro_batch_size=1)
 
     def work(rank):
-        run = {f"run {name}": value for name, value in trained(lambda: task(config), 2).items()}
+        run = {f"run {name}": value for name, value in trained(lambda: task(config), 4).items()}
         return numbers(rank) | run
 
-    one = {name: value.clone() for name, value in trained(lambda: task(config), 2).items()}
+    one = {name: value.clone() for name, value in trained(lambda: task(config), 4).items()}
     return one, pair(work, folder / "ranks")
 
 

@@ -45,8 +45,8 @@ def on(device, kind, folder, options=None, **more):
     return DistillTask(config, smallest().to(device), data(), placed(device))
 
 
-def updated(task, steps=2):
-    """The figures of the last of some updates; `WAITS` counts that one's."""
+def updated(task, steps=3):
+    """The figures of the last of some updates; `WAITS` counts that one's. In the first the critic moves alone."""
     for step in range(steps):
         seed_step(0, step)
         WAITS.clear()

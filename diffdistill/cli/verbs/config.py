@@ -6,9 +6,11 @@ from diffdistill.cli.parser import Parser, Verb
 
 
 def add_flags(parser: Parser) -> None:
-    parser.add_argument("action", choices=("show", "keys", "schema", "diff"))
-    parser.add_argument("verb", metavar="VERB", help="whose settings: train, distill or align")
-    parser.add_argument("configs", metavar="CONFIG", nargs="*", help="show: one; diff: two; keys, schema: none")
+    parser.add_argument("action", choices=("list", "show", "keys", "schema", "diff"))
+    parser.add_argument(
+        "verb", metavar="VERB", nargs="?", help="whose settings: train, distill or align; list: all where left out"
+    )
+    parser.add_argument("configs", metavar="CONFIG", nargs="*", help="show: one; diff: two; keys, schema, list: none")
     parser.add_argument(
         "--set", metavar="key=value", dest="settings", action="append", default=[], help="overrides of show"
     )

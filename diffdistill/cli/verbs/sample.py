@@ -4,6 +4,8 @@ import argparse
 
 from diffdistill.cli.parser import Parser, Verb, whole
 from diffdistill.cli.sampling_flags import add_sampling
+from diffdistill.errors import ConfigError
+from diffdistill.sampling.pictures import FORMATS, PictureFile
 
 
 def add_flags(parser: Parser) -> None:
@@ -12,8 +14,12 @@ def add_flags(parser: Parser) -> None:
         "--num-images", metavar="N", type=whole(1), help="may be left out with prompts: then one image of each"
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder; nothing is overwritten")
+    parser.add_argument("--format", choices=FORMATS, default="png", help="of the images (default png; grid.png stays)")
+    parser.add_argument(
+        "--quality", metavar="Q", type=whole(1), help="1 to 100, of webp (default: without loss) and jpg (default 95)"
+    )
     add_sampling(parser)
-    parser.checks += [_count_missing, _calibration_unused]
+    parser.checks += [_count_missing, _calibration_unused, _quality_unused]
     parser.names = {"model": "model"}
 
 
@@ -25,6 +31,14 @@ def _count_missing(args: argparse.Namespace) -> str | None:
 def _calibration_unused(args: argparse.Namespace) -> str | None:
     if args.calibration is not None and (args.epsilon_scaling, args.time_shift_sampler) == (None, None):
         return "--calibration goes with --epsilon-scaling auto or --time-shift-sampler: leave it out"
+    return None
+
+
+def _quality_unused(args: argparse.Namespace) -> str | None:
+    try:
+        PictureFile(args.format, args.quality).check()
+    except ConfigError as error:
+        return str(error)
     return None
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffdistill.denoiser import last_layer
 from diffdistill.errors import ConfigError
+from diffdistill.last_layer import last_layer
 from diffdistill.sharding import blocks_of
 
 PACKAGES = {"nf4": "bitsandbytes", "int8": "torchao"}

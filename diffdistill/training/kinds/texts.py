@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from diffdistill.config.schema import Distill
-from diffdistill.denoiser import Denoiser, last_layer
+from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
+from diffdistill.last_layer import last_layer
 from diffdistill.pipelines.network import clone_network
 from diffdistill.pipelines.text.data import TextSet, text_data
 from diffdistill.pipelines.text.denoiser import TextDenoiser

@@ -40,6 +40,7 @@ class ImageMonitor:
                 "are of models that draw texts, and this one draws none; leave them out"
             )
         self.config, self.data, self.teacher = config, data, teacher
+        check_classes(config.sample_classes, data)
         if config.evaluation.every or config.evaluation.at_end:
             self.evaluator  # noqa: B018  # made now: a reference or features that are absent are an error of the start
 
@@ -48,9 +49,10 @@ class ImageMonitor:
             self.grid(self.teacher, folder / "samples" / "teacher.png")
 
     def grid(self, model: Denoiser, file: Path) -> None:
-        columns = min(model.num_classes or GRID_COLUMNS, GRID_COLUMNS)
+        chosen = self.config.sample_classes
+        columns = min(model.num_classes or GRID_COLUMNS, GRID_COLUMNS) if chosen is None else len(chosen)
         count = GRID_ROWS * columns
-        write_grid(file, generate(model, num_images=count, batch_size=count), columns)
+        write_grid(file, generate(model, num_images=count, batch_size=count, class_labels=chosen), columns)
 
     def evaluate(self, model: Denoiser) -> dict[str, Any]:
         settings = self.config.evaluation
@@ -84,6 +86,15 @@ class ImageMonitor:
             if any("labels" in metric(name).needs for name in settings.metrics):
                 reference = by_name(reference, self.data.class_names, whose="model")
         return evaluator_of(settings, reference)
+
+
+def check_classes(chosen: Sequence[int] | None, data: ImageSet) -> None:
+    """ConfigError for classes of the grids that the data do not have."""
+    count = data.num_classes
+    wrong = [label for label in chosen or () if count is None or label >= count]
+    if wrong:
+        known = "there are no classes" if count is None else f"there are classes 0 to {count - 1}"
+        raise ConfigError(f"sample_classes has {wrong[0]}, and {known} in the data; leave it out, or change it")
 
 
 def evaluator_of(settings: Evaluation, reference: ImageSet | None, **more: Any) -> Evaluator | None:

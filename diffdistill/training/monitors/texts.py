@@ -50,7 +50,8 @@ class TextMonitor:
     def grid(self, model: Denoiser, file: Path) -> None:
         """A column a prompt, a row a seed; the teacher's with its guidance."""
         count = max(1, min(TEXT_ROWS * TEXT_COLUMNS, TEXT_PIXELS // (model.picture_shape[1] * model.picture_shape[2])))
-        prompts = list(dict.fromkeys(model.captions(self.data.ids[:1000]) or []))[: min(count, TEXT_COLUMNS)]
+        first = list(dict.fromkeys(model.captions(self.data.ids[:1000]) or []))[: min(count, TEXT_COLUMNS)]
+        prompts = list(self.config.sample_prompts or first)
         count = max(1, count // len(prompts)) * len(prompts)
         images = self._images(model, prompts, count, seed=0, batch_size=count)
         write_grid(file, images, len(prompts), [prompts[i % len(prompts)] for i in range(count)])

@@ -14,8 +14,8 @@ from torch import nn
 
 from diffdistill import devices, processes
 from diffdistill.config.schema import Run
-from diffdistill.denoiser import last_layer
 from diffdistill.errors import ConfigError
+from diffdistill.last_layer import last_layer
 from diffdistill.machine import total_memory
 from diffdistill.sharding import Sharding, how, shard
 from diffdistill.training.device import Device

@@ -4,7 +4,8 @@ import torch
 from diffusers import UNet2DModel
 
 from diffdistill import processes
-from diffdistill.config.schema import Network, Train
+from diffdistill.config.networks import Network
+from diffdistill.config.schema import Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError

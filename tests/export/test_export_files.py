@@ -1,0 +1,414 @@
+"""What `export` writes is what stock programs read: the same images, the same names, and nothing half-made."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from diffusers import (
+    DiffusionPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
+from export_world import TEACHERS, call_of, drawn, over, stock, student
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_text import WIDTH, text_config, unet
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from diffdistill import Denoiser
+from diffdistill.export import transformer
+from diffdistill.export.comfyui import CONVERTERS
+from diffdistill.export.low_rank import factors
+from diffdistill.export.single_file import checked
+from diffdistill.export.unet import renamed
+from diffdistill.pipelines.folder import sealed
+
+CLASSES = {"sd": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Teachers, a LoRA student of each UNet and of SD 3, and a whole one of SD."""
+    folder = tmp_path_factory.mktemp("export")
+    for name, make in TEACHERS.items():
+        make(folder / name)
+    _two_widths(folder / "sdxl")
+    for name in ("sd", "sdxl", "sd3"):
+        student(folder / name, folder / f"{name}_lora", lora=True)
+    student(folder / "sd", folder / "sd_whole", steps=2)
+    return folder
+
+
+def _two_widths(folder):
+    """An SDXL whose second encoder has another width, by which readers tell the two apart, and OpenCLIP's GELU."""
+    torch.manual_seed(1)
+    pipe = stock(folder)
+    config = text_config()
+    config.hidden_size, config.hidden_act, config.intermediate_size = 12, "gelu", 24
+    pipe.register_modules(
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        unet=unet(
+            cross_attention_dim=WIDTH + 12, addition_embed_type="text_time", addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=WIDTH + 6 * 4, use_linear_projection=True,
+        ),
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+
+
+def export(ask, model, form, out, *more):
+    code, said, complaint = ask("export", str(model), "--format", form, "--out", str(out), *map(str, more))
+    assert code == 0, complaint
+    return said
+
+
+# ---- whole files
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_single_file_draws_the_images_of_the_folder(made, tmp_path, ask, kind):
+    folder, file = made / f"{kind}_lora", tmp_path / "one.safetensors"
+    assert f"{CLASSES[kind].__name__}" in export(ask, folder, "single-file", file)
+    pipe = CLASSES[kind].from_single_file(str(file), config=str(folder), local_files_only=True)
+    call = call_of(folder)
+    want = drawn(stock(folder), call)
+    assert float(want.std()) > 0.01
+    assert float((drawn(pipe, call) - want).abs().max()) <= 3e-7
+    with safe_open(file, "pt") as opened:
+        said = json.loads(opened.metadata()["diffdistill"])["sampling"]
+        assert (said["call"], said["prediction_type"]) == (call, "epsilon")
+        # Convolutions of one pixel, as in published files; diffusers would read matrices too.
+        assert opened.get_tensor("first_stage_model.encoder.mid.attn_1.q.weight").shape == (8, 8, 1, 1)
+
+
+def test_an_encoder_of_open_clip_has_its_layout(made, tmp_path, ask):
+    """SD 2's: one matrix of query, key and value, GELU; diffusers reads the images of the folder from it."""
+    folder = tmp_path / "sd2"
+    shutil.copytree(made / "sd", folder)
+    config = text_config()
+    config.hidden_act = "gelu"
+    pipe = stock(folder)
+    pipe.register_modules(text_encoder=CLIPTextModel(config))
+    pipe.save_pretrained(folder)
+    export(ask, folder, "single-file", tmp_path / "two.safetensors")
+    names = set(load_file(tmp_path / "two.safetensors"))
+    assert "cond_stage_model.model.transformer.resblocks.1.attn.in_proj_weight" in names
+    assert not any(name.startswith("cond_stage_model.transformer.") for name in names)
+    again = StableDiffusionPipeline.from_single_file(
+        str(tmp_path / "two.safetensors"), config=str(folder), local_files_only=True
+    )
+    call = {"num_inference_steps": 2}
+    assert float((drawn(again, call) - drawn(stock(folder), call)).abs().max()) <= 3e-7
+
+
+@pytest.mark.parametrize(("kind", "cls"), [("sdxl", UNet2DConditionModel), ("sd3", SD3Transformer2DModel)])
+def test_the_denoiser_for_comfyui_is_read_by_diffusers_too(made, tmp_path, ask, kind, cls):
+    folder, file = made / f"{kind}_lora", tmp_path / "denoiser.safetensors"
+    export(ask, folder, "comfyui", file)
+    part = "unet" if kind == "sdxl" else "transformer"
+    network = cls.from_single_file(str(file), config=str(folder), subfolder=part, local_files_only=True)
+    want = cls.from_pretrained(folder, subfolder=part).state_dict()
+    assert all(torch.equal(want[name], tensor) for name, tensor in network.state_dict().items())
+    assert all(name.startswith("model.diffusion_model.") for name in load_file(file))
+
+
+def test_pixart_keeps_the_names_that_comfyui_reads(made, tmp_path, ask):
+    export(ask, made / "pixart", "comfyui", tmp_path / "denoiser.safetensors")
+    want = load_file(made / "pixart" / "transformer" / "diffusion_pytorch_model.safetensors")
+    got = load_file(tmp_path / "denoiser.safetensors")
+    assert got.keys() == want.keys()
+    assert {"adaln_single.emb.timestep_embedder.linear_1.bias", "pos_embed.proj.bias"} <= got.keys()  # its own marks
+
+
+def test_flux_of_any_width_has_the_first_releases_names(made, tmp_path, ask):
+    export(ask, made / "flux", "comfyui", tmp_path / "flux.safetensors")
+    state = load_file(tmp_path / "flux.safetensors")
+    config = json.loads((made / "flux" / "transformer" / "config.json").read_text())
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    prefix = "model.diffusion_model."
+    assert state[f"{prefix}single_blocks.0.linear1.weight"].shape == (7 * width, width)
+    given = load_file(made / "flux" / "transformer" / "diffusion_pytorch_model.safetensors")
+    shift = given["norm_out.linear.weight"].chunk(2)[1]
+    assert torch.equal(state[f"{prefix}final_layer.adaLN_modulation.1.weight"][:width], shift)
+
+
+def test_flux_of_the_published_width_is_read_by_diffusers():
+    """Matrices of one column: their rows are all that is cut and joined."""
+    with torch.device("meta"):
+        network = FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True)
+    state = {name: torch.randn(tensor.shape[0], 1) for name, tensor in network.state_dict().items()}
+    convert, read_back = CONVERTERS["FluxTransformer2DModel"]
+    joined = checked(state, dict(network.config), convert, read_back, "transformer")
+    assert len(joined["single_blocks.0.linear1.weight"]) == 7 * transformer.FLUX_WIDTH
+
+
+def test_a_copy_in_half_precision_is_a_whole_model(made, tmp_path, ask):
+    dtype = "float16"
+    export(ask, made / "sd_lora", "diffusers", tmp_path / "half", "--dtype", dtype)
+    kinds = {t.dtype for file in (tmp_path / "half").rglob("*.safetensors") for t in load_file(file).values()}
+    assert kinds == {getattr(torch, dtype)}
+    model = Denoiser.from_pretrained(str(tmp_path / "half"))  # its digests are those of the new files
+    assert model.role == "student"
+    assert model.metadata["exported"] == {"dtype": dtype}
+    assert (tmp_path / "half" / "README.md").is_file()
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "half")
+    want = drawn(stock(made / "sd_lora"), call_of(made / "sd_lora"))
+    assert 0 < float((drawn(pipe, call_of(tmp_path / "half")) - want).abs().max()) < 0.1
+
+
+def test_weights_in_shards_are_read_and_their_index_has_the_new_size(made, tmp_path, ask):
+    shutil.copytree(made / "sd", tmp_path / "sd")
+    network = UNet2DConditionModel.from_pretrained(tmp_path / "sd" / "unet")
+    shutil.rmtree(tmp_path / "sd" / "unet")
+    network.save_pretrained(tmp_path / "sd" / "unet", max_shard_size="100KB")
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    export(ask, tmp_path / "sd", "diffusers", tmp_path / "half", "--dtype", "bfloat16")
+    sizes = [json.loads((tmp_path / n / index).read_text())["metadata"]["total_size"] for n in ("sd", "half")]
+    assert sizes[0] == 2 * sizes[1]
+    again = UNet2DConditionModel.from_pretrained(tmp_path / "half" / "unet")
+    want = {name: tensor.bfloat16().float() for name, tensor in network.state_dict().items()}
+    assert all(torch.equal(want[name], tensor) for name, tensor in again.state_dict().items())
+    export(ask, tmp_path / "sd", "comfyui", tmp_path / "one.safetensors")
+    assert len(load_file(tmp_path / "one.safetensors")) == len(want)
+
+
+def test_a_copy_without_a_precision_is_the_same_to_the_byte(made, tmp_path, ask):
+    export(ask, made / "sd_lora", "diffusers", tmp_path / "copy")
+    files = {file.relative_to(made / "sd_lora"): file for file in (made / "sd_lora").rglob("*") if file.is_file()}
+    assert files.keys() == {f.relative_to(tmp_path / "copy") for f in (tmp_path / "copy").rglob("*") if f.is_file()}
+    changed = [name for name, file in files.items() if file.read_bytes() != (tmp_path / "copy" / name).read_bytes()]
+    assert changed == []
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("up_blocks.0.upsamplers.0.conv.weight", "output_blocks.2.1.conv.weight"),
+        ("up_blocks.1.upsamplers.0.conv.weight", "output_blocks.5.2.conv.weight"),
+        ("down_blocks.2.downsamplers.0.conv.bias", "input_blocks.9.0.op.bias"),
+        ("mid_block.resnets.1.time_emb_proj.bias", "middle_block.2.emb_layers.1.bias"),
+    ],
+)
+def test_names_are_those_of_the_published_stable_diffusion(name, published):
+    """An upsampler comes after the attention of its block where it has one; diffusers would read either place."""
+    attended = {"up_blocks.1.attentions.2.norm.weight": torch.zeros(1)}
+    assert renamed(name, attended, {"layers_per_block": 2}) == published
+
+
+# ---- LoRAs
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3"])
+def test_the_kept_adapter_over_the_teacher_draws_the_students_images(made, tmp_path, ask, kind):
+    folder, file = made / f"{kind}_lora", tmp_path / "mine.safetensors"
+    said = export(ask, folder, "lora", file, "--base", made / kind)
+    assert f"LoRA for {kind}, rank 2" in said
+    call = call_of(folder)
+    want = drawn(stock(folder), call)
+    assert float((drawn(over(made / kind, folder), call) - want).abs().max()) > 1e-3
+    assert float((drawn(over(made / kind, folder, file), call) - want).abs().max()) <= 1e-6
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata()["base_model"] == kind
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_kohyas_names_are_those_of_diffusers_converter_and_are_read_back(made, tmp_path, ask, kind):
+    folder = made / f"{kind}_lora"
+    kept = load_file(folder / "lora" / "pytorch_lora_weights.safetensors")
+    want = convert_state_dict_to_kohya(dict(kept))
+    for form, more in (("kohya", ()), ("comfyui", ("--rank", "kept"))):
+        export(ask, folder, form, tmp_path / f"{form}.safetensors", *more)
+        got = load_file(tmp_path / f"{form}.safetensors")
+        assert got.keys() == want.keys()
+        assert all(torch.equal(got[name], want[name]) for name in want)
+    call = call_of(folder)
+    pipe = over(made / kind, folder, tmp_path / "kohya.safetensors")
+    assert float((drawn(pipe, call) - drawn(stock(folder), call)).abs().max()) <= 1e-6
+
+
+def test_the_full_difference_of_merged_weights_is_the_student(made, tmp_path, ask):
+    """Of a LoRA run whose adapter is lost: the rank is found again, but for layers whose change rounding hides."""
+    folder, file = made / "sd_lora", tmp_path / "full.safetensors"
+    said = export(ask, folder, "lora", file, "--rank", "full", "--base", made / "sd")
+    tensors = load_file(file)
+    assert {len(t) for name, t in tensors.items() if ".lora_A." in name} == {2}
+    assert float(said.rpartition(" ")[2]) < 1e-5
+    call = call_of(folder)
+    assert float((drawn(over(made / "sd", folder, file), call) - drawn(stock(folder), call)).abs().max()) <= 1e-6
+
+
+def test_ranks_that_differ_by_layer_are_read_back_from_kohyas_names(made, tmp_path, ask):
+    """diffusers gives some layers the alpha of others where alphas differ; ComfyUI takes alpha / rank of each."""
+    folder, file = made / "sd_whole", tmp_path / "whole.safetensors"
+    export(ask, folder, "kohya", file, "--rank", "full", "--base", made / "sd")
+    state = load_file(file)
+    assert len({int(t) for name, t in state.items() if name.endswith(".alpha")}) == 1
+    assert len({len(t) for name, t in state.items() if ".lora_down." in name}) > 1
+    merged = over(made / "sd", folder, file)
+    merged.fuse_lora()
+    merged.unload_lora_weights()
+    want = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    got = merged.unet.state_dict()
+    assert all(torch.allclose(got[n], t, rtol=0, atol=1e-6) for n, t in want.items() if t.dim() > 1)
+
+
+def test_the_closest_lora_of_a_rank_has_the_error_that_is_told(made, tmp_path, ask):
+    folder = made / "sd_whole"
+    errors = []
+    for rank in (1, 4):
+        file = tmp_path / f"{rank}.safetensors"
+        errors.append(float(export(ask, folder, "lora", file, "--rank", rank, "--base", made / "sd").split()[-1]))
+        tensors = load_file(file)
+        state, base = (
+            load_file(made / n / "unet" / "diffusion_pytorch_model.safetensors") for n in ("sd_whole", "sd")
+        )
+        missed = total = 0.0
+        for name, weight in state.items():
+            difference, key = (weight - base[name]).double(), f"unet.{name.removesuffix('.weight')}.lora_A.weight"
+            total += float(difference.square().sum())
+            if key in tensors and weight.dim() > 1:
+                up = tensors[key.replace("_A", "_B")].double().flatten(1)
+                difference = difference.flatten(1) - up @ tensors[key].double().flatten(1)
+            missed += float(difference.square().sum())
+        assert errors[-1] == pytest.approx((missed / total) ** 0.5, rel=0.01)
+    assert errors[0] > errors[1] > 0.05
+
+
+def test_half_precision_is_no_other_base(made, tmp_path, ask):
+    export(ask, made / "sd_lora", "diffusers", tmp_path / "half", "--dtype", "float16")
+    said = export(
+        ask, tmp_path / "half", "lora", tmp_path / "x.safetensors", "--base", made / "sd", "--dtype", "float16"
+    )
+    assert "rank 2" in said
+    assert {t.dtype for t in load_file(tmp_path / "x.safetensors").values()} == {torch.float16}
+
+
+def test_the_adapter_of_an_aligned_model_is_beside_it(made, tmp_path, ask):
+    run = tmp_path / "run"
+    shutil.copytree(made / "sd_lora", run / "model")
+    (run / "model" / "lora").rename(run / "lora")
+    record = json.loads((run / "model" / "diffdistill.json").read_text())
+    digests = {name: digest for name, digest in record["sha256"].items() if not name.startswith("lora/")}
+    mine = {"role": "aligned", "model": "you/base", "sha256": digests}
+    (run / "model" / "diffdistill.json").write_text(json.dumps(sealed(record | mine | {"teacher": None})))
+    assert "LoRA for you/base, rank 2" in export(ask, run / "model", "lora", tmp_path / "x.safetensors")
+    kept = load_file(run / "lora" / "pytorch_lora_weights.safetensors")
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in load_file(tmp_path / "x.safetensors").items())
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9), (6, 6)])
+def test_factors_are_the_singular_vectors(shape):
+    matrix = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    for rank in (1, 3, 5):
+        down, up = factors(matrix, rank)
+        want = (u[:, :rank] * s[:rank]) @ v[:rank]
+        torch.testing.assert_close(up.double() @ down.double(), want, rtol=0, atol=1e-6)
+        torch.testing.assert_close(down.norm(dim=1), up.norm(dim=0), rtol=1e-5, atol=0)  # they share the size
+    assert len(factors(matrix, None, least=float(s[3:].norm()) * 1.001)[0]) == 3
+    assert len(factors(matrix, None, least=float(s[3:].norm()) * 0.999)[0]) == 4
+
+
+# ---- what cannot be
+
+
+def refused(ask, code, *words):
+    got, said, complaint = ask("export", *map(str, words))
+    assert (got, said) == (code, "")
+    told = [
+        line for line in complaint.splitlines() if line and "it/s]" not in line
+    ]  # progress of the test's own pipelines
+    assert len(told) == 1
+    return told[0]
+
+
+def test_what_a_format_cannot_hold_is_told_in_a_sentence(made, tmp_path, ask):
+    out = tmp_path / "x.safetensors"
+    pixels = "builtin:fashion_mnist_teacher"
+    cases = [
+        (2, (made / "sd3", "--format", "single-file"), "comfyui, which writes the denoiser alone"),
+        (2, (pixels, "--format", "single-file"), "a pixel model goes to others as it is: --format diffusers"),
+        (2, (pixels, "--format", "lora"), "no program loads a LoRA; export --format diffusers"),
+        (2, (pixels, "--format", "comfyui"), "what is possible: --format diffusers"),
+        (2, (made / "sd3_lora", "--format", "kohya"), "kohya's names for UNets alone; export --format lora"),
+        (2, (made / "sd_whole", "--format", "lora"), "kept no adapter"),
+        (2, (made / "sd_whole", "--format", "lora", "--rank", "4"), "its base 'sd' is not here; give --base MODEL"),
+        (2, (made / "sd_whole", "--format", "lora", "--rank", "4", "--base", made / "sdxl"), "is not built as"),
+        (2, (made / "sd_whole", "--format", "lora", "--rank", "4", "--base", made / "sd3"), "SD3Transformer2DModel"),
+        (2, (made / "sd", "--format", "lora", "--rank", "4", "--base", made / "sd"), "no layer of"),
+        (2, (made / "sd_lora", "--format", "lora", "--rank", "0"), "'0' is no rank"),
+        (2, (made / "sd_lora", "--format", "single-file", "--rank", "4"), "--rank goes with a LoRA"),
+        (2, (made / "sd_lora", "--format", "comfyui", "--base", made / "sd"), "--base goes with a LoRA"),
+    ]
+    for code, words, sentence in cases:
+        assert sentence in refused(ask, code, *words, "--out", out)
+        assert list(tmp_path.iterdir()) == []
+    assert "let its name end in .safetensors" in refused(
+        ask, 2, made / "sd", "--format", "single-file", "--out", tmp_path / "x.ckpt"
+    )
+
+
+def test_a_lora_of_another_base_is_refused(made, tmp_path, ask):
+    """One of the same build with other text encoders, and one whose denoiser is another."""
+    TEACHERS["sd"](tmp_path / "other", seed=9)
+    words = (made / "sd_lora", "--format", "lora", "--base", tmp_path / "other", "--out", tmp_path / "x.safetensors")
+    assert "so it is not its base" in refused(ask, 2, *words)
+    for part in ("vae", "text_encoder"):
+        shutil.rmtree(tmp_path / "other" / part)
+        shutil.copytree(made / "sd" / part, tmp_path / "other" / part)
+    assert "with its adapter" in refused(ask, 2, *words)
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_nothing_is_written_over_and_nothing_is_left_half(made, tmp_path, ask, monkeypatch):
+    taken = tmp_path / "taken.safetensors"
+    taken.write_text("mine")
+    assert "exists and holds something else" in refused(ask, 2, made / "sd", "--format", "single-file", "--out", taken)
+    assert taken.read_text() == "mine"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.txt").write_text("mine")
+    assert "not an empty folder" in refused(ask, 2, made / "sd", "--format", "diffusers", "--out", tmp_path / "folder")
+    copy = tmp_path / "broken"
+    shutil.copytree(made / "sd", copy)
+    state = load_file(copy / "vae" / "diffusion_pytorch_model.safetensors")
+    state["encoder.conv_in.weight"][0, 0, 0, 0] = 1e6  # above float16's highest
+    save_file(state, copy / "vae" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    for form, out in (("diffusers", "half"), ("single-file", "half.safetensors")):
+        words = (copy, "--format", form, "--dtype", "float16", "--out", tmp_path / out)
+        assert "not finite in float16" in refused(ask, 4, *words)
+        assert not (tmp_path / out).exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"taken.safetensors", "folder", "broken"}
+
+
+def test_damaged_models_are_not_exported(made, tmp_path, ask):
+    copy = tmp_path / "copy"
+    shutil.copytree(made / "sd_lora", copy)
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 100)
+    out = ("--out", tmp_path / "x.safetensors")
+    assert "is damaged" in refused(ask, 4, copy, "--format", "single-file", *out)
+    shutil.rmtree(copy)
+    shutil.copytree(made / "sd", copy)
+    state = load_file(copy / "unet" / "diffusion_pytorch_model.safetensors")
+    state.pop("conv_in.bias")
+    save_file(state, copy / "unet" / "diffusion_pytorch_model.safetensors")
+    assert "are not those of its config.json (conv_in.bias)" in refused(ask, 4, copy, "--format", "comfyui", *out)
+
+
+def test_a_network_that_no_checkpoint_has_is_refused(made, tmp_path, ask):
+    """Blocks with a part that the layout has no name for: diffusers would not read it back."""
+    copy = tmp_path / "copy"
+    shutil.copytree(made / "sd", copy)
+    pipe = stock(copy)
+    pipe.register_modules(
+        unet=unet(cross_attention_dim=WIDTH, encoder_hid_dim=WIDTH, encoder_hid_dim_type="text_proj")
+    )
+    pipe.save_pretrained(copy)
+    complaint = refused(ask, 2, copy, "--format", "single-file", "--out", tmp_path / "x.safetensors")
+    assert "diffusers would not read it back (encoder_hid_proj" in complaint
