@@ -23,7 +23,7 @@ class Adversarial(Section):
 
     >>> from diffdistill.methods.dmd2 import DMD2
     >>> DMD2(adversarial=Adversarial(weight=1e-2, features="critic")).choices().adversarial  # as in DMD2's paper
-    Adversarial(weight=0.01, features='critic', taps=('mid_block',), critic_weight=0.01, r1=0.0)
+    Adversarial(weight=0.01, features='critic', taps=('mid_block',), critic_weight=0.01, r1=0.0, reals='data')
     """
 
     weight: Annotated[float, Field(ge=0)] = Field(

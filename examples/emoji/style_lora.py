@@ -1,14 +1,17 @@
 """A LoRA of a style for the emoji teacher, and what it does to its students.
 
     python examples/emoji/style_lora.py train --out runs/noto.safetensors
+    python examples/emoji/style_lora.py guide runs/emoji_one_step/student
     python examples/emoji/style_lora.py measure runs/noto.safetensors builtin:emoji_teacher runs/emoji_one_step/student
 
 train: the teacher's denoising loss on the Noto pictures alone, with captions that ask for no style; adapters of rank 4
 on the attention layers. Minutes of one thread. measure: 190 held-out captions without style, the same noise with and
-without the LoRA: the share that the judge calls Noto, the CLIP score, and how far the pictures moved.
+without the LoRA: the share that the judge calls Noto, the CLIP score, and how far the pictures moved. guide: the same
+captions by stock diffusers, whose guidance a student can be given too, and a negative prompt.
 """
 
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,10 +80,30 @@ def measured(lora: str, models: list[str], scale: float) -> Iterator[str]:
         )
 
 
+def guided(name: str) -> Iterator[str]:
+    """CLIP score of a student's pipeline, called with its own `call` but for guidance."""
+    from diffusers import DiffusionPipeline
+
+    measures, prompts = Measures(), sorted({row.plain for row in emoji_rows("held_out")})
+    pipeline = DiffusionPipeline.from_pretrained(name)
+    pipeline.set_progress_bar_config(disable=True)
+    call = json.loads((Path(name) / "diffdistill.json").read_text())["call"]
+    drawn: list[torch.Tensor] = []
+    for scale, negative in ((1.0, None), (1.0, "a twemoji style emoji"), (1.5, None), (2.0, None), (4.0, None)):
+        noise = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+        more: dict[str, Any] = {} if negative is None else {"negative_prompt": [negative] * len(prompts)}
+        images = pipeline(prompts, generator=noise, output_type="pt", **call | {"guidance_scale": scale} | more).images
+        drawn.append((255 * images).round().to(torch.uint8))
+        moved = float((drawn[0].float() - drawn[-1].float()).abs().mean() / 255)
+        score = measures.clip_of(drawn[-1], prompts)
+        yield f"guidance {scale:g}, negative prompt {negative}: CLIP score {score:.1f}, mean difference {moved:.3f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     one, other = verbs.add_parser("train"), verbs.add_parser("measure")
+    verbs.add_parser("guide").add_argument("student")
     one.add_argument("--out", type=Path, required=True)
     one.add_argument("--steps", type=int, default=300)
     one.add_argument("--rate", type=float, default=1e-3)
@@ -90,9 +113,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.verb == "train":
         train(given.out, given.steps, given.rate)
-    else:
-        for line in measured(given.lora, given.models, given.scale):
-            print(line, flush=True)
+        return
+    guide = given.verb == "guide"
+    for line in guided(given.student) if guide else measured(given.lora, given.models, given.scale):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

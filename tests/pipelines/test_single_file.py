@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("transformers")
 
 from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_text import stable_diffusion, stable_diffusion_3
 
 from diffdistill import Denoiser
@@ -105,8 +105,9 @@ def test_a_network_alone_takes_the_rest_from_the_pipeline(tmp_path):
     state = {name: value.half() for name, value in other.transformer.state_dict().items()}
     save_file(state, tmp_path / "tuned.safetensors")
     convert_single(tmp_path / "tuned.safetensors", str(folder), tmp_path / "out")
-    read = StableDiffusion3Pipeline.from_pretrained(tmp_path / "out", torch_dtype=torch.float16)
-    assert all(torch.equal(value, state[name]) for name, value in read.transformer.state_dict().items())
+    written = load_file(tmp_path / "out" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in written.values()} == {torch.float16}
+    assert all(torch.equal(value, state[name]) for name, value in written.items())
     base = StableDiffusion3Pipeline.from_pretrained(folder)
     kept = StableDiffusion3Pipeline.from_pretrained(tmp_path / "out")
     for part in ("vae", "text_encoder", "text_encoder_3"):

@@ -96,6 +96,8 @@ def test_the_published_adapter_makes_the_student_of_the_base(teacher, tmp_path):
     tensors = load_file(result.model_folder / "lora" / "pytorch_lora_weights.safetensors")
     assert {tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name} == {2, 4}
     assert "LoRA on the teacher: `style.safetensors`, scale 0.7" in (result.model_folder / "README.md").read_text()
+    student.load_lora_weights(str(style(tmp_path / "more.safetensors")))  # stock students take their teacher's LoRAs
+    assert (drawn(student) - images).abs().max() > 1e-2
     # The same path with another LoRA in it is another run.
     style(file, rank=3)
     with pytest.raises(ConfigError, match=r"the content of teacher_lora .* is not what"):

@@ -276,7 +276,14 @@ def _dtype_of(part: Path, network: str, precision: Precision) -> str:
 
 
 def class_of(folder: Path, part: str, entry: list[Any]) -> Any:
-    """The class of a part, of a package that is known: diffusers would import any, and run what it does then."""
+    """The class of a part, of a package that is known: diffusers would import any, and run what it does then.
+
+    entry: what model_index.json says of the part, a package and a name. CheckpointError for any other package.
+
+    >>> from diffdistill.assets import asset
+    >>> class_of(asset("emoji_teacher"), "unet", ["diffusers", "UNet2DConditionModel"]).__name__
+    'UNet2DConditionModel'
+    """
     import diffusers
     import transformers
 
