@@ -43,7 +43,7 @@ def planned(args: Namespace) -> tuple[str, list[Planned]]:
 
 def axes_of(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Settings of one value, as they are given, and keys of several with their values."""
-    fixed, axes = [], dict[str, list[str]]()
+    fixed, axes = list[str](), dict[str, list[str]]()
     for word in words:
         key, sign, text = word.partition("=")
         key = "seed" if key == "seeds" else key.strip().replace("-", "_")
