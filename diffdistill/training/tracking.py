@@ -37,9 +37,11 @@ class Trackers(Observer):
         if not self.names:
             return
         self.within.enter_context(alone_in_accelerate())
-        known, self.told = record_of(run.folder), told_before(run.log.dropped)
+        known = record_of(run.folder)
         key = known.get("key") or hashlib.sha256(f"{run.folder.resolve()} {time.time_ns()}".encode()).hexdigest()[:16]
         before = known.get("trackers", {}) if run.step else {}
+        lost = told_before(run.log.dropped)
+        self.told = {name: lost if name in before and not takes_back(name) else set() for name in self.names}
         key = key if before else hashlib.sha256(f"{key} {time.time_ns()}".encode()).hexdigest()[:16]
         for name in self.names:
             self.begin(name, run, key, before.get(name))
@@ -70,17 +72,13 @@ class Trackers(Observer):
     def line(self, values: dict[str, Any]) -> None:
         step = values["step"]
         for name, tracker in list(self.trackers.items()):
-            figures = {
-                key: value
-                for key, value in numbers(values).items()
-                if takes_back(name) or (step, key) not in self.told
-            }
+            figures = {key: value for key, value in numbers(values).items() if (step, key) not in self.told[name]}
             if figures:
                 self.safely(name, lambda of=tracker, some=figures: of.figures(some, step))
 
     def picture(self, step: int, name: str, file: Path) -> None:
         for own, tracker in list(self.trackers.items()):
-            if file.is_file() and (takes_back(own) or step > max((at for at, _ in self.told), default=-1)):
+            if file.is_file() and step > max((at for at, _ in self.told[own]), default=-1):
                 self.safely(own, lambda of=tracker: of.picture(name, file, step))
 
     def leave(self) -> None:
@@ -110,12 +108,13 @@ def record_of(folder: Path) -> dict[str, Any]:
 def told_before(lines: list[str]) -> set[tuple[int, str]]:
     """Step and name of the figures in log lines that a kill made the run lose: it will log them again, equal."""
     entries = [json.loads(line) for line in lines]
-    return {(entry["step"], name) for entry in entries for name in entry}
+    return {(entry["step"], name) for entry in entries for name in numbers(entry)}
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """The figures of a log line; `time` is `seconds`, for Trackio has a `time` of its own."""
     return {
-        name: value
+        "seconds" if name == "time" else name: value
         for name, value in values.items()
         if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
     }

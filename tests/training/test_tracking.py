@@ -44,7 +44,7 @@ class Fake(GeneralTracker):
     def log(self, values, step=None, **_):
         if self.broken_at == step:
             raise OSError("no route to host")
-        self.heard += [(step, name, value) for name, value in values.items() if name != "time"]
+        self.heard += [(step, name, value) for name, value in values.items()]
 
     def log_images(self, values, step=None, **_):
         self.heard += [(step, name, np.asarray(pictures[0]).shape) for name, pictures in values.items()]
@@ -100,6 +100,7 @@ def test_a_run_is_told_once_though_it_was_killed_after_a_checkpoint_and_resumed(
     sitting(tmp_path, resume_from_checkpoint="latest")
     told = heard.heard
     assert sorted(what for what in told if what[1] == "loss") == FIGURES
+    assert [what[0] for what in told if what[1] == "seconds"] == [1, 2, 3, 4, 5, 6, 6]  # 6 with its evaluation
     assert sorted(what for what in told if what[1] == "samples") == PICTURES
     assert [what for what in told if what[1] == "evaluation/fid"] == [(6, "evaluation/fid", 1.0)]
     begun = [what for what in told if what[0] == "start"]
@@ -110,7 +111,8 @@ def test_a_run_is_told_once_though_it_was_killed_after_a_checkpoint_and_resumed(
 
 
 def test_a_tracker_that_comes_later_is_told_what_was_logged_before(tmp_path, heard):
-    sitting(tmp_path, names=(), max_train_steps=4)
+    with pytest.raises(Killed):
+        sitting(tmp_path, names=(), kill=5, checkpoint_every=4)
     assert heard.heard == []  # never begun where it is not asked for
     sitting(tmp_path, resume_from_checkpoint="latest")
     assert sorted(what for what in heard.heard if what[1] == "loss") == FIGURES
