@@ -6,9 +6,10 @@
 As in a run of `distill` with `quantize`: the base once, packed or in bfloat16; adapters of student, critic and average
 in float32; moments of two; gradients of one at a time, for each is gone when the other's turn comes. Text encoders and
 VAE rest in the CPU's memory but while they are at work, which is said beside, and encoded prompts take
-`data.prompt_device_gb`. Most activations are there in the critic's turn: what its pass keeps, what the student's keeps
-meanwhile, and the largest block computed anew; attention as of a fused kernel. Not counted: what an operation needs
-and frees again but for the largest layer unpacked, and the allocator's fragments; leave a tenth for them.
+`data.prompt_device_gb`. Activations are those of one pass at a time, for the student's turn is over when the critic's
+begins: what it keeps, and the largest block computed anew; attention as of a fused kernel. A student of several steps
+makes the others without a graph. Not counted: what an operation needs and frees again but for the largest layer
+unpacked, and the allocator's fragments; leave a third for them.
 """
 
 import argparse
@@ -33,7 +34,11 @@ FLUX2_TARGETS = (
     "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "linear_in",
     "linear_out", "to_qkv_mlp_proj", "attn.to_out",
 )  # fmt: skip
-TARGETS = {"sdxl": DMD2_TARGETS, "klein": FLUX2_TARGETS}
+QWEN_TARGETS = (
+    "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "img_mlp.net.0.proj",
+    "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2",
+)  # fmt: skip
+TARGETS = {"sdxl": DMD2_TARGETS, "klein": FLUX2_TARGETS, "qwen": QWEN_TARGETS}
 # Bytes a packed weight: NF4 with a scale for 64 weights, which are packed in 8 bits and have one of 32 for 256 of them
 # (2305.14314, "double quantization"); a byte. A scale a row is left out.
 PACKED = {"bf16": 2.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
@@ -95,7 +100,7 @@ def parts(key: str, base: str, rank: int = 64, optimizer: str = "adamw", rows: i
         "adapters": 3 * 4 * c.adapter,
         "gradients": 4 * c.adapter,
         "moments": 2 * MOMENTS[optimizer] * c.adapter,
-        "activations": rows * (2 * c.kept + c.block),
+        "activations": rows * (c.kept + c.block),
         "prompts": PROMPTS * GB,
     }
     return {name: value / GB for name, value in found.items()}
@@ -128,6 +133,8 @@ CASES: list[tuple[str, str, str, str]] = [
     ("SDXL, bf16 base", "sdxl", "bf16", "adamw"),
     ("the same, nf4", "sdxl", "nf4", "adamw"),
     ("the same, nf4, adamw8bit", "sdxl", "nf4", "adamw8bit"),
+    ("Qwen-Image 20B, bf16 base", "qwen", "bf16", "adamw"),
+    ("the same, nf4, adamw8bit", "qwen", "nf4", "adamw8bit"),
 ]
 
 
@@ -158,7 +165,7 @@ class Alive(TorchDispatchMode):
 
 
 def check(rank: int = 16) -> str:
-    """Peak of a student's pass, a critic's pass and its backward pass, all tensors alive counted, and the formula."""
+    """Peak of a student's turn and a critic's, all tensors alive counted, and the formula."""
     settings = {"num_layers": 2, "num_single_layers": 6, "num_attention_heads": 6, "joint_attention_dim": 7680}
     small = Model("small", "Flux2Transformer2DModel", settings | {"guidance_embeds": False}, 512, flux2_call, 0,
                   MODELS["klein"].blocks)  # fmt: skip
@@ -172,9 +179,13 @@ def check(rank: int = 16) -> str:
     with Alive({value.untyped_storage()._cdata for value in [*weights, *call.values()]}) as alive:
         x0 = student(**call).sample
         kept_once = alive.now
+        x0.float().square().mean().backward()
+        x0 = x0.detach()
+        for p in student.parameters():
+            p.grad = None
         critic(**call).sample.float().square().mean().backward()
     gradients = sum(p.grad.nbytes for p in critic.parameters() if p.grad is not None)
-    formula = 2 * c.kept + c.block
+    formula = c.kept + c.block
     return (
         f"{c.weights / 1e6:.0f}e6 weights, {x0.shape[1]} tokens: a pass keeps {kept_once / 1e6:.1f} MB (counted "
         f"{c.kept / 1e6:.1f}); at most {alive.most / 1e6:.1f} MB, of it gradients {gradients / 1e6:.1f} (counted "
