@@ -111,7 +111,7 @@ def _run_one(sweep: Sweep, one: Planned, stop: StopRequest) -> None:
     """Run one to its end and note what became of it; Stopped, Preempted or Interrupted where it was asked to end."""
     sweep.note(one, INTERRUPTED)  # until it is known: a kill of this process comes without a word
     began = time.monotonic()
-    stop.sentence = f"stopped in run '{one.name}', which is saved; {sentence(sweep)}"
+    stop.sentence = f"stopped in run '{one.name}'; {sentence(sweep)}"
     code, said = child(sweep.command(one), stop)
     seconds = round(time.monotonic() - began, 1)
     if code in STOPS:

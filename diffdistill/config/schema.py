@@ -131,7 +131,9 @@ def no_half(precision: Any) -> Any:
 
 
 def at_home(path: str) -> str:
-    """A path whose `~` is the user's home folder."""
+    """A path whose `~` is the user's home folder; ValueError for `-`, which elsewhere is a stream."""
+    if path == "-":
+        raise ValueError("output_dir '-' is no stream here; name a folder, or ./-")
     return str(expanded(path)) if path.startswith("~") else path
 
 
@@ -184,8 +186,8 @@ class Run(Section):
 
 
 SampleClasses = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...] | None,
-    Field(min_length=1, max_length=40, description="class labels of the grids, a column each; null: the first ten"),
+    Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=40)] | None,
+    Field(description="class labels of the grids, a column each; null: the first ten"),
 ]
 
 
@@ -290,10 +292,9 @@ class Distill(Run):
         "such as a published consistency model: the student begins as it, the critic as the teacher",
     )
     sample_classes: SampleClasses = None
-    sample_prompts: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
-        None, min_length=1, max_length=40,
-        description="text teachers: prompts of the grids, a column each; null: the first captions",
-    )  # fmt: skip
+    sample_prompts: (
+        Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, max_length=40)] | None
+    ) = Field(None, description="text teachers: prompts of the grids, a column each; null: the first captions")
     evaluation: Evaluation = Evaluation()
     method: AnyMethod
     level: Level = Field(

@@ -42,6 +42,8 @@ def export(model: str, out: str | Path, wish: Wish) -> str:
     check(wish)
     target = Path(out)
     check_target(target, wish)
+    if Path(model).is_dir() and target.resolve().is_relative_to(Path(model).resolve()):
+        raise ConfigError(f"--out '{target}' lies in the model itself, whose files have digests; name another place")
     source = open_source(model)
     if wish.format == "diffusers":
         check_parts(source)

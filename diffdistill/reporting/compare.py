@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from diffdistill.config.yaml import flow, parse
-from diffdistill.errors import ConfigError
+from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.evaluation.figures import Value, features_of, label_of, values_of
+from diffdistill.files import parse_json
 from diffdistill.reporting.rundata import RunData, read_run
 from diffdistill.reporting.tables import protocol_words
 
@@ -102,15 +103,18 @@ class Comparison:
 
 
 def compared(folders: Sequence[str | Path], mixed: bool = False) -> Comparison:
-    """Read and group run folders; CheckpointError for one that is none.
+    """Read and group run folders; CheckpointError for one that is none, or whose records are damaged.
 
-    ConfigError for fewer than two, one given twice, and, unless `mixed`, for figures of different protocols.
+    ConfigError for fewer than two, one given twice, two of one seed and the same settings, and, unless `mixed`, for
+    figures of different protocols.
     """
     paths = [Path(folder) for folder in folders]
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
         raise ConfigError("compare wants two run folders or more, each once; give RUN RUN ...")
     if len(paths) > MOST_RUNS:
         raise ConfigError(f"{len(paths)} runs do not fit on a page; compare {MOST_RUNS} at most")
+    for path in paths:
+        require_whole(path)
     runs = [read_run(path) for path in paths]
     protocol, odd = protocols(runs)
     if odd and not mixed:
@@ -119,7 +123,47 @@ def compared(folders: Sequence[str | Path], mixed: bool = False) -> Comparison:
             f"'{name}' was measured otherwise than the first run ({what}), so their figures do not compare; evaluate "
             f"them alike, or say --mixed to have them marked"
         )
-    return Comparison(grouped(runs), protocol, odd)
+    groups = grouped(runs)
+    for group in groups:
+        _require_other_seeds(group)
+    return Comparison(groups, protocol, odd)
+
+
+def require_whole(folder: Path) -> None:
+    """CheckpointError for a record that a report would leave out: here a figure too few is a wrong mean."""
+    for name, reads in (("config.yaml", lambda text: parse(text, "config.yaml")), ("evaluation.json", parse_json)):
+        file = folder / name
+        try:
+            whole = not file.exists() or isinstance(reads(file.read_text("utf-8")), dict)
+        except (OSError, ValueError, ConfigError):
+            whole = False
+        if not whole:
+            raise CheckpointError(f"'{file}' is damaged, so the run does not compare; leave it out, or run it again")
+    log = folder / "metrics.jsonl"
+    if log.exists():
+        # The last line may have been cut by a kill; the others are written whole.
+        lines = log.read_text("utf-8", errors="replace").split("\n")[:-1]
+        number = next((number for number, line in enumerate(lines, 1) if not _is_entry(line)), None)
+        if number is not None:
+            raise CheckpointError(f"line {number} of '{log}' is damaged, so the run does not compare; leave it out")
+
+
+def _is_entry(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _require_other_seeds(group: Group) -> None:
+    first: dict[str, str] = {}
+    for run, seed in zip(group.runs, group.seeds, strict=True):
+        other = first.setdefault(seed, str(run.folder))
+        if other != str(run.folder):
+            raise ConfigError(
+                f"'{other}' and '{run.folder}' have one seed and the same settings, which tells no spread; leave one "
+                f"out"
+            )
 
 
 def result_of(run: RunData) -> dict[str, Any]:

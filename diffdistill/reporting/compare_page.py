@@ -27,17 +27,14 @@ MOST_CURVES, MOST_GRIDS = 24, 24
 
 
 def write_comparison(folders: Sequence[str | Path], out: str | Path, mixed: bool = False) -> Path:
-    """`index.html` and `compare.json` in the folder `out`, in place of earlier ones; returns the page.
+    """`index.html` and `compare.json` in the folder `out`, in place of those of these runs; returns the page.
 
-    Raises the errors of `compared`, ConfigError for other files of these names, DiskError.
+    Raises the errors of `compared`, ConfigError for other files of these names and for other runs', DiskError.
     """
     comparison, folder = compared(folders, mixed), Path(out)
+    check_place(folders, folder)
     page, data = folder / PAGE, folder / DATA
     try:
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"--out '{folder}' is a file; name a folder")
-        if page.is_dir() or not may_replace(page) or not _ours(data):
-            raise ConfigError(f"--out '{folder}' holds files that are no comparison; name another folder")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(data, as_json(comparison))
         write_text(page, html(comparison))
@@ -46,11 +43,25 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path, mixed: bool
     return page
 
 
-def _ours(file: Path) -> bool:
+def check_place(folders: Sequence[str | Path], folder: Path) -> None:
+    """ConfigError where `write_comparison` of these runs would lose what is there: more runs may come to the same."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out '{folder}' is a file; name a folder")
+    page, data = folder / PAGE, folder / DATA
+    earlier = _runs_of(data)
+    if page.is_dir() or not may_replace(page) or earlier is None:
+        raise ConfigError(f"--out '{folder}' holds files that are no comparison; name another folder")
+    if not earlier <= {Path(run).resolve() for run in folders}:
+        raise ConfigError(f"--out '{folder}' holds a comparison of other runs; name another folder")
+
+
+def _runs_of(file: Path) -> set[Path] | None:
+    """The runs of an earlier comparison; None of a file that is none."""
     try:
-        return not file.exists() or "groups" in read_json(file)
-    except (OSError, ValueError, TypeError):
-        return False
+        known = read_json(file)["groups"] if file.exists() else []
+        return {Path(run).resolve() for group in known for run in group["runs"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def words(spread: Spread | None) -> str:
@@ -247,6 +258,8 @@ def run(args: Namespace) -> int:
     """Print the table; write the page where one is asked for."""
     if args.json is not None:
         check_output(args.json, "--json", has_keys("groups"))
+    if args.out is not None:
+        check_place(args.runs, Path(args.out))
     comparison = compared(args.runs, args.mixed)
     if not is_stdout(args.json):
         print(text(comparison))

@@ -8,11 +8,7 @@ import pytest
 import torch
 from edm_tiny import tiny_network
 from runs import data, settings
-from text_world import LORA
-from text_world import settings as text_settings
-from text_world import task as text_task
 from tiny import tiny_teacher
-from tiny_text import stable_diffusion
 
 from diffdistill.denoiser import Denoiser
 from diffdistill.parts.bench.command import Bench
@@ -72,6 +68,11 @@ def test_the_passes_of_a_step_are_those_that_it_made(case):
 
 
 def test_passes_of_adapters_are_not_counted_twice(tmp_path):
+    pytest.importorskip("transformers")
+    from text_world import LORA, stable_diffusion
+    from text_world import settings as text_settings
+    from text_world import task as text_task
+
     stable_diffusion(tmp_path / "sd")
     (tmp_path / "prompts.txt").write_text("a thing\nanother\n")
     task = text_task(text_settings(tmp_path, **LORA))
@@ -102,10 +103,16 @@ def test_what_is_held_when_a_phase_begins_is_in_its_peak():
     assert peaks(events, ["first", "second", "first"]) == {"first": 27, "second": 10}
 
 
-def test_edm_networks_and_pipelines_have_their_rows(tmp_path):
+def test_edm_networks_have_their_rows():
     edm = Denoiser(tiny_network("ddpmpp", augment=0), EDM())
     (row,) = Bench(edm, Device("no"), 2, 1, ("dmd2",)).distill()
     assert "2 x features" in row.passes
+
+
+def test_pipelines_have_their_rows(tmp_path):
+    pytest.importorskip("transformers")
+    from text_world import stable_diffusion
+
     text = Denoiser.from_pretrained(stable_diffusion(tmp_path / "sd"))
     bench = Bench(text, Device("no"), 2, 1, ("dmd2",))
     assert [row.name for row in (*bench.passes(), *bench.distill(), *bench.sampling())] == [

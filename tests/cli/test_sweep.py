@@ -116,7 +116,7 @@ def test_a_run_that_was_preempted_ends_the_sweep_and_is_the_next_to_go_on(ran, a
     codes[NAMES[1]] = 75
     code, _, err = ask(*WORDS, "--out", str(tmp_path / "out"))
     assert (code, ran) == (75, NAMES[:2])
-    assert f"stopped in run '{NAMES[1]}', which is saved; 1 of 4 are finished" in err
+    assert f"stopped in run '{NAMES[1]}'; 1 of 4 are finished" in err
     assert f"{NAMES[1]}  resumed" in ask(*WORDS, "--out", str(tmp_path / "out"), "--dry-run")[1]
 
 

@@ -412,3 +412,10 @@ def test_a_network_that_no_checkpoint_has_is_refused(made, tmp_path, ask):
     pipe.save_pretrained(copy)
     complaint = refused(ask, 2, copy, "--format", "single-file", "--out", tmp_path / "x.safetensors")
     assert "diffusers would not read it back (encoder_hid_proj" in complaint
+
+
+def test_nothing_is_written_into_the_model_itself(made, ask):
+    code, _, err = ask("export", str(made / "sd"), "--format", "diffusers", "--out", str(made / "sd" / "inner"))
+    assert code == 2
+    assert "lies in the model itself" in err
+    assert not (made / "sd" / "inner").exists()

@@ -137,6 +137,7 @@ def test_files_say_which_precision_holds_them(folder):
 
 @pytest.mark.parametrize("force", [True, False])
 def test_a_vae_that_overflows_stays_float32_in_float16_alone(tmp_path, force):
+    pytest.importorskip("transformers")
     folder = _emoji(tmp_path, force_upcast=force)
     half, brain = load_model(folder, dtype="float16"), load_model(folder, dtype="bfloat16")
     assert half.dtypes == {"dtype": "float16", "vae_dtype": "float32" if force else "float16"}
@@ -181,6 +182,7 @@ class Allocated(TorchFunctionMode):
 
 def test_a_run_reads_frozen_parts_in_the_precision_it_needs(tmp_path):
     """bfloat16 files are never float32 on the way: Flux and its T5 would be 67 GB for a moment."""
+    pytest.importorskip("transformers")
     folder = _emoji(tmp_path)
     _in_bfloat16(folder)
     run = precision_of_run(Device("bf16"))

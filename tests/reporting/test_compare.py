@@ -115,3 +115,42 @@ def test_names_of_groups():
     assert name_of(["lr=1e-4,seed=10", "lr=1e-4,seed=11"]) == "lr=1e-4"
     assert unlike(["a", "b", "a"]) == ["a (1)", "b", "a (2)"]
     assert _breakable("a.b_c<") == "a.<wbr>b_<wbr>c&lt;"
+
+
+def test_two_runs_of_one_seed_tell_no_spread(runs, tmp_path):
+    copy = made(tmp_path, "copy", "sid", 1, 2.0)
+    with pytest.raises(ConfigError, match="have one seed and the same settings"):
+        compared([*runs, copy])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("config.yaml", "a: [", "config.yaml' is damaged"),
+        ("evaluation.json", "x", "evaluation.json' is damaged"),
+        ("evaluation.json", "[]", "evaluation.json' is damaged"),
+        ("metrics.jsonl", '{"step": 1}\n{"broken\n{"step": 3}\n', "line 2 of"),
+    ],
+)
+def test_a_damaged_record_is_told(runs, name, text, sentence):
+    (runs[1] / name).write_text(text)
+    with pytest.raises(CheckpointError, match=sentence):
+        compared(runs)
+
+
+def test_a_last_line_that_a_kill_cut_is_no_damage(runs):
+    with (runs[1] / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 300, "ti')
+    assert len(compared(runs).runs) == 3
+
+
+def test_a_comparison_of_other_runs_is_kept_and_one_with_more_takes_its_place(runs, tmp_path, ask):
+    out = tmp_path / "out"
+    write_comparison(runs[:2], out)
+    before = (out / "index.html").read_bytes()
+    code, told, err = ask("compare", str(runs[0]), str(runs[2]), "--out", str(out))
+    assert (code, told) == (2, "")  # before the table
+    assert "holds a comparison of other runs" in err
+    assert (out / "index.html").read_bytes() == before
+    write_comparison(runs, out)
+    assert (out / "index.html").read_bytes() != before

@@ -6,6 +6,7 @@ No forward is copied. An adapter knows what differs from class to class; everyth
 import inspect
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -285,11 +286,10 @@ def class_of(folder: Path, part: str, entry: list[Any]) -> Any:
     'UNet2DConditionModel'
     """
     import diffusers
-    import transformers
 
     library, name = entry if len(entry) == 2 and all(isinstance(word, str) for word in entry) else ("", "")
-    homes = {"diffusers": diffusers, "transformers": transformers}
-    home = homes.get(library) or getattr(diffusers.pipelines, library, None) or sys.modules.get(library)
+    known = import_module(library) if library in ("diffusers", "transformers") else None
+    home = known or getattr(diffusers.pipelines, library, None) or sys.modules.get(library)
     if home is None or (folder / part / f"{library}.py").exists():  # which diffusers would take in its place
         raise CheckpointError(
             f"'{folder}' wants its {part} from the package {str(library)[:60]!r}, and only diffusers, transformers "
