@@ -29,6 +29,7 @@ def join(number: int, count: int, meet: timedelta, wait: timedelta) -> None:
     ConfigError where the launcher's words are not complete, or there are more processes than GPUs.
     """
     import torch
+    from torch.distributed.distributed_c10d import _set_pg_timeout
 
     from diffdistill.devices import accelerator
 
@@ -46,7 +47,9 @@ def join(number: int, count: int, meet: timedelta, wait: timedelta) -> None:
         backend = f"cpu:gloo,{kind}:{BACKENDS.get(kind, 'gloo')}"
     try:
         store, number, count = next(torch.distributed.rendezvous("env://", number, count, timeout=meet))
-        torch.distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=wait)
+        # One that dies while all connect would else be waited for as long as a call is.
+        torch.distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=meet)
+        _set_pg_timeout(wait)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"process {number} of {count} does not find the others ({reason_of(error):.160}); start all by "
