@@ -24,7 +24,7 @@ RIGHT = "the others end within a minute; a verified checkpoint or none; resumed 
 
 def soon(_rank):
     """A process that never comes is waited for ten minutes; here for some seconds."""
-    processes.MEET = timedelta(seconds=20)
+    processes.MEET = timedelta(seconds=8)
 
 
 def test_sigkill_of_one_process_at_a_random_moment(tmp_path):
