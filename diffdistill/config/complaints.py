@@ -185,6 +185,12 @@ def sentences(
     errors: dict[Path, list[Mapping[str, Any]]] = {}
     for item in error.errors(include_url=False):
         errors.setdefault(_locate(item, data), []).append(item)
+    # A list whose members are wrong counts as empty, too.
+    errors = {
+        path: items
+        for path, items in errors.items()
+        if items[0]["type"] != "too_short" or not any(len(o) > len(path) and o[: len(path)] == path for o in errors)
+    }
     fields, places = dict(fields_of(model, data)), {path: place for path, place, _ in places_in(given)}
     order = {path: position for position, path in enumerate(places)}
     lines = []

@@ -262,3 +262,22 @@ def test_half_precision_is_refused_where_no_loss_is_scaled(name, more):
     verb = Align if name.startswith("align") else Train if name.endswith("teacher") else Distill
     with pytest.raises(ConfigError, match=r"mixed_precision 'fp16' turns small gradients into 0.*use bf16"):
         load_config(verb, name, ["output_dir=out", *more, "mixed_precision=fp16"])
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("[-1]", "'sample_classes.0' is -1; it must be a number >= 0"),
+        ("[]", "'sample_classes' is []; it must be a list"),
+    ],
+)
+def test_a_list_with_a_wrong_member_is_not_told_to_be_empty(ask, tmp_path, word, sentence):
+    code, _, err = ask("distill", "fashion_mnist/dmd2", f"output_dir={tmp_path / 'run'}", f"sample_classes={word}")
+    assert code == 2
+    assert sentence in err
+    assert err.count("sample_classes' is") + err.count("sample_classes.0' is") == 1
+
+
+def test_a_run_is_not_written_to_a_stream(ask):
+    code, _, err = ask("distill", "fashion_mnist/dmd2", "output_dir=-")
+    assert (code, "output_dir '-' is no stream here" in err) == (2, True)
