@@ -119,3 +119,15 @@ def _by_number(number: int | None, place: str, error: BaseException) -> DiffDist
     if number is not None and place == "no message":
         place = os.strerror(number)
     return DiskError(f"a file cannot be read or written ({place}); check its path, its folder and the disk")
+
+
+def without_package(begins: str, error: Exception, extra: str, otherwise: str) -> ConfigError:
+    """For a package that is not installed, or not whole. extra: of ours, that brings it.
+
+    >>> print(without_package("x is torchao's", ImportError("no torchao"), "quant", "take y"))
+    x is torchao's, which cannot be imported (ImportError: no torchao); pip install 'diffdistill[quant]', or take y
+    """
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
+    return ConfigError(
+        f"{begins}, which cannot be imported ({reason}); pip install 'diffdistill[{extra}]', or {otherwise}"
+    )

@@ -4,7 +4,17 @@ import json
 
 import torch
 from diffusers import DiffusionPipeline
-from tiny_text import flux, pixart, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
+from tiny_text import (
+    WIDTH,
+    flux,
+    pixart,
+    stable_diffusion,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+    text_config,
+    unet,
+)
+from transformers import CLIPTextModelWithProjection
 
 from diffdistill import Denoiser
 from diffdistill.pipelines.text.lora import SharedWeights
@@ -66,3 +76,36 @@ def over(teacher, student, lora=None):
     if lora is not None:
         pipe.load_lora_weights(str(lora))
     return pipe
+
+
+def export(ask, model, form, out, *more):
+    code, said, complaint = ask("export", str(model), "--format", form, "--out", str(out), *map(str, more))
+    assert code == 0, complaint
+    return said
+
+
+def models(folder):
+    """In the folder teachers, a LoRA student of each UNet and of SD 3, and a whole one of SD."""
+    for name, make in TEACHERS.items():
+        make(folder / name)
+    _two_widths(folder / "sdxl")
+    for name in ("sd", "sdxl", "sd3"):
+        student(folder / name, folder / f"{name}_lora", lora=True)
+    student(folder / "sd", folder / "sd_whole", steps=2)
+    return folder
+
+
+def _two_widths(folder):
+    """An SDXL whose second encoder has another width, by which readers tell the two apart, and OpenCLIP's GELU."""
+    torch.manual_seed(1)
+    pipe = stock(folder)
+    config = text_config()
+    config.hidden_size, config.hidden_act, config.intermediate_size = 12, "gelu", 24
+    pipe.register_modules(
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        unet=unet(
+            cross_attention_dim=WIDTH + 12, addition_embed_type="text_time", addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=WIDTH + 6 * 4, use_linear_projection=True,
+        ),
+    )  # fmt: skip
+    pipe.save_pretrained(folder)

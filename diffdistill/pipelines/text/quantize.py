@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffdistill.errors import ConfigError
+from diffdistill.explain import without_package
 from diffdistill.last_layer import last_layer
 from diffdistill.sharding import blocks_of
 
@@ -26,11 +26,8 @@ def check_quantize(name: str | None) -> None:
     try:
         _packer(name)
     except Exception as error:  # its libraries may not fit the machine, which comes as any kind
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
-        raise ConfigError(
-            f"quantize={name} packs weights with {PACKAGES[name]}, which cannot be imported ({reason}); pip install "
-            f"'diffdistill[quant]', or set quantize=null"
-        ) from error
+        begins = f"quantize={name} packs weights with {PACKAGES[name]}"
+        raise without_package(begins, error, "quant", "set quantize=null") from error
 
 
 @torch.no_grad()

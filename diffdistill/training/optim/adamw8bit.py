@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffdistill.errors import ConfigError
+from diffdistill.explain import without_package
 from diffdistill.optimizers import Optimizer
 
 TABLES = {"qmap1": "dynamic", "qmap2": "udynamic"}  # signed and unsigned, by the names in a state
@@ -27,11 +27,8 @@ def _kind() -> Any:
     try:
         from bitsandbytes.optim import AdamW8bit
     except Exception as error:  # its libraries may not fit the machine, which comes as any kind
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
-        raise ConfigError(
-            f"optimizer.name=adamw8bit is bitsandbytes', which cannot be imported ({reason}); pip install "
-            f"'diffdistill[quant]', or use adamw or adafactor"
-        ) from error
+        begins = "optimizer.name=adamw8bit is bitsandbytes'"
+        raise without_package(begins, error, "quant", "use adamw or adafactor") from error
 
     class Saved(AdamW8bit):
         """Its state as plain tensors: a checkpoint has one file of them, without nesting and without shared memory."""
