@@ -45,7 +45,7 @@ from diffdistill.training.sharded.plan import check_parallel, home
 from diffdistill.training.signals import held_together, led, stop_requests, stops
 from diffdistill.training.speed import kept_math, speed_up
 from diffdistill.training.tasks.align import AlignTask
-from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.distill import DistillTask, student_task
 from diffdistill.training.tasks.kept_pairs import FOLDER as PAIRS
 from diffdistill.training.tasks.teacher import TeacherTask
 from diffdistill.training.tracking import Trackers
@@ -115,12 +115,12 @@ def distill(resolved: Resolved[Distill]) -> Result:
     refuse_idle(resolved, teacher.draws_texts)
     kind = kind_of(teacher)
     data = kind.data(config, teacher)
-    task = DistillTask(config, teacher, data, device)
+    task = student_task(config, teacher, data, device)
     record = choices(task, config, device)
     if task.first == config.max_train_steps:
         print(
-            f"all {task.first} steps are regression on the teacher's trajectories, as student.regression.steps asks: "
-            f"a first stage, for initialize_from"
+            f"all {task.first} steps are the start that student.{task.started} asks for: a first stage, for "
+            f"initialize_from"
         )
     reward = {} if task.reward is None else {"reward": task.reward.versions()}
     packed = {} if config.quantize is None else {"trained_on_weights_in": config.quantize}
@@ -138,7 +138,7 @@ def distill(resolved: Resolved[Distill]) -> Result:
         **reward_digests(config),
         **lora_digest(task_lora),
     }
-    if task.regression is not None:
+    if isinstance(task, DistillTask) and task.regression is not None:
         task.regression.pairs.keep(Path(config.output_dir) / PAIRS, inputs)
     record |= classes_of_run(data)
     return execute(task, resolved, lambda: kind.monitor(config, data, teacher), publisher, record, inputs)
@@ -233,7 +233,7 @@ def choices(task: Task[Model], config: Run, device: Device) -> dict[str, Any]:
     """What `auto` became on this machine, for the record; the task's networks attend by it from here on."""
     networks = task.networks()
     attention = choose_attention(networks, config.attention, device.autocast)
-    exact = isinstance(config, Distill) and config.method.float32_gap
+    exact = isinstance(config, Distill) and config.float32_gap
     layers = [(role, network) for role, (network, _) in networks.items()]
     return {
         "attention": attention,

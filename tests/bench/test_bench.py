@@ -32,7 +32,7 @@ def test_a_step_makes_the_passes_it_is_compared_with(name, updates, tmp_path, mo
 
     monkeypatch.setattr(Denoiser, "_call", counted)
     step_of(task)()
-    passes = needed(config.method.choices(), updates)
+    passes = needed(config.method, updates)
     batch = config.train_batch_size
     assert sorted(calls) == sorted(2 * batch if name == "features" else batch for name in passes)
 
@@ -62,7 +62,7 @@ def test_the_pass_of_features_ends_at_the_tap_and_sees_both_kinds_of_image():
 
 
 def test_every_kind_of_pass_is_explained():
-    passes = {name for method in COMPARED for name in needed(settings(method, ".").method.choices(), 2)}
+    passes = {name for method in COMPARED for name in needed(settings(method, ".").method, 2)}
     assert passes == set(WORDS)
     assert described(["train", "forward", "train"]) == "2 x train, 1 x forward"
 
