@@ -145,6 +145,13 @@ DISTILL = (
     *_of_optimizer("method.adversarial.optimizer"),
     *_of_optimizer("student.regression.optimizer"),
     *_of_optimizer("student.regression.muon"),
+    *_of_optimizer("student.consistency.optimizer"),
+    Rule(
+        ("level", "critic", "student.regression", "student.consistency", "student.training_input"),
+        _is("method.name", "consistency", "scm"),
+        "by a consistency model, which has no critic, and one loss from the start to the end; choose another "
+        "method.name", ("method.name",),
+    ),
     Rule(
         ("data.path", "data.split", "data.caption_column", "data.keep", "data.workers", "data.disk_cache_gb"),
         _set("data.prompts"),

@@ -61,7 +61,7 @@ def along_by_difference(
     >>> f = lambda x, sigma: x**2 * per_sample(sigma, x)
     >>> x, sigma = torch.full((1, 1, 1, 1), 3.0), torch.tensor([2.0])
     >>> along_by_difference(f, x, sigma, x, 1e-2)  # f = x^2 sigma with dx = x d ln sigma: 3 f = 54, and h^2 / 6 of it
-    tensor([[[[54.0081]]]])
+    tensor([[[[54.0039]]]])
     """
     ahead, behind = (f(x_t + step * direction, math.exp(step) * sigma) for step in (h, -h))
     return (ahead - behind) / (2 * h)

@@ -112,7 +112,12 @@ DivergenceName = str  # `Choices` knows which there are
 
 
 class Distillation(Section):
-    """What every way to make a student of a teacher has."""
+    """What every way to make a student of a teacher has.
+
+    >>> from diffdistill.methods.consistency import Consistency
+    >>> Consistency(guidance_scale=2.0).guidance_scale  # folded into the student
+    2.0
+    """
 
     from_files: ClassVar[bool] = True  # one may be FILE.py:CLASS as well
 

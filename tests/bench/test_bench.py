@@ -12,7 +12,7 @@ from diffdistill.parts.bench import measure
 from diffdistill.parts.bench.command import COMPARED, STEPS, step_of
 from diffdistill.parts.bench.measure import WORDS, Bare, Seconds, Took, compare, described, needed, peak_bytes
 from diffdistill.training.device import Device
-from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.distill import student_task
 
 CPU = torch.device("cpu")
 
@@ -21,9 +21,10 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", COMPARED)
 def test_a_step_makes_the_passes_it_is_compared_with(name, updates, tmp_path, monkeypatch):
     config = settings(
-        name, tmp_path, max_train_steps=STEPS, student={"steps": 1}, critic={"updates_per_step": updates}
-    )
-    task = DistillTask(config, tiny_teacher(), data(), Device("no"))
+        name, tmp_path, max_train_steps=STEPS, student={"steps": 1, "sigma_init": 80.0},
+        critic={"updates_per_step": updates},
+    )  # fmt: skip
+    task = student_task(config, tiny_teacher(), data(), Device("no"))
     calls, real = [], Denoiser._call
 
     def counted(self, x_in, *rest):

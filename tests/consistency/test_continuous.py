@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from linear import SPREAD, Linear, consistent, noise_at, nodes, teacher_of
+from linear import SPREAD, Linear, consistent, nodes, noise_at, teacher_of
 from torch import nn
 
 from diffdistill.consistency.continuous import (
@@ -26,7 +26,7 @@ def objective(teacher=None, total=10, **settings):
 
 
 def outputs(spread, x, t):
-    """F of N(0, spread^2) in closed form, x = cos(t) x_t: (cos t - s / sqrt(s^2 cos^2 t + s_d^2 sin^2 t)) x / (s_d sin t)."""
+    """F of N(0, s^2) at x = cos(t) x_t: (cos t - s / sqrt(s^2 cos^2 t + s_d^2 sin^2 t)) x / (s_d sin t)."""
     root = math.sqrt((spread * math.cos(t)) ** 2 + (SPREAD * math.sin(t)) ** 2)
     return (math.cos(t) - spread / root) * x / (SPREAD * math.sin(t))
 

@@ -1,10 +1,11 @@
 """The discrete form: its curriculum, its law of levels, its distance, and what it converges to on Gaussian data."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
-from linear import SPREAD, Linear, noise_at, nodes, teacher_of
+from linear import SPREAD, Linear, nodes, noise_at, teacher_of
 
 from diffdistill.consistency.discrete import DiscreteConsistency, chances, intervals_at, pseudo_huber, solver_step
 from diffdistill.consistency.settings import HUBER, Discrete
@@ -85,7 +86,7 @@ def test_a_teachers_steps_lead_to_the_spread_of_the_data():
     def reached(count, heun):
         x = torch.full((1, 1, 1, 1), math.sqrt(SPREAD**2 + TOP**2), dtype=torch.float64)
         levels = karras_levels(count, 0.002, TOP)
-        for high, low in zip(levels[:-1], levels[1:], strict=True):
+        for high, low in pairwise(levels):
             x = solver_step(teacher_of(SPREAD), x, high.reshape(1), low.reshape(1), None, heun)
         return x.item()
 
@@ -101,7 +102,9 @@ def test_the_target_is_the_model_at_the_lower_level_and_the_input_at_the_lowest(
     for k, at_low in ((0, None), (4, 3.0)):
         noise = noise_at(float(levels[k + 1]), float(levels[k]), eps)
         slope = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-        model = Linear(lambda sigma, slope=slope, k=k: torch.where(sigma > levels[k] * 1.0000001, slope, 3.0 * slope / 2))
+        model = Linear(
+            lambda sigma, slope=slope, k=k: torch.where(sigma > levels[k] * 1.0000001, slope, 3.0 * slope / 2)
+        )
         losses = objective.losses(model, x0, None, noise, 0)
         high, low = (x0 + level * eps for level in (levels[k + 1], levels[k]))
         wanted = pseudo_huber(2.0 * high, low if at_low is None else at_low * low, HUBER)

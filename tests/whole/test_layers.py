@@ -18,7 +18,7 @@ FLOORS = [
     ["process", "request", "last_layer"],
     ["parts", "schedulers", "pickle_reader", "models"],
     ["denoiser"],
-    ["divergences", "matching", "losses"],
+    ["divergences", "matching", "losses", "consistency"],
     ["data", "rewards"],
     ["section"],
     ["optimizers", "methods", "alignment"],

@@ -11,6 +11,7 @@ from diffdistill.consistency.objective import Flow, Objective
 from diffdistill.consistency.settings import Continuous, Discrete
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
 from diffdistill.matching.micro_batches import Metrics, blank_like, parts_of, rows_of
 from diffdistill.methods.objectives import ByDerivative, ByLevels
 from diffdistill.optimizers import Optimizer
@@ -18,6 +19,7 @@ from diffdistill.pipelines.text.data import TextSet
 from diffdistill.section import Section, plain
 from diffdistill.training.device import Device
 from diffdistill.training.flat import Parts
+from diffdistill.training.kinds.base import names_model
 from diffdistill.training.optim.updater import Updater
 from diffdistill.training.tasks.student import StudentTask
 
@@ -101,8 +103,12 @@ class ConsistencyTask(StudentTask):
     """The whole run is consistency distillation."""
 
     def __init__(self, config: Distill, teacher: Denoiser, data: ImageSet | TextSet, device: Device):
+        if config.initialize_from is not None and not names_model(config.initialize_from):
+            raise ConfigError(
+                f"initialize_from '{config.initialize_from}' is no model folder, which a consistency model begins "
+                f"from; give the student/ of that run"
+            )
         super().__init__(config, teacher, data, device)
-        assert isinstance(config.method, Section)
         self.phase = ConsistencyPhase(self, config.method, config.student.optimizer, config.max_train_steps, "student")
         self.parts = {"student": self.student, "student_ema": self.ema, **self.phase.parts}
 
