@@ -7,7 +7,8 @@ one x_i = x0 + s_i eps with the same eps (Algorithm 3). The rest is of 2310.1418
 no average; ||.|| is over the whole image, c = 0.00054 sqrt(C H W) (eq. 8 and section 3.3; per element it would be
 another loss); there are more levels as training goes on (section 3.4), drawn by a discretised lognormal law (3.5).
 
-At the lowest level f(x, s_0) = x by definition, so the network is not asked there. Departures: no dropout.
+At the lowest level f(x, s_0) = x by definition, so the network is not asked there. Departures: no dropout. Levels that
+are even in the network's time, all alike, are those of latent consistency models (2310.04378).
 """
 
 import math
@@ -20,7 +21,8 @@ from diffdistill.consistency.settings import Discrete
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.machine import send
-from diffdistill.process import karras_levels, per_sample
+from diffdistill.process import VP, Process, karras_levels, per_sample
+from diffdistill.process import Flow as FlowProcess
 
 
 def intervals_at(step: int, total: int, first: int, last: int) -> int:
@@ -74,36 +76,68 @@ def solver_step(flow: Flow, x: Tensor, high: Tensor, low: Tensor, cond: Tensor |
     return x + step * (slope + corrected) / 2
 
 
+def even_in_time(process: Process, count: int, low: float, high: float) -> Tensor:
+    """`count` + 1 levels from `low` to `high`, even in the network's time, float64: training steps of a VP network,
+    t = sigma / (1 + sigma) of a flow, ln sigma of an EDM network.
+
+    >>> even_in_time(FlowProcess(), 2, 0.25, 4.0)  # t = 0.2, 0.5, 0.8
+    tensor([0.2500, 1.0000, 4.0000], dtype=torch.float64)
+    """
+    ends = torch.tensor([low, high], dtype=torch.float64)
+
+    def between(times: Tensor) -> Tensor:
+        return torch.linspace(*times.tolist(), count + 1, dtype=torch.float64)
+
+    if isinstance(process, VP):
+        return process.level_at(between(process.time(ends))).double()
+    if isinstance(process, FlowProcess):
+        t = between(ends / (1 + ends))
+        return t / (1 - t)
+    return between(ends.log()).exp()
+
+
 class DiscreteConsistency:
     """The loss between neighbouring levels of [sigma_min, sigma_max], over a phase of `total` steps.
 
-    flow: the teacher's x0; None: consistency training, on data alone.
+    process: the network's, whose time a grid may be even in. flow: the teacher's x0; None: consistency training, on
+    data alone.
 
     >>> from diffdistill import load_model
     >>> model = load_model("builtin:fashion_mnist_teacher")
-    >>> objective = DiscreteConsistency(Discrete(intervals=(10, 20)), 0.002, 80.0, total=100)
+    >>> objective = DiscreteConsistency(Discrete((10, 20)), model.process, 0.002, 80.0, total=100)
     >>> x0, cond = torch.randn(4, 1, 28, 28), torch.arange(4)
     >>> noise = objective.draw(x0, step=0)
     >>> objective.losses(model, x0, cond, noise, step=0).shape
     torch.Size([4])
     """
 
-    def __init__(self, settings: Discrete, sigma_min: float, sigma_max: float, total: int, flow: Flow | None = None):
-        self.settings, self.total, self.flow = settings, total, flow
+    def __init__(
+        self,
+        settings: Discrete,
+        process: Process,
+        sigma_min: float,
+        sigma_max: float,
+        total: int,
+        flow: Flow | None = None,
+    ):
+        self.settings, self.process, self.total, self.flow = settings, process, total, flow
         self.bounds = sigma_min, sigma_max
         intervals_at(0, total, *settings.intervals)
 
     def levels(self, step: int) -> Tensor:
         """The levels at a step, ascending, float64 `(N + 1,)`."""
         count = intervals_at(step, self.total, *self.settings.intervals)
+        if self.settings.grid == "time":
+            return even_in_time(self.process, count, *self.bounds)
         return karras_levels(count + 1, *self.bounds, self.settings.rho).flip(0)
 
     def draw(self, blank: Tensor, step: int) -> Noise:
         """Intervals by their chances, stratified: one draw in each of B equal cells of u."""
         count, levels = len(blank), self.levels(step)
+        alike = levels.new_full((len(levels) - 1,), 1 / (len(levels) - 1))
+        of_law = alike if self.settings.grid == "time" else chances(levels, self.settings.mean, self.settings.std)
         u = (torch.randperm(count) + torch.rand(count)) / count
-        ends = chances(levels, self.settings.mean, self.settings.std).cumsum(0)
-        index = torch.searchsorted(ends, u.double()).clamp(max=len(levels) - 2)
+        index = torch.searchsorted(of_law.cumsum(0), u.double()).clamp(max=len(levels) - 2)
         high, low = (send(levels[at].float(), blank.device) for at in (index + 1, index))
         return Noise(send(u, blank.device), high, low, torch.randn_like(blank))
 
@@ -115,7 +149,7 @@ class DiscreteConsistency:
         return pseudo_huber(out, target, self.settings.huber * math.sqrt(x0[0].numel()))
 
     def weights(self, noise: Noise) -> Tensor:
-        return 1 / (noise.high - noise.low)
+        return torch.ones_like(noise.high) if self.settings.grid == "time" else 1 / (noise.high - noise.low)
 
     def count(self, losses: Tensor, noise: Noise) -> None:
         pass

@@ -12,10 +12,13 @@ HUBER = 0.00054  # c / sqrt(C H W), 2310.14189, section 3.3
 @dataclass(frozen=True)
 class Discrete:
     """intervals: between levels, at the start of training and at its end, doubled in between at equal distances.
-    rho: curvature of the levels. mean, std: of the lognormal law. huber: c / sqrt(C H W). solver: a teacher's step.
+    grid: karras, levels of curvature rho, drawn by a lognormal law of this mean and std and weighted by one over their
+    distance; time, even in the network's own time, drawn and weighted alike. huber: c / sqrt(C H W). solver: a
+    teacher's step.
     """
 
     intervals: tuple[int, int] = (10, 1280)
+    grid: Literal["karras", "time"] = "karras"
     rho: float = 7.0
     mean: float = -1.1
     std: float = 2.0

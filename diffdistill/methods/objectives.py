@@ -17,6 +17,11 @@ class ByLevels(Section):
     intervals: tuple[Count, Count] = Field(
         (10, 1280), description="between levels: at the start of training and at its end, doubled in between"
     )
+    grid: Literal["karras", "time"] = Field(
+        "karras",
+        description="levels: karras, those of EDM, by a lognormal law; time, even in the network's own time and drawn "
+        "alike (2310.04378), which text-to-image teachers want",
+    )
     rho: Positive = Field(7.0, description="curvature of the levels (2206.00364, eq. 5)")
     mean: float = Field(-1.1, description="law of the levels: mean of ln sigma")
     std: Positive = Field(2.0, description="law of the levels: standard deviation of ln sigma")

@@ -7,10 +7,17 @@ import pytest
 import torch
 from linear import SPREAD, Linear, nodes, noise_at, teacher_of
 
-from diffdistill.consistency.discrete import DiscreteConsistency, chances, intervals_at, pseudo_huber, solver_step
+from diffdistill.consistency.discrete import (
+    DiscreteConsistency,
+    chances,
+    even_in_time,
+    intervals_at,
+    pseudo_huber,
+    solver_step,
+)
 from diffdistill.consistency.settings import HUBER, Discrete
 from diffdistill.errors import ConfigError
-from diffdistill.process import karras_levels
+from diffdistill.process import EDM, VP, Flow, karras_levels
 
 TOP = 80.0
 
@@ -26,7 +33,7 @@ def test_the_number_of_levels_doubles_as_the_paper_says():
 
 def test_a_curriculum_longer_than_the_run_is_refused():
     with pytest.raises(ConfigError, match="take 8 stages and there are 7 steps"):
-        DiscreteConsistency(Discrete(), 0.002, TOP, total=7)
+        DiscreteConsistency(Discrete(), EDM(), 0.002, TOP, total=7)
     with pytest.raises(ConfigError, match="intervals is 20, 10"):
         Discrete(intervals=(20, 10))
 
@@ -38,7 +45,7 @@ def test_levels_have_the_chances_of_the_discretised_law():
 
 
 def test_intervals_are_drawn_by_their_chances_between_neighbouring_levels():
-    objective = DiscreteConsistency(Discrete(intervals=(10, 10)), 0.002, TOP, total=10)
+    objective = DiscreteConsistency(Discrete(intervals=(10, 10)), EDM(), 0.002, TOP, total=10)
     torch.manual_seed(0)
     noise = objective.draw(torch.zeros(1000, 1, 1, 1), step=0)
     levels = objective.levels(0).float()
@@ -67,7 +74,7 @@ def test_training_on_data_ends_at_the_known_spread(points, spread):
     for k in range(points - 1):
         noise = noise_at(float(levels[k + 1]), float(levels[k]), eps)
         settings = Discrete(intervals=(points - 1, points - 1), huber=1e3 * float(levels[k + 1]))
-        objective = DiscreteConsistency(settings, 0.002, TOP, total=10)
+        objective = DiscreteConsistency(settings, EDM(), 0.002, TOP, total=10)
 
         def pull(slope, k=k, noise=noise, objective=objective):
             slope = torch.tensor(slope, dtype=torch.float64, requires_grad=True)
@@ -96,7 +103,7 @@ def test_a_teachers_steps_lead_to_the_spread_of_the_data():
 
 
 def test_the_target_is_the_model_at_the_lower_level_and_the_input_at_the_lowest():
-    objective = DiscreteConsistency(Discrete(intervals=(10, 10)), 0.002, TOP, total=10)
+    objective = DiscreteConsistency(Discrete(intervals=(10, 10)), EDM(), 0.002, TOP, total=10)
     levels = objective.levels(0)
     x0, eps, _ = nodes(2)
     for k, at_low in ((0, None), (4, 3.0)):
@@ -113,3 +120,17 @@ def test_the_target_is_the_model_at_the_lower_level_and_the_input_at_the_lowest(
         distance = 2.0 * high - (low if at_low is None else at_low * low)
         assert gradient.item() == pytest.approx((distance / (distance**2 + HUBER**2).sqrt() * high).sum().item())
     assert torch.allclose(objective.weights(noise), 1 / (levels[5] - levels[4]).expand(4))
+
+
+def test_levels_even_in_the_networks_time_are_drawn_and_weighted_alike():
+    table = VP(torch.linspace(0.99, 0.01, 101), "epsilon")
+    steps = table.time(even_in_time(table, 5, table.sigma_min, table.sigma_max).float())
+    assert steps.tolist() == pytest.approx([0, 20, 40, 60, 80, 100], abs=1e-2)
+    ratios = even_in_time(EDM(), 4, 0.002, 80.0)
+    assert (ratios[1:] / ratios[:-1]).tolist() == pytest.approx([(80 / 0.002) ** 0.25] * 4)
+    objective = DiscreteConsistency(Discrete((10, 10), "time"), Flow(), 1e-3, 999.0, total=10)
+    torch.manual_seed(0)
+    noise = objective.draw(torch.zeros(100, 1, 1, 1), step=0)
+    t = noise.high / (1 + noise.high)
+    assert torch.bincount((t * 10).round().long(), minlength=11).tolist() == [0, *[10] * 10]
+    assert torch.equal(objective.weights(noise), torch.ones(100))

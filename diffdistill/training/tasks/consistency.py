@@ -67,9 +67,9 @@ def objective_of(
     settings: Section, model: Denoiser, sigma_max: float, total: int, device: Device, flow: Flow | None = None
 ) -> Objective:
     """What these settings mean for a model, whose levels end where its sampling begins."""
-    low = model.sigma_min
+    low, sigma_max = model.sigma_min, min(sigma_max, model.sigma_max)  # a flow's first level may be infinite
     if isinstance(settings, ByLevels):
-        return DiscreteConsistency(plain(settings, Discrete), low, sigma_max, total, flow)
+        return DiscreteConsistency(plain(settings, Discrete), model.process, low, sigma_max, total, flow)
     assert isinstance(settings, ByDerivative)
     exact = lambda: torch.autocast(device.name.type, enabled=False)  # noqa: E731
     continuous = ContinuousConsistency(plain(settings, Continuous), low, sigma_max, total, flow, exact)
