@@ -146,6 +146,7 @@ DISTILL = (
     *_of_optimizer("student.regression.optimizer"),
     *_of_optimizer("student.regression.muon"),
     *_of_optimizer("student.consistency.optimizer"),
+    *_of_optimizer("student.consistency.muon"),
     Rule(
         ("level", "critic", "student.regression", "student.consistency", "student.training_input"),
         _is("method.name", "consistency", "scm"),

@@ -86,7 +86,8 @@ def even_in_time(process: Process, count: int, low: float, high: float) -> Tenso
     ends = torch.tensor([low, high], dtype=torch.float64)
 
     def between(times: Tensor) -> Tensor:
-        return torch.linspace(*times.tolist(), count + 1, dtype=torch.float64)
+        first, last = times.tolist()
+        return torch.linspace(first, last, count + 1, dtype=torch.float64)
 
     if isinstance(process, VP):
         return process.level_at(between(process.time(ends))).double()

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from diffdistill.consistency.settings import HUBER, Derivative, Discrete
 from diffdistill.errors import ConfigError
-from diffdistill.optimizers import Optimizer
+from diffdistill.optimizers import Muon, Optimizer
 from diffdistill.section import Count, Fraction, Positive, Section
 
 
@@ -74,3 +74,6 @@ class ConsistencyStart(Section):
     )
     objective: AnyObjective = ByLevels()
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup_steps=20)
+    muon: Muon | None = Field(
+        None, description="Muon for the weights of inner layers, beside AdamW for the rest; null: AdamW for all"
+    )

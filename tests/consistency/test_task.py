@@ -30,7 +30,7 @@ def made(name, folder, **more):
 
 def gradient_of(task, step=0):
     """Of an update at the student's weights, which do not move."""
-    updater = task.phase.updater if isinstance(task, ConsistencyTask) else task.student_updater
+    updater = task.phase.updaters[0] if isinstance(task, ConsistencyTask) else task.student_updater
     found = {}
     updater.optimizer.step = lambda: found.update(
         {name: weight.grad.clone() for name, weight in task.student.named_parameters()}

@@ -48,7 +48,7 @@ def test_guidance_is_folded_into_the_student(folder):
         options = {"guidance_scale": scale, **FEW}
         made = task(settings(folder, method="consistency", images=True, options=options, **LORA))
         found = []
-        made.phase.updater.optimizer.step = lambda: found.extend(p.grad.clone() for p in made.student.parameters())
+        made.phase.updaters[0].optimizer.step = lambda: found.extend(p.grad.clone() for p in made.student.parameters())
         torch.manual_seed(0)
         made.update(0)
         return found
@@ -58,8 +58,8 @@ def test_guidance_is_folded_into_the_student(folder):
 
 
 def test_prompts_alone_are_refused(folder):
-    with pytest.raises(ConfigError, match="a consistency loss noises images, and data.prompts .* gives prompts alone"):
-        data = {"prompts": str(folder / "prompts.txt"), "image_size": 16}
+    data = {"prompts": str(folder / "prompts.txt"), "image_size": 16}
+    with pytest.raises(ConfigError, match=r"a consistency loss noises images, and data\.prompts .* prompts alone"):
         task(settings(folder, method="consistency", images=True, options=FEW, data=data))
 
 

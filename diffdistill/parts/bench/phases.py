@@ -68,14 +68,14 @@ class Clock:
 
 def turns_of(task: Any) -> list[Turn]:
     if isinstance(task, ConsistencyTask):
-        return [(task.phase.updater, "step", OPTIMISERS, None)]
+        return [(each, "step", OPTIMISERS, None) for each in task.phase.updaters]
     if not isinstance(task, DistillTask):
         return [(task.updater, "step", OPTIMISERS, None)]
     turns: list[Turn] = [(each, "step", OPTIMISERS, CRITIC) for each in task.critic_updaters]
     if task.regression is not None:
         turns += [(each, "step", OPTIMISERS, None) for each in task.regression.updaters]
     if task.consistency is not None:
-        turns.append((task.consistency.updater, "step", OPTIMISERS, None))
+        turns += [(each, "step", OPTIMISERS, None) for each in task.consistency.updaters]
     return [
         *turns,
         (task.method, "critic_noise", CRITIC, None),

@@ -14,7 +14,6 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.matching.micro_batches import Metrics, blank_like, parts_of, rows_of
 from diffdistill.methods.objectives import ByDerivative, ByLevels
-from diffdistill.optimizers import Optimizer
 from diffdistill.pipelines.text.data import TextSet
 from diffdistill.section import Section, plain
 from diffdistill.training.device import Device
@@ -80,11 +79,11 @@ def objective_of(
 class ConsistencyPhase:
     """Consistency distillation alone: a whole run, or the start of one."""
 
-    def __init__(self, task: StudentTask, settings: Section, optimizer: Optimizer, total: int, name: str):
-        self.task = task
+    def __init__(self, task: StudentTask, settings: Section, updaters: list[Updater], total: int):
+        self.task, self.updaters = task, updaters
         self.loss = consistency_of(task, settings, total)
-        self.updater = Updater(name, task.student.parameters(), optimizer, total)
-        self.parts: Parts = {f"{name}_optimizer": self.updater.optimizer, **self.loss.objective.modules()}
+        self.parts: Parts = {f"{updater.name}_optimizer": updater.optimizer for updater in updaters}
+        self.parts |= self.loss.objective.modules()
 
     def update(self, step: int) -> Metrics:
         task, config = self.task, self.task.config
@@ -94,7 +93,8 @@ class ConsistencyPhase:
         (x0, _), cond = task.device.put(x0, None), task.student.placed(labels)
         assert x0 is not None  # prompts alone are refused
         metrics = self.loss.backward(x0, cond, mine, count, step)
-        metrics |= self.updater.step(step)
+        for updater in self.updaters:
+            metrics |= updater.step(step)
         task.ema.update(task.student)
         return metrics
 
@@ -109,7 +109,9 @@ class ConsistencyTask(StudentTask):
                 f"from; give the student/ of that run"
             )
         super().__init__(config, teacher, data, device)
-        self.phase = ConsistencyPhase(self, config.method, config.student.optimizer, config.max_train_steps, "student")
+        total = config.max_train_steps
+        updaters = [Updater("student", self.student.parameters(), config.student.optimizer, total)]
+        self.phase = ConsistencyPhase(self, config.method, updaters, total)
         self.parts = {"student": self.student, "student_ema": self.ema, **self.phase.parts}
 
     def update(self, step: int) -> Metrics:

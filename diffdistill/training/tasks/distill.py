@@ -21,6 +21,7 @@ from diffdistill.section import plain
 from diffdistill.training.device import Device
 from diffdistill.training.flat import Parts
 from diffdistill.training.kinds.base import names_model
+from diffdistill.training.optim.beside_muon import updaters_of
 from diffdistill.training.optim.updater import Updater
 from diffdistill.training.signals import stoppable
 from diffdistill.training.store import CheckpointStore, load_checkpoint, names_in
@@ -123,7 +124,8 @@ class DistillTask(StudentTask):
             self.parts |= self.beside.objective.modules()
         if start is None:
             return None
-        phase = ConsistencyPhase(self, start.objective, start.optimizer, start.steps, "start")
+        updaters = updaters_of("consistency", self.student, start.optimizer, start.muon, start.steps)
+        phase = ConsistencyPhase(self, start.objective, updaters, start.steps)
         self.parts |= phase.parts
         return phase
 
