@@ -22,6 +22,9 @@ from diffdistill.files import expanded
 from diffdistill.methods import METHODS
 from diffdistill.methods.base import Adversarial, Distillation, Method
 from diffdistill.methods.objectives import ConsistencyStart
+from diffdistill.objectives import OBJECTIVES
+from diffdistill.objectives.base import Objective
+from diffdistill.objectives.denoising import Denoising
 from diffdistill.optimizers import Muon, Optimizer
 from diffdistill.parts.attention.names import attention_name
 from diffdistill.registry import is_plugin
@@ -185,6 +188,16 @@ class Run(Section):
     data: Data = Data()
     evaluation: Evaluations = Evaluations()
 
+    @property
+    def compares(self) -> bool:
+        """Whether evaluations decide how the run goes on: its start is then measured, and kept, too."""
+        return self.evaluation.stop is not None
+
+    @property
+    def exact(self) -> bool:
+        """Whether differences of networks are taken that must be of exact float32."""
+        return False
+
 
 SampleClasses = Annotated[
     Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=40)] | None,
@@ -192,9 +205,26 @@ SampleClasses = Annotated[
 ]
 
 
-class Train(Average, Run):
-    """`diffdistill train`: denoising score matching with EDM preconditioning (2206.00364, Table 1)."""
+def one_of(sections: tuple[type[Section], ...]) -> Any:
+    """A section of one of these classes, which its name tells."""
+    return Annotated[reduce(or_, sections), Field(discriminator="name")]
 
+
+if TYPE_CHECKING:
+    AnyObjective = Objective
+else:
+    AnyObjective = one_of(tuple(OBJECTIVES.rows(of_package=True).values()))
+
+
+class Train(Average, Run):
+    """`diffdistill train`: a teacher, by denoising score matching (2206.00364, Table 1) or another objective."""
+
+    initialize_from: str | None = Field(
+        None,
+        description="diffusion model to begin with, of any process: a folder, builtin:NAME or a Hub id; its network, "
+        "classes and null class are kept; null: train from scratch",
+    )
+    objective: AnyObjective = Denoising()
     sample_classes: SampleClasses = None
     evaluation: Evaluation = Evaluation()
     network: Network = Network()
@@ -205,6 +235,19 @@ class Train(Average, Run):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         0.9995, description="decay of the average a step, whatever its batch; null: by ema_half_life_images"
     )
+
+    @property
+    def compares(self) -> bool:
+        return super().compares or self.objective.in_rounds
+
+    @property
+    def exact(self) -> bool:
+        return self.objective.exact
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Self:
+        self.objective.check(self)
+        return self
 
 
 class Regression(Section):
@@ -267,11 +310,6 @@ class Critic(Section):
     optimizer: Optimizer = Optimizer()
 
 
-def one_of(methods: tuple[type[Distillation], ...]) -> Any:
-    """The section `method`: of one of these classes, which its name tells."""
-    return Annotated[reduce(or_, methods), Field(discriminator="name")]
-
-
 if TYPE_CHECKING:
     AnyMethod = Distillation
 else:
@@ -326,7 +364,7 @@ class Distill(Run):
         return None if self.matching is None else self.matching.adversarial
 
     @property
-    def float32_gap(self) -> bool:
+    def exact(self) -> bool:
         return self.matching is not None and self.matching.float32_gap
 
     @property
@@ -351,7 +389,7 @@ class Distill(Run):
                 f"quantize={self.quantize} packs the teacher's weights, on which student and critic must then train "
                 f"adapters alone; set student.lora and critic.lora, or quantize=null"
             )
-        if self.quantize is not None and self.float32_gap:
+        if self.quantize is not None and self.exact:
             raise ValueError(
                 f"method.float32_gap wants teacher and critic exact, and quantize={self.quantize} rounds both; leave "
                 f"one of them out"

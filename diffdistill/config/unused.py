@@ -118,6 +118,10 @@ TRAIN = (
         tuple(f"network.{key}" for key in UNET), _is("network.kind", "uvit"),
         "by a U-ViT; set network.uvit, or network.kind=unet", ("network.kind",),
     ),
+    Rule(
+        ("network", "sigma_data"), _set("initialize_from"),
+        "beside initialize_from, whose network it is; leave one of them out", ("initialize_from",),
+    ),
     Rule(("network.uvit",), _is("network.kind", "unet"), "by a UNet; set network.kind=uvit", ("network.kind",)),
     Rule(
         ("network.scalelong.kappa",), _is("network.scalelong.mode", "ls", "rsqrt2"),

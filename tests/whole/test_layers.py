@@ -21,7 +21,7 @@ FLOORS = [
     ["divergences", "matching", "losses", "consistency"],
     ["data", "rewards"],
     ["section"],
-    ["optimizers", "methods", "alignment"],
+    ["optimizers", "methods", "objectives", "alignment"],
     ["evaluation"],
     ["config"],
     ["reporting"],

@@ -59,7 +59,7 @@ class Texts(Kind):
         if config.matching is not None:
             settings["critic"] = config.critic.lora
         copies = {role: clone_network(teacher.network, None) for role, lora in settings.items() if lora is None}
-        half = None if config.float32_gap else device.dtype
+        half = None if config.exact else device.dtype
         nn.Module.to(teacher.network, half or torch.float32)
         if (last := last_layer(teacher.network)) is not None:
             last.float()

@@ -52,7 +52,7 @@ class StudentTask:
         self.teacher.requires_grad_(False)
         encoders = getattr(getattr(self.teacher, "adapter", None), "encoders", None)
         plan = Plan(self.config, self.device, {role: each.layers for role, each in self.denoisers.items()}, encoders)
-        exact = self.config.float32_gap
+        exact = self.config.exact
         plan.shard(exact=lambda role: exact and role in ("teacher", "critic"))
         for denoiser in self.denoisers.values():
             if how(denoiser.network) is None:  # adapters on a network that is
