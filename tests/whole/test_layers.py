@@ -18,7 +18,7 @@ FLOORS = [
     ["process", "request", "last_layer"],
     ["parts", "schedulers", "pickle_reader", "models"],
     ["denoiser"],
-    ["divergences", "matching", "losses"],
+    ["divergences", "matching", "losses", "loss_weights"],
     ["data", "rewards"],
     ["section"],
     ["optimizers", "methods", "alignment"],

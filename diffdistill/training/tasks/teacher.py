@@ -10,6 +10,7 @@ from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.files import reason_of
+from diffdistill.loss_weights import check_law, get_loss_weight
 from diffdistill.losses import denoising_loss
 from diffdistill.matching.micro_batches import Metrics, rows_of
 from diffdistill.models import UViT, apply_scalelong
@@ -85,7 +86,7 @@ def build_unet(settings: Network, image_shape: torch.Size, classes: int | None) 
 
 class TeacherTask:
     """minimise E lambda(sigma) ||D(x0 + sigma eps, sigma, c) - x0||^2 / (C H W), lambda = (sigma^2 + s^2) / (sigma
-    s)^2.
+    s)^2, or another one of `loss_weights`.
 
     The label is replaced by the null class with probability `class_dropout`, which gives guidance its unconditional
     half.
@@ -100,7 +101,8 @@ class TeacherTask:
         torch.manual_seed(config.seed)
         network = build_network(config.network, data.images.shape[1:], classes)
         self.model = Denoiser(network, EDM(config.sigma_data), null_class=null).train()
-        self.law = LevelLaw(plain(config.level, Level))
+        self.law, self.weight = LevelLaw(plain(config.level, Level)), get_loss_weight(config.loss_weight)
+        check_law(self.weight, self.law, config.sigma_data)
         self.ema = Ema(self.model, config.ema_decay_for(config.train_batch_size))
         self.plan = Plan(config, device, {"network": network, "average": self.ema.module.network})
         self.plan.shard()
@@ -117,13 +119,14 @@ class TeacherTask:
         if labels is not None and self.model.null_class is not None:
             dropped = torch.rand(len(labels), device=labels.device) < self.config.class_dropout
             labels = torch.where(dropped, self.model.null_class, labels)
-        _, sigma = self.law.draw(len(x0), self.device.name)
+        u, sigma = self.law.draw(len(x0), self.device.name)
+        weight = self.weight.of(self.law, u, config.sigma_data)
         x_t = x0 + per_sample(sigma, x0) * torch.randn_like(x0)
         count = len(x0)
-        x0, x_t, sigma, labels = (rows_of(value, mine) for value in (x0, x_t, sigma, labels))
+        x0, x_t, sigma, weight, labels = (rows_of(value, mine) for value in (x0, x_t, sigma, weight, labels))
         with self.device.autocast():
             denoised = self.model(x_t, sigma, labels)
-        loss = denoising_loss(denoised, x0, sigma, self.config.sigma_data).mean()
+        loss = denoising_loss(denoised, x0, sigma, weight=weight).mean()
         (len(x0) / count * loss).backward()
         metrics = self.updater.step(step)
         self.ema.update(self.model)
