@@ -25,6 +25,7 @@ MODULES = (
     "diffdistill.process",
     "diffdistill.divergences",
     "diffdistill.losses",
+    "diffdistill.loss_weights",
     "diffdistill.matching.step",
     "diffdistill.matching.settings",
     "diffdistill.matching.level_weights",

@@ -19,6 +19,7 @@ from diffdistill.data.prompts import MOST_SEED
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.metrics import metric
 from diffdistill.files import expanded
+from diffdistill.loss_weights import LOSS_WEIGHTS
 from diffdistill.methods import METHODS
 from diffdistill.methods.base import Adversarial, Distillation, Method
 from diffdistill.methods.objectives import ConsistencyStart
@@ -28,7 +29,7 @@ from diffdistill.objectives.denoising import Denoising
 from diffdistill.optimizers import Muon, Optimizer
 from diffdistill.parts.attention.names import attention_name
 from diffdistill.registry import is_plugin
-from diffdistill.section import Count, Fraction, Positive, Section
+from diffdistill.section import Count, Fraction, OneOf, Positive, Section
 
 
 class Data(Section):
@@ -230,6 +231,11 @@ class Train(Average, Run):
     network: Network = Network()
     sigma_data: Positive = Field(0.5, description="scale of the data in the preconditioning")
     level: Level = Level(law="lognormal")
+    loss_weight: Annotated[str, OneOf(LOSS_WEIGHTS)] = Field(
+        "edm",
+        description="how much an error at each level counts; "
+        + "; ".join(f"{weight.name}: {weight.meaning}" for weight in LOSS_WEIGHTS.values()),
+    )
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup_steps=100)
     class_dropout: Fraction = Field(0.1, description="part of the labels replaced by the null class, for guidance")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
