@@ -16,7 +16,10 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder; nothing is overwritten")
     parser.add_argument("--format", choices=FORMATS, default="png", help="of the images (default png; grid.png stays)")
     parser.add_argument(
-        "--quality", metavar="Q", type=whole(1), help="1 to 100, of webp (default: without loss) and jpg (default 95)"
+        "--quality",
+        metavar="Q",
+        type=whole(1, 100),
+        help="1 to 100, of webp (default: without loss) and jpg (default 95)",
     )
     add_sampling(parser)
     parser.checks += [_count_missing, _calibration_unused, _quality_unused]
