@@ -82,7 +82,7 @@ def close(mine, theirs):
 def test_it_is_called_as_its_adapter_calls_it(tmp_path, kind):
     known = Denoiser.from_pretrained(str(ADAPTED[kind](tmp_path / kind))).adapter
     read = ReadOff(known.pipeline, tmp_path / kind)
-    known.image_size = read.image_size = 16
+    known.sides = read.sides = 16, 32
     known.guidance = read.guidance = 2.5
     assert read.latent_shape == known.latent_shape
     assert read.embeds_guidance == known.embeds_guidance
@@ -95,7 +95,7 @@ def test_it_is_called_as_its_adapter_calls_it(tmp_path, kind):
         theirs, mine = (one.predict(known.network, x, t, one.joined(["a cat", None])) for one in (known, read))
         close(mine, theirs[:, : mine.shape[1]])
         close(read.decode(x), known.decode(x))
-        pictures = torch.rand(2, 3, 16, 16) * 2 - 1
+        pictures = torch.rand(2, 3, 16, 32) * 2 - 1
         close(read.encode(pictures), known.encode(pictures))
     close(read.arrange(x), known.arrange(x))
     assert ReadOff(known.pipeline, tmp_path / kind).image_size == known.native_size()
@@ -164,7 +164,7 @@ def test_a_network_that_is_not_replayed_is_refused_in_one_sentence(qwen):
 def test_sizes_that_the_pipeline_does_not_draw_are_refused(qwen):
     other = Denoiser.from_pretrained(str(qwen))
     other.adapter.image_size = SIDE + 4
-    with pytest.raises(ConfigError, match=r"cannot be read off at 36 pixels: it draws images of \(3, 32, 32\)"):
+    with pytest.raises(ConfigError, match=r"cannot be read off at 36x36 pixels: it draws images of \(3, 32, 32\)"):
         _ = other.image_shape
 
 

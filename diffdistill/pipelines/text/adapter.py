@@ -82,8 +82,8 @@ class Adapter(Texts, Latents):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """`(C, h, w)` of what the network makes."""
-        side = self.image_size // self.pipeline.vae_scale_factor
-        return self.pipeline.vae.config.latent_channels, side, side
+        height, width = (side // self.pipeline.vae_scale_factor for side in self.sides)
+        return self.pipeline.vae.config.latent_channels, height, width
 
     def predict(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """One call of a network of this pipeline: `(B, C, H, W)`, t `(B,)` in its own units."""
@@ -123,7 +123,8 @@ class Adapter(Texts, Latents):
 
     def student_call(self) -> dict[str, Any]:
         """What a student's pipeline is called with beside its steps: no null pass, for guidance is in the weights."""
-        size = {} if self.image_size == self.native_size() else {"height": self.image_size, "width": self.image_size}
+        height, width = self.sides
+        size = {} if height == width == self.native_size() else {"height": height, "width": width}
         return {"guidance_scale": self.guidance if self.embeds_guidance else 1.0, **size}
 
     def shift(self, _steps: int = 1) -> float:
