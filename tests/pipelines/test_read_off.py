@@ -22,7 +22,7 @@ from diffdistill.pipelines.text.schedule import text_schedule
 from diffdistill.sampling.generate import sample_batch
 from diffdistill.sampling.noise import image_seed
 from diffdistill.sampling.plan import plan_sampling
-from diffdistill.training.run import read_off
+from diffdistill.training.run import read_off, task_of
 
 SLOW = ("sd", "pixart")  # whose calls are those of SDXL, and of PixArt-Sigma, with less, and more
 ADAPTED = {
@@ -64,7 +64,9 @@ def test_in_half_precision_it_is_read_off_in_float32_before(qwen, tmp_path):
 
 
 def test_a_run_reads_it_off_once_at_its_own_size_before_anything_rests(qwen):
-    adapter = Denoiser.from_pretrained(str(qwen)).adapter
+    teacher = Denoiser.from_pretrained(str(qwen))
+    adapter = teacher.adapter
+    assert (task_of(teacher), adapter.guidance) == ({}, 1.0)  # what a run asks of every adapter
     read_off(adapter, SIDE + 1)  # which the data's own check refuses
     assert adapter._reading is None
     read_off(adapter, SIDE)

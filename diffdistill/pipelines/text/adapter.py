@@ -47,10 +47,6 @@ class Adapter(Texts, Latents):
         super().__init__(pipeline)
         self.source = source
         self.image_size = self.native_size()
-        # The input of a guidance-distilled network; others have none.
-        self.guidance = 1.0
-        # What was added to the network's weights since they were read (`task_lora`).
-        self.task: TaskLora | None = None
 
     def hold(self, precision: Precision) -> None:
         """The network in a precision, but for what stays exact (`held_in`); what it is trained from stays as it is."""
@@ -106,6 +102,12 @@ class Adapter(Texts, Latents):
     def default_guidance(self) -> float:
         """The scale w of guidance where the stock pipeline is given none."""
         return float(inspect.signature(type(self.pipeline).__call__).parameters["guidance_scale"].default)
+
+    # The input of a guidance-distilled network; others have none.
+    guidance = 1.0
+
+    # What was added to the network's weights since they were read (`task_lora`).
+    task: TaskLora | None = None
 
     # Whether it is read off a pipeline that runs, in float32: half precision would tell other times and scales.
     reads_itself = False

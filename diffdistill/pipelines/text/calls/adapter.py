@@ -41,7 +41,6 @@ class ReadOff(Adapter):
         self.part = next(part for part in PARTS if getattr(pipeline, part, None) is not None)
         super(Adapter, self).__init__(pipeline)
         self.source = source
-        self.guidance = 1.0
         self._sides: tuple[int, int] | None = None
         self._reading: Reading | None = None
         self._held = "float32"
