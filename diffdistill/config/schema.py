@@ -308,6 +308,15 @@ class Student(Average):
         None, description="start by consistency distillation, in place of regression; null: none"
     )
 
+    @model_validator(mode="after")
+    def _muon_has_whole_weights(self) -> Self:
+        if self.lora is not None and self.regression is not None and self.regression.muon is not None:
+            raise ValueError(
+                "regression.muon is for the whole weights of inner layers, and with lora only adapters are trained; "
+                "set student.regression.muon=null, or student.lora=null"
+            )
+        return self
+
 
 class Critic(Section):
     updates_per_step: Count = Field(2, description="critic (and discriminator) updates per student update")
