@@ -1,19 +1,12 @@
 """DDO's rounds: what each begins with, what is kept, and that a run that was stopped goes on to the last bit."""
 
-import shutil
 
-import pytest
 import torch
-from runs import STEPS, Watcher, data, go, lines, settings
-from tiny import tiny_teacher, tiny_unet
+from runs import Watcher, data, go, lines, settings
+from tiny import tiny_teacher
 
-from diffdistill.config.schema import Train
-from diffdistill.data import ImageSet
-from diffdistill.denoiser import Denoiser
-from diffdistill.process import VP, Flow
 from diffdistill.training.device import Device
 from diffdistill.training.flat import tensors_of
-from diffdistill.training.store import CheckpointStore
 from diffdistill.training.tasks.ddo import DDOTask
 
 ROUND = 2
