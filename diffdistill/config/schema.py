@@ -21,7 +21,11 @@ from diffdistill.evaluation.metrics import metric
 from diffdistill.files import expanded
 from diffdistill.loss_weights import LOSS_WEIGHTS
 from diffdistill.methods import METHODS
-from diffdistill.methods.base import Method
+from diffdistill.methods.base import Adversarial, Distillation, Method
+from diffdistill.methods.objectives import ConsistencyStart
+from diffdistill.objectives import OBJECTIVES
+from diffdistill.objectives.base import Objective
+from diffdistill.objectives.denoising import Denoising
 from diffdistill.optimizers import Muon, Optimizer
 from diffdistill.parts.attention.names import attention_name
 from diffdistill.registry import is_plugin
@@ -185,6 +189,16 @@ class Run(Section):
     data: Data = Data()
     evaluation: Evaluations = Evaluations()
 
+    @property
+    def compares(self) -> bool:
+        """Whether evaluations decide how the run goes on: its start is then measured, and kept, too."""
+        return self.evaluation.stop is not None
+
+    @property
+    def exact(self) -> bool:
+        """Whether differences of networks are taken that must be of exact float32."""
+        return False
+
 
 SampleClasses = Annotated[
     Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=40)] | None,
@@ -192,9 +206,26 @@ SampleClasses = Annotated[
 ]
 
 
-class Train(Average, Run):
-    """`diffdistill train`: denoising score matching with EDM preconditioning (2206.00364, Table 1)."""
+def one_of(sections: tuple[type[Section], ...]) -> Any:
+    """A section of one of these classes, which its name tells."""
+    return Annotated[reduce(or_, sections), Field(discriminator="name")]
 
+
+if TYPE_CHECKING:
+    AnyObjective = Objective
+else:
+    AnyObjective = one_of(tuple(OBJECTIVES.rows(of_package=True).values()))
+
+
+class Train(Average, Run):
+    """`diffdistill train`: a teacher, by denoising score matching (2206.00364, Table 1) or another objective."""
+
+    initialize_from: str | None = Field(
+        None,
+        description="diffusion model to begin with, of any process: a folder, builtin:NAME or a Hub id; its network, "
+        "classes and null class are kept; null: train from scratch",
+    )
+    objective: AnyObjective = Denoising()
     sample_classes: SampleClasses = None
     evaluation: Evaluation = Evaluation()
     network: Network = Network()
@@ -210,6 +241,19 @@ class Train(Average, Run):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         0.9995, description="decay of the average a step, whatever its batch; null: by ema_half_life_images"
     )
+
+    @property
+    def compares(self) -> bool:
+        return super().compares or self.objective.in_rounds
+
+    @property
+    def exact(self) -> bool:
+        return self.objective.exact
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Self:
+        self.objective.check(self)
+        return self
 
 
 class Regression(Section):
@@ -260,6 +304,18 @@ class Student(Average):
     regression: Regression | None = Field(
         None, description="start by regression on the teacher's trajectories; null: start as the teacher's denoiser"
     )
+    consistency: ConsistencyStart | None = Field(
+        None, description="start by consistency distillation, in place of regression; null: none"
+    )
+
+    @model_validator(mode="after")
+    def _muon_has_whole_weights(self) -> Self:
+        if self.lora is not None and self.regression is not None and self.regression.muon is not None:
+            raise ValueError(
+                "regression.muon is for the whole weights of inner layers, and with lora only adapters are trained; "
+                "set student.regression.muon=null, or student.lora=null"
+            )
+        return self
 
 
 class Critic(Section):
@@ -269,19 +325,14 @@ class Critic(Section):
     optimizer: Optimizer = Optimizer()
 
 
-def one_of(methods: tuple[type[Method], ...]) -> Any:
-    """The section `method`: of one of these classes, which its name tells."""
-    return Annotated[reduce(or_, methods), Field(discriminator="name")]
-
-
 if TYPE_CHECKING:
-    AnyMethod = Method
+    AnyMethod = Distillation
 else:
     AnyMethod = one_of(tuple(METHODS.rows().values()))
 
 
 class Distill(Run):
-    """`diffdistill distill`: one step for every distribution-matching method."""
+    """`diffdistill distill`: a student of a teacher, by distribution matching or as a consistency model."""
 
     teacher: str = "builtin:fashion_mnist_teacher"
     teacher_lora: str | None = Field(
@@ -318,14 +369,42 @@ class Distill(Run):
         "(diffdistill[quant]); the student is merged into the unpacked ones",
     )
 
+    @property
+    def matching(self) -> Method | None:
+        """The method, where it matches distributions, with a critic; None where it makes a consistency model."""
+        return self.method if isinstance(self.method, Method) else None
+
+    @property
+    def adversarial(self) -> Adversarial | None:
+        return None if self.matching is None else self.matching.adversarial
+
+    @property
+    def exact(self) -> bool:
+        return self.matching is not None and self.matching.float32_gap
+
+    @property
+    def consistent(self) -> bool:
+        """Whether the student is trained as a consistency model: all through, at the start, or beside the matching."""
+        beside = self.matching is not None and self.matching.consistency is not None
+        return self.matching is None or beside or self.student.consistency is not None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.student.regression is not None and self.student.consistency is not None:
+            raise ValueError(
+                "student.regression and student.consistency both say how the run starts; set one of them to null"
+            )
+        return self
+
     @model_validator(mode="after")
     def _packed_weights_are_frozen(self) -> Self:
-        if self.quantize is not None and None in (self.student.lora, self.critic.lora):
+        roles = (self.student.lora,) if self.matching is None else (self.student.lora, self.critic.lora)
+        if self.quantize is not None and None in roles:
             raise ValueError(
                 f"quantize={self.quantize} packs the teacher's weights, on which student and critic must then train "
                 f"adapters alone; set student.lora and critic.lora, or quantize=null"
             )
-        if self.quantize is not None and self.method.float32_gap:
+        if self.quantize is not None and self.exact:
             raise ValueError(
                 f"method.float32_gap wants teacher and critic exact, and quantize={self.quantize} rounds both; leave "
                 f"one of them out"
@@ -334,7 +413,7 @@ class Distill(Run):
 
     @model_validator(mode="after")
     def _teacher_has_images(self) -> Self:
-        adversarial = self.method.adversarial
+        adversarial = self.adversarial
         if adversarial is not None and adversarial.reals == "teacher" and self.student.regression is None:
             raise ValueError(
                 "method.adversarial.reals=teacher takes the images of the pairs of student.regression, and there is "
@@ -355,6 +434,6 @@ class Distill(Run):
         if not isinstance(name, str) or not is_plugin(name):
             return cls
         fields: dict[str, Any] = {"name": (Literal[name], name)}
-        named = cast(type[Method], create_model("Custom", __base__=METHODS.get(name), **fields))
-        methods: tuple[type[Method], ...] = (*METHODS.rows().values(), named)
+        named = cast(type[Distillation], create_model("Custom", __base__=METHODS.get(name), **fields))
+        methods: tuple[type[Distillation], ...] = (*METHODS.rows().values(), named)
         return create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, method=(one_of(methods), ...))

@@ -118,6 +118,10 @@ TRAIN = (
         tuple(f"network.{key}" for key in UNET), _is("network.kind", "uvit"),
         "by a U-ViT; set network.uvit, or network.kind=unet", ("network.kind",),
     ),
+    Rule(
+        ("network", "sigma_data"), _set("initialize_from"),
+        "beside initialize_from, whose network it is; leave one of them out", ("initialize_from",),
+    ),
     Rule(("network.uvit",), _is("network.kind", "unet"), "by a UNet; set network.kind=uvit", ("network.kind",)),
     Rule(
         ("network.scalelong.kappa",), _is("network.scalelong.mode", "ls", "rsqrt2"),
@@ -145,6 +149,14 @@ DISTILL = (
     *_of_optimizer("method.adversarial.optimizer"),
     *_of_optimizer("student.regression.optimizer"),
     *_of_optimizer("student.regression.muon"),
+    *_of_optimizer("student.consistency.optimizer"),
+    *_of_optimizer("student.consistency.muon"),
+    Rule(
+        ("level", "critic", "student.regression", "student.consistency", "student.training_input"),
+        _is("method.name", "consistency", "scm"),
+        "by a consistency model, which has no critic, and one loss from the start to the end; choose another "
+        "method.name", ("method.name",),
+    ),
     Rule(
         ("data.path", "data.split", "data.caption_column", "data.keep", "data.workers", "data.disk_cache_gb"),
         _set("data.prompts"),

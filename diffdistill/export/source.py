@@ -12,8 +12,7 @@ from diffdistill.files import replacing
 from diffdistill.loading import named, refuse_pickles, weight_files
 from diffdistill.parts.scalelong import CONFIG_KEY
 from diffdistill.pipelines.folder import locate, read_json, read_metadata
-from diffdistill.pipelines.network import network_class
-from diffdistill.pipelines.pixel.denoiser import network_name
+from diffdistill.pipelines.network import network_class, network_name
 from diffdistill.pipelines.record import check_record
 
 State = dict[str, Tensor]

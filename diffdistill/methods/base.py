@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from diffdistill.errors import ConfigError
 from diffdistill.matching.level_weights import LEVEL_WEIGHTS, level_weight_names
 from diffdistill.matching.settings import Choices, Form
+from diffdistill.methods.objectives import ConsistencyTerm
 from diffdistill.optimizers import Optimizer
 from diffdistill.rewards.kinds import allowed_rewards
 from diffdistill.section import Count, Fraction, OneOf, Positive, Section, plain
@@ -137,8 +138,32 @@ FisherWeight = Annotated[str, OneOf(level_weight_names("fisher"), files=True), F
 DivergenceName = str  # `Choices` knows which there are
 
 
-class Method(Section):
-    """What all methods share; a method sets `name` and `form`, and any other choice, fixed or with a default.
+class Distillation(Section):
+    """What every way to make a student of a teacher has.
+
+    >>> from diffdistill.methods.consistency import Consistency
+    >>> Consistency(guidance_scale=2.0).guidance_scale  # folded into the student
+    2.0
+    """
+
+    from_files: ClassVar[bool] = True  # one may be FILE.py:CLASS as well
+
+    name: str
+    guidance_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance of the teacher")
+    guidance_rescale: Fraction = Field(
+        0.0,
+        description="phi: part of the way of the guided output to the spread of the conditional one (2305.08891, "
+        "eq. 16; 0.7 there), against colours that are too strong; 0: none",
+    )
+
+    @classmethod
+    def registered_name(cls) -> str:
+        return cls.model_fields["name"].default
+
+
+class Method(Distillation):
+    """What the methods of distribution matching share; one sets `name` and `form`, and any other choice, fixed or with
+    a default.
 
     A field that `Choices` has too is that choice; a class variable is a choice that users cannot change.
 
@@ -153,25 +178,16 @@ class Method(Section):
     """
 
     form: ClassVar[Form]
-    from_files: ClassVar[bool] = True  # a method may be FILE.py:CLASS as well
 
-    name: str
     level_weight: FisherWeight = "dmd"
-    guidance_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance of the teacher")
-    guidance_rescale: Fraction = Field(
-        0.0,
-        description="phi: part of the way of the guided output to the spread of the conditional one (2305.08891, "
-        "eq. 16; 0.7 there), against colours that are too strong; 0: none",
-    )
     float32_gap: bool = Field(
         False,
         description="teacher and critic in float32 where their difference is taken, whatever mixed_precision says",
     )
     adversarial: Adversarial | None = Field(None, description="a discriminator on real data; null: none (data-free)")
-
-    @classmethod
-    def registered_name(cls) -> str:
-        return cls.model_fields["name"].default
+    consistency: ConsistencyTerm | None = Field(
+        None, description="a consistency loss beside the matching, so that the student keeps its trajectories"
+    )
 
     def choices(self) -> Choices:
         """The row of the table that these settings are."""

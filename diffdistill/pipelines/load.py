@@ -7,8 +7,9 @@ import torch
 from diffdistill.denoiser import Denoiser, Storage
 from diffdistill.errors import CheckpointError
 from diffdistill.pipelines.folder import locate, read_json, read_metadata
+from diffdistill.pipelines.network import network_name
 from diffdistill.pipelines.pixel.consistency import described
-from diffdistill.pipelines.pixel.denoiser import load_pixels, network_name
+from diffdistill.pipelines.pixel.denoiser import load_pixels
 from diffdistill.pipelines.pixel.save import save_pixels
 from diffdistill.pipelines.record import check_record
 from diffdistill.pipelines.scheduler_config import process_of

@@ -89,3 +89,19 @@ def clone_network(network: Any, num_classes: int | None) -> Any:
         state |= {name: tensor[:images] for name, tensor in state.items() if name.startswith("conv_out.")}
     copy.load_state_dict(state)
     return copy.to(next(network.parameters()).device)  # float32: built from the config
+
+
+def network_name(index: dict[str, Any]) -> str:
+    """What model_index.json calls the network; CheckpointError where it names none."""
+    component = next((name for name in ("unet", "transformer") if _is_part(index.get(name))), None)
+    if component is None:
+        raise CheckpointError(
+            "model_index.json names no unet and no transformer; give a pipeline that has one "
+            "(docs/text_to_image.md: which adapters there are, and how to write one)"
+        )
+    return component
+
+
+def _is_part(entry: Any) -> bool:
+    """Whether an entry of model_index.json names a package and a class."""
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)

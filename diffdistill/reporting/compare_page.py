@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import fmean
 
 from diffdistill import __version__
-from diffdistill.errors import ConfigError, DiskError
+from diffdistill.errors import ConfigError
 from diffdistill.evaluation.figures import figure_of
 from diffdistill.evaluation.table import grid
-from diffdistill.files import read_json, write_json, write_text
+from diffdistill.files import not_written, read_json, write_json, write_text
 from diffdistill.outputs import check_output, has_keys, is_stdout, write_answer
 from diffdistill.reporting.charts import CATALOGUE, WAYS, Chart, card, duration, of_evaluations
 from diffdistill.reporting.compare import Comparison, Group, Spread, as_json, compared
@@ -39,7 +39,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path, mixed: bool
         write_json(data, as_json(comparison))
         write_text(page, html(comparison))
     except OSError as error:
-        raise DiskError(f"cannot write '{folder}' ({error.strerror}); free space or choose another folder") from error
+        raise not_written(folder, error, "free space or choose another folder") from error
     return page
 
 

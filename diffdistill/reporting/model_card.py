@@ -14,7 +14,8 @@ def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = 
 
     metadata: content of `diffdistill.json` (`role`, `levels`, `call`; optional `num_classes`, `image_shape`,
     `teacher`, `data`, `config_sha256`, `diffdistill`, `network_module`, `scalelong`, `reward`, `source`,
-    `teacher_source`); evaluation: what `Evaluator` returned; config: the resolved YAML.
+    `teacher_source`, `training`, `initialize_from`, `pipeline`); evaluation: what `Evaluator` returned; config: the
+    resolved YAML.
     """
     student = metadata.get("role") == "student"
     levels = tuple(metadata.get("levels") or ())
@@ -141,9 +142,17 @@ denoise = Denoiser.from_pretrained("model")  # this folder, or its Hub id
 x0 = denoise(x_t, sigma, cond)  # x_t = x0 + sigma * eps, images in [-1, 1]
 ```
 
-The network is a {network} with the preconditioning of EDM (2206.00364, Table 1) and the time input
+{_pipeline(network, metadata.get("pipeline"))}""" + (f"\n\n{SCALED}" if metadata.get("scalelong") else "")
+
+
+def _pipeline(network: str, kept: str | None) -> str:
+    """What the folder of a teacher is to diffusers; kept: the pipeline that it began as."""
+    if kept is not None:
+        return f"""The network is a {network}. The folder is a `{kept}` with the scheduler of the model that it began
+as, and opens in diffusers where that does."""
+    return f"""The network is a {network} with the preconditioning of EDM (2206.00364, Table 1) and the time input
 250 ln(sigma). `DiffusionPipeline.from_pretrained` opens the folder too, but samples it like a consistency model, which
-a teacher is not: use the command above.""" + (f"\n\n{SCALED}" if metadata.get("scalelong") else "")
+a teacher is not: use the command above."""
 
 
 def _text_use(metadata: dict[str, Any]) -> str:
@@ -190,8 +199,10 @@ def metrics_section(evaluation: dict[str, Any]) -> str:
 def origin(student: bool, metadata: dict[str, Any]) -> str:
     data = metadata.get("data") or {}
     method = "distribution matching against its teacher" if student else "denoising score matching, averaged weights"
+    start = metadata.get("initialize_from")
     rows = {
-        "Training": method,
+        "Training": metadata.get("training", method),
+        "Started from": start and f"`{start}`",
         "Converted from": _file(metadata.get("source")),
         "Teacher converted from": _file(metadata.get("teacher_source")),
         "Reward": _rewards(metadata.get("reward") or {}),

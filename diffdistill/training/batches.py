@@ -17,8 +17,8 @@ from diffdistill.errors import ConfigError, DataError
 from diffdistill.pipelines.classes import class_names
 
 
-def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
-    """The images of the run, checked against the teacher: channels, size, labels."""
+def training_data(config: Run, teacher: Denoiser | None = None, whose: str = "teacher") -> ImageSet:
+    """The images of the run, checked against the teacher, which sentences call `whose`: channels, size, labels."""
     channels = None if teacher is None else teacher.image_shape[0]
     settings = config.data
     data = load_images(
@@ -32,24 +32,24 @@ def training_data(config: Run, teacher: Denoiser | None = None) -> ImageSet:
     if tuple(data.images.shape[1:]) != teacher.image_shape:
         have, want = "x".join(map(str, data.images.shape[1:])), "x".join(map(str, teacher.image_shape))
         raise ConfigError(
-            f"the images of '{settings.path}' are {have} and the teacher makes {want}; set "
+            f"the images of '{settings.path}' are {have} and the {whose} makes {want}; set "
             f"data.image_size={teacher.image_shape[1]}"
         )
     if teacher.num_classes is None and data.labels is not None:
-        print(f"the teacher has no classes: the labels of '{settings.path}' are left aside")
+        print(f"the {whose} has no classes: the labels of '{settings.path}' are left aside")
         return replace(data, labels=None, class_names=None)
     if teacher.num_classes is not None:
         if data.labels is None:
             raise ConfigError(
-                f"the teacher has {teacher.num_classes} classes and '{config.data.path}' has no labels; give "
+                f"the {whose} has {teacher.num_classes} classes and '{config.data.path}' has no labels; give "
                 f"labelled data"
             )
         if int(data.labels.max()) >= teacher.num_classes:
             raise ConfigError(
-                f"'{config.data.path}' has label {int(data.labels.max())} and the teacher knows 0 to "
+                f"'{config.data.path}' has label {int(data.labels.max())} and the {whose} knows 0 to "
                 f"{teacher.num_classes - 1}; use its classes"
             )
-        data = by_name(data, class_names(teacher.metadata), teacher.num_classes)
+        data = by_name(data, class_names(teacher.metadata), teacher.num_classes, whose)
     say_classes(data, teacher.num_classes)
     return data
 

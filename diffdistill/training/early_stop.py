@@ -56,10 +56,17 @@ class EarlyStopObserver(Observer):
         itself, for by that figure they are equal, and the later one has been trained for longer. None before the
         first. fallen: whether `patience` evaluations have come since.
         """
-        series = read_metrics(read_text(log) if log.is_file() else "").get(f"evaluation/{self.settings.metric}")
-        if series is None:
+        steps, scores = scores_in(log, self.settings.metric)
+        if not steps:
             return None, False
-        sign = -1 if figure_of(self.settings.metric).lower_is_better else 1
-        scores = [sign * value for value in series.values]
         last = max(i for i, score in enumerate(scores) if max(scores) - score <= self.settings.margin)
-        return int(series.steps[last]), len(scores) - 1 - last >= self.settings.patience
+        return steps[last], len(scores) - 1 - last >= self.settings.patience
+
+
+def scores_in(log: Path, metric: str) -> tuple[list[int], list[float]]:
+    """`(steps, scores)` of the evaluations in a log by one figure, higher is better; empty where there is none."""
+    series = read_metrics(read_text(log) if log.is_file() else "").get(f"evaluation/{metric}")
+    if series is None:
+        return [], []
+    sign = -1 if figure_of(metric).lower_is_better else 1
+    return [int(step) for step in series.steps], [sign * value for value in series.values]

@@ -21,6 +21,7 @@ from diffdistill.training.early_stop import EarlyStopObserver
 from diffdistill.training.loop import Observer, TrainingRun
 from diffdistill.training.optim.updater import BROKEN, require_unbroken
 from diffdistill.training.progress import Lines
+from diffdistill.training.rounds import Rounds
 from diffdistill.training.store import name_of
 
 Model_contra = TypeVar("Model_contra", contravariant=True)
@@ -53,7 +54,10 @@ class Monitor(Protocol[Model_contra]):
 def usual_observers(config: Run, monitor: Monitor[Any]) -> list[Observer]:
     """Those of every run; raises ConfigError where early stop watches a score that is not measured."""
     stop = config.evaluation.stop
-    ends = [] if stop is None else [EarlyStopObserver(stop, monitor.evaluate, monitor.scores)]
+    ends: list[Observer] = [] if stop is None else [EarlyStopObserver(stop, monitor.evaluate, monitor.scores)]
+    objective = getattr(config, "objective", None)
+    if objective is not None and objective.in_rounds:
+        ends.append(Rounds(objective, monitor.evaluate))
     return [Steps(), Lines(config.print_every), Checkpoints(), EvaluationObserver(monitor), *ends, Grids(monitor)]
 
 
@@ -91,7 +95,7 @@ class Checkpoints(Observer):
     """Saves every so many steps or minutes, at the end, and before anything is measured."""
 
     def start(self, run: TrainingRun[Any]) -> None:
-        if run.step == 0 and run.config.evaluation.stop is not None:  # to go back to
+        if run.step == 0 and run.config.compares:  # to go back to
             run.save()
 
     def after(self, run: TrainingRun[Any]) -> None:
@@ -107,7 +111,7 @@ class EvaluationObserver(Observer):
         self.monitor = monitor
 
     def start(self, run: TrainingRun[Any]) -> None:
-        if run.step == 0 and run.config.evaluation.stop is not None:  # to compare with
+        if run.step == 0 and run.config.compares:  # to compare with
             self.evaluate(run)
             run.evaluation = {}  # of the start, which is no result
         elif run.step and self.wanted(run) and not run.log.has(run.step, MEASURED):  # a kill came before it

@@ -31,6 +31,7 @@ from diffdistill.pipelines.folder import (
     sealed,
     weights_digest,
 )
+from diffdistill.pipelines.pixel.save import Origin
 from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.save import copy_parts, write_network
 from diffdistill.reporting.front_matter import VAGUE, base_model, front_matter
@@ -96,7 +97,7 @@ class DenoiserPublisher:
     """Teachers and students: a folder that stock diffusers loads.
 
     data: what it was trained on. teacher: folder or id of the teacher of a student. class_names: in
-    the order of their labels. provenance: more for the record.
+    the order of their labels. like: the folder that the model began with. provenance: more for the record.
     """
 
     def __init__(
@@ -109,8 +110,10 @@ class DenoiserPublisher:
         levels: Sequence[float] = (),
         teacher: str | None = None,
         class_names: Sequence[str] | None = None,
+        like: Origin | None = None,
         **provenance: Any,
     ):
+        self.like: dict[str, Any] = {} if like is None else {"like": like}
         self.resolved, self.name, self.role, self.levels, self.teacher = resolved, name, role, levels, teacher
         self.provenance = {
             "diffdistill": __version__,
@@ -125,7 +128,7 @@ class DenoiserPublisher:
         model = plain_model(model)
         write_card = text_card if model.draws_texts else model_card
         model.save_pretrained(
-            folder, role=self.role, levels=self.levels, **self.provenance,
+            folder, role=self.role, levels=self.levels, **self.like, **self.provenance,
             card=lambda metadata: write_card(
                 metadata=metadata, evaluation=evaluation, config=self.resolved.text_yaml
             ),

@@ -18,6 +18,7 @@ from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.figures import numbers_of
+from diffdistill.pipelines.pixel.save import Origin
 from diffdistill.pipelines.text.adapter import Adapter, load_pipeline
 from diffdistill.pipelines.text.denoiser import TextDenoiser
 from diffdistill.pipelines.text.quantize import check_quantize
@@ -30,7 +31,7 @@ from diffdistill.reporting.rundata import read_run
 from diffdistill.reporting.tables import headline
 from diffdistill.showing import in_words, picture, table
 from diffdistill.training.attention import choose_attention
-from diffdistill.training.batches import described_classes, names_of_classes, training_data, training_pairs
+from diffdistill.training.batches import described_classes, names_of_classes, training_pairs
 from diffdistill.training.device import Device
 from diffdistill.training.inputs import data_digests, lora_digest, model_digest, pairs_digest, reward_digests
 from diffdistill.training.kinds import kind_of
@@ -45,9 +46,9 @@ from diffdistill.training.sharded.plan import check_parallel, home
 from diffdistill.training.signals import held_together, led, stop_requests, stops
 from diffdistill.training.speed import kept_math, speed_up
 from diffdistill.training.tasks.align import AlignTask
-from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.by_objective import task_of as task_of_objective
+from diffdistill.training.tasks.distill import DistillTask, student_task
 from diffdistill.training.tasks.kept_pairs import FOLDER as PAIRS
-from diffdistill.training.tasks.teacher import TeacherTask
 from diffdistill.training.tracking import Trackers
 
 Model = TypeVar("Model")
@@ -87,17 +88,21 @@ class Result:
 @processes.together()
 @kept_math()
 def train(resolved: Resolved[Train]) -> Result:
-    """A teacher by denoising score matching, into `model/`."""
+    """A teacher, by the objective of its settings, into `model/`."""
     config = resolved.config
     check_processes(resolved)
     device = Device(config.mixed_precision, config.num_threads)
     check_parallel(config, device)
-    data = training_data(config)
-    task = TeacherTask(config, data, device)
+    task, data, start = task_of_objective(config, device)
     record = choices(task, config, device)
-    publisher = DenoiserPublisher(resolved, data, "model", "teacher", class_names=data.class_names)
+    origin: dict[str, Any] = {} if start is None else {"initialize_from": config.initialize_from}
+    publisher = DenoiserPublisher(
+        resolved, data, "model", "teacher", class_names=data.class_names, like=origin_of(config.initialize_from),
+        training=config.objective.training, **origin, **descent(start),
+    )  # fmt: skip
     record |= classes_of_run(data)
-    inputs = data_digests(data)
+    inputs = {**data_digests(data), **{name: model_digest(model) for name, model in origin.items()}}
+    task.keep(Path(config.output_dir), inputs)
     return execute(task, resolved, lambda: ImageMonitor(config, data), publisher, record, inputs)
 
 
@@ -115,15 +120,15 @@ def distill(resolved: Resolved[Distill]) -> Result:
     refuse_idle(resolved, teacher.draws_texts)
     kind = kind_of(teacher)
     data = kind.data(config, teacher)
-    task = DistillTask(config, teacher, data, device)
+    task = student_task(config, teacher, data, device)
     record = choices(task, config, device)
     if task.first == config.max_train_steps:
         print(
-            f"all {task.first} steps are regression on the teacher's trajectories, as student.regression.steps asks: "
-            f"a first stage, for initialize_from"
+            f"all {task.first} steps are the start that student.{task.started} asks for: a first stage, for "
+            f"initialize_from"
         )
-    reward = {} if task.reward is None else {"reward": task.reward.versions()}
-    packed = {} if config.quantize is None else {"trained_on_weights_in": config.quantize}
+    reward: dict[str, Any] = {} if task.reward is None else {"reward": task.reward.versions()}
+    packed: dict[str, Any] = {} if config.quantize is None else {"trained_on_weights_in": config.quantize}
     # A student of converted weights is under their licence too, so its card must name them.
     task_lora = task_of(teacher)
     source = teacher.metadata.get("source") or teacher.metadata.get("teacher_source")
@@ -138,7 +143,7 @@ def distill(resolved: Resolved[Distill]) -> Result:
         **reward_digests(config),
         **lora_digest(task_lora),
     }
-    if task.regression is not None:
+    if isinstance(task, DistillTask) and task.regression is not None:
         task.regression.pairs.keep(Path(config.output_dir) / PAIRS, inputs)
     record |= classes_of_run(data)
     return execute(task, resolved, lambda: kind.monitor(config, data, teacher), publisher, record, inputs)
@@ -190,6 +195,17 @@ def loaded(config: Distill, device: Device) -> Denoiser:
     return teacher
 
 
+def origin_of(model: str | None) -> Origin | None:
+    """The folder that a run begins with, which its own model's will be like; None from scratch."""
+    return None if model is None else Origin.of(model)
+
+
+def descent(start: Denoiser | None) -> dict[str, Any]:
+    """Of a model that begins with converted weights: whose, for the record; their licence holds for it."""
+    source = None if start is None else start.metadata.get("source")
+    return {} if source is None else {"source": source}
+
+
 def task_of(teacher: Denoiser) -> dict[str, Any]:
     """The LoRA on the teacher, for the record; nothing without one."""
     lora = teacher.adapter.task if isinstance(teacher, TextDenoiser) else None
@@ -233,11 +249,10 @@ def choices(task: Task[Model], config: Run, device: Device) -> dict[str, Any]:
     """What `auto` became on this machine, for the record; the task's networks attend by it from here on."""
     networks = task.networks()
     attention = choose_attention(networks, config.attention, device.autocast)
-    exact = isinstance(config, Distill) and config.method.float32_gap
     layers = [(role, network) for role, (network, _) in networks.items()]
     return {
         "attention": attention,
-        "speed": speed_up(config.speed, device.name, layers, exact),
+        "speed": speed_up(config.speed, device.name, layers, config.exact),
         "mixed_precision": device.precision,
         "processes": processes.size(),
         "parallel": task.plan.strategy,

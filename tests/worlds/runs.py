@@ -11,7 +11,7 @@ from diffdistill.training.device import Device
 from diffdistill.training.loop import run_loop
 from diffdistill.training.observers import usual_observers
 from diffdistill.training.store import CheckpointStore, tensors_of
-from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.distill import student_task
 from diffdistill.training.tasks.teacher import TeacherTask
 
 STEPS = 6
@@ -55,7 +55,7 @@ def task(config):
     device = Device("no")
     if isinstance(config, Train):
         return TeacherTask(config, data(), device)
-    return DistillTask(config, tiny_teacher(), data(), device)
+    return student_task(config, tiny_teacher(), data(), device)
 
 
 def go(task, config, folder, monitor=None):

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError
-from diffdistill.pipelines.network import load_network
+from diffdistill.pipelines.network import load_network, network_name
 from diffdistill.pipelines.pixel.consistency import KEY, ConsistencySchedule
 from diffdistill.pipelines.pixel.save import save_pixels
 from diffdistill.pipelines.scheduler_config import Schedule
@@ -75,19 +75,3 @@ def check_size(config: Any, where: Path) -> None:
             f"'{where / 'config.json'}' has the sample_size {size!r:.60} and in_channels {channels!r:.60}, and both "
             f"must be whole numbers (sample_size may be two, height and width); write there what it was trained on"
         )
-
-
-def network_name(index: dict[str, Any]) -> str:
-    """What model_index.json calls the network; CheckpointError where it names none."""
-    component = next((name for name in ("unet", "transformer") if _is_part(index.get(name))), None)
-    if component is None:
-        raise CheckpointError(
-            "model_index.json names no unet and no transformer; give a pipeline that has one "
-            "(docs/text_to_image.md: which adapters there are, and how to write one)"
-        )
-    return component
-
-
-def _is_part(entry: Any) -> bool:
-    """Whether an entry of model_index.json names a package and a class."""
-    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)

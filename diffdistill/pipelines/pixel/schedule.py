@@ -38,9 +38,14 @@ def pixel_schedule(process: Process, levels: Sequence[float]) -> Schedule:
     return Schedule(scheduler, tuple(levels), call)
 
 
+def is_stock(process: Process) -> bool:
+    """Whether `ConsistencyModelPipeline` has a scheduler for a network of this process at any levels."""
+    return isinstance(process, EDM) and process.time_scale == 1000.0
+
+
 def check_stock(process: Process) -> None:
     """ConfigError for a pixel network that `ConsistencyModelPipeline` cannot sample."""
-    if not isinstance(process, EDM) or process.time_scale != 1000.0:
+    if not is_stock(process):
         raise ConfigError(
             "no stock pipeline samples students of this pixel network: only those with training steps (DDPM and its "
             "kin) and EDM networks with time input 250 ln(sigma) have one; 'diffdistill convert' makes the latter"

@@ -55,9 +55,11 @@ class Texts(Kind):
         teacher.adapter.place(torch.device(device.name), device.dtype)
         teacher.adapter.guidance = config.method.guidance_scale  # matters to networks that are told it
         shared = SharedWeights(teacher.network)
-        settings = {"student": config.student.lora, "critic": config.critic.lora}
+        settings = {"student": config.student.lora}
+        if config.matching is not None:
+            settings["critic"] = config.critic.lora
         copies = {role: clone_network(teacher.network, None) for role, lora in settings.items() if lora is None}
-        half = None if config.method.float32_gap else device.dtype
+        half = None if config.exact else device.dtype
         nn.Module.to(teacher.network, half or torch.float32)
         if (last := last_layer(teacher.network)) is not None:
             last.float()
@@ -72,7 +74,7 @@ class Texts(Kind):
             for network in copies.values():
                 network.enable_gradient_checkpointing()
         student = teacher.with_network(networks["student"], about).eval()
-        return student, teacher.with_network(networks["critic"])
+        return student, teacher.with_network(networks["critic"]) if "critic" in networks else None
 
     def monitor(self, config: Distill, data: TextSet, teacher: TextDenoiser) -> TextMonitor:
         return TextMonitor(config, data, teacher)

@@ -85,7 +85,7 @@ class ImageMonitor:
             )  # fmt: skip
             if any("labels" in metric(name).needs for name in settings.metrics):
                 reference = by_name(reference, self.data.class_names, whose="model")
-        return evaluator_of(settings, reference)
+        return evaluator_of(settings, reference, self.config.compares)
 
 
 def check_classes(chosen: Sequence[int] | None, data: ImageSet) -> None:
@@ -97,18 +97,18 @@ def check_classes(chosen: Sequence[int] | None, data: ImageSet) -> None:
         raise ConfigError(f"sample_classes has {wrong[0]}, and {known} in the data; leave it out, or change it")
 
 
-def evaluator_of(settings: Evaluation, reference: ImageSet | None, **more: Any) -> Evaluator | None:
+def evaluator_of(settings: Evaluation, reference: ImageSet | None, needed: bool, **more: Any) -> Evaluator | None:
     """What measures a run, its warnings said before the run begins: they will be true of every figure of it.
 
     Where nothing was said of features and those that fit the pictures are not on this machine, what looks at none is
-    measured, perhaps nothing (None), and that is said. Raises FeaturesMissing where an early stop watches figures.
+    measured, perhaps nothing (None), and that is said; FeaturesMissing where the run is `needed` to be measured.
     """
     more |= {"device": pick_device(None)}
     evaluator: Evaluator | None
     try:
         evaluator = Evaluator(reference, settings.features, settings.metrics, **more)
     except FeaturesMissing as error:
-        if settings.stop is not None:
+        if needed:
             raise
         rest = [name for name in settings.metrics if not metric(name).looks_at_features]
         left_out = ", ".join(name for name in settings.metrics if name not in rest)

@@ -101,7 +101,8 @@ class TextMonitor:
     @cached_property
     def evaluator(self) -> Evaluator | None:
         settings = self.config.evaluation
-        return evaluator_of(settings, self.reference, clip_model=settings.clip, rewards=self.rewards)
+        compares = self.config.compares
+        return evaluator_of(settings, self.reference, compares, clip_model=settings.clip, rewards=self.rewards)
 
 
 def _rest(model: Denoiser) -> None:

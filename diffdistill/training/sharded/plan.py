@@ -55,7 +55,8 @@ def _optimizers(config: Any) -> Iterable[tuple[str, Any]]:
     """Those of the run, by the dotted names of their settings."""
     for place in (
         "optimizer", "student.optimizer", "critic.optimizer", "method.adversarial.optimizer",
-        "student.regression.optimizer", "student.regression.muon",
+        "student.regression.optimizer", "student.regression.muon", "student.consistency.optimizer",
+        "student.consistency.muon",
     ):  # fmt: skip
         found = config
         for name in place.split("."):

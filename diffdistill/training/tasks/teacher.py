@@ -1,7 +1,12 @@
-"""Training a teacher: denoising score matching with EDM preconditioning (2206.00364, Table 1)."""
+"""Training a teacher: denoising score matching (2206.00364, Table 1), from scratch or from a model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from torch import Tensor
 
 from diffdistill import processes
 from diffdistill.config.networks import Network
@@ -11,7 +16,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.files import reason_of
 from diffdistill.loss_weights import check_law, get_loss_weight
-from diffdistill.losses import denoising_loss
+from diffdistill.losses import denoising_loss, native_weight
 from diffdistill.matching.micro_batches import Metrics, rows_of
 from diffdistill.models import UViT, apply_scalelong
 from diffdistill.process import EDM, Level, LevelLaw, per_sample
@@ -84,53 +89,84 @@ def build_unet(settings: Network, image_shape: torch.Size, classes: int | None) 
     )
 
 
+def from_scratch(config: Train, data: ImageSet) -> Denoiser:
+    """The network of the settings, untrained, with the data's classes and, for guidance, a null class."""
+    classes, null = data.num_classes, None
+    if classes is not None and config.class_dropout > 0:
+        classes, null = classes + 1, classes
+    check_pictures(config.network, data.name, data.images.shape[1:])
+    torch.manual_seed(config.seed)
+    network = build_network(config.network, data.images.shape[1:], classes)
+    return Denoiser(network, EDM(config.sigma_data), null_class=null)
+
+
 class TeacherTask:
     """minimise E lambda(sigma) ||D(x0 + sigma eps, sigma, c) - x0||^2 / (C H W), lambda = (sigma^2 + s^2) / (sigma
-    s)^2, or another one of `loss_weights`.
+    s)^2, for a model of another process the weight that makes it the error of its network's own output; or another
+    one of `loss_weights`.
 
     The label is replaced by the null class with probability `class_dropout`, which gives guidance its unconditional
-    half.
+    half. start: the model to begin with; None: a network from scratch.
     """
 
-    def __init__(self, config: Train, data: ImageSet, device: Device):
+    dropout = True  # of the network's own layers
+
+    def __init__(self, config: Train, data: ImageSet, device: Device, start: Denoiser | None = None):
         self.config, self.data, self.device = config, data, device
-        classes, null = data.num_classes, None
-        if classes is not None and config.class_dropout > 0:
-            classes, null = classes + 1, classes
-        check_pictures(config.network, data.name, data.images.shape[1:])
-        torch.manual_seed(config.seed)
-        network = build_network(config.network, data.images.shape[1:], classes)
-        self.model = Denoiser(network, EDM(config.sigma_data), null_class=null).train()
-        self.law, self.weight = LevelLaw(plain(config.level, Level)), get_loss_weight(config.loss_weight)
+        model = from_scratch(config, data) if start is None else start.requires_grad_()
+        self.model = model.train(self.dropout)
+        self.law = LevelLaw(plain(config.level, Level), model.sigma_min, model.sigma_max, model.process)
+        self.weight = get_loss_weight(config.loss_weight)
         check_law(self.weight, self.law, config.sigma_data)
         self.ema = Ema(self.model, config.ema_decay_for(config.train_batch_size))
-        self.plan = Plan(config, device, {"network": network, "average": self.ema.module.network})
-        self.plan.shard()
-        self.updater = Updater("network", self.model.parameters(), config.optimizer, config.max_train_steps)
-        self.denoisers = {"network": self.model, "average": self.ema.module}
+        self.denoisers = {"network": self.model, "average": self.ema.module, **self.others()}
+        self.plan = Plan(config, device, {role: each.network for role, each in self.denoisers.items()})
+        self.plan.shard(exact=lambda role: config.exact)
+        self.updater = Updater("network", self.model.parameters(), config.optimizer, self.steps)
         self.parts: Parts = {"network": self.model, "ema": self.ema, "optimizer": self.updater.optimizer}
+
+    @property
+    def steps(self) -> int:
+        """How many steps the schedule of the rate is made for."""
+        return self.config.max_train_steps
+
+    def others(self) -> dict[str, Denoiser]:
+        """Further networks of the task by role, before any is sharded."""
+        return {}
+
+    def keep(self, folder: Path, inputs: Mapping[str, Any]) -> None:
+        """Where the run keeps what the task makes on its way; inputs: digests of what it is made from."""
 
     def update(self, step: int) -> Metrics:
         config = self.config
         mine = processes.rows(config.train_batch_size)  # what is drawn is drawn for all processes
         images, labels = self.data.draw(config.train_batch_size, config.seed, step, config.data.horizontal_flip, mine)
+        x0, x_t, u, sigma, labels = (rows_of(value, mine) for value in self.noised(images, labels))
+        with self.device.autocast():
+            denoised = self.model(x_t, sigma, labels)
+        loss = denoising_loss(denoised, x0, sigma, weight=self.weights(u, sigma)).mean()
+        (len(x0) / config.train_batch_size * loss).backward()
+        metrics = self.updater.step(step)
+        self.ema.update(self.model)
+        return {**processes.mean({"loss": loss.detach()}, len(x0), config.train_batch_size), **metrics}
+
+    def weights(self, u: Tensor, sigma: Tensor) -> Tensor:
+        """Of the losses, `(B,)`."""
+        if self.config.loss_weight == "edm":
+            return native_weight(self.model.process, sigma)
+        return self.weight.of(self.law, u, self.config.sigma_data)
+
+    def noised(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """`(x0, x_t, u, sigma, labels)` on the device, of a whole batch: labels dropped in part, a level and a noise an
+        image.
+        """
         x0, labels = self.device.put(images, labels)
         assert x0 is not None
         if labels is not None and self.model.null_class is not None:
             dropped = torch.rand(len(labels), device=labels.device) < self.config.class_dropout
             labels = torch.where(dropped, self.model.null_class, labels)
         u, sigma = self.law.draw(len(x0), self.device.name)
-        weight = self.weight.of(self.law, u, config.sigma_data)
-        x_t = x0 + per_sample(sigma, x0) * torch.randn_like(x0)
-        count = len(x0)
-        x0, x_t, sigma, weight, labels = (rows_of(value, mine) for value in (x0, x_t, sigma, weight, labels))
-        with self.device.autocast():
-            denoised = self.model(x_t, sigma, labels)
-        loss = denoising_loss(denoised, x0, sigma, weight=weight).mean()
-        (len(x0) / count * loss).backward()
-        metrics = self.updater.step(step)
-        self.ema.update(self.model)
-        return {**processes.mean({"loss": loss.detach()}, len(x0), count), **metrics}
+        return x0, x0 + per_sample(sigma, x0) * torch.randn_like(x0), u, sigma, labels
 
     def networks(self) -> Networks:
         return layers_of(self.denoisers)
