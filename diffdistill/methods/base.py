@@ -84,6 +84,17 @@ class Reward(Section):
 
     name: str | None = Field(None, description=allowed_rewards(of_package=True))
     sum: dict[str, float] | None = Field(None, description="in place of name: weights of several rewards, by name")
+    combine: Literal["sum", "worst", "uncertainty"] = Field(
+        "sum", description="of several: their sum; the least of them (WCO); their mean less their variance (UWO)"
+    )
+    scales: dict[str, tuple[float, Positive]] | None = Field(
+        None,
+        description="mean and standard deviation of each reward's scores, which put them on one scale; see "
+        "rewards.measure_scales; null: each in its own units, of a sum alone",
+    )
+    disagreement: Annotated[float, Field(ge=0)] = Field(
+        0.5, description="uncertainty: lambda, the weight of the variance between the rewards"
+    )
     weight: Annotated[float, Field(ge=0)] = Field(
         description="alpha, in the papers' convention (score gap: mean over C, H, W)"
     )
@@ -97,6 +108,22 @@ class Reward(Section):
         if (self.name is None) == (not self.sum):
             given = "both 'name' and 'sum'" if self.sum else "neither 'name' nor 'sum'"
             raise ValueError(f"method.reward has {given}; give one reward's name, or the weights of several")
+        return self
+
+    @model_validator(mode="after")
+    def _compared_on_one_scale(self) -> "Reward":
+        members, scales = self.sum or {}, self.scales or {}
+        if len(members) < 2 and (self.combine != "sum" or scales):
+            raise ValueError(
+                f"method.reward.combine={self.combine} and scales compare rewards, and there is one; name two or more "
+                f"in method.reward.sum, or leave both out"
+            )
+        missing = [name for name in members if name not in scales]
+        if missing and (self.combine != "sum" or scales):
+            raise ValueError(
+                f"method.reward.scales lacks {missing[0]}; measure mean and standard deviation of each reward first, "
+                f"with diffdistill.rewards.measure_scales"
+            )
         return self
 
 
