@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffdistill import processes
+from diffdistill.borrowed import own
 from diffdistill.config.schema import Distill
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
@@ -25,7 +26,7 @@ from diffdistill.training.flat import Parts
 from diffdistill.training.kinds import kind_of
 from diffdistill.training.kinds.base import names_model
 from diffdistill.training.optim.updater import Ema, Updater
-from diffdistill.training.sharded.plan import Plan
+from diffdistill.training.sharded.plan import Plan, copying
 from diffdistill.training.signals import stoppable
 from diffdistill.training.store import CheckpointStore, load_checkpoint, names_in
 from diffdistill.training.tasks.regression import TrajectoryPairs, TrajectoryRegression
@@ -92,7 +93,8 @@ class DistillTask:
         torch.manual_seed(config.seed)
         about: dict[str, object] = {"role": "student", "levels": list(self.levels)}
         self.student, critic = kind.roles(config, teacher, about, device, start)
-        self.ema = Ema(self.student, config.student.ema_decay_for(config.train_batch_size))
+        decay = config.student.ema_decay_for(config.train_batch_size)
+        self.ema = Ema(self.student, decay, copying(config, device))
         self.plan = self._planned(teacher, critic)
         self.reward = reward_of(config, teacher)
         bounds = teacher.sigma_min, teacher.sigma_max, teacher.process
@@ -120,7 +122,7 @@ class DistillTask:
         plan.shard(exact=lambda role: exact and role in ("teacher", "critic"))
         for denoiser in denoisers.values():
             if how(denoiser.network) is None:  # adapters on a network that is
-                nn.Module.to(denoiser, self.device.name)
+                nn.Module.to(own(denoiser), self.device.name)
         return plan
 
     def _build_regression(self, config: Distill, teacher: Denoiser) -> TrajectoryRegression | None:

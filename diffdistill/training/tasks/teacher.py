@@ -19,7 +19,7 @@ from diffdistill.training.attention import Networks, layers_of
 from diffdistill.training.device import Device
 from diffdistill.training.flat import Parts
 from diffdistill.training.optim.updater import Ema, Updater
-from diffdistill.training.sharded.plan import Plan
+from diffdistill.training.sharded.plan import Plan, copying
 
 
 def build_network(settings: Network, image_shape: torch.Size, classes: int | None) -> UNet2DModel | UViT:
@@ -101,7 +101,7 @@ class TeacherTask:
         network = build_network(config.network, data.images.shape[1:], classes)
         self.model = Denoiser(network, EDM(config.sigma_data), null_class=null).train()
         self.law = LevelLaw(plain(config.level, Level))
-        self.ema = Ema(self.model, config.ema_decay_for(config.train_batch_size))
+        self.ema = Ema(self.model, config.ema_decay_for(config.train_batch_size), copying(config, device))
         self.plan = Plan(config, device, {"network": network, "average": self.ema.module.network})
         self.plan.shard()
         self.updater = Updater("network", self.model.parameters(), config.optimizer, config.max_train_steps)
