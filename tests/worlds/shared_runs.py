@@ -63,9 +63,9 @@ def teacher():
     return Denoiser(network, EDM(), null_class=3).eval()
 
 
-def image_task(name, steps):
-    """A task of DISTILLED or TAUGHT, which is `steps` long."""
+def image_task(name, steps, **more):
+    """A task of DISTILLED or TAUGHT, which is `steps` long; more: other settings."""
     length = {"max_train_steps": steps}
     if name in TAUGHT:
         return TeacherTask(Train(**COMMON | length | TAUGHT[name], network=NETWORK), data(), Device("no"))
-    return DistillTask(Distill(**COMMON | length | DISTILLED[name]), teacher(), data(), Device("no"))
+    return DistillTask(Distill(**COMMON | length | DISTILLED[name] | more), teacher(), data(), Device("no"))
