@@ -8,6 +8,7 @@ from diffdistill.config.schema import Distill, Train
 from diffdistill.denoiser import Denoiser
 from diffdistill.process import EDM
 from diffdistill.training.device import Device
+from diffdistill.training.tasks.ddo import DDOTask
 from diffdistill.training.tasks.distill import DistillTask
 from diffdistill.training.tasks.teacher import TeacherTask
 
@@ -50,6 +51,7 @@ DISTILLED = {
 TAUGHT = {
     "train": {},
     "train, flipped, many dropped": {"data": {"horizontal_flip": True}, "class_dropout": 0.5},
+    "ddo": {"objective": {"name": "ddo", "reference_images": 10, "reference_steps": 2}, "initialize_from": "tiny"},
 }
 
 
@@ -66,6 +68,9 @@ def teacher():
 def image_task(name, steps):
     """A task of DISTILLED or TAUGHT, which is `steps` long."""
     length = {"max_train_steps": steps}
+    if name == "ddo":  # one round of them
+        more = {"evaluation": {"every": steps}, "objective": TAUGHT[name]["objective"] | {"round_steps": steps}}
+        return DDOTask(Train(**COMMON | length | TAUGHT[name] | more), data(), Device("no"), teacher())
     if name in TAUGHT:
         return TeacherTask(Train(**COMMON | length | TAUGHT[name], network=NETWORK), data(), Device("no"))
     return DistillTask(Distill(**COMMON | length | DISTILLED[name]), teacher(), data(), Device("no"))
