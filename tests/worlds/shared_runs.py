@@ -9,6 +9,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.process import EDM
 from diffdistill.training.device import Device
 from diffdistill.training.tasks.by_objective import TASKS
+from diffdistill.training.tasks.ddo import DDOTask
 from diffdistill.training.tasks.distill import student_task
 
 BATCH = 5  # rows of 2 processes: 2 and 3; of 3: 1, 2 and 2; of 4: 1, 1, 1 and 2
@@ -65,6 +66,7 @@ TAUGHT = {
     "train, consistency": {"objective": {"name": "consistency", "intervals": (2, 4)}},
     "train, scm": {"objective": {"name": "scm"}},
     "train, flipped, many dropped": {"data": {"horizontal_flip": True}, "class_dropout": 0.5},
+    "ddo": {"objective": {"name": "ddo", "reference_images": 10, "reference_steps": 2}, "initialize_from": "tiny"},
 }
 
 
@@ -81,6 +83,9 @@ def teacher():
 def image_task(name, steps, **more):
     """A task of DISTILLED or TAUGHT, which is `steps` long; more: other settings."""
     length = {"max_train_steps": steps}
+    if name == "ddo":  # one round of them
+        more = {"evaluation": {"every": steps}, "objective": TAUGHT[name]["objective"] | {"round_steps": steps}}
+        return DDOTask(Train(**COMMON | length | TAUGHT[name] | more), data(), Device("no"), teacher())
     if name in TAUGHT:
         config = Train(**COMMON | length | TAUGHT[name], network=NETWORK)
         return TASKS[config.objective.name](config, data(), Device("no"))
