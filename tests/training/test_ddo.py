@@ -1,6 +1,5 @@
 """DDO's rounds: what each begins with, what is kept, and that a run that was stopped goes on to the last bit."""
 
-
 import torch
 from runs import Watcher, data, go, lines, settings
 from tiny import tiny_teacher
