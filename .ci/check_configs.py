@@ -131,9 +131,12 @@ def verb_of(file: Path) -> str:
     raise SystemExit(f"{file} is a config of no verb: {problem}")
 
 
+START = {"distill": "teacher", "align": "model", "train": "initialize_from"}  # the setting that names it
+
+
 def start_of(verb: str, config: Any) -> str | None:
     """The name of the model that a recipe starts from; None: from scratch."""
-    return {"distill": lambda: config.teacher, "align": lambda: config.model, "train": lambda: None}[verb]()
+    return getattr(config, START[verb])
 
 
 def teacher_of(file: Path, verb: str, config: Any) -> Teacher:
@@ -173,16 +176,21 @@ def overrides_of(verb: str, config: Any, teacher: Teacher, folder: Path) -> list
     """What puts the small teacher and the small data in place, and makes the run short."""
     words = [*SMALL, f"output_dir={folder / 'run'}"]
     steps = STEPS
+    if verb == "train" and config.objective.in_rounds:  # is chosen by what is measured
+        words += ["evaluation.every=1", "evaluation.num_images=4", "evaluation.features=pixels", "evaluation.steps=2"]
+        words += [f"objective.round_steps={STEPS}", f"objective.reference_images={BATCH}"]
+        words += ["objective.reference_steps=2", "evaluation.metrics=[fid]"]
     if verb != "train" and config.micro_batch_size is not None:
         words.append(f"micro_batch_size={PART}")
     if verb == "distill" and config.student.regression is not None:
         steps += 1  # a step of regression, and then as many as the others
         words += ["student.regression.steps=1", "student.regression.pairs=4"]
-    if teacher.make is None or teacher.images is not None:  # no tiny pipeline
+    exact = verb == "train" and config.exact
+    if (teacher.make is None or teacher.images is not None) and not exact:  # no tiny pipeline
         words.append("mixed_precision=auto")  # at this size bf16 takes minutes on CPUs without it
     words.append(f"max_train_steps={steps}")
     if teacher.make is not None:
-        words.append(f"{'model' if verb == 'align' else 'teacher'}={teacher.make(folder / 'teacher')}")
+        words.append(f"{START[verb]}={teacher.make(folder / 'teacher')}")
     if teacher.images is not None and not config.data.path.startswith("builtin:"):
         words.append(image_set(folder, *teacher.images))
     elif teacher.make is not None and verb == "align":

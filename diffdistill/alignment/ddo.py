@@ -39,7 +39,7 @@ def ddo_loss(
     For exact likelihoods and alpha = beta = 1 the minimum is p_theta = p_data; for another beta it is not
     p_ref^(1 - 1/beta) p_data^(1/beta), which is not normalised. At theta = reference the gradient is beta / 2 that of
     mean_data l_theta, plus alpha beta / 2 times that of -mean_own l_theta, which is 0 for an exact reference. With one
-    noise an image the minimum lies past the data's denoiser: it is to be stopped early (docs/alignment.md).
+    noise an image the minimum lies past the data's denoiser: it is to be stopped early (docs/training.md).
 
     data, own: `(B,)`, l_theta of images of the data, and of samples of the reference; data_reference, own_reference:
     `(B,)`, l_ref of the same. Half precision is computed, and returned, in float32.
@@ -50,8 +50,8 @@ def ddo_loss(
     >>> z = p_reference.log().requires_grad_()
     >>> l, l_ref = -z.log_softmax(0), -p_reference.log()
     >>> ddo_loss(l[seen], l_ref[seen], l[drawn], l_ref[drawn], alpha=1.0, beta=1.0).loss.backward()
-    >>> z.grad  # beta / 2 (p_reference - p_data), which moves the model towards the data
-    tensor([-0.1000, -0.0000,  0.1000])
+    >>> (z.grad + 1).round(decimals=4)  # 1 + beta / 2 (p_reference - p_data), which moves the model towards the data
+    tensor([0.9000, 1.0000, 1.1000])
     """
     ratio_data, ratio_own = single(data_reference) - single(data), single(own_reference) - single(own)
     loss = softplus(-beta * ratio_data).mean() + alpha * softplus(beta * ratio_own).mean()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from diffdistill.config.networks import Network
-from diffdistill.config.parts import Average, Evaluations, Lora, Parallel, Speed
+from diffdistill.config.parts import Average, Evaluations, Level, Parallel, Speed
+from diffdistill.config.student import Critic, Student
 from diffdistill.config.watching import listed, tracker_name
 from diffdistill.data.bounds import DISK_GB
 from diffdistill.data.formats import allowed
@@ -22,11 +23,10 @@ from diffdistill.files import expanded
 from diffdistill.loss_weights import LOSS_WEIGHTS
 from diffdistill.methods import METHODS
 from diffdistill.methods.base import Adversarial, Distillation, Method
-from diffdistill.methods.objectives import ConsistencyStart
 from diffdistill.objectives import OBJECTIVES
 from diffdistill.objectives.base import Objective
 from diffdistill.objectives.denoising import Denoising
-from diffdistill.optimizers import Muon, Optimizer
+from diffdistill.optimizers import Optimizer
 from diffdistill.parts.attention.names import attention_name
 from diffdistill.registry import is_plugin
 from diffdistill.section import Count, Fraction, OneOf, Positive, Section
@@ -70,24 +70,6 @@ class Data(Section):
     prompt_disk_gb: Annotated[float, Field(ge=0)] = Field(
         20.0, description="text models: disk for encoded prompts, which later runs read, in 1e9 bytes; 0: none"
     )
-
-
-class Level(Section):
-    """Law of the noise level sigma (units of the data's standard deviation; images span [-1, 1])."""
-
-    law: Literal["lognormal", "karras", "uniform", "loguniform", "shifted", "timestep"] = "karras"
-    mean: float = Field(-1.2, description="lognormal: mean of ln sigma")
-    std: Positive = Field(1.2, description="lognormal: standard deviation of ln sigma")
-    sigma_min: Positive | None = Field(
-        None, description="karras, uniform and loguniform: lowest level; null: the network's own"
-    )
-    sigma_max: Positive | None = Field(
-        None, description="karras, uniform and loguniform: highest level; null: the network's own"
-    )
-    rho: Positive = Field(7.0, description="karras: curvature")
-    u_min: Fraction = Field(0.0, description="karras and timestep: part of the range, 0 is the lowest level")
-    u_max: Fraction = Field(1.0, description="karras and timestep: part of the range, 1 is the highest level")
-    shift: Positive = Field(3.0, description="shifted: resolution shift of a flow time, t' = s t / (1 + (s - 1) t)")
 
 
 def known_metric(name: str) -> str:
@@ -254,75 +236,6 @@ class Train(Average, Run):
     def _objective_fits(self) -> Self:
         self.objective.check(self)
         return self
-
-
-class Regression(Section):
-    """DMD's regression on the teacher's trajectories (2311.18828, eq. 9), as a first phase of the run."""
-
-    steps: Count = Field(
-        1000,
-        description="the first steps of the run; as many as max_train_steps: a first stage; more: all but one",
-    )
-    pairs: Count = Field(10000, description="pairs of noise and the image the teacher's solver makes of it")
-    solver_steps: Count = Field(5, description="steps of DPM-Solver++(2M) that make a pair")
-    optimizer: Optimizer = Optimizer(learning_rate=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup_steps=20)
-    muon: Muon | None = Field(
-        None, description="Muon for the weights of inner layers, beside AdamW for the rest; null: AdamW for all"
-    )
-
-
-class RoleLora(Lora):
-    """Low-rank adapters on the teacher's frozen weights, which all networks of the run then share."""
-
-    alpha: Positive | None = Field(None, description="the adapters' product is scaled by alpha / rank; null: by 1")
-
-
-class Student(Average):
-    steps: Count = Field(1, description="sampling steps K")
-    levels: tuple[Positive, ...] | None = Field(
-        None,
-        description="K input levels, descending; null: sigma_init and the stock spacing below it; of a teacher "
-        "with training steps the nearest of them",
-    )
-    sigma_init: Positive = Field(2.5, description="input level of the first step, x = sigma_init * z")
-    timesteps: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
-        None,
-        description="text teachers: K times of the network (of 1000), descending; null: those that its stock "
-        "scheduler visits in K steps",
-    )
-    shift: Positive | None = Field(
-        None,
-        description="text teachers: times u = 1, 1 - 1/K, ... of the student as s u / (1 + (s - 1) u), of the last: "
-        "above 1 towards noise (2403.03206, eq. 23); null: those that its stock scheduler visits",
-    )
-    training_input: Literal["backward_simulation", "noised_data"] = Field(
-        "backward_simulation",
-        description="what steps after the first are trained on: the student's own samples, or noised images",
-    )
-    optimizer: Optimizer = Optimizer()
-    lora: RoleLora | None = Field(None, description="text teachers: train adapters only; null: all weights")
-    regression: Regression | None = Field(
-        None, description="start by regression on the teacher's trajectories; null: start as the teacher's denoiser"
-    )
-    consistency: ConsistencyStart | None = Field(
-        None, description="start by consistency distillation, in place of regression; null: none"
-    )
-
-    @model_validator(mode="after")
-    def _muon_has_whole_weights(self) -> Self:
-        if self.lora is not None and self.regression is not None and self.regression.muon is not None:
-            raise ValueError(
-                "regression.muon is for the whole weights of inner layers, and with lora only adapters are trained; "
-                "set student.regression.muon=null, or student.lora=null"
-            )
-        return self
-
-
-class Critic(Section):
-    updates_per_step: Count = Field(2, description="critic (and discriminator) updates per student update")
-    level: Level = Field(Level(law="lognormal"), description="law of the levels of its denoising loss")
-    lora: RoleLora | None = Field(None, description="text teachers: train adapters only; null: all weights")
-    optimizer: Optimizer = Optimizer()
 
 
 if TYPE_CHECKING:

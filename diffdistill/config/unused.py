@@ -110,6 +110,14 @@ OF_TEXTS = (
 UNET = ("block_out_channels", "layers_per_block", "attention_levels", "attention_head_dim", "norm_num_groups")
 TRAIN = (
     *RUN,
+    Rule(
+        ("level", "loss_weight", "class_dropout"), lambda config: not config.objective.denoises,
+        "by a consistency model, whose objective has a law of its own and no null class; leave it out",
+        ("objective.name",),
+    ),
+    Rule(
+        ("objective.solver",), _always, "without a teacher; use method.name=consistency of distill",
+    ),
     Rule(OF_TEXTS, _always, "by train, whose models draw no texts"),
     *EVALUATION,
     *_of_level("level"),

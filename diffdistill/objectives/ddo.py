@@ -8,7 +8,7 @@ The log ratio of the model that is trained to a frozen copy of it, the reference
 one noise a sample, F the target of the network's own output, the norms summed over C, H, W. The negatives are the
 reference's own samples, made once a round. After a round the reference is the best model so far: self-play.
 
-One noise a sample is a bound on the ratio's loss, whose minimum lies past the data's own denoiser (docs/alignment.md):
+One noise a sample is a bound on the ratio's loss, whose minimum lies past the data's own denoiser (docs/training.md):
 a round must be stopped early. So a round's candidates are its evaluations, and the best of them, by `metric`, is what
 the next round begins with and what is published; a round without a better model ends the run.
 

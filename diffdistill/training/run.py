@@ -97,7 +97,8 @@ def train(resolved: Resolved[Train]) -> Result:
     record = choices(task, config, device)
     origin: dict[str, Any] = {} if start is None else {"initialize_from": config.initialize_from}
     publisher = DenoiserPublisher(
-        resolved, data, "model", "teacher", class_names=data.class_names, like=origin_of(config.initialize_from),
+        resolved, data, "model", task.role, levels=task.levels, class_names=data.class_names,
+        like=origin_of(config.initialize_from) if config.objective.denoises else None,
         training=config.objective.training, **origin, **descent(start),
     )  # fmt: skip
     record |= classes_of_run(data)

@@ -36,7 +36,7 @@ def stock(folder: str | Path) -> Any:
 
 
 def drawn(pipeline: Any, call: dict[str, Any], prompts: list[str]) -> Tensor:
-    """Pictures in [0, 1], `(N, 3, H, W)`; the noise of picture i is that of the generator i, whatever the precision."""
+    """Pictures in [0, 1], `(N, 3, H, W)`; that of i has the noise of generator i, in whatever precision."""
     side = pipeline.unet.config.sample_size
     parts = []
     for start in range(0, len(prompts), ROWS):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffdistill import processes
-from diffdistill.config.schema import Regression
+from diffdistill.config.student import Regression
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError

@@ -113,8 +113,8 @@ class TeacherTask:
 
     def __init__(self, config: Train, data: ImageSet, device: Device, start: Denoiser | None = None):
         self.config, self.data, self.device = config, data, device
-        model = from_scratch(config, data) if start is None else start.requires_grad_()
-        self.model = model.train(self.dropout)
+        model = self.begun(config, data, start)
+        self.model = model.requires_grad_().train(self.dropout)
         self.law = LevelLaw(plain(config.level, Level), model.sigma_min, model.sigma_max, model.process)
         self.weight = get_loss_weight(config.loss_weight)
         check_law(self.weight, self.law, config.sigma_data)
@@ -124,6 +124,20 @@ class TeacherTask:
         self.plan.shard(exact=lambda role: config.exact)
         self.updater = Updater("network", self.model.parameters(), config.optimizer, self.steps)
         self.parts: Parts = {"network": self.model, "ema": self.ema, "optimizer": self.updater.optimizer}
+
+    def begun(self, config: Train, data: ImageSet, start: Denoiser | None) -> Denoiser:
+        """The model at the first step."""
+        return from_scratch(config, data) if start is None else start
+
+    @property
+    def role(self) -> str:
+        """Of the model that is published."""
+        return self.model.role
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Where a model of few steps is asked."""
+        return self.model.levels
 
     @property
     def steps(self) -> int:
@@ -157,8 +171,8 @@ class TeacherTask:
         return self.weight.of(self.law, u, self.config.sigma_data)
 
     def noised(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """`(x0, x_t, u, sigma, labels)` on the device, of a whole batch: labels dropped in part, a level and a noise an
-        image.
+        """`(x0, x_t, u, sigma, labels)` on the device, of a whole batch: labels dropped in part, a level and a noise
+        an image.
         """
         x0, labels = self.device.put(images, labels)
         assert x0 is not None
