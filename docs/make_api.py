@@ -26,6 +26,7 @@ MODULES = (
     "diffdistill.divergences",
     "diffdistill.losses",
     "diffdistill.loss_weights",
+    "diffdistill.coupling",
     "diffdistill.matching.step",
     "diffdistill.matching.settings",
     "diffdistill.matching.level_weights",

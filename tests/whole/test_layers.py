@@ -18,7 +18,7 @@ FLOORS = [
     ["process", "request", "last_layer"],
     ["parts", "schedulers", "pickle_reader", "models"],
     ["denoiser"],
-    ["divergences", "matching", "losses", "loss_weights", "consistency"],
+    ["divergences", "matching", "losses", "loss_weights", "coupling", "consistency"],
     ["data", "rewards"],
     ["section"],
     ["optimizers", "methods", "objectives", "alignment"],
