@@ -93,6 +93,14 @@ def parsed(file):
     return " ".join(" ".join(page.text).split())
 
 
+def test_a_grid_that_is_wide_for_its_words_has_the_whole_page(run):
+    wide = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
+    image_grid(wide, 8, ["an emoji of cow"] * 8).save(run / "samples/teacher.png")
+    shown = re.findall(r'<figure class="([^"]*)"><img alt="([^"]*)"', write_report(run).read_text())
+    assert ("large legible", "Teacher") in shown
+    assert ("large", "Student, step 200") in shown
+
+
 def test_report_shows_the_run(run):
     text = parsed(write_report(run))
     for words in (
