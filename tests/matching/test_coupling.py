@@ -26,7 +26,7 @@ def world(count, dim=1, seed=0):
 
 
 def test_plain_transport_gives_a_class_its_half_of_the_noise_and_c2ot_all_of_it():
-    """E[z | +] = sqrt(2 / pi) = .79788 after the first, 0 after the second: noise at its quantiles, two even classes."""
+    """E[z | +] = sqrt(2 / pi) = .79788 after the first, 0 after the second: noise at its quantiles, even classes."""
     count = 200
     noise = torch.special.ndtri((torch.arange(count, dtype=torch.float64)[:, None] + 0.5) / count)
     labels = (torch.arange(count) // 2) % 2  # each class has noise of everywhere
