@@ -317,10 +317,10 @@ def not_written(place: str | Path, error: OSError, advice: str) -> DiffDistillEr
     """The sentence for a place that could not be written: ConfigError where nothing could have that path.
 
     advice: what to do on a disk that is full or may not be written. No room would mend a name that is too long, or a
-    path through a file.
+    path through a file or a folder that is not there.
     """
     what = f"could not write '{place!s:.200}' ({error.strerror or error})"
-    if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP):
+    if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENOENT, errno.EISDIR, errno.EEXIST, errno.ELOOP):
         return ConfigError(f"{what}; name another path")
     return DiskError(f"{what}; {advice}")
 

@@ -121,9 +121,11 @@ class ContinuousConsistency:
         return Noise(u, sigma, sigma, torch.randn_like(blank))
 
     def warmed(self, step: int) -> float:
-        """r at a step: from 0 to 1 over the warm-up, then 1."""
+        """r at a step: up to 1 over the warm-up. Never 0: there a student that is its teacher has no gradient, and
+        Adam would make a whole step of its rounding.
+        """
         steps = self.settings.tangent_warmup * self.total
-        return min(1.0, step / steps) if steps else 1.0
+        return min(1.0, (step + 1) / steps) if steps else 1.0
 
     def losses(self, model: Denoiser, x0: Tensor, cond: Tensor | None, noise: Noise, step: int) -> Tensor:
         sigma, spread = noise.high, spread_of(model)

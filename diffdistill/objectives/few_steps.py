@@ -1,7 +1,7 @@
 """What objectives share whose models are sampled in one step or a few."""
 
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,12 @@ class FewSteps(Objective):
     steps: Count = Field(1, description="sampling steps of the published model")
     levels: tuple[Positive, ...] | None = Field(
         None, description="its levels, descending; null: the network's highest, and the stock spacing below it"
+    )
+
+    coupling: Literal["independent", "ot", "c2ot"] = Field(
+        "independent",
+        description="which noise of a batch an image is noised with: any, or the nearest, within its class (c2ot, "
+        "2503.10636; ot is for data without labels); asks for scipy",
     )
 
     def check(self, config: Any) -> None:

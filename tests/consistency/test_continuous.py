@@ -81,7 +81,7 @@ def test_on_a_teachers_trajectories_the_loss_of_the_consistency_function_is_zero
 
 def test_the_tangent_sets_in_over_the_warm_up():
     form = objective(total=100, tangent_warmup=0.2)
-    assert [form.warmed(step) for step in (0, 10, 20, 99)] == [0, 0.5, 1, 1]
+    assert [form.warmed(step) for step in (0, 9, 19, 99)] == [0.05, 0.5, 1, 1]
     assert objective(tangent_warmup=0.0).warmed(0) == 1
     F, dF, x, dx = (torch.full((1, 1, 1, 1), v) for v in (0.3, 0.7, 1.1, -0.4))
     t = torch.tensor([0.6])

@@ -75,6 +75,27 @@ def test_it_begins_as_a_teacher_and_is_published_as_what_few_steps_sample(tmp_pa
     assert (near - exact).norm() < 0.5 * (far - exact).norm()
 
 
+def test_coupled_noise_is_nearer_to_its_image_within_its_class(tmp_path):
+    seen = []
+    for coupling in ("independent", "c2ot"):
+        mine = task(settings("train", tmp_path, objective=FEW | {"coupling": coupling}, train_batch_size=12))
+        losses = mine.loss.objective.losses
+
+        def spied(model, x0, cond, noise, step, losses=losses):
+            seen.append((x0, cond, noise.eps))
+            return losses(model, x0, cond, noise, step)
+
+        mine.loss.objective.losses = spied
+        seed_step(0, 0)
+        mine.update(0)
+    (x0, cond, free), (same, _, held) = seen
+    assert torch.equal(x0, same)
+    assert ((x0 - held) ** 2).sum() < ((x0 - free) ** 2).sum()
+    for label in cond.unique():  # the noise of a class is its own
+        ours, theirs = ({tuple(row.flatten().tolist()) for row in eps[cond == label]} for eps in (free, held))
+        assert ours == theirs
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -89,3 +110,8 @@ def test_it_begins_as_a_teacher_and_is_published_as_what_few_steps_sample(tmp_pa
 def test_settings_that_it_does_not_have_are_refused(words, sentence):
     with pytest.raises((ConfigError, Problems), match=sentence):
         load_config(Train, CONFIG, words)
+
+
+def test_plain_transport_beside_labels_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="coupling 'ot' gives each class a part of the noise only"):
+        task(settings("train", tmp_path, objective=FEW | {"coupling": "ot"}))

@@ -13,6 +13,7 @@ from diffdistill.training.batches import training_data
 from diffdistill.training.device import Device
 from diffdistill.training.kinds.base import Kind, Roles, check_checkpointing, names_model, no_text_start
 from diffdistill.training.monitors.images import ImageMonitor
+from diffdistill.training.sharded.plan import may_shard
 
 NOISE_ALONE = 10.0  # times the spread of the data: a level whose input differs from noise by half a per cent
 
@@ -71,10 +72,11 @@ class Images(Kind):
     ) -> Roles:
         first, classes = start or teacher, teacher.num_classes
         check_checkpointing(config, teacher.network, first.network)
-        student = Denoiser(clone_network(first.network, classes), first.process, metadata=about).eval()
+        lent = may_shard(config, device)
+        student = Denoiser(clone_network(first.network, classes, lent), first.process, metadata=about).eval()
         critic = None
         if config.matching is not None:
-            critic = Denoiser(clone_network(teacher.network, classes), teacher.process)
+            critic = Denoiser(clone_network(teacher.network, classes, lent), teacher.process)
         if config.gradient_checkpointing:
             for model in filter(None, (student, critic)):
                 model.network.enable_gradient_checkpointing()

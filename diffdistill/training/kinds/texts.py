@@ -1,6 +1,7 @@
 """Distilling a teacher that draws texts: latents and prompts, times of its scheduler, roles that may share weights."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from diffdistill.pipelines.text.schedule import shifted_times, text_schedule
 from diffdistill.training.device import Device
 from diffdistill.training.kinds.base import Kind, Roles, check_checkpointing, names_model, no_text_start
 from diffdistill.training.monitors.texts import TextMonitor
+from diffdistill.training.sharded.plan import may_shard
 
 
 class Texts(Kind):
@@ -58,7 +60,10 @@ class Texts(Kind):
         settings = {"student": config.student.lora}
         if config.matching is not None:
             settings["critic"] = config.critic.lora
-        copies = {role: clone_network(teacher.network, None) for role, lora in settings.items() if lora is None}
+        copies: dict[str, Any] = {}
+        for role in (role for role, lora in settings.items() if lora is None):
+            # The second from the first: the teacher's own weights may be narrower.
+            copies[role] = clone_network(next(iter(copies.values()), teacher.network), None, may_shard(config, device))
         half = None if config.exact else device.dtype
         nn.Module.to(teacher.network, half or torch.float32)
         if (last := last_layer(teacher.network)) is not None:

@@ -1,6 +1,5 @@
 """Aligning a text-to-image pipeline with preferences: which ones, the pairs of a step, its loss, its update."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ from diffdistill.training.device import Device
 from diffdistill.training.flat import Parts
 from diffdistill.training.optim.in_backward import BackwardUpdater
 from diffdistill.training.optim.updater import Updater
-from diffdistill.training.sharded.plan import Plan, home
+from diffdistill.training.sharded.plan import Plan, copying, home
 
 
 class Errors(NamedTuple):
@@ -98,7 +97,7 @@ class AlignTask:
         """The frozen copy that Diffusion-DPO compares with. Adapters need none: without them the network is it."""
         if not isinstance(self.config.method, DiffusionDPO) or self.config.lora is not None:
             return None
-        return copy.deepcopy(self.network).requires_grad_(False).eval()
+        return copying(self.config, self.device)(self.network).requires_grad_(False).eval()
 
     @contextmanager
     def _as_reference(self) -> Iterator[Any]:

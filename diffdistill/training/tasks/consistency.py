@@ -1,5 +1,7 @@
 """Training a student as a consistency model: on a teacher's trajectories, or on lines through the data's images."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from diffdistill import processes
 from diffdistill.config.schema import Distill
 from diffdistill.consistency.continuous import ContinuousConsistency
 from diffdistill.consistency.discrete import DiscreteConsistency
-from diffdistill.consistency.objective import Flow, Objective
+from diffdistill.consistency.objective import Flow, Noise, Objective
 from diffdistill.consistency.settings import Continuous, Discrete
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
@@ -30,13 +32,21 @@ class ConsistencyLoss:
         self.objective, self.model, self.device, self.part_size = objective, model, device, part_size
 
     def backward(
-        self, x0: Tensor, cond: Tensor | None, mine: slice, count: int, step: int, weight: float = 1.0
+        self,
+        x0: Tensor,
+        cond: Tensor | None,
+        mine: slice,
+        count: int,
+        step: int,
+        weight: float = 1.0,
+        coupled: Callable[[Noise], Noise] = lambda noise: noise,
     ) -> Metrics:
         """Add it to the weights' gradients.
 
-        x0 `(B, C, H, W)`, cond `(B,)`: images of the data, those `mine` of the `count` of all processes.
+        x0 `(B, C, H, W)`, cond `(B,)`: images of the data, those `mine` of the `count` of all processes. coupled: the
+        noise of all, in another order.
         """
-        noise = self.objective.draw(blank_like(x0, count), step).part(mine)
+        noise = coupled(self.objective.draw(blank_like(x0, count), step)).part(mine)
         raw: list[Tensor] = []
         shares: list[Tensor] = []
         for rows in parts_of(len(x0), self.part_size):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from diffdistill.borrowed import own
 from diffdistill.config.schema import Distill
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
@@ -15,7 +16,7 @@ from diffdistill.training.device import Device
 from diffdistill.training.flat import Parts
 from diffdistill.training.kinds import kind_of
 from diffdistill.training.optim.updater import Ema
-from diffdistill.training.sharded.plan import Plan
+from diffdistill.training.sharded.plan import Plan, copying
 
 
 class StudentTask:
@@ -38,7 +39,8 @@ class StudentTask:
         torch.manual_seed(config.seed)
         about: dict[str, object] = {"role": "student", "levels": list(self.levels)}
         self.student, self.critic = kind.roles(config, teacher, about, device, start)
-        self.ema = Ema(self.student, config.student.ema_decay_for(config.train_batch_size))
+        decay = config.student.ema_decay_for(config.train_batch_size)
+        self.ema = Ema(self.student, decay, copying(config, device))
         self.plan = self._planned()
 
     @property
@@ -56,7 +58,7 @@ class StudentTask:
         plan.shard(exact=lambda role: exact and role in ("teacher", "critic"))
         for denoiser in self.denoisers.values():
             if how(denoiser.network) is None:  # adapters on a network that is
-                nn.Module.to(denoiser, self.device.name)
+                nn.Module.to(own(denoiser), self.device.name)
         return plan
 
     def update(self, step: int) -> Metrics:

@@ -25,7 +25,7 @@ from diffdistill.training.attention import Networks, layers_of
 from diffdistill.training.device import Device
 from diffdistill.training.flat import Parts
 from diffdistill.training.optim.updater import Ema, Updater
-from diffdistill.training.sharded.plan import Plan
+from diffdistill.training.sharded.plan import Plan, copying
 
 
 def build_network(settings: Network, image_shape: torch.Size, classes: int | None) -> UNet2DModel | UViT:
@@ -118,7 +118,7 @@ class TeacherTask:
         self.law = LevelLaw(plain(config.level, Level), model.sigma_min, model.sigma_max, model.process)
         self.weight = get_loss_weight(config.loss_weight)
         check_law(self.weight, self.law, config.sigma_data)
-        self.ema = Ema(self.model, config.ema_decay_for(config.train_batch_size))
+        self.ema = Ema(self.model, config.ema_decay_for(config.train_batch_size), copying(config, device))
         self.denoisers = {"network": self.model, "average": self.ema.module, **self.others()}
         self.plan = Plan(config, device, {role: each.network for role, each in self.denoisers.items()})
         self.plan.shard(exact=lambda role: config.exact)
