@@ -39,7 +39,8 @@ class RewardTerm:
     ):
         if not reward.differentiable:
             raise ConfigError(
-                f"the reward {reward.name} has no gradient and cannot train a student; let it judge or label pairs"
+                f"the reward {reward.name} has no gradient and cannot train a student; let it judge or label pairs, "
+                f"or retrain the teacher by it (train with objective.name=raft) and distil that"
             )
         self.reward, self.weight, self.class_prompts = reward, weight, class_prompts
         self.decode, self.batch_size = decode, batch_size

@@ -10,10 +10,12 @@ from diffdistill.training.batches import training_data
 from diffdistill.training.device import Device
 from diffdistill.training.tasks.consistency_training import ConsistencyTraining
 from diffdistill.training.tasks.ddo import DDOTask
+from diffdistill.training.tasks.raft import RaftTask
 from diffdistill.training.tasks.teacher import TeacherTask
 
 TASKS: dict[str, type[TeacherTask]] = {
     "denoising": TeacherTask, "ddo": DDOTask, "consistency": ConsistencyTraining, "scm": ConsistencyTraining,
+    "raft": RaftTask,
 }  # fmt: skip
 """By `objective.name`."""
 

@@ -154,8 +154,8 @@ class TeacherTask:
     def update(self, step: int) -> Metrics:
         config = self.config
         mine = processes.rows(config.train_batch_size)  # what is drawn is drawn for all processes
-        images, labels = self.data.draw(config.train_batch_size, config.seed, step, config.data.horizontal_flip, mine)
-        x0, x_t, u, sigma, labels = (rows_of(value, mine) for value in self.noised(images, labels))
+        drawn = self.noised(*self.drawn(step, mine))
+        x0, x_t, u, sigma, labels = (rows_of(value, mine) for value in drawn)
         with self.device.autocast():
             denoised = self.model(x_t, sigma, labels)
         loss = denoising_loss(denoised, x0, sigma, weight=self.weights(u, sigma)).mean()
@@ -163,6 +163,11 @@ class TeacherTask:
         metrics = self.updater.step(step)
         self.ema.update(self.model)
         return {**processes.mean({"loss": loss.detach()}, len(x0), config.train_batch_size), **metrics}
+
+    def drawn(self, step: int, mine: slice) -> tuple[Tensor, Tensor | None]:
+        """`(images, labels)` of a step's whole batch, of which the rows `mine` are looked at."""
+        config = self.config
+        return self.data.draw(config.train_batch_size, config.seed, step, config.data.horizontal_flip, mine)
 
     def weights(self, u: Tensor, sigma: Tensor) -> Tensor:
         """Of the losses, `(B,)`."""
