@@ -3,8 +3,9 @@
 Two processes on cores (gloo) build a student, a critic and a teacher of a UNet, take updates, and count the bytes of
 the tensors that lie in their own memory. `a step` is the most that an update holds beyond what is there before it:
 gradients, what is gathered for a block's pass, sums, activations (small here). `before`: weights of all networks in
-the CPU's memory when they are about to be sharded, which the machine must hold for each of its processes. The line
-after the processes is what the arithmetic of `scaling.py` says of a step.
+the CPU's memory when they are about to be sharded, which the machine must hold for each of its processes. `rise`: the
+most resident memory while the task is made and its networks sharded, beyond that with the teacher read. The line after
+the processes is what the arithmetic of `scaling.py` says of a step.
 
     python benchmarks/sharded_memory.py [--processes 2] [--channels 64]
 """
@@ -15,6 +16,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -35,7 +37,7 @@ from diffdistill.training.optim.updater import Updater
 from diffdistill.training.sharded.plan import Plan
 from diffdistill.training.tasks.distill import DistillTask
 
-KINDS = ("weights", "gradients", "moments", "averages", "teacher", "a step", "before")
+KINDS = ("weights", "gradients", "moments", "averages", "teacher", "a step", "before", "rise")
 
 
 def teacher(channels: int) -> Denoiser:
@@ -51,7 +53,7 @@ def held(strategy: str, channels: int) -> dict[str, int]:
     """Bytes by kind in this process after an update."""
     config = Distill.model_validate(
         {
-            "output_dir": "unused", "max_train_steps": 2, "train_batch_size": processes.size(),
+            "output_dir": "unused", "max_train_steps": 3, "train_batch_size": processes.size(),
             "critic": {"updates_per_step": 1}, "method": {"name": "diff_instruct"}, "parallel": {"strategy": strategy},
         }
     )  # fmt: skip
@@ -62,28 +64,40 @@ def held(strategy: str, channels: int) -> dict[str, int]:
     shard = Plan.shard
 
     def counting(plan: Plan, *given: Any, **named: Any) -> None:
-        weights = {id(p): p.nbytes for network in plan.networks.values() for p in network.parameters()}
+        weights = {p.data_ptr(): p.nbytes for network in plan.networks.values() for p in network.parameters()}
         kept["before"] = sum(weights.values())
         shard(plan, *given, **named)
 
+    resident("VmHWM", forget=True)
+    read = resident("VmRSS")
     with mock.patch.object(Plan, "shard", counting):
         task = DistillTask(config, frozen, ImageSet(images, None, None, None, "noise", "0" * 64), Device("no"))
+    kept["rise"] = resident("VmHWM") - read
     updaters = (task.student_updater, *task.critic_updaters)
 
     def note(updater: Updater) -> None:
         kept["gradients"] += sum(local(p.grad).nbytes for p in updater.parameters if p.grad is not None)
 
+    task.update(0)  # the critic's first; the student moves from the next one on
     hooks = [updater.optimizer.register_step_pre_hook(lambda *_, which=updater: note(which)) for updater in updaters]
-    task.update(0)
+    task.update(1)
     for hook in hooks:
         hook.remove()
-    kept["a step"] = peak_bytes(lambda: task.update(1), torch.device("cpu"))
+    kept["a step"] = peak_bytes(lambda: task.update(2), torch.device("cpu"))
     for updater in updaters:
         kept["weights"] += sum(local(p).nbytes for p in updater.parameters)
         kept["moments"] += sum(local(value).nbytes for value in tensors_of(updater.optimizer).values())
     kept["averages"] = sum(local(p).nbytes for p in task.ema.module.parameters())
     kept["teacher"] = sum(local(p).nbytes for p in frozen.parameters())
     return kept | counted
+
+
+def resident(kind: str, forget: bool = False) -> int:
+    """Bytes of resident memory: VmRSS, now; VmHWM, the most so far, or since it was last to `forget`."""
+    if forget:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) * 1024
 
 
 def said_of(network: torch.nn.Module) -> dict[str, int]:

@@ -20,7 +20,7 @@ from diffdistill.parts.bench.measure import compare, described, needed
 from diffdistill.parts.edm.networks import SongUNet
 from diffdistill.process import EDM
 from diffdistill.training.device import Device
-from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.distill import student_task
 
 VARIANTS = {
     "dmd2, features of the critic, R1": {"name": "dmd2", "adversarial": {"features": "critic", "r1": 0.1}},
@@ -51,10 +51,11 @@ def main() -> None:
     print(f"{'':<34} {'peak, MB':>9} {'CPU s':>7} {'bare':>7} {'ratio':>6}")
     for name in args.methods or settings:
         config = Distill(
-            output_dir=".", max_train_steps=STEPS, train_batch_size=args.batch_size, method=settings[name]
+            output_dir=".", max_train_steps=STEPS, train_batch_size=args.batch_size, method=settings[name],
+            student={"sigma_init": 80.0},
         )  # fmt: skip
-        task = DistillTask(config, copy.deepcopy(bench.model), data, bench.device)
-        passes = needed(config.method.choices(), config.critic.updates_per_step)
+        task = student_task(config, copy.deepcopy(bench.model), data, bench.device)
+        passes = needed(config.method, config.critic.updates_per_step)
         step = step_of(task)
         step()  # what is made once, moments and caches of kernels, is made before anything is counted
         row = compare(name, step, functools.partial(bare.run, passes), described(passes), bench.place, args.repeats)

@@ -123,6 +123,17 @@ class Denoiser(nn.Module):
         """Of the images; `image_shape` is of what the network works on, which may be latents."""
         return self.image_shape
 
+    @contextlib.contextmanager
+    def at_size(self, size: tuple[int, int] | None) -> Iterator[None]:
+        """Within, it draws images of this width and height, None: as they are; ConfigError where it has one size."""
+        if size is not None:
+            _, height, width = self.picture_shape
+            raise ConfigError(
+                f"size {size[0]}x{size[1]} is for a text-to-image model, and this one draws {width}x{height}; leave "
+                f"it out"
+            )
+        yield
+
     def encode(self, images: Tensor) -> Tensor:
         """What the network works on, of images `(B, C, H, W)` in [-1, 1]: themselves."""
         return images

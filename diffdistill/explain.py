@@ -20,6 +20,7 @@ from diffdistill.registry import plugin_file
 
 NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
+NO_PATH = {errno.ENAMETOOLONG, errno.ELOOP}
 TOO_MANY = {errno.EMFILE, errno.ENFILE}
 OFFLINE = {
     getattr(errno, name)
@@ -82,7 +83,7 @@ def system_error(error: BaseException) -> DiffDistillError | None:
         if number is None and not (known is error and isinstance(error, OSError)):
             continue
         name = getattr(known, "filename", None)
-        place = f"'{name}': {getattr(known, 'strerror', None)}" if name else first_line(known)
+        place = f"'{name!s:.200}': {getattr(known, 'strerror', None)}" if name else first_line(known)
         return _by_number(number, place, known)
     return None
 
@@ -112,6 +113,8 @@ def _by_number(number: int | None, place: str, error: BaseException) -> DiffDist
         return DiskError(f"no room left on the disk ({place}); free space or choose another folder")
     if number in NO_PERMISSION:
         return DiskError(f"no permission ({place}); choose another folder or change its rights")
+    if number in NO_PATH:
+        return ConfigError(f"there can be no such path ({place}); name another")
     if number in TOO_MANY:
         return DiskError(f"too many files are open ({place}); raise the limit, such as ulimit -n 4096")
     if number in OFFLINE or type(error).__name__ in ("gaierror", "URLError", "HTTPError", "TimeoutError"):

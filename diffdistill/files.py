@@ -310,9 +310,19 @@ def _told(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        names = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)  # no room on the disk would mend these
-        advice = "give a path that can be a folder" if error.errno in names else "free space or choose another folder"
-        raise DiskError(f"could not write '{folder}' ({error.strerror or error}); {advice}") from error
+        raise not_written(folder, error, "free space or choose another folder") from error
+
+
+def not_written(place: str | Path, error: OSError, advice: str) -> DiffDistillError:
+    """The sentence for a place that could not be written: ConfigError where nothing could have that path.
+
+    advice: what to do on a disk that is full or may not be written. No room would mend a name that is too long, or a
+    path through a file or a folder that is not there.
+    """
+    what = f"could not write '{place!s:.200}' ({error.strerror or error})"
+    if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENOENT, errno.EISDIR, errno.EEXIST, errno.ELOOP):
+        return ConfigError(f"{what}; name another path")
+    return DiskError(f"{what}; {advice}")
 
 
 def share(folder: Path) -> None:

@@ -18,6 +18,7 @@ from torch.nn.functional import softplus
 from diffdistill import processes
 from diffdistill.divergences import Divergence, get_divergence
 from diffdistill.errors import ConfigError
+from diffdistill.loss_weights import edm_weight
 from diffdistill.matching.level_weights import LEVEL_WEIGHTS
 from diffdistill.process import EDM, Flow, Process, per_sample
 
@@ -238,15 +239,6 @@ def denoising_loss(
     """
     error = (prediction.float() if prediction.element_size() < 4 else prediction) - x0.detach()
     return (edm_weight(sigma, sigma_data) if weight is None else weight) * error.square().flatten(1).mean(1)
-
-
-def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
-    """lambda(sigma) = (sigma^2 + sigma_d^2) / (sigma sigma_d)^2 (2206.00364, Table 1). sigma: (B,). Returns (B,).
-
-    >>> edm_weight(torch.tensor([2.0]))
-    tensor([4.2500])
-    """
-    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
 def native_weight(process: Process, sigma: Tensor) -> Tensor:

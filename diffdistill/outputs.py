@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffdistill.errors import ConfigError, DiskError
-from diffdistill.files import behind_links, read_json, write_text
+from diffdistill.files import behind_links, not_written, read_json, write_text
 
 
 def is_stdout(target: str | Path | None) -> bool:
@@ -61,7 +61,7 @@ def write_answer(target: str | Path, value: Any) -> None:
     try:
         write_text(Path(target), text + "\n")
     except OSError as error:
-        raise DiskError(f"cannot write '{target}' ({error.strerror or error}); name another file") from error
+        raise not_written(target, error, "name another file") from error
 
 
 def _json(value: Any) -> Any:

@@ -90,7 +90,7 @@ def shard(network: "nn.Module", sharding: Sharding, last: "nn.Module | None" = N
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(sharding.device.type, (processes.size(),)),
         "reshard_after_forward": True,
-        "offload_policy": CPUOffloadPolicy(pin_memory=True) if sharding.offload and on_gpu else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=on_gpu) if sharding.offload else OffloadPolicy(),
     }
     exact = MixedPrecisionPolicy(reduce_dtype=sharding.reduced, cast_forward_inputs=False)
     half = MixedPrecisionPolicy(sharding.dtype, sharding.reduced, cast_forward_inputs=False)

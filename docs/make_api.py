@@ -25,6 +25,8 @@ MODULES = (
     "diffdistill.process",
     "diffdistill.divergences",
     "diffdistill.losses",
+    "diffdistill.loss_weights",
+    "diffdistill.coupling",
     "diffdistill.matching.step",
     "diffdistill.matching.settings",
     "diffdistill.matching.level_weights",

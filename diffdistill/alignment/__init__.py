@@ -4,11 +4,13 @@ from diffdistill.alignment.baselines import diffusion_dpo_loss, diffusion_orpo_l
 from diffdistill.alignment.ddo import DDOOutput, ddo_loss
 from diffdistill.alignment.mapo import MaPOOutput, bernoulli_link, mapo_loss
 from diffdistill.alignment.pairs import NoisedPairs, noise_pairs, paired_denoising_losses
+from diffdistill.alignment.robust import RobustMean, robust_mean
 
 __all__ = [
     "DDOOutput",
     "MaPOOutput",
     "NoisedPairs",
+    "RobustMean",
     "bernoulli_link",
     "ddo_loss",
     "diffusion_dpo_loss",
@@ -16,4 +18,5 @@ __all__ = [
     "mapo_loss",
     "noise_pairs",
     "paired_denoising_losses",
+    "robust_mean",
 ]

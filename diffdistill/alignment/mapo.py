@@ -17,8 +17,8 @@ NEAR = 0.1
 
 
 class MaPOOutput(NamedTuple):
-    """What a preference loss gives. loss: scalar with a graph; the others are for the log: margin, reward_w, reward_l
-    `(B,)`, acc a scalar.
+    """What a preference loss gives. With a graph: loss, scalar, and losses, of each pair, `(B,)`; the others are for
+    the log: margin, reward_w, reward_l `(B,)`, acc a scalar.
 
     >>> from diffdistill.alignment import mapo_loss
     >>> output: MaPOOutput = mapo_loss(torch.tensor([0.1, 0.3]), torch.tensor([0.3, 0.1]))
@@ -31,6 +31,7 @@ class MaPOOutput(NamedTuple):
     reward_w: Tensor
     reward_l: Tensor
     acc: Tensor
+    losses: Tensor
 
 
 def bernoulli_link(x: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ def mapo_loss(
 
     losses = smoothed(ordered(loss_w, margin), ordered(loss_l, -margin), label_smoothing)
     m = margin.detach()
-    return MaPOOutput(weighted_mean(losses, weights), m, reward_w.detach(), reward_l.detach(), accuracy(m))
+    return MaPOOutput(weighted_mean(losses, weights), m, reward_w.detach(), reward_l.detach(), accuracy(m), losses)
 
 
 def accuracy(margin: Tensor) -> Tensor:

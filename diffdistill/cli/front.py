@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from diffdistill import __version__, processes
+from diffdistill.cli.parent import end_with_parent
 from diffdistill.cli.parser import Parser, Verb
 from diffdistill.cli.streams import Steady, steady
 from diffdistill.errors import ConfigError, DiffDistillError, Problems
@@ -191,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = normalized(sys.argv[1:] if argv is None else argv)
     with steady(), asked_to_end():
         try:
+            end_with_parent()
             code = _dispatch(words)
             sys.stdout.flush()
             return code

@@ -47,9 +47,12 @@ def axes_of(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     for word in words:
         key, sign, text = word.partition("=")
         key = "seed" if key == "seeds" else key.strip().replace("-", "_")
-        values = list(dict.fromkeys(split(text)))
+        values = split(text)
         if not sign or not key or "" in values:
             raise ConfigError(f"sweep: '{word}' is no setting with values; write key=a,b,c")
+        if len(set(values)) < len(values):
+            again = next(value for value in values if values.count(value) > 1)
+            raise ConfigError(f"sweep: '{word}' has {again} twice, which would be one run; give each value once")
         if key in OWN:
             raise ConfigError(f"sweep: {key} is the sweep's own to say; leave it out, and name the folder by --out")
         if key in axes or any(other.startswith(f"{key}=") for other in fixed):

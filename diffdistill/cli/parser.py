@@ -99,10 +99,14 @@ def seed(text: str) -> int:
     return value
 
 
-def whole(minimum: int) -> Callable[[str], int]:
+def whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """Reads a whole number in a range, which the complaint names."""
+    allowed = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+
     def read(text: str) -> int:
-        if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"'{text}' is no whole number >= {minimum}")
+        good = re.fullmatch(r"\d{1,18}", text, re.ASCII) and int(text) >= minimum
+        if not good or (maximum is not None and int(text) > maximum):
+            raise argparse.ArgumentTypeError(f"'{text:.40}' is no whole number {allowed}")
         return int(text)
 
     return read

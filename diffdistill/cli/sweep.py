@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from diffdistill.cli.grid_of_runs import Planned, planned
-from diffdistill.errors import ConfigError, DiffDistillError, DiskError, Interrupted, Preempted
-from diffdistill.files import read_json, write_json
+from diffdistill.cli.parent import of_this_process
+from diffdistill.errors import ConfigError, DiffDistillError, Interrupted, Preempted
+from diffdistill.files import not_written, read_json, write_json
 from diffdistill.reporting.compare_page import write_comparison
 from diffdistill.training.lock import is_ours, locked
 from diffdistill.training.signals import Stopped, StopRequest, stop_requests
@@ -62,7 +63,7 @@ class Sweep:
         try:
             write_json(self.folder / RECORD, {"verb": self.verb, "config": self.args.recipe, "runs": self.states})
         except OSError as error:
-            raise DiskError(f"cannot write '{self.folder}' ({error.strerror}); free space") from error
+            raise not_written(self.folder, error, "free space") from error
 
     def command(self, run: Planned) -> list[str]:
         flags = [flag for flag in ("quiet", "debug", "allow_code") if getattr(self.args, flag)]
@@ -93,7 +94,7 @@ def run(args: Namespace) -> int:
         try:
             sweep.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DiskError(f"cannot make '{sweep.folder}' ({error.strerror}); choose another --out") from error
+            raise not_written(sweep.folder, error, "choose another --out") from error
         with locked(sweep.folder):
             for number, one in enumerate(sweep.runs, 1):
                 stop.sentence = f"stopped before run '{one.name}'; {sentence(sweep)}"
@@ -126,10 +127,12 @@ def _run_one(sweep: Sweep, one: Planned, stop: StopRequest) -> None:
 def child(command: list[str], stop: StopRequest) -> tuple[int, str]:
     """Exit code of a process, and the error it told; what it says on stderr is handed on as it comes.
 
-    It is in a group of its own, so that a Ctrl-C reaches it once, through us: it saves, and we wait for that.
+    It is in a group of its own, so that a Ctrl-C reaches it once, through us: it saves, and we wait for that. Where we
+    are killed it saves and ends by itself.
     """
     told: list[str] = []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=os.name != "nt") as process:
+    apart = os.name != "nt"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=apart, env=of_this_process()) as process:
         try:
             _handed_on(process, told)
         except Stopped:

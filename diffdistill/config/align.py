@@ -8,6 +8,7 @@ from diffdistill.config.parts import Evaluations, Lora
 from diffdistill.config.schema import Data, Run, no_part_above
 from diffdistill.data.formats import allowed_pairs
 from diffdistill.data.prompts import MOST_SEED
+from diffdistill.errors import ConfigError
 from diffdistill.evaluation.figures import WATCHED_PAIRS
 from diffdistill.optimizers import Optimizer
 from diffdistill.section import Count, Positive, Section
@@ -70,7 +71,35 @@ class DiffusionDPO(Section):
     beta: Positive = Field(5000.0, description="5000 for SDXL, 2500 for SD1.5")
     variant: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(0.0, description="chance that a label is wrong")
+    robust_beta: Positive | None = Field(
+        None,
+        description="Dr. DPO: pairs count by exp(-loss / robust_beta), so that wrong labels count little; null: alike",
+    )
+    divergence: str = Field(
+        "reverse_kl",
+        description="f-DPO: from the reference model; reverse_kl (DPO), forward_kl, jensen_shannon, "
+        "squared_hellinger, jeffreys, pearson, alpha:A with A >= 0, or FILE.py:NAME",
+    )
+    log_ratio_scale: Positive | None = Field(
+        None, description="f-DPO: log ratio to the reference a unit of loss difference / 2; null: beta"
+    )
     loss_space: LossSpace = Field("native", description="units of the losses: the network's own, epsilon or x0")
+
+    @model_validator(mode="after")
+    def _preference_has_a_loss(self) -> "DiffusionDPO":
+        if self.divergence != "reverse_kl":
+            from diffdistill.alignment.baselines import check_preference  # loads torch
+
+            try:
+                check_preference(self.divergence)
+            except ConfigError as error:
+                raise ValueError(f"method.{error}") from None
+        if self.log_ratio_scale is not None and self.divergence == "reverse_kl":
+            raise ValueError(
+                "method.log_ratio_scale changes nothing with divergence=reverse_kl, where beta alone counts; leave it "
+                "out, or set method.divergence"
+            )
+        return self
 
 
 class PairLora(Lora):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from diffdistill.section import Count, Positive, Section
+from diffdistill.section import Count, Fraction, Positive, Section
 
 
 class Average(Section):
@@ -41,6 +41,24 @@ class Average(Section):
             assert self.ema_decay is not None  # _one_memory has refused it
             return self.ema_decay
         return 0.5 ** (batch / self.ema_half_life_images)
+
+
+class Level(Section):
+    """Law of the noise level sigma (units of the data's standard deviation; images span [-1, 1])."""
+
+    law: Literal["lognormal", "karras", "uniform", "loguniform", "shifted", "timestep"] = "karras"
+    mean: float = Field(-1.2, description="lognormal: mean of ln sigma")
+    std: Positive = Field(1.2, description="lognormal: standard deviation of ln sigma")
+    sigma_min: Positive | None = Field(
+        None, description="karras, uniform and loguniform: lowest level; null: the network's own"
+    )
+    sigma_max: Positive | None = Field(
+        None, description="karras, uniform and loguniform: highest level; null: the network's own"
+    )
+    rho: Positive = Field(7.0, description="karras: curvature")
+    u_min: Fraction = Field(0.0, description="karras and timestep: part of the range, 0 is the lowest level")
+    u_max: Fraction = Field(1.0, description="karras and timestep: part of the range, 1 is the highest level")
+    shift: Positive = Field(3.0, description="shifted: resolution shift of a flow time, t' = s t / (1 + (s - 1) t)")
 
 
 class Lora(Section):

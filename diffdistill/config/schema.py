@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from diffdistill.config.networks import Network
-from diffdistill.config.parts import Average, Evaluations, Lora, Parallel, Speed
+from diffdistill.config.parts import Average, Evaluations, Level, Parallel, Speed
+from diffdistill.config.student import Critic, Student
 from diffdistill.config.watching import listed, tracker_name
 from diffdistill.data.bounds import DISK_GB
 from diffdistill.data.formats import allowed
@@ -19,15 +20,16 @@ from diffdistill.data.prompts import MOST_SEED
 from diffdistill.errors import ConfigError
 from diffdistill.evaluation.metrics import metric
 from diffdistill.files import expanded
+from diffdistill.loss_weights import LOSS_WEIGHTS
 from diffdistill.methods import METHODS
-from diffdistill.methods.base import Method
+from diffdistill.methods.base import Adversarial, Distillation, Method
 from diffdistill.objectives import OBJECTIVES
 from diffdistill.objectives.base import Objective
 from diffdistill.objectives.denoising import Denoising
-from diffdistill.optimizers import Muon, Optimizer
+from diffdistill.optimizers import Optimizer
 from diffdistill.parts.attention.names import attention_name
 from diffdistill.registry import is_plugin
-from diffdistill.section import Count, Fraction, Positive, Section
+from diffdistill.section import Count, Fraction, OneOf, Positive, Section
 
 
 class Data(Section):
@@ -68,24 +70,6 @@ class Data(Section):
     prompt_disk_gb: Annotated[float, Field(ge=0)] = Field(
         20.0, description="text models: disk for encoded prompts, which later runs read, in 1e9 bytes; 0: none"
     )
-
-
-class Level(Section):
-    """Law of the noise level sigma (units of the data's standard deviation; images span [-1, 1])."""
-
-    law: Literal["lognormal", "karras", "uniform", "loguniform", "shifted", "timestep"] = "karras"
-    mean: float = Field(-1.2, description="lognormal: mean of ln sigma")
-    std: Positive = Field(1.2, description="lognormal: standard deviation of ln sigma")
-    sigma_min: Positive | None = Field(
-        None, description="karras, uniform and loguniform: lowest level; null: the network's own"
-    )
-    sigma_max: Positive | None = Field(
-        None, description="karras, uniform and loguniform: highest level; null: the network's own"
-    )
-    rho: Positive = Field(7.0, description="karras: curvature")
-    u_min: Fraction = Field(0.0, description="karras and timestep: part of the range, 0 is the lowest level")
-    u_max: Fraction = Field(1.0, description="karras and timestep: part of the range, 1 is the highest level")
-    shift: Positive = Field(3.0, description="shifted: resolution shift of a flow time, t' = s t / (1 + (s - 1) t)")
 
 
 def known_metric(name: str) -> str:
@@ -229,6 +213,11 @@ class Train(Average, Run):
     network: Network = Network()
     sigma_data: Positive = Field(0.5, description="scale of the data in the preconditioning")
     level: Level = Level(law="lognormal")
+    loss_weight: Annotated[str, OneOf(LOSS_WEIGHTS)] = Field(
+        "edm",
+        description="how much an error at each level counts; "
+        + "; ".join(f"{weight.name}: {weight.meaning}" for weight in LOSS_WEIGHTS.values()),
+    )
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup_steps=100)
     class_dropout: Fraction = Field(0.1, description="part of the labels replaced by the null class, for guidance")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
@@ -249,71 +238,14 @@ class Train(Average, Run):
         return self
 
 
-class Regression(Section):
-    """DMD's regression on the teacher's trajectories (2311.18828, eq. 9), as a first phase of the run."""
-
-    steps: Count = Field(
-        1000,
-        description="the first steps of the run; as many as max_train_steps: a first stage; more: all but one",
-    )
-    pairs: Count = Field(10000, description="pairs of noise and the image the teacher's solver makes of it")
-    solver_steps: Count = Field(5, description="steps of DPM-Solver++(2M) that make a pair")
-    optimizer: Optimizer = Optimizer(learning_rate=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup_steps=20)
-    muon: Muon | None = Field(
-        None, description="Muon for the weights of inner layers, beside AdamW for the rest; null: AdamW for all"
-    )
-
-
-class RoleLora(Lora):
-    """Low-rank adapters on the teacher's frozen weights, which all networks of the run then share."""
-
-    alpha: Positive | None = Field(None, description="the adapters' product is scaled by alpha / rank; null: by 1")
-
-
-class Student(Average):
-    steps: Count = Field(1, description="sampling steps K")
-    levels: tuple[Positive, ...] | None = Field(
-        None,
-        description="K input levels, descending; null: sigma_init and the stock spacing below it; of a teacher "
-        "with training steps the nearest of them",
-    )
-    sigma_init: Positive = Field(2.5, description="input level of the first step, x = sigma_init * z")
-    timesteps: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
-        None,
-        description="text teachers: K times of the network (of 1000), descending; null: those that its stock "
-        "scheduler visits in K steps",
-    )
-    shift: Positive | None = Field(
-        None,
-        description="text teachers: times u = 1, 1 - 1/K, ... of the student as s u / (1 + (s - 1) u), of the last: "
-        "above 1 towards noise (2403.03206, eq. 23); null: those that its stock scheduler visits",
-    )
-    training_input: Literal["backward_simulation", "noised_data"] = Field(
-        "backward_simulation",
-        description="what steps after the first are trained on: the student's own samples, or noised images",
-    )
-    optimizer: Optimizer = Optimizer()
-    lora: RoleLora | None = Field(None, description="text teachers: train adapters only; null: all weights")
-    regression: Regression | None = Field(
-        None, description="start by regression on the teacher's trajectories; null: start as the teacher's denoiser"
-    )
-
-
-class Critic(Section):
-    updates_per_step: Count = Field(2, description="critic (and discriminator) updates per student update")
-    level: Level = Field(Level(law="lognormal"), description="law of the levels of its denoising loss")
-    lora: RoleLora | None = Field(None, description="text teachers: train adapters only; null: all weights")
-    optimizer: Optimizer = Optimizer()
-
-
 if TYPE_CHECKING:
-    AnyMethod = Method
+    AnyMethod = Distillation
 else:
     AnyMethod = one_of(tuple(METHODS.rows().values()))
 
 
 class Distill(Run):
-    """`diffdistill distill`: one step for every distribution-matching method."""
+    """`diffdistill distill`: a student of a teacher, by distribution matching or as a consistency model."""
 
     teacher: str = "builtin:fashion_mnist_teacher"
     teacher_lora: str | None = Field(
@@ -351,17 +283,41 @@ class Distill(Run):
     )
 
     @property
+    def matching(self) -> Method | None:
+        """The method, where it matches distributions, with a critic; None where it makes a consistency model."""
+        return self.method if isinstance(self.method, Method) else None
+
+    @property
+    def adversarial(self) -> Adversarial | None:
+        return None if self.matching is None else self.matching.adversarial
+
+    @property
     def exact(self) -> bool:
-        return self.method.float32_gap
+        return self.matching is not None and self.matching.float32_gap
+
+    @property
+    def consistent(self) -> bool:
+        """Whether the student is trained as a consistency model: all through, at the start, or beside the matching."""
+        beside = self.matching is not None and self.matching.consistency is not None
+        return self.matching is None or beside or self.student.consistency is not None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.student.regression is not None and self.student.consistency is not None:
+            raise ValueError(
+                "student.regression and student.consistency both say how the run starts; set one of them to null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _packed_weights_are_frozen(self) -> Self:
-        if self.quantize is not None and None in (self.student.lora, self.critic.lora):
+        roles = (self.student.lora,) if self.matching is None else (self.student.lora, self.critic.lora)
+        if self.quantize is not None and None in roles:
             raise ValueError(
                 f"quantize={self.quantize} packs the teacher's weights, on which student and critic must then train "
                 f"adapters alone; set student.lora and critic.lora, or quantize=null"
             )
-        if self.quantize is not None and self.method.float32_gap:
+        if self.quantize is not None and self.exact:
             raise ValueError(
                 f"method.float32_gap wants teacher and critic exact, and quantize={self.quantize} rounds both; leave "
                 f"one of them out"
@@ -370,7 +326,7 @@ class Distill(Run):
 
     @model_validator(mode="after")
     def _teacher_has_images(self) -> Self:
-        adversarial = self.method.adversarial
+        adversarial = self.adversarial
         if adversarial is not None and adversarial.reals == "teacher" and self.student.regression is None:
             raise ValueError(
                 "method.adversarial.reals=teacher takes the images of the pairs of student.regression, and there is "
@@ -391,6 +347,6 @@ class Distill(Run):
         if not isinstance(name, str) or not is_plugin(name):
             return cls
         fields: dict[str, Any] = {"name": (Literal[name], name)}
-        named = cast(type[Method], create_model("Custom", __base__=METHODS.get(name), **fields))
-        methods: tuple[type[Method], ...] = (*METHODS.rows().values(), named)
+        named = cast(type[Distillation], create_model("Custom", __base__=METHODS.get(name), **fields))
+        methods: tuple[type[Distillation], ...] = (*METHODS.rows().values(), named)
         return create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, method=(one_of(methods), ...))

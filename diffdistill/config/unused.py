@@ -110,6 +110,14 @@ OF_TEXTS = (
 UNET = ("block_out_channels", "layers_per_block", "attention_levels", "attention_head_dim", "norm_num_groups")
 TRAIN = (
     *RUN,
+    Rule(
+        ("level", "loss_weight", "class_dropout"), lambda config: not config.objective.denoises,
+        "by a consistency model, whose objective has a law of its own and no null class; leave it out",
+        ("objective.name",),
+    ),
+    Rule(
+        ("objective.solver",), _always, "without a teacher; use method.name=consistency of distill",
+    ),
     Rule(OF_TEXTS, _always, "by train, whose models draw no texts"),
     *EVALUATION,
     *_of_level("level"),
@@ -149,6 +157,14 @@ DISTILL = (
     *_of_optimizer("method.adversarial.optimizer"),
     *_of_optimizer("student.regression.optimizer"),
     *_of_optimizer("student.regression.muon"),
+    *_of_optimizer("student.consistency.optimizer"),
+    *_of_optimizer("student.consistency.muon"),
+    Rule(
+        ("level", "critic", "student.regression", "student.consistency", "student.training_input"),
+        _is("method.name", "consistency", "scm"),
+        "by a consistency model, which has no critic, and one loss from the start to the end; choose another "
+        "method.name", ("method.name",),
+    ),
     Rule(
         ("data.path", "data.split", "data.caption_column", "data.keep", "data.workers", "data.disk_cache_gb"),
         _set("data.prompts"),

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from diffdistill.errors import ConfigError
 from diffdistill.matching.level_weights import LEVEL_WEIGHTS, level_weight_names
 from diffdistill.matching.settings import Choices, Form
+from diffdistill.methods.objectives import ConsistencyTerm
 from diffdistill.optimizers import Optimizer
 from diffdistill.rewards.kinds import allowed_rewards
 from diffdistill.section import Count, Fraction, OneOf, Positive, Section, plain
@@ -83,6 +84,17 @@ class Reward(Section):
 
     name: str | None = Field(None, description=allowed_rewards(of_package=True))
     sum: dict[str, float] | None = Field(None, description="in place of name: weights of several rewards, by name")
+    combine: Literal["sum", "worst", "uncertainty"] = Field(
+        "sum", description="of several: their sum; the least of them (WCO); their mean less their variance (UWO)"
+    )
+    scales: dict[str, tuple[float, Positive]] | None = Field(
+        None,
+        description="mean and standard deviation of each reward's scores, which put them on one scale; see "
+        "rewards.measure_scales; null: each in its own units, of a sum alone",
+    )
+    disagreement: Annotated[float, Field(ge=0)] = Field(
+        0.5, description="uncertainty: lambda, the weight of the variance between the rewards"
+    )
     weight: Annotated[float, Field(ge=0)] = Field(
         description="alpha, in the papers' convention (score gap: mean over C, H, W)"
     )
@@ -98,6 +110,22 @@ class Reward(Section):
             raise ValueError(f"method.reward has {given}; give one reward's name, or the weights of several")
         return self
 
+    @model_validator(mode="after")
+    def _compared_on_one_scale(self) -> "Reward":
+        members, scales = self.sum or {}, self.scales or {}
+        if len(members) < 2 and (self.combine != "sum" or scales):
+            raise ValueError(
+                f"method.reward.combine={self.combine} and scales compare rewards, and there is one; name two or more "
+                f"in method.reward.sum, or leave both out"
+            )
+        missing = [name for name in members if name not in scales]
+        if missing and (self.combine != "sum" or scales):
+            raise ValueError(
+                f"method.reward.scales lacks {missing[0]}; measure mean and standard deviation of each reward first, "
+                f"with diffdistill.rewards.measure_scales"
+            )
+        return self
+
 
 def _meanings(form: Form) -> str:
     return "; ".join(f"{name}: {LEVEL_WEIGHTS[name].meaning}" for name in level_weight_names(form)) + "; FILE.py:NAME"
@@ -110,8 +138,32 @@ FisherWeight = Annotated[str, OneOf(level_weight_names("fisher"), files=True), F
 DivergenceName = str  # `Choices` knows which there are
 
 
-class Method(Section):
-    """What all methods share; a method sets `name` and `form`, and any other choice, fixed or with a default.
+class Distillation(Section):
+    """What every way to make a student of a teacher has.
+
+    >>> from diffdistill.methods.consistency import Consistency
+    >>> Consistency(guidance_scale=2.0).guidance_scale  # folded into the student
+    2.0
+    """
+
+    from_files: ClassVar[bool] = True  # one may be FILE.py:CLASS as well
+
+    name: str
+    guidance_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance of the teacher")
+    guidance_rescale: Fraction = Field(
+        0.0,
+        description="phi: part of the way of the guided output to the spread of the conditional one (2305.08891, "
+        "eq. 16; 0.7 there), against colours that are too strong; 0: none",
+    )
+
+    @classmethod
+    def registered_name(cls) -> str:
+        return cls.model_fields["name"].default
+
+
+class Method(Distillation):
+    """What the methods of distribution matching share; one sets `name` and `form`, and any other choice, fixed or with
+    a default.
 
     A field that `Choices` has too is that choice; a class variable is a choice that users cannot change.
 
@@ -126,25 +178,16 @@ class Method(Section):
     """
 
     form: ClassVar[Form]
-    from_files: ClassVar[bool] = True  # a method may be FILE.py:CLASS as well
 
-    name: str
     level_weight: FisherWeight = "dmd"
-    guidance_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance of the teacher")
-    guidance_rescale: Fraction = Field(
-        0.0,
-        description="phi: part of the way of the guided output to the spread of the conditional one (2305.08891, "
-        "eq. 16; 0.7 there), against colours that are too strong; 0: none",
-    )
     float32_gap: bool = Field(
         False,
         description="teacher and critic in float32 where their difference is taken, whatever mixed_precision says",
     )
     adversarial: Adversarial | None = Field(None, description="a discriminator on real data; null: none (data-free)")
-
-    @classmethod
-    def registered_name(cls) -> str:
-        return cls.model_fields["name"].default
+    consistency: ConsistencyTerm | None = Field(
+        None, description="a consistency loss beside the matching, so that the student keeps its trajectories"
+    )
 
     def choices(self) -> Choices:
         """The row of the table that these settings are."""

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffdistill.borrowed import built
 from diffdistill.errors import CheckpointError
 from diffdistill.last_layer import last_layer
 from diffdistill.loading import check_finite, load_whole
@@ -66,9 +67,12 @@ def network_class(name: str) -> Any:
     return cls if isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin) else None
 
 
-def clone_network(network: Any, num_classes: int | None) -> Any:
+def clone_network(network: Any, num_classes: int | None, borrowing: bool = False) -> Any:
     """A trainable copy of a network, without what a student and a critic are never asked: the embedding of the null
     class, and the variances that some networks predict beside the noise.
+
+    borrowing: whether its weights lie in the memory of the network's until they have their `own` (`borrowed`); those
+    of networks that use a weight twice never do.
     """
     config = dict(network.config)
     images = config.get("in_channels")
@@ -79,14 +83,21 @@ def clone_network(network: Any, num_classes: int | None) -> Any:
         config["num_class_embeds"] = num_classes
     if learned_variance:
         config["out_channels"] = images
-    copy = type(network).from_config(config)
-    if scale is not None:
-        install(copy, Settings(**scale))
+
+    def make() -> Any:
+        made = type(network).from_config(config)
+        if scale is not None:
+            install(made, Settings(**scale))
+        return made
+
     state = dict(network.state_dict())
     if "class_embedding.weight" in state and num_classes is not None:
         state["class_embedding.weight"] = state["class_embedding.weight"][:num_classes]
     if learned_variance:
         state |= {name: tensor[:images] for name, tensor in state.items() if name.startswith("conv_out.")}
+    if borrowing and not _uses_weights_twice(network):
+        return built(make, state)
+    copy = make()
     copy.load_state_dict(state)
     return copy.to(next(network.parameters()).device)  # float32: built from the config
 
@@ -105,3 +116,7 @@ def network_name(index: dict[str, Any]) -> str:
 def _is_part(entry: Any) -> bool:
     """Whether an entry of model_index.json names a package and a class."""
     return isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
+
+
+def _uses_weights_twice(network: nn.Module) -> bool:
+    return sum(1 for _ in network.named_parameters(remove_duplicate=False)) > sum(1 for _ in network.parameters())

@@ -47,6 +47,7 @@ CATALOGUE = (
     Chart("Loss", ("loss",), "What the method minimises, of both images.", verb="align"),
     Chart("Denoising loss", ("loss",), "Weighted squared error of x0; falls quickly, then slowly.", log=True),
     Chart("Regression", ("regression/loss",), "Squared error of x0 against the teacher's trajectories.", log=True),
+    Chart("Consistency", ("consistency/loss",), "Between neighbouring levels; more levels, a larger loss.", log=True),
     Chart("Score gap", ("score_gap/relative",), "Critic against teacher, relative to the noise left; 0: equal.",
           log=True),
     Chart("Score gap by noise level", ("score_gap/level_*",), "The same in bins of the level; bin 0 is the cleanest.",

@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import fmean
 
 from diffdistill import __version__
-from diffdistill.errors import ConfigError, DiskError
+from diffdistill.errors import ConfigError
 from diffdistill.evaluation.figures import figure_of
 from diffdistill.evaluation.table import grid
-from diffdistill.files import read_json, write_json, write_text
+from diffdistill.files import not_written, read_json, write_json, write_text
 from diffdistill.outputs import check_output, has_keys, is_stdout, write_answer
 from diffdistill.reporting.charts import CATALOGUE, WAYS, Chart, card, duration, of_evaluations
 from diffdistill.reporting.compare import Comparison, Group, Spread, as_json, compared
@@ -24,6 +24,7 @@ from diffdistill.reporting.tables import number
 PAGE, DATA = "index.html", "compare.json"
 COLOURS = 6
 MOST_CURVES, MOST_GRIDS = 24, 24
+BESIDE, BELOW = 4, 16  # settings that differ: as columns of the table at most, as lines below it at most
 
 
 def write_comparison(folders: Sequence[str | Path], out: str | Path, mixed: bool = False) -> Path:
@@ -39,7 +40,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path, mixed: bool
         write_json(data, as_json(comparison))
         write_text(page, html(comparison))
     except OSError as error:
-        raise DiskError(f"cannot write '{folder}' ({error.strerror}); free space or choose another folder") from error
+        raise not_written(folder, error, "free space or choose another folder") from error
     return page
 
 
@@ -72,21 +73,33 @@ def words(spread: Spread | None) -> str:
 
 
 def text(comparison: Comparison) -> str:
-    """A line a group, for a terminal."""
+    """A line a group, for a terminal; where many settings differ, as of two recipes, they are a table below."""
     figures = comparison.figures
-    header = ["run", "seeds", *comparison.settings, *map(comparison.label, figures), "training"]
+    beside = comparison.settings if len(comparison.settings) <= BESIDE else []
+    header = ["run", "seeds", *beside, *map(comparison.label, figures), "training"]
     rows = [
         [
             group.name,
             str(len(group.runs)),
-            *(group.settings.get(key, "-") for key in comparison.settings),
+            *(group.settings.get(key, "-") for key in beside),
             *(words(group.figures.get(name)) for name in figures),
             duration(group.seconds.mean),
         ]
         for group in comparison.groups
     ]
     notes = [f"note: {name} was measured otherwise: {what}" for name, what in comparison.odd.items()]
-    return "\n".join([grid(header, rows), *notes])
+    return "\n".join([grid(header, rows), *notes, *([] if beside else _below(comparison))])
+
+
+def _below(comparison: Comparison) -> list[str]:
+    """The settings that differ, a line each, the first of them."""
+    keys = comparison.settings[:BELOW]
+    if not keys:
+        return []
+    rows = [[key, *(group.settings.get(key, "-") for group in comparison.groups)] for key in keys]
+    left = len(comparison.settings) - len(keys)
+    more = [f"{left} more settings differ; --out or --json has them all"] if left else []
+    return ["", grid(["setting", *(group.name for group in comparison.groups)], rows), *more]
 
 
 def html(comparison: Comparison) -> str:
@@ -99,12 +112,15 @@ def html(comparison: Comparison) -> str:
         f'<header><p class="kicker">diffdistill compare</p><h1>{escape(title)}</h1><p class="lead">{lead}</p></header>'
     )
     curves = charts(comparison)
+    settings = section("settings", "Settings that differ", _settings(comparison))
+    few = len(comparison.settings) <= BELOW  # else they would hide what was made
     sections = [
         head,
         section("figures", "Figures", _table(comparison) + _notes(comparison)),
-        section("settings", "Settings that differ", _settings(comparison)),
+        settings if few else "",
         section("samples", "Samples of the same seeds", _grids(comparison)),
         section("curves", "Curves", f'<div class="grid">{"".join(curves)}</div>' if curves else ""),
+        "" if few else settings,
         f"<footer>Made by diffdistill {__version__}. FID compares only under one protocol.</footer>",
     ]
     return document(title, "".join(sections))

@@ -16,6 +16,7 @@ from diffdistill.reporting.rundata import RunData
 from diffdistill.reporting.tables import headline, metrics_table, protocol
 
 SHOWN_GRIDS, SHOWN_PICTURES = 12, 12
+SMALL_WORDS = 800  # pixels of width above which the words under pictures could not be read on half the page
 MOST_PIXELS = 1 << 24  # of a picture: a grid of 100 images with their texts has half as many
 # How every report begins, of this version and of older ones; by it a report is known from other files.
 HEAD = (
@@ -127,8 +128,9 @@ def picture(file: Path, label: str, size: str) -> str:
     buffer = io.BytesIO()
     shown.save(buffer, "PNG", optimize=shown.width * shown.height <= MOST_PIXELS // 4)
     data = base64.b64encode(buffer.getvalue()).decode()
+    legible = " legible" if size == "large" and shown.width > SMALL_WORDS else ""
     return (
-        f'<figure class="{size}"><img alt="{escape(label)}" width="{shown.width}" height="{shown.height}" '
+        f'<figure class="{size}{legible}"><img alt="{escape(label)}" width="{shown.width}" height="{shown.height}" '
         f'src="data:image/png;base64,{data}"><figcaption>{escape(label)}</figcaption></figure>'
     )
 

@@ -3,8 +3,8 @@
 from argparse import Namespace
 from pathlib import Path
 
-from diffdistill.errors import ConfigError, DiskError
-from diffdistill.files import write_text
+from diffdistill.errors import ConfigError
+from diffdistill.files import not_written, write_text
 from diffdistill.reporting.page import HEAD, page
 from diffdistill.reporting.rundata import read_run
 
@@ -28,7 +28,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
             raise ConfigError(f"'{file}' exists and is no report: delete it or name another file")
         write_text(file, page(data))
     except OSError as error:
-        raise DiskError(f"cannot write '{file}' ({error.strerror}); free space or choose another place") from error
+        raise not_written(file, error, "free space or choose another place") from error
     return file
 
 

@@ -8,12 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffdistill.rewards.combine import CallableReward, WeightedReward
+    from diffdistill.rewards.ensemble import EnsembleReward, measure_scales
     from diffdistill.rewards.load import load_reward
     from diffdistill.rewards.protocol import PairScores, Prompts, Reward, score_pairs
 
-__all__ = ["CallableReward", "PairScores", "Prompts", "Reward", "WeightedReward", "load_reward", "score_pairs"]
+__all__ = [
+    "CallableReward",
+    "EnsembleReward",
+    "PairScores",
+    "Prompts",
+    "Reward",
+    "WeightedReward",
+    "load_reward",
+    "measure_scales",
+    "score_pairs",
+]
 
 _HOME = {"CallableReward": "combine", "WeightedReward": "combine", "load_reward": "load"}
+_HOME |= dict.fromkeys(("EnsembleReward", "measure_scales"), "ensemble")
 _HOME |= dict.fromkeys(("PairScores", "Prompts", "Reward", "score_pairs"), "protocol")
 
 

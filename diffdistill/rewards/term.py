@@ -10,6 +10,7 @@ from torch import Tensor
 from diffdistill.errors import ConfigError
 from diffdistill.matching.micro_batches import Metrics
 from diffdistill.rewards.combine import WeightedReward
+from diffdistill.rewards.ensemble import Combine, EnsembleReward
 from diffdistill.rewards.load import load_reward
 from diffdistill.rewards.preprocess import soft_clamp
 from diffdistill.rewards.protocol import Prompts, Reward
@@ -108,10 +109,13 @@ class RewardTerm:
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """Which reward, or the weights of several by name; and what `RewardTerm` takes."""
+    """Which reward, or the weights of several by name and how they are combined; and what `RewardTerm` takes."""
 
     name: str | None = None
     sum: dict[str, float] | None = None
+    combine: Combine = "sum"
+    scales: dict[str, tuple[float, float]] | None = None
+    disagreement: float = 0.5
     weight: float = 0.0
     class_prompts: tuple[str, ...] | None = None
     batch_size: int = 16
@@ -124,6 +128,8 @@ def reward_term(
     if settings.sum:
         terms = {name: (w, load_reward(name, batch_size=settings.batch_size)) for name, w in settings.sum.items()}
         reward: Reward = WeightedReward(terms)
+        if settings.scales is not None:
+            reward = EnsembleReward(terms, settings.combine, settings.scales, settings.disagreement)
     else:
         assert settings.name is not None
         reward = load_reward(settings.name, batch_size=settings.batch_size)

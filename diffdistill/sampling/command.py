@@ -23,6 +23,7 @@ def run(args: Namespace) -> int:
         attention=args.attention or "auto",
         image_format=args.format,
         quality=args.quality,
+        size=args.size,
         request=request_of(args),
     )
     if not processes.leader():

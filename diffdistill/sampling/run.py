@@ -75,6 +75,7 @@ def sample(
     attention: str = "auto",
     image_format: str = "png",
     quality: int | None = None,
+    size: tuple[int, int] | None = None,
     request: SamplingRequest | None = None,
     **settings: Any,
 ) -> Samples:
@@ -84,7 +85,8 @@ def sample(
     out: a new folder for `00000.png` ..., `grid.png` and `samples.json`, which appears whole or not at all; keep:
     False where memory does not hold all images, which are only written then; dtype: float32 (None), bfloat16, float16
     or auto, what a model that is read here is held and computed in; image_format, quality: of the files, see
-    `pictures.PictureFile`; settings: those of a `SamplingRequest`
+    `pictures.PictureFile`; size: width and height in pixels of a text-to-image model's images, None its own;
+    settings: those of a `SamplingRequest`
     (steps, sampler, class_labels, prompts, guidance_scale ...), in place of `request` or to change it. Several
     processes draw the batches in turn: all get the images, the first one writes.
 
@@ -105,15 +107,16 @@ def sample(
     name = model.metadata.get("path") if isinstance(model, Denoiser) else str(model)
     model = opened(model, device, dtype)
     kernels = set_attention(model.network, attention)
-    plan = plan_sampling(model, request)
-    record = _settings(name, plan, seed, batch_size, next(model.parameters()).device)
-    record |= {"attention": str(kernels), **model.dtypes, **form.record()}
-    with nullcontext() if target is None or not processes.leader() else new_folder(target) as folder:
-        record["images"] = _entries(plan, count, seed, form)  # all before the first, so that no memory is taken later
-        batches = (images for images, _ in run_shared(model, plan, num_images=count, seed=seed, batch_size=batch_size))
-        images = _collect(batches, plan, record["images"], folder, keep, form)
-        if folder is not None:
-            write_json(folder / "samples.json", record)
+    with model.at_size(size):
+        plan = plan_sampling(model, request)
+        record = _settings(name, plan, seed, batch_size, next(model.parameters()).device)
+        record |= {"attention": str(kernels), **model.dtypes, **form.record(), **({"size": size} if size else {})}
+        with nullcontext() if target is None or not processes.leader() else new_folder(target) as folder:
+            record["images"] = _entries(plan, count, seed, form)  # all before the first: no memory is taken later
+            batches = run_shared(model, plan, num_images=count, seed=seed, batch_size=batch_size)
+            images = _collect((drawn for drawn, _ in batches), plan, record["images"], folder, keep, form)
+            if folder is not None:
+                write_json(folder / "samples.json", record)
     return Samples(images, record, plan)
 
 

@@ -47,7 +47,7 @@ from diffdistill.training.signals import held_together, led, stop_requests, stop
 from diffdistill.training.speed import kept_math, speed_up
 from diffdistill.training.tasks.align import AlignTask
 from diffdistill.training.tasks.by_objective import task_of as task_of_objective
-from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.distill import DistillTask, student_task
 from diffdistill.training.tasks.kept_pairs import FOLDER as PAIRS
 from diffdistill.training.tracking import Trackers
 
@@ -97,7 +97,8 @@ def train(resolved: Resolved[Train]) -> Result:
     record = choices(task, config, device)
     origin: dict[str, Any] = {} if start is None else {"initialize_from": config.initialize_from}
     publisher = DenoiserPublisher(
-        resolved, data, "model", "teacher", class_names=data.class_names, like=origin_of(config.initialize_from),
+        resolved, data, "model", task.role, levels=task.levels, class_names=data.class_names,
+        like=origin_of(config.initialize_from) if config.objective.denoises else None,
         training=config.objective.training, **origin, **descent(start),
     )  # fmt: skip
     record |= classes_of_run(data)
@@ -120,12 +121,12 @@ def distill(resolved: Resolved[Distill]) -> Result:
     refuse_idle(resolved, teacher.draws_texts)
     kind = kind_of(teacher)
     data = kind.data(config, teacher)
-    task = DistillTask(config, teacher, data, device)
+    task = student_task(config, teacher, data, device)
     record = choices(task, config, device)
     if task.first == config.max_train_steps:
         print(
-            f"all {task.first} steps are regression on the teacher's trajectories, as student.regression.steps asks: "
-            f"a first stage, for initialize_from"
+            f"all {task.first} steps are the start that student.{task.started} asks for: a first stage, for "
+            f"initialize_from"
         )
     reward: dict[str, Any] = {} if task.reward is None else {"reward": task.reward.versions()}
     packed: dict[str, Any] = {} if config.quantize is None else {"trained_on_weights_in": config.quantize}
@@ -143,7 +144,7 @@ def distill(resolved: Resolved[Distill]) -> Result:
         **reward_digests(config),
         **lora_digest(task_lora),
     }
-    if task.regression is not None:
+    if isinstance(task, DistillTask) and task.regression is not None:
         task.regression.pairs.keep(Path(config.output_dir) / PAIRS, inputs)
     record |= classes_of_run(data)
     return execute(task, resolved, lambda: kind.monitor(config, data, teacher), publisher, record, inputs)

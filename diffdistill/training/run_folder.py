@@ -15,8 +15,8 @@ import torch
 from diffdistill import __version__, devices, machine, processes
 from diffdistill.config import Resolved, load_config
 from diffdistill.config.schema import Run
-from diffdistill.errors import ConfigError, DiskError
-from diffdistill.files import read_json, write_json, write_text
+from diffdistill.errors import ConfigError, DiffDistillError
+from diffdistill.files import not_written, read_json, write_json, write_text
 from diffdistill.training.lock import is_ours, locked, remove_leftovers
 from diffdistill.training.loop import Observer, TrainingRun
 from diffdistill.training.resume import PLACES, differing, settings_of
@@ -91,8 +91,8 @@ def lasting(settings: str) -> str:
     return settings
 
 
-def unwritable(folder: Path, error: OSError) -> DiskError:
-    return DiskError(f"cannot write to '{folder}' ({error.strerror}); choose another output_dir")
+def unwritable(folder: Path, error: OSError) -> DiffDistillError:
+    return not_written(folder, error, "choose another output_dir")
 
 
 def refuse_taken(config: Run, folder: Path) -> None:

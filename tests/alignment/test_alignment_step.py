@@ -120,3 +120,34 @@ def test_a_tie_is_a_choice_of_either(made, smoothing):
     loss = (1 - part) * torch.log1p((-h).exp()) + part * torch.log1p(h.exp())
     assert float(found["loss"]) == pytest.approx(float(loss.mean()), rel=1e-4)
     assert abs(float(loss.mean()) - log(2)) > 0.05
+
+
+def test_a_robust_mean_is_that_of_the_whole_batch_whatever_its_parts(made, monkeypatch):
+    """The gradient of -b ln mean exp(-L / b): in one pass, and in parts that were passed ahead without a graph."""
+    words = "method.name=diffusion_dpo", "optimizer.max_grad_norm=null"
+
+    def stepped(*more):
+        task, spies = made(*words, *more)
+        calls, predict, kept = [], task.predict, []
+        task.predict = lambda *given: calls.append(1) or predict(*given)
+        task.updater.step = lambda _: kept.extend(p.grad.clone() for p in task.adapted.low_rank.parameters()) or {}
+        if not more:  # the plain mean's step, with another loss in its place
+            dpo = spies["diffusion_dpo_loss"].function
+
+            def other(*args, **settings):
+                out = dpo(*args, **settings)
+                return out._replace(loss=-0.5 * (-out.losses / 0.5).exp().mean().log())
+
+            monkeypatch.setattr(align, "diffusion_dpo_loss", other)
+        return float(task.update(0)["loss"]), kept, len(calls)
+
+    loss, gradients, _ = stepped()
+    for parts, passes in (
+        ("null", 2),
+        ("3", 6),
+    ):  # of two networks; the trained one passes twice where there are parts
+        mine, kept, calls = stepped("method.robust_beta=0.5", f"micro_batch_size={parts}")
+        assert calls == passes
+        assert mine == pytest.approx(loss, rel=1e-5)
+        for one, wanted in zip(kept, gradients, strict=True):
+            torch.testing.assert_close(one, wanted, rtol=1e-3, atol=1e-6)

@@ -12,7 +12,7 @@ from diffdistill.parts.bench import measure
 from diffdistill.parts.bench.command import COMPARED, STEPS, step_of
 from diffdistill.parts.bench.measure import WORDS, Bare, Seconds, Took, compare, described, needed, peak_bytes
 from diffdistill.training.device import Device
-from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.distill import student_task
 
 CPU = torch.device("cpu")
 
@@ -21,9 +21,10 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", COMPARED)
 def test_a_step_makes_the_passes_it_is_compared_with(name, updates, tmp_path, monkeypatch):
     config = settings(
-        name, tmp_path, max_train_steps=STEPS, student={"steps": 1}, critic={"updates_per_step": updates}
-    )
-    task = DistillTask(config, tiny_teacher(), data(), Device("no"))
+        name, tmp_path, max_train_steps=STEPS, student={"steps": 1, "sigma_init": 80.0},
+        critic={"updates_per_step": updates},
+    )  # fmt: skip
+    task = student_task(config, tiny_teacher(), data(), Device("no"))
     calls, real = [], Denoiser._call
 
     def counted(self, x_in, *rest):
@@ -32,7 +33,7 @@ def test_a_step_makes_the_passes_it_is_compared_with(name, updates, tmp_path, mo
 
     monkeypatch.setattr(Denoiser, "_call", counted)
     step_of(task)()
-    passes = needed(config.method.choices(), updates)
+    passes = needed(config.method, updates)
     batch = config.train_batch_size
     assert sorted(calls) == sorted(2 * batch if name == "features" else batch for name in passes)
 
@@ -62,7 +63,7 @@ def test_the_pass_of_features_ends_at_the_tap_and_sees_both_kinds_of_image():
 
 
 def test_every_kind_of_pass_is_explained():
-    passes = {name for method in COMPARED for name in needed(settings(method, ".").method.choices(), 2)}
+    passes = {name for method in COMPARED for name in needed(settings(method, ".").method, 2)}
     assert passes == set(WORDS)
     assert described(["train", "forward", "train"]) == "2 x train, 1 x forward"
 

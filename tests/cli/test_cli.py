@@ -14,6 +14,7 @@ from diffdistill.sampling.sampler import SAMPLERS
 MAIN = "import sys; from diffdistill.cli import main; code = main(sys.argv[1:]); print('torch' in sys.modules, code)"
 SAMPLE = ["sample", "m", "--num-images", "4", "--out", "o"]
 EVALUATE = ["evaluate", "--reference", "r"]
+PUSH = ["push", "m", "--repo", "a/b"]
 
 
 # ---- at once, without torch ----
@@ -101,6 +102,10 @@ def test_every_verb_has_help(verb, capsys):
         ([*SAMPLE, "--steps", "0"], "sample: --steps: '0' is no whole number >= 1"),
         ([*SAMPLE, "--steps", "1.5"], "sample: --steps: '1.5' is no whole number >= 1"),
         ([*SAMPLE, "--seed", "-1"], "sample: --seed: '-1' is no whole number >= 0"),
+        ([*SAMPLE, "--quality", "0"], "sample: --quality: '0' is no whole number from 1 to 100"),
+        (["ui", "m", "--port", "99999"], "ui: --port: '99999' is no whole number from 1 to 65535"),
+        ([*PUSH, "--license", ""], "push: --license: '' is no name of a licence; write one of the Hub's, as mit"),
+        ([*PUSH, "--license", "mit\nx: y"], r"push: --license: 'mit\nx: y' is no name of a licence"),
         ([*SAMPLE, "--seed", "4294967296"], "sample: --seed: '4294967296' is above 4294967295, the highest there is"),
         ([*SAMPLE, "--guidance-scale", "nan"], "sample: --guidance-scale: 'nan' is no number >= 0"),
         (

@@ -61,3 +61,20 @@ def test_several_problems_are_several_lines(ask, tmp_path):
     code, _, err = ask("train", str(path))
     assert code == 2
     assert [line.split(": ", 2)[:2] for line in err.splitlines()] == [["diffdistill", "error"]] * 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sample", "builtin:fashion_mnist_teacher", "--num-images", "1", "--out"),
+        ("export", "builtin:emoji_teacher", "--format", "diffusers", "--out"),
+        ("calibrate", "builtin:fashion_mnist_teacher", "--data", "builtin:fashion_mnist", "--out"),
+        ("data", "inspect", "builtin:fashion_mnist", "--limit", "2", "--out"),
+        ("report",),
+    ],
+)
+def test_a_path_that_no_system_has_is_of_usage_in_one_short_sentence(ask, words):
+    code, out, err = ask(*words, "x" * 5000)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert len(err) < 600

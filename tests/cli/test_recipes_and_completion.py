@@ -47,17 +47,32 @@ def test_a_default_batch_is_that_of_the_settings():
         assert kind.model_fields["train_batch_size"].default == batch
 
 
-SHELL = """
+ASK = {
+    "bash": """
 complete() { :; }; compopt() { :; }
 eval "$(cat)"
 ask() { COMP_WORDS=(diffdistill "$@"); COMP_CWORD=$#; _diffdistill; echo "${COMPREPLY[*]}"; }
-ask sw; ask distill fashion_mnist/dm; ask --quiet distill x student.st; ask sample m --num; ask config d
-"""
+""",
+    "zsh": """
+compdef() { :; }; _files() { :; }
+compadd() { found+=(${(M)${(P)@[-1]}:#${words[-1]}*}) }
+eval "$(cat)"
+ask() { words=(diffdistill "$@"); CURRENT=$#words; found=(); _diffdistill; echo "$found"; }
+""",
+    "fish": """
+source -
+function ask; echo (complete -C "diffdistill $argv" | string replace -r '\t.*' ''); end
+""",
+}
+ASKED = "ask sw; ask distill fashion_mnist/dm; ask --quiet distill x student.st; ask sample m --num; ask config d"
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_bash_completes_verbs_recipes_settings_flags_and_choices():
-    done = subprocess.run(["bash", "-c", SHELL], input=script("bash"), capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("shell", ASK)
+def test_a_shell_completes_verbs_recipes_settings_flags_and_choices(shell, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    words = [shell, "-c", ASK[shell] + ASKED]
+    done = subprocess.run(words, input=script(shell), cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
         "sweep",

@@ -18,7 +18,7 @@ NAMES = [f"updates_per_step={count},seed={seed}" for count in (1, 2) for seed in
 
 
 def test_one_value_is_a_setting_and_several_are_runs():
-    fixed, axes = axes_of(["a.b-c=1", "seeds=0,1,1", "betas=[0.9, 0.99],[0, 0.9]"])
+    fixed, axes = axes_of(["a.b-c=1", "seeds=0,1", "betas=[0.9, 0.99],[0, 0.9]"])
     assert fixed == ["a.b_c=1"]
     assert axes == {"seed": ["0", "1"], "betas": ["[0.9, 0.99]", "[0, 0.9]"]}
 
@@ -30,6 +30,7 @@ def test_one_value_is_a_setting_and_several_are_runs():
         (["a"], "'a' is no setting with values"),
         (["a=1,,2"], "'a=1,,2' is no setting with values"),
         (["seed=0,1", "seeds=2,3"], "'seed' is given twice"),
+        (["seeds=0,1,0"], "'seeds=0,1,0' has 0 twice, which would be one run"),
         (["output_dir=a,b"], "output_dir is the sweep's own to say"),
     ],
 )
@@ -137,7 +138,7 @@ from diffdistill.training.signals import stop_requests
 from diffdistill.errors import DiffDistillError
 try:
     with stop_requests() as stop:
-        child([sys.executable, "-S", "-c", sys.argv[1], sys.argv[2]], stop)
+        child([sys.executable, "-c", sys.argv[1], sys.argv[2]], stop)
 except DiffDistillError as error:
     sys.exit(error.exit_code)
 """
@@ -155,3 +156,32 @@ def test_a_signal_is_handed_on_and_what_it_saves_is_waited_for(tmp_path, root):
         process.kill()
         process.stderr.close()
     assert (tmp_path / "mark").read_text() == "saved"
+
+
+RUNS = """
+import signal, sys, time
+from diffdistill.cli import front
+def work(words):
+    try:
+        print("ready", file=sys.stderr, flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        open(words[0], "w").write("saved")
+front._dispatch = work
+front.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="parents keep their number there")
+def test_a_run_ends_by_itself_where_its_sweep_is_killed(tmp_path, root):
+    mark = tmp_path / "mark"
+    words = [sys.executable, "-c", PARENT, RUNS, str(mark)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)})
+    with process.stderr as told:
+        assert told.readline() == b"ready\n"
+        process.kill()
+        process.wait()
+    until = time.monotonic() + 20
+    while not mark.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert mark.read_text() == "saved"

@@ -281,3 +281,9 @@ def test_a_list_with_a_wrong_member_is_not_told_to_be_empty(ask, tmp_path, word,
 def test_a_run_is_not_written_to_a_stream(ask):
     code, _, err = ask("distill", "fashion_mnist/dmd2", "output_dir=-")
     assert (code, "output_dir '-' is no stream here" in err) == (2, True)
+
+
+def test_muon_with_adapters_is_refused_before_anything_is_loaded(ask, tmp_path):
+    code, _, err = ask("distill", "emoji/one_step", "student.lora.rank=2", f"output_dir={tmp_path / 'r'}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "set student.regression.muon=null, or student.lora=null" in err

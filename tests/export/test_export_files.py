@@ -50,6 +50,24 @@ def test_a_single_file_draws_the_images_of_the_folder(made, tmp_path, ask, kind)
         assert opened.get_tensor("first_stage_model.encoder.mid.attn_1.q.weight").shape == (8, 8, 1, 1)
 
 
+def test_a_single_file_of_sdxl_is_converted_back_to_the_last_bit(made, tmp_path, ask):
+    folder, file = made / "sdxl_lora", tmp_path / "one.safetensors"
+    export(ask, folder, "single-file", file)
+    code, _, complaint = ask("convert", str(file), "--config", str(made / "sdxl"), "--out", str(tmp_path / "back"))
+    assert code == 0, complaint
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        mine, theirs = (
+            {
+                name: tensor
+                for weights in (place / part).glob("*.safetensors")
+                for name, tensor in load_file(weights).items()
+            }
+            for place in (tmp_path / "back", folder)
+        )
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+
+
 def test_an_encoder_of_open_clip_has_its_layout(made, tmp_path, ask):
     """SD 2's: one matrix of query, key and value, GELU; diffusers reads the images of the folder from it."""
     folder = tmp_path / "sd2"

@@ -25,7 +25,13 @@ def test_the_kept_adapter_over_the_teacher_draws_the_students_images(made, tmp_p
     call = call_of(folder)
     want = drawn(stock(folder), call)
     assert float((drawn(over(made / kind, folder), call) - want).abs().max()) > 1e-3
-    assert float((drawn(over(made / kind, folder, file), call) - want).abs().max()) <= 1e-6
+    pipe = over(made / kind, folder, file)
+    assert float((drawn(pipe, call) - want).abs().max()) <= 1e-6
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    part = "transformer" if kind == "sd3" else "unet"
+    own = load_file(folder / part / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(own[name], tensor) for name, tensor in getattr(pipe, part).state_dict().items())
     with safe_open(file, "pt") as opened:
         assert opened.metadata()["base_model"] == kind
 

@@ -8,6 +8,7 @@ from diffdistill.config.networks import Network
 from diffdistill.config.schema import Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
 from diffdistill.matching.step import DistributionMatching
 from diffdistill.training.tasks.teacher import TeacherTask, build_unet
 
@@ -84,6 +85,16 @@ def test_a_teachers_loss_is_edms(monkeypatch, sigma_data):
     assert logs.std().item() == pytest.approx(1.2, abs=0.05)
     weight = (s**2 + sigma_data**2) / (s * sigma_data) ** 2
     assert metrics["loss"].item() == pytest.approx((weight * (0.1 * x_t - x0) ** 2).mean().item(), rel=1e-4)
+
+
+def test_a_teachers_loss_has_the_weight_that_is_asked_for(monkeypatch):
+    task, calls = learning(monkeypatch, loss_weight="debiased", class_dropout=0.0)
+    metrics = task.update(0)
+    x_t, sigma, _ = calls[-1]
+    x0, s = task.data.draw(512, 0, 0, False)[0], sigma.reshape(-1, 1, 1, 1)
+    assert metrics["loss"].item() == pytest.approx(((0.1 * x_t - x0) ** 2 / s).mean().item(), rel=1e-4)
+    with pytest.raises(ConfigError, match=r"set level\.law=loguniform"):
+        learning(monkeypatch, loss_weight="elbo")
 
 
 def test_a_teachers_average_is_of_the_weights_after_the_step(monkeypatch):

@@ -22,7 +22,7 @@ from diffdistill.pipelines.text.schedule import text_schedule
 from diffdistill.sampling.generate import sample_batch
 from diffdistill.sampling.noise import image_seed
 from diffdistill.sampling.plan import plan_sampling
-from diffdistill.training.run import read_off
+from diffdistill.training.run import read_off, task_of
 
 SLOW = ("sd", "pixart")  # whose calls are those of SDXL, and of PixArt-Sigma, with less, and more
 ADAPTED = {
@@ -64,7 +64,9 @@ def test_in_half_precision_it_is_read_off_in_float32_before(qwen, tmp_path):
 
 
 def test_a_run_reads_it_off_once_at_its_own_size_before_anything_rests(qwen):
-    adapter = Denoiser.from_pretrained(str(qwen)).adapter
+    teacher = Denoiser.from_pretrained(str(qwen))
+    adapter = teacher.adapter
+    assert (task_of(teacher), adapter.guidance) == ({}, 1.0)  # what a run asks of every adapter
     read_off(adapter, SIDE + 1)  # which the data's own check refuses
     assert adapter._reading is None
     read_off(adapter, SIDE)
@@ -82,7 +84,7 @@ def close(mine, theirs):
 def test_it_is_called_as_its_adapter_calls_it(tmp_path, kind):
     known = Denoiser.from_pretrained(str(ADAPTED[kind](tmp_path / kind))).adapter
     read = ReadOff(known.pipeline, tmp_path / kind)
-    known.image_size = read.image_size = 16
+    known.sides = read.sides = 16, 32
     known.guidance = read.guidance = 2.5
     assert read.latent_shape == known.latent_shape
     assert read.embeds_guidance == known.embeds_guidance
@@ -95,7 +97,7 @@ def test_it_is_called_as_its_adapter_calls_it(tmp_path, kind):
         theirs, mine = (one.predict(known.network, x, t, one.joined(["a cat", None])) for one in (known, read))
         close(mine, theirs[:, : mine.shape[1]])
         close(read.decode(x), known.decode(x))
-        pictures = torch.rand(2, 3, 16, 16) * 2 - 1
+        pictures = torch.rand(2, 3, 16, 32) * 2 - 1
         close(read.encode(pictures), known.encode(pictures))
     close(read.arrange(x), known.arrange(x))
     assert ReadOff(known.pipeline, tmp_path / kind).image_size == known.native_size()
@@ -164,7 +166,7 @@ def test_a_network_that_is_not_replayed_is_refused_in_one_sentence(qwen):
 def test_sizes_that_the_pipeline_does_not_draw_are_refused(qwen):
     other = Denoiser.from_pretrained(str(qwen))
     other.adapter.image_size = SIDE + 4
-    with pytest.raises(ConfigError, match=r"cannot be read off at 36 pixels: it draws images of \(3, 32, 32\)"):
+    with pytest.raises(ConfigError, match=r"cannot be read off at 36x36 pixels: it draws images of \(3, 32, 32\)"):
         _ = other.image_shape
 
 

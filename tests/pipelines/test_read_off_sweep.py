@@ -41,10 +41,12 @@ def teacher(request, tmp_path_factory):
     return UNADAPTED[request.param](tmp_path_factory.mktemp(request.param) / "teacher")
 
 
-@pytest.mark.parametrize(("scale", "negative"), [(1.0, None), (4.0, None), (4.0, "blue")])
-def test_the_teacher_draws_the_images_of_its_stock_pipeline(teacher, scale, negative):
+@pytest.mark.parametrize(
+    ("scale", "negative", "width"), [(1.0, None, SIDE), (4.0, None, 2 * SIDE), (4.0, "blue", SIDE)]
+)
+def test_the_teacher_draws_the_images_of_its_stock_pipeline(teacher, scale, negative, width):
     model = Denoiser.from_pretrained(str(teacher))
-    model.adapter.image_size = SIDE
+    model.adapter.sides = SIDE, width
     guidance = model.adapter.reading.guidance
     more = guidance.arguments(scale, len(PROMPTS), negative) if scale != 1 else {}
     if negative is not None and "negative_prompt" not in model.adapter.reading.stage.parameters:  # Flux.2 klein

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("transformers", reason="needs transformers (extra `text`)")
 
 from diffusers import DDIMScheduler, DiffusionPipeline
+from PIL import Image
 from tiny_text import flux, pixart, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 
 from diffdistill import Denoiser
@@ -51,14 +52,15 @@ def images(model, count, **wishes):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-@pytest.mark.parametrize(("scale", "negative"), [(1.0, None), (4.0, None), (4.0, "blue")])
-def test_a_teacher_draws_the_images_of_its_stock_pipeline_from_the_same_seeds(folders, kind, scale, negative):
+@pytest.mark.parametrize(
+    ("scale", "negative", "size"), [(1.0, None, (16, 16)), (4.0, None, (32, 16)), (4.0, "blue", (16, 16))]
+)
+def test_a_teacher_draws_the_images_of_its_stock_pipeline_from_the_same_seeds(folders, kind, scale, negative, size):
     pipe = DiffusionPipeline.from_pretrained(folders[kind])
     pipe.set_progress_bar_config(disable=True)
     model = Denoiser.from_pretrained(str(folders[kind]))
-    model.adapter.image_size = 16
     wishes = {"prompts": PROMPTS, "steps": 5, "guidance_scale": scale}
-    call = {"num_inference_steps": 5, "guidance_scale": scale, "height": 16, "width": 16}
+    call = {"num_inference_steps": 5, "guidance_scale": scale, "width": size[0], "height": size[1]}
     if kind not in FLOWS:  # of those `sample` does what their pipelines do
         pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **AS_OURS)
         wishes["sampler"] = "vp_ddim"
@@ -69,7 +71,8 @@ def test_a_teacher_draws_the_images_of_its_stock_pipeline_from_the_same_seeds(fo
     generators = [torch.Generator().manual_seed(image_seed(SEED, i)) for i in range(3)]
     theirs = pipe(PROMPTS, **call, generator=generators, output_type="pt").images
     assert float(theirs.std()) > 0.1
-    assert float((pictures(model, **wishes) - theirs).abs().max()) < 2e-5
+    with model.at_size(size):
+        assert float((pictures(model, **wishes) - theirs).abs().max()) < 2e-5
 
 
 @pytest.mark.parametrize("timesteps", [None, [399], [600, 200]])
@@ -198,3 +201,26 @@ def test_a_student_refuses_a_negative_prompt_and_takes_a_file_with_some(teacher)
     with pytest.raises(ConfigError, match="a student has its teacher's guidance built in"):
         plan_sampling(student, prompts=["a"], guidance_scale=5.0)
     assert plan_sampling(student, prompts=[Prompt("a", "b")]).conditions.prompts == (Prompt("a"),)
+
+
+def test_sample_has_a_size(teacher, folders, tmp_path, ask):
+    out = tmp_path / "out"
+    words = ("sample", str(folders["sd"]), "--prompt", "a cat", "--num-images", "2", "--steps", "2")
+    assert ask(*words, "--size", "32x16", "--out", str(out))[0] == 0
+    with Image.open(out / "00001.png") as drawn:
+        assert drawn.size == (32, 16)
+    assert json.loads((out / "samples.json").read_text())["size"] == [32, 16]
+    code, _, err = ask(*words, "--size", "33x16", "--out", str(tmp_path / "no"))
+    assert (code, "size is 33x16, and sides are multiples of 4 here; give 32x16" in err) == (2, True)
+    code, _, err = ask(
+        "sample",
+        "builtin:fashion_mnist_teacher",
+        "--num-images",
+        "1",
+        "--size",
+        "32x16",
+        "--out",
+        str(tmp_path / "no"),
+    )
+    assert (code, "this one draws 28x28; leave it out" in err) == (2, True)
+    assert not (tmp_path / "no").exists()

@@ -83,7 +83,8 @@ def test_in_float32_it_is_the_run_of_one_up_to_rounding(one, tmp_path, name, siz
     shared = several(name, False, SINGLE, size, tmp_path)
     worst = distances(alone, shared)
     students = {key: value for key, value in alone.items() if not key.startswith("gradient") or "student" in key}
-    if name not in TAUGHT and "regression" not in name:  # critic, discriminator: nothing cancels
+    with_critic = name not in TAUGHT and "regression" not in name and name not in ("consistency", "scm")
+    if with_critic:  # critic, discriminator: nothing cancels
         first = next(key for key in alone if key.startswith("gradient") and key not in students)
         gap = (alone[first] - shared[first]).norm() / alone[first].norm()
         assert gap <= NEAR["others"]

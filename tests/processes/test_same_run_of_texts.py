@@ -31,6 +31,7 @@ PAIRS = {
     "mapo": {"method": {"name": "mapo"}, "micro_batch_size": 2},
     "mapo, adapters": {"method": {"name": "mapo"}, "lora": {"rank": 2}, "data": {"horizontal_flip": True}},
     "dpo": {"method": {"name": "diffusion_dpo"}},
+    "dpo, robust": {"method": {"name": "diffusion_dpo", "robust_beta": 0.3}, "micro_batch_size": 2},
     "mapo, weights move in the pass": {
         "method": {"name": "mapo"}, "update_in_backward": True, "optimizer": {"max_grad_norm": None},
     },

@@ -18,6 +18,7 @@ from diffdistill.training.store import CheckpointStore, problem_of
 
 pytestmark = pytest.mark.dist
 EVALUATED = {"evaluation": {"every": 2, "features": "pixels"}, "sample_every": 3}
+OFFLOADED = {"parallel": {"strategy": "fsdp", "cpu_offload": True}}
 LATEST = {"resume_from_checkpoint": "latest"}
 
 
@@ -81,7 +82,7 @@ def test_a_checkpoint_is_in_pieces_whole_and_no_pickle(sharded):
     pieces[1].write_bytes(whole)
 
 
-@pytest.mark.parametrize(("size", "parallel"), [(2, FSDP), (1, FSDP), (4, FSDP), (2, DDP), (1, DDP)])
+@pytest.mark.parametrize(("size", "parallel"), [(2, FSDP), (2, OFFLOADED), (1, FSDP), (4, FSDP), (2, DDP), (1, DDP)])
 def test_a_sharded_run_goes_on_in_any_number_and_way(tmp_path, sharded, size, parallel):
     """From step 4 of its 6; bit by bit where nothing is added in another order."""
     import shutil
@@ -90,7 +91,7 @@ def test_a_sharded_run_goes_on_in_any_number_and_way(tmp_path, sharded, size, pa
     shutil.copytree(folder, tmp_path / "run")
     without(tmp_path / "run", 4)
     resumed = go(tmp_path / "run", size, **parallel, **LATEST)
-    if (size, parallel) == (2, FSDP):
+    if size == 2 and parallel != DDP:
         assert all(torch.equal(value, resumed[name]) for name, value in tensors.items())
     near(tensors, resumed, 2e-6)
 
@@ -117,7 +118,8 @@ def test_a_killed_process_ends_all_and_leaves_a_whole_checkpoint(tmp_path):
 
     pids = start(work, 2, tmp_path / "ranks")
     store = CheckpointStore(tmp_path / "run" / "checkpoints", 3)
-    while len(store.folders()) < 2:
+    end = time.monotonic() + 120
+    while len(store.folders()) < 2 and time.monotonic() < end:
         time.sleep(0.05)
     os.kill(pids[1], signal.SIGKILL)
     killed = time.monotonic()

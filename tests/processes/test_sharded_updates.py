@@ -11,13 +11,19 @@ from tiny import tiny_teacher
 
 from diffdistill.config.networks import Network
 from diffdistill.config.schema import Distill
+from diffdistill.methods import METHODS
 from diffdistill.training.device import Device
 from diffdistill.training.tasks.distill import DistillTask
 
 pytestmark = pytest.mark.dist
 STEPS, BATCH = 20, 4
 SIDA = {"name": "sid", "adversarial": {"weight": 0.1}}
-TESTED = {"diff_instruct": {}, "dmd2": {}, "f_distill": {}, "sid": {}, "sida": SIDA, "sim": {}, "uni_instruct": {}}
+OUTSIDE = {"guidance_scale": 2.0, "guidance": "outside"}
+TESTED = {
+    "diff_instruct": {}, "diff_instruct_pp": OUTSIDE, "diff_instruct_star": {"guidance_scale": 3.0}, "dmd2": {},
+    "f_distill": {}, "sid": {}, "sida": SIDA, "sim": {}, "uni_instruct": {},
+}  # fmt: skip
+CHANGED = {"recomputed": {"activation_checkpointing": True}, "offloaded": {"cpu_offload": True}}
 HARD = {
     "student": {"steps": 4, "optimizer": {"max_grad_norm": 0.01}},
     "critic": {"updates_per_step": 5},
@@ -46,12 +52,17 @@ def close(worst, gradient=1e-5, weights=1e-5):
     assert worst["weights"] <= weights
 
 
+def test_every_method_is_among_these():
+    assert set(METHODS.rows()) <= TESTED.keys()
+
+
+@pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("method", TESTED)
-def test_every_method(tmp_path, method):
+def test_every_method(tmp_path, method, size):
     common = {"max_train_steps": STEPS, "train_batch_size": BATCH, "micro_batch_size": 1}
     chosen = {"name": method} | TESTED[method]
     config = Distill(output_dir="unused", teacher="tiny", student={"steps": 2}, method=chosen, **common, **FSDP)
-    worst, sharded = compared(lambda: task(config), tmp_path / "ranks")
+    worst, sharded = compared(lambda: task(config), tmp_path / "ranks", size)
     assert sharded > 100  # weights, averages and moments
     close(worst)
 
@@ -69,15 +80,15 @@ def test_four_steps_five_critics_r1_ratios_clipping_and_parts(tmp_path, size):
     close(compared(lambda: task(config), tmp_path / "ranks", size)[0])
 
 
-@pytest.mark.parametrize("kind", ["unet", "uvit", "recomputed"])
+@pytest.mark.parametrize("kind", ["unet", "uvit", "recomputed", "offloaded"])
 def test_a_teacher(tmp_path, kind):
     config = settings("train", tmp_path, max_train_steps=STEPS, train_batch_size=BATCH, **FSDP)
     if kind == "uvit":
         sizes = {"hidden_size": 16, "depth": 2, "num_attention_heads": 2}
         network = Network(kind="uvit", uvit=sizes, scalelong={"mode": "ls", "start": "reference"})
         config = config.model_copy(update={"network": network})
-    if kind == "recomputed":
-        parallel = config.parallel.model_copy(update={"activation_checkpointing": True})
+    if kind in CHANGED:
+        parallel = config.parallel.model_copy(update=CHANGED[kind])
         config = config.model_copy(update={"parallel": parallel})
     close(compared(lambda: task(config), tmp_path / "ranks")[0])
 

@@ -79,6 +79,21 @@ def test_the_page_is_one_file_that_says_what_differs_and_by_how_much(runs, tmp_p
     assert page.read_text() == "mine"
 
 
+def test_many_settings_that_differ_stand_below_the_figures_and_do_not_hide_the_pictures(runs, tmp_path, ask):
+    many = "".join(f"key_{n}: {{n}}\n" for n in range(20))
+    for number, run in enumerate(runs[1:]):  # the second is no longer the first's other seed
+        config = run / "config.yaml"
+        config.write_text(config.read_text() + many.replace("{n}", str(number)))
+    code, out, _ = ask("compare", *map(str, runs), "--out", str(tmp_path / "out"))
+    lines = out.splitlines()
+    assert (code, max(map(len, lines)) < 120) == (0, True)
+    assert [line.split()[0] for line in lines[1:4]] == ["sid_seed=0", "sid_seed=1", "<b>dmd2"]
+    assert [line.split() for line in lines if line.startswith("key_9 ")] == [["key_9", "-", "0", "1"]]
+    assert "5 more settings differ; --out or --json has them all" in lines
+    text = parsed_page(tmp_path / "out" / "index.html")
+    assert text.index("Samples of the same seeds") < text.index("Settings that differ") < text.index("key_ 19")
+
+
 def parsed_page(file):
     class Text(HTMLParser):
         def __init__(self):

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from diffdistill.errors import CheckpointError, ConfigError, DiskError
+from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.reporting.grid import image_grid
 from diffdistill.reporting.report import run as report_command
 from diffdistill.reporting.report import write_report
@@ -91,6 +91,14 @@ def parsed(file):
     page.close()
     assert page.open == []
     return " ".join(" ".join(page.text).split())
+
+
+def test_a_grid_that_is_wide_for_its_words_has_the_whole_page(run):
+    wide = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
+    image_grid(wide, 8, ["an emoji of cow"] * 8).save(run / "samples/teacher.png")
+    shown = re.findall(r'<figure class="([^"]*)"><img alt="([^"]*)"', write_report(run).read_text())
+    assert ("large legible", "Teacher") in shown
+    assert ("large", "Student, step 200") in shown
 
 
 def test_report_shows_the_run(run):
@@ -194,7 +202,7 @@ def test_out_names_the_file_and_a_folder_is_refused(run, tmp_path, capsys):
     assert not (run / "report.html").exists()
     with pytest.raises(ConfigError, match="is a folder; name a file"):
         write_report(run, tmp_path)
-    with pytest.raises(DiskError, match="cannot write"):
+    with pytest.raises(ConfigError, match=r"could not write .*No such file.*name another path"):
         write_report(run, tmp_path / "no" / "where.html")
 
 

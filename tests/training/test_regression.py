@@ -5,7 +5,7 @@ import torch
 from runs import data, go, settings, task
 from tiny import tiny_teacher
 
-from diffdistill.config.schema import Regression
+from diffdistill.config.student import Regression
 from diffdistill.errors import ConfigError
 from diffdistill.sampling.levels import karras
 from diffdistill.sampling.samplers.dpm_solver import dpm_solver

@@ -205,7 +205,9 @@ def all_rows():
 
 def test_every_method_has_a_row_with_its_default_settings():
     found = checks_step.rows()
-    for name in METHODS.names():
+    for name, method in METHODS.rows().items():
+        if not issubclass(method, Method):  # a consistency model has rows of its own
+            continue
         defaults = found[name].model_dump(exclude={"adversarial", "guidance_scale", "reward"})
         assert defaults == type(found[name])(name=name).model_dump(exclude={"adversarial", "guidance_scale", "reward"})
         assert (found[name].adversarial is None) == (type(found[name])(name=name).adversarial is None)

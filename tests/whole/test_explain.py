@@ -13,8 +13,8 @@ from diffdistill.registry import allow_code, load
 DISK = sorted(
     getattr(errno, name)
     for name in (
-        "ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EACCES", "EPERM", "EMFILE", "ENFILE", "ENAMETOOLONG", "ENOTDIR",
-        "EISDIR", "ENOENT", "ELOOP", "EBUSY", "ENXIO", "ESTALE",
+        "ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EACCES", "EPERM", "EMFILE", "ENFILE", "ENOTDIR", "EISDIR",
+        "ENOENT", "EBUSY", "ENXIO", "ESTALE",
     )
 )  # fmt: skip
 
@@ -39,6 +39,14 @@ def test_every_number_of_the_system_is_exit_code_6(number):
         assert text in str(known)
         assert "unexpected" not in str(known)
         assert str(known).count("\n") == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ELOOP])
+def test_a_path_that_cannot_be_is_of_usage_and_told_in_short(number):
+    known = explained(OSError(number, os.strerror(number), "/" + "x" * 5000))
+    assert type(known) is ConfigError
+    assert os.strerror(number) in str(known)
+    assert len(str(known)) < 400
 
 
 def test_an_error_of_writing_without_a_number_is_of_the_disk_too():

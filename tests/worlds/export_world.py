@@ -44,7 +44,7 @@ def student(teacher, folder, *, steps=1, lora=False, size=0.02):
     if lora:
         shared = SharedWeights(model.network)
         targets = [t for t in TARGETS if any(name.endswith(f".{t}") for name, _ in model.network.named_modules())]
-        model = model.with_network(shaken(shared.adapted(2, 4.0, targets), 0.2))
+        model = model.with_network(shaken(shared.adapted(2, 3.0, targets), 0.2))
     else:
         shaken(model.network, size)
     model.save_pretrained(

@@ -11,8 +11,8 @@ from diffdistill.training.device import Device
 from diffdistill.training.loop import run_loop
 from diffdistill.training.observers import usual_observers
 from diffdistill.training.store import CheckpointStore, tensors_of
-from diffdistill.training.tasks.distill import DistillTask
-from diffdistill.training.tasks.teacher import TeacherTask
+from diffdistill.training.tasks.by_objective import TASKS
+from diffdistill.training.tasks.distill import student_task
 
 STEPS = 6
 
@@ -54,8 +54,8 @@ def settings(kind, folder, **more):
 def task(config):
     device = Device("no")
     if isinstance(config, Train):
-        return TeacherTask(config, data(), device)
-    return DistillTask(config, tiny_teacher(), data(), device)
+        return TASKS[config.objective.name](config, data(), device)
+    return student_task(config, tiny_teacher(), data(), device)
 
 
 def go(task, config, folder, monitor=None):

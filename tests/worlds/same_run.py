@@ -44,6 +44,33 @@ def doubled(load):
     return loading
 
 
+DRAWS = ("uniform_", "normal_", "rand", "randn", "rand_like", "randn_like")
+
+
+@contextmanager
+def single_draws():
+    """Within, what is drawn for float64 are float32's numbers: those of the same run in float32."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    def narrow(value):
+        wide = isinstance(value, torch.Tensor) and value.dtype == torch.double
+        return value.to(SINGLE[1]) if wide else SINGLE[1] if value is torch.double else value
+
+    class Draws(TorchDispatchMode):
+        def __torch_dispatch__(self, function, _types, given=(), named=None):
+            name = function.overloadpacket.__name__
+            if name not in DRAWS:
+                return function(*given, **(named or {}))
+            named = {key: narrow(value) for key, value in (named or {}).items()}
+            if name in ("rand", "randn"):
+                named["dtype"] = SINGLE[1]
+            drawn = function(*map(narrow, given), **named)
+            return given[0].copy_(drawn) if name.endswith("_") else drawn.double()
+
+    with Draws():
+        yield
+
+
 @contextmanager
 def before_clipping(look):
     """Within, `look(updater, norm)` sees every update: the gradient of the whole batch, before it is clipped."""

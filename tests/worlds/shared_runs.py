@@ -8,9 +8,9 @@ from diffdistill.config.schema import Distill, Train
 from diffdistill.denoiser import Denoiser
 from diffdistill.process import EDM
 from diffdistill.training.device import Device
+from diffdistill.training.tasks.by_objective import TASKS
 from diffdistill.training.tasks.ddo import DDOTask
-from diffdistill.training.tasks.distill import DistillTask
-from diffdistill.training.tasks.teacher import TeacherTask
+from diffdistill.training.tasks.distill import student_task
 
 BATCH = 5  # rows of 2 processes: 2 and 3; of 3: 1, 2 and 2; of 4: 1, 1, 1 and 2
 COMMON = {"output_dir": "unused", "train_batch_size": BATCH, "log_every": 1, "sample_every": 0}
@@ -43,6 +43,19 @@ DISTILLED = {
     "sim": {"method": {"name": "sim"}},
     "sim, a weight a level": {"method": {"name": "sim", "level_weight": "dmd_level"}, "micro_batch_size": 2},
     "uni_instruct": {"method": {"name": "uni_instruct"}, "micro_batch_size": 2},
+    "consistency": {
+        "method": {"name": "consistency", "intervals": (2, 4), "guidance_scale": 2.0},
+        "student": {"steps": 2, "sigma_init": 80.0},
+        "micro_batch_size": 2,
+    },
+    "scm": {"method": {"name": "scm"}, "student": {"sigma_init": 80.0}, "micro_batch_size": 2},
+    "consistency first and beside": {
+        "method": {"name": "sid", "consistency": {"weight": 0.1}},
+        "student": {
+            "sigma_init": 80.0,
+            "consistency": {"steps": 4, "objective": {"name": "consistency", "intervals": (2, 4)}},
+        },
+    },
     "regression first": {
         "method": {"name": "dmd2", "adversarial": None},
         "student": {"steps": 3, "regression": {"steps": 8, "pairs": 15, "solver_steps": 4, "muon": {}}},
@@ -50,6 +63,8 @@ DISTILLED = {
 }
 TAUGHT = {
     "train": {},
+    "train, consistency": {"objective": {"name": "consistency", "intervals": (2, 4)}},
+    "train, scm": {"objective": {"name": "scm"}},
     "train, flipped, many dropped": {"data": {"horizontal_flip": True}, "class_dropout": 0.5},
     "ddo": {"objective": {"name": "ddo", "reference_images": 10, "reference_steps": 2}, "initialize_from": "tiny"},
 }
@@ -65,12 +80,13 @@ def teacher():
     return Denoiser(network, EDM(), null_class=3).eval()
 
 
-def image_task(name, steps):
-    """A task of DISTILLED or TAUGHT, which is `steps` long."""
+def image_task(name, steps, **more):
+    """A task of DISTILLED or TAUGHT, which is `steps` long; more: other settings."""
     length = {"max_train_steps": steps}
     if name == "ddo":  # one round of them
         more = {"evaluation": {"every": steps}, "objective": TAUGHT[name]["objective"] | {"round_steps": steps}}
         return DDOTask(Train(**COMMON | length | TAUGHT[name] | more), data(), Device("no"), teacher())
     if name in TAUGHT:
-        return TeacherTask(Train(**COMMON | length | TAUGHT[name], network=NETWORK), data(), Device("no"))
-    return DistillTask(Distill(**COMMON | length | DISTILLED[name]), teacher(), data(), Device("no"))
+        config = Train(**COMMON | length | TAUGHT[name], network=NETWORK)
+        return TASKS[config.objective.name](config, data(), Device("no"))
+    return student_task(Distill(**COMMON | length | DISTILLED[name] | more), teacher(), data(), Device("no"))

@@ -6,7 +6,7 @@ from diffdistill import Denoiser
 from diffdistill.config.schema import Distill
 from diffdistill.pipelines.text.data import text_data
 from diffdistill.training.device import Device
-from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.distill import student_task
 
 MAKERS = {
     "sd": stable_diffusion, "sdxl": stable_diffusion_xl, "sd3": stable_diffusion_3, "flux": flux, "pixart": pixart,
@@ -46,4 +46,4 @@ def settings(folder, kind="sd", method="diff_instruct", images=False, **more):
 
 def task(config):
     teacher = Denoiser.from_pretrained(config.teacher)
-    return DistillTask(config, teacher, text_data(config, teacher), Device("no"))
+    return student_task(config, teacher, text_data(config, teacher), Device("no"))

@@ -7,6 +7,7 @@ from diffdistill.cli.parser import Parser, Verb
 from diffdistill.files import HUB_ID
 
 REPEATED = re.compile(r"--|\.\.")
+LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 
 
 def add_flags(parser: Parser) -> None:
@@ -21,7 +22,7 @@ def add_flags(parser: Parser) -> None:
         "--base-model", metavar="OWNER/NAME", type=_repository, help="the model that the card names as its base"
     )
     parser.add_argument(
-        "--license", metavar="NAME", help="what the card says (default: that of the base, where known)"
+        "--license", metavar="NAME", type=_licence, help="what the card says (default: that of the base, where known)"
     )
     parser.names = {"model": "model"}
 
@@ -29,6 +30,14 @@ def add_flags(parser: Parser) -> None:
 def _repository(text: str) -> str:
     if HUB_ID.fullmatch(text) is None or REPEATED.search(text) or len(text) > 96 or text.endswith((".git", "-", ".")):
         raise argparse.ArgumentTypeError(f"'{text:.100}' is no repository of the Hub; write OWNER/NAME")
+    return text
+
+
+def _licence(text: str) -> str:
+    if LICENCE.fullmatch(text) is None:
+        raise argparse.ArgumentTypeError(
+            f"'{text:.40}' is no name of a licence; write one of the Hub's, as mit, apache-2.0, openrail++, other"
+        )
     return text
 
 

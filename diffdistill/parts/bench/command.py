@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from diffdistill.config.schema import Distill, Train
+from diffdistill.config.schema import Distill, Student, Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.devices import name_of, pick_device
@@ -35,7 +35,7 @@ from diffdistill.training.device import Device
 from diffdistill.training.loop import Task
 from diffdistill.training.randomness import seed_step
 from diffdistill.training.run_folder import environment
-from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.distill import student_task
 from diffdistill.training.tasks.teacher import TeacherTask
 
 STEPS = 100
@@ -237,12 +237,14 @@ class Bench:
         data, bare = self.data(), self.bare(self.model)
         for name in self.methods:
             config = Distill(output_dir=".", max_train_steps=STEPS, train_batch_size=self.batch, method={"name": name})
+            if config.consistent and not self.model.draws_texts:
+                config = config.model_copy(update={"student": Student(sigma_init=self.model.sigma_max)})
             try:
-                task = DistillTask(config, copied(self.model), data, self.device)
+                task = student_task(config, copied(self.model), data, self.device)
             except ConfigError as error:
                 self.left_out[name] = str(error)
                 continue
-            passes = needed(config.method.choices(), config.critic.updates_per_step)
+            passes = needed(config.method, config.critic.updates_per_step)
             yield self.compare(f"distill {name}, one step", step_of(task), bare, passes)
 
     def sampling(self) -> Iterator[Row]:

@@ -19,7 +19,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from diffdistill.denoiser import Denoiser
 from diffdistill.devices import KNOWN, forget_peak, held_memory, peak_memory, synchronize
-from diffdistill.matching.step import Choices
+from diffdistill.methods.base import Distillation, Method
+from diffdistill.methods.consistency import Consistency
+from diffdistill.methods.scm import SCM
 
 Work = Callable[[], Any]
 WORDS = {
@@ -223,13 +225,20 @@ class Bare:
             getattr(self, name)()
 
 
-def needed(choices: Choices, critic_updates: int) -> list[str]:
+def needed(method: Distillation, critic_updates: int) -> list[str]:
     """The passes that a step of a method cannot do without, those of the student first.
 
+    A consistency model has a teacher's solver step and its own target, or the teacher and two passes of a difference.
     The student's and each critic's pass train weights. The score gap takes teacher and critic as constants, the Fisher
     form differentiates both to the image. A discriminator reads the teacher's encoder, for real and generated images
     in every critic update, and sends its gradient back through the encoder of the pass that gives the teacher's image.
     """
+    if isinstance(method, Consistency):
+        return ["train", *["forward"] * (3 if method.solver == "heun" else 2)]
+    if isinstance(method, SCM):
+        return ["train", *["forward"] * 3]
+    assert isinstance(method, Method)
+    choices = method.choices()
     adversarial = choices.adversarial is not None
     critic = ["train", "features"] if adversarial else ["train"]
     if choices.form == "fisher":

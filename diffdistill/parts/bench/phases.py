@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from diffdistill.devices import KNOWN, forget_peak, held_memory, peak_memory, synchronize
 from diffdistill.parts.bench.measure import Work, silent
 from diffdistill.training.loop import Task
+from diffdistill.training.tasks.consistency import ConsistencyTask
 from diffdistill.training.tasks.distill import DistillTask
 
 FORWARD, CRITIC, GRADIENT, BACKWARD, OPTIMISERS = (
@@ -66,11 +67,15 @@ class Clock:
 
 
 def turns_of(task: Any) -> list[Turn]:
+    if isinstance(task, ConsistencyTask):
+        return [(each, "step", OPTIMISERS, None) for each in task.phase.updaters]
     if not isinstance(task, DistillTask):
         return [(task.updater, "step", OPTIMISERS, None)]
     turns: list[Turn] = [(each, "step", OPTIMISERS, CRITIC) for each in task.critic_updaters]
     if task.regression is not None:
         turns += [(each, "step", OPTIMISERS, None) for each in task.regression.updaters]
+    if task.consistency is not None:
+        turns += [(each, "step", OPTIMISERS, None) for each in task.consistency.updaters]
     return [
         *turns,
         (task.method, "critic_noise", CRITIC, None),

@@ -23,7 +23,8 @@ from diffdistill.training.randomness import seed_step
 from diffdistill.training.run import choices, loaded, pipeline_of
 from diffdistill.training.tasks.align import AlignTask
 from diffdistill.training.tasks.by_objective import task_of as task_of_objective
-from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.consistency import ConsistencyTask
+from diffdistill.training.tasks.distill import DistillTask, student_task
 
 
 def task_of(resolved: Resolved[Any], device: Device) -> Any:
@@ -35,17 +36,20 @@ def task_of(resolved: Resolved[Any], device: Device) -> Any:
         return AlignTask(config, pipeline_of(config, device), training_pairs(config)[0], device)
     teacher = loaded(config, device)
     teacher.check_teacher(config.teacher)
-    return DistillTask(config, teacher, kind_of(teacher).data(config, teacher), device)
+    return student_task(config, teacher, kind_of(teacher).data(config, teacher), device)
 
 
 def steps_of(task: Any, config: Run) -> Iterator[tuple[str, int, str]]:
     """`(name, number, first phase)` of a step of each kind that the run has."""
     verb = type(config).__name__.lower()
+    if isinstance(task, ConsistencyTask):
+        yield f"{verb} {task.config.method.name}, one step", config.max_train_steps // 2, TRAINING
+        return
     if not isinstance(task, DistillTask):
         yield f"{verb}, one step", config.max_train_steps // 2, TRAINING
         return
-    if task.regression is not None:
-        yield f"{verb}, one step of regression", 0, TRAINING
+    if task.started is not None:
+        yield f"{verb}, one step of {task.started}", 0, TRAINING
     if task.first < config.max_train_steps:
         yield f"{verb} {task.config.method.name}, one step", (task.first + config.max_train_steps) // 2, FORWARD
 

@@ -1,4 +1,4 @@
-"""Test H: the loss of DDO (2503.01103) in closed forms: its optimum, its gradient at the reference, where one noise an
+"""Test I: the loss of DDO (2503.01103) in closed forms: its optimum, its gradient at the reference, where one noise an
 image leads it.
 
 Three states, whose optimum has numbers; and a Gaussian of data, N(0, 0.5^2), and one of samples of the reference, N(0,
@@ -25,15 +25,15 @@ STOPS = {(1.0, 1.0): 0.88270, (1.0, 0.1): 1.37032, (4.0, 0.1): 3.03162}  # by 96
 def checks() -> Iterator[Check]:
     for (alpha, beta), expected in PAIRS.items():
         got = best_states(alpha, beta)
-        yield Check("H", f"DDO, three states, alpha {alpha:g}, beta {beta:g}", got, expected, 2e-5)
-    yield Check("H", "DDO, beta 0.5 is not the published power of ratios", got, PUBLISHED, 0.02, "differs")
+        yield Check("I", f"DDO, three states, alpha {alpha:g}, beta {beta:g}", got, expected, 2e-5)
+    yield Check("I", "DDO, beta 0.5 is not the published power of ratios", got, PUBLISHED, 0.02, "differs")
     for alpha, beta in ((1.0, 1.0), (1.0, 0.1), (4.0, 0.1)):
         expected_slope = beta * (REFERENCE * (DATA_STD**2 + 1) - 1)  # beta / 2 of the data's denoising loss alone
         slope = slope_at(REFERENCE, alpha, beta)
-        yield Check("H", f"DDO at the reference, alpha {alpha:g}, beta {beta:g}", (slope,), (expected_slope,), 1e-9)
+        yield Check("I", f"DDO at the reference, alpha {alpha:g}, beta {beta:g}", (slope,), (expected_slope,), 1e-9)
     for (alpha, beta), expected_k in STOPS.items():
         k = crossing(lambda k, a=alpha, b=beta: slope_at(k, a, b))  # type: ignore[misc]
-        yield Check("H", f"DDO, best k of one noise, {alpha:g}, {beta:g} (data {EXACT:g})", (k,), (expected_k,), 1e-4)
+        yield Check("I", f"DDO, best k of one noise, {alpha:g}, {beta:g} (data {EXACT:g})", (k,), (expected_k,), 1e-4)
 
 
 def drawn(probabilities: tuple[float, ...]) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from diffdistill import __version__
 from diffdistill.outputs import check_output, has_keys, is_stdout, write_answer
-from diffdistill.parts.verification import checks_ddo, checks_losses, checks_step
+from diffdistill.parts.verification import checks_consistency, checks_ddo, checks_losses, checks_step
 from diffdistill.parts.verification.check import HEADER, Check, table_line
 
 GROUPS = {
@@ -22,7 +22,8 @@ GROUPS = {
     ),
     "E  Gaussian closed forms, and where SiD is unstable": checks_losses.gaussians,
     "G  the step that training runs, row by row of the method table; its critic and discriminator": checks_step.checks,
-    "H  DDO: its optimum, its gradient at the reference, and where one noise an image leads it": checks_ddo.checks,
+    "H  consistency models on Gaussian data": checks_consistency.checks,
+    "I  DDO: its optimum, its gradient at the reference, and where one noise an image leads it": checks_ddo.checks,
 }
 
 

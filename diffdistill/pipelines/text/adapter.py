@@ -47,10 +47,6 @@ class Adapter(Texts, Latents):
         super().__init__(pipeline)
         self.source = source
         self.image_size = self.native_size()
-        # The input of a guidance-distilled network; others have none.
-        self.guidance = 1.0
-        # What was added to the network's weights since they were read (`task_lora`).
-        self.task: TaskLora | None = None
 
     def hold(self, precision: Precision) -> None:
         """The network in a precision, but for what stays exact (`held_in`); what it is trained from stays as it is."""
@@ -82,8 +78,8 @@ class Adapter(Texts, Latents):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """`(C, h, w)` of what the network makes."""
-        side = self.image_size // self.pipeline.vae_scale_factor
-        return self.pipeline.vae.config.latent_channels, side, side
+        height, width = (side // self.pipeline.vae_scale_factor for side in self.sides)
+        return self.pipeline.vae.config.latent_channels, height, width
 
     def predict(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """One call of a network of this pipeline: `(B, C, H, W)`, t `(B,)` in its own units."""
@@ -107,6 +103,12 @@ class Adapter(Texts, Latents):
         """The scale w of guidance where the stock pipeline is given none."""
         return float(inspect.signature(type(self.pipeline).__call__).parameters["guidance_scale"].default)
 
+    # The input of a guidance-distilled network; others have none.
+    guidance = 1.0
+
+    # What was added to the network's weights since they were read (`task_lora`).
+    task: TaskLora | None = None
+
     # Whether it is read off a pipeline that runs, in float32: half precision would tell other times and scales.
     reads_itself = False
 
@@ -123,7 +125,8 @@ class Adapter(Texts, Latents):
 
     def student_call(self) -> dict[str, Any]:
         """What a student's pipeline is called with beside its steps: no null pass, for guidance is in the weights."""
-        size = {} if self.image_size == self.native_size() else {"height": self.image_size, "width": self.image_size}
+        height, width = self.sides
+        size = {} if height == width == self.native_size() else {"height": height, "width": width}
         return {"guidance_scale": self.guidance if self.embeds_guidance else 1.0, **size}
 
     def shift(self, _steps: int = 1) -> float:

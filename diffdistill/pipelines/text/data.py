@@ -77,7 +77,12 @@ def text_data(config: Distill, model: TextDenoiser) -> TextSet:
 
 def _prompts_only(config: Distill, model: TextDenoiser) -> TextSet:
     file = str(config.data.prompts)
-    if config.method.adversarial is not None and config.method.adversarial.reals == "data":
+    if config.consistent:
+        raise ConfigError(
+            f"a consistency loss noises images, and data.prompts '{file}' gives prompts alone; set data.path to "
+            f"captioned images"
+        )
+    if config.adversarial is not None and config.adversarial.reals == "data":
         raise ConfigError(
             f"method.adversarial compares with images, and data.prompts '{file}' gives prompts alone; set "
             f"method.adversarial=null, a method without it, data.path to captioned images, or "

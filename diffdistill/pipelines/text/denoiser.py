@@ -1,6 +1,7 @@
 """A text-to-image pipeline seen as a denoiser of latents: `D(x_t, sigma, prompt ids) -> x0`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,22 @@ class TextDenoiser(Denoiser):
 
     @property
     def picture_shape(self) -> tuple[int, int, int]:
-        return 3, self.adapter.image_size, self.adapter.image_size
+        return 3, *self.adapter.sides
+
+    @contextmanager
+    def at_size(self, size: tuple[int, int] | None) -> Iterator[None]:
+        """Within, it draws images of this width and height; ConfigError for sides that its latents cannot have."""
+        before, most = self.adapter.sides, self.adapter.size_multiple
+        if size is not None:
+            near = "x".join(str(max(1, round(side / most)) * most) for side in size)
+            if any(side < 1 or side % most for side in size):
+                raise ConfigError(f"size is {size[0]}x{size[1]}, and sides are multiples of {most} here; give {near}")
+            self.adapter.sides = size[1], size[0]
+        try:
+            yield
+        finally:
+            if size is not None:
+                self.adapter.sides = before
 
     @property
     def num_classes(self) -> int | None:
@@ -214,7 +230,7 @@ def load_text_denoiser(
     """The pipeline of class `name` in `folder`; arguments and errors as of `load_adapter`."""
     adapter, call = load_adapter(folder, name, model, adapter_name, precision), metadata.get("call", {})
     # What the student was trained with, beside its levels.
-    adapter.image_size = call.get("height", adapter.image_size)
+    adapter.sides = call.get("height", adapter.sides[0]), call.get("width", adapter.sides[1])
     adapter.guidance = call.get("guidance_scale", adapter.guidance)
     adapter.hold(precision or Precision())
     return TextDenoiser(adapter, process, metadata=metadata).eval()

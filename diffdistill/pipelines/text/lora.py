@@ -63,10 +63,12 @@ class LowRank(nn.Module):
         return self.scale * linear(linear(x, down), up)
 
     def change(self, name: str) -> Tensor:
-        """(alpha / rank) B A in the shape of the layer's weight."""
+        """(alpha / rank) B A in the shape of the layer's weight; B is scaled first, as in `tensors`: who fuses those
+        has these numbers to the last bit.
+        """
         key = name.replace(".", SEPARATOR)
         down, up = self.down[key], self.up[key]
-        return self.scale * (up.flatten(1) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
+        return ((self.scale * up).flatten(1) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
 
 
 def shape_of(layer: Any) -> tuple[int, ...]:

@@ -39,8 +39,8 @@ QUIET = 50
 class Texts(Parts):
     """What the network is called with for a prompt; encoded alone and kept while there is room."""
 
-    image_size: int
-    """Side in pixels of the images; that of the network's training unless it is set."""
+    # Height and width in pixels of the images; those of the network's training unless they are set.
+    sides: tuple[int, int]
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)
@@ -48,6 +48,15 @@ class Texts(Parts):
         self.there = Kept(THERE_GB * 1e9)  # the same on the device, where that is not the CPU
         self._quiet = 0
         self.shelf: Shelf | None = None
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that are trained on, which are square: set, it is both sides."""
+        return self.sides[0]
+
+    @image_size.setter
+    def image_size(self, size: int) -> None:
+        self.sides = size, size
 
     def text(self, prompt: str) -> Condition:
         """The encoded prompt, each tensor with one row."""
@@ -122,20 +131,19 @@ class Texts(Parts):
             if isinstance(part, nn.Module) and name.startswith("text_encoder")
         }
         text = [type(prompt).__name__, prompt.text if isinstance(prompt, Away) else prompt]
-        return [type(self).__name__, text, parts, self.device.type, self.image_size]
+        return [type(self).__name__, text, parts, self.device.type, list(self.sides)]
 
     def joined(
         self, prompts: Sequence[Prompt], sizes: Sequence[Size] | None = None, dtype: torch.dtype | None = None
     ) -> Condition:
         """`arguments` of some prompts, on the adapter's device.
 
-        sizes: None is `image_size`, not cropped; dtype: of the texts, None leaves them as they were encoded.
+        sizes: None is `sides`, not cropped; dtype: of the texts, None leaves them as they were encoded.
         """
         texts = self.on_device(prompts, dtype)
         rows = {name: torch.cat([text[name] for text in texts]) for name in texts[0]}
         if sizes is None:
-            whole = self.image_size, self.image_size
-            sizes = [Size(whole, (0, 0), whole)] * len(prompts)
+            sizes = [Size(self.sides, (0, 0), self.sides)] * len(prompts)
         return self.arguments(rows, sizes)
 
     def on_device(self, prompts: Sequence[Prompt], dtype: torch.dtype | None) -> list[Condition]:

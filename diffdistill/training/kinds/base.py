@@ -9,8 +9,8 @@ from diffdistill.errors import ConfigError
 from diffdistill.training.device import Device
 from diffdistill.training.observers import Monitor
 
-Roles = tuple[Denoiser, Denoiser]
-"""`(student, critic)`."""
+Roles = tuple[Denoiser, Denoiser | None]
+"""`(student, critic)`; a consistency model has no critic."""
 
 
 class Kind(Protocol):

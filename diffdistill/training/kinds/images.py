@@ -13,6 +13,9 @@ from diffdistill.training.batches import training_data
 from diffdistill.training.device import Device
 from diffdistill.training.kinds.base import Kind, Roles, check_checkpointing, names_model, no_text_start
 from diffdistill.training.monitors.images import ImageMonitor
+from diffdistill.training.sharded.plan import may_shard
+
+NOISE_ALONE = 10.0  # times the spread of the data: a level whose input differs from noise by half a per cent
 
 
 class Images(Kind):
@@ -50,6 +53,13 @@ class Images(Kind):
                     f"{name} is for text-to-image teachers, and '{config.teacher}' draws no texts; leave it out"
                 )
         first = student.sigma_init if student.levels is None else student.levels[0]
+        spread = getattr(teacher.process, "sigma_data", 1.0)
+        if config.consistent and first < NOISE_ALONE * spread:
+            raise ConfigError(
+                f"a consistency model starts from noise alone, and at student level {first:g} images of spread "
+                f"{spread:g} still show; set student.sigma_init to {NOISE_ALONE * spread:g} or more, at most "
+                f"{teacher.sigma_max:g}"
+            )
         if first > teacher.sigma_max:
             raise ConfigError(
                 f"student level {first:g} is above the teacher's highest, {teacher.sigma_max:g}; lower "
@@ -62,10 +72,13 @@ class Images(Kind):
     ) -> Roles:
         first, classes = start or teacher, teacher.num_classes
         check_checkpointing(config, teacher.network, first.network)
-        student = Denoiser(clone_network(first.network, classes), first.process, metadata=about).eval()
-        critic = Denoiser(clone_network(teacher.network, classes), teacher.process)
+        lent = may_shard(config, device)
+        student = Denoiser(clone_network(first.network, classes, lent), first.process, metadata=about).eval()
+        critic = None
+        if config.matching is not None:
+            critic = Denoiser(clone_network(teacher.network, classes, lent), teacher.process)
         if config.gradient_checkpointing:
-            for model in (student, critic):
+            for model in filter(None, (student, critic)):
                 model.network.enable_gradient_checkpointing()
         return student, critic
 

@@ -1,6 +1,7 @@
 """Distilling a teacher that draws texts: latents and prompts, times of its scheduler, roles that may share weights."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from diffdistill.pipelines.text.schedule import shifted_times, text_schedule
 from diffdistill.training.device import Device
 from diffdistill.training.kinds.base import Kind, Roles, check_checkpointing, names_model, no_text_start
 from diffdistill.training.monitors.texts import TextMonitor
+from diffdistill.training.sharded.plan import may_shard
 
 
 class Texts(Kind):
@@ -55,9 +57,14 @@ class Texts(Kind):
         teacher.adapter.place(torch.device(device.name), device.dtype)
         teacher.adapter.guidance = config.method.guidance_scale  # matters to networks that are told it
         shared = SharedWeights(teacher.network)
-        settings = {"student": config.student.lora, "critic": config.critic.lora}
-        copies = {role: clone_network(teacher.network, None) for role, lora in settings.items() if lora is None}
-        half = None if config.method.float32_gap else device.dtype
+        settings = {"student": config.student.lora}
+        if config.matching is not None:
+            settings["critic"] = config.critic.lora
+        copies: dict[str, Any] = {}
+        for role in (role for role, lora in settings.items() if lora is None):
+            # The second from the first: the teacher's own weights may be narrower.
+            copies[role] = clone_network(next(iter(copies.values()), teacher.network), None, may_shard(config, device))
+        half = None if config.exact else device.dtype
         nn.Module.to(teacher.network, half or torch.float32)
         if (last := last_layer(teacher.network)) is not None:
             last.float()
@@ -72,7 +79,7 @@ class Texts(Kind):
             for network in copies.values():
                 network.enable_gradient_checkpointing()
         student = teacher.with_network(networks["student"], about).eval()
-        return student, teacher.with_network(networks["critic"])
+        return student, teacher.with_network(networks["critic"]) if "critic" in networks else None
 
     def monitor(self, config: Distill, data: TextSet, teacher: TextDenoiser) -> TextMonitor:
         return TextMonitor(config, data, teacher)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -126,10 +126,10 @@ class Ema(nn.Module):
     is a part of the run and no number of steps, so it is the same for every batch, but for the first ten steps.
     """
 
-    def __init__(self, module: nn.Module, decay: float):
+    def __init__(self, module: nn.Module, decay: float, copied: Callable[[nn.Module], nn.Module] = copy.deepcopy):
         super().__init__()
         self.decay = decay
-        self.module: Any = copy.deepcopy(module).requires_grad_(False).eval()
+        self.module: Any = copied(module).requires_grad_(False).eval()
         self.updates: Tensor
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 

@@ -5,6 +5,7 @@ AdamW's moments, 4 of the average; per frozen weight those it has. What the acti
 three quarters of the memory are left to the states.
 """
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from diffdistill import devices, processes
+from diffdistill.borrowed import borrowing, own
 from diffdistill.config.schema import Run
 from diffdistill.errors import ConfigError
 from diffdistill.last_layer import last_layer
@@ -55,7 +57,8 @@ def _optimizers(config: Any) -> Iterable[tuple[str, Any]]:
     """Those of the run, by the dotted names of their settings."""
     for place in (
         "optimizer", "student.optimizer", "critic.optimizer", "method.adversarial.optimizer",
-        "student.regression.optimizer", "student.regression.muon",
+        "student.regression.optimizer", "student.regression.muon", "student.consistency.optimizer",
+        "student.consistency.muon",
     ):  # fmt: skip
         found = config
         for name in place.split("."):
@@ -87,6 +90,11 @@ def may_shard(config: Run, device: Device) -> bool:
 def home(config: Run, device: Device) -> torch.device:
     """Where networks are made: not yet on the device where they may have to be sharded to fit."""
     return torch.device("cpu") if may_shard(config, device) else torch.device(device.name)
+
+
+def copying(config: Run, device: Device) -> Callable[[nn.Module], nn.Module]:
+    """How a network's copies are made that begin as it does: in its memory where they may come to be sharded."""
+    return borrowing if may_shard(config, device) else copy.deepcopy
 
 
 class Plan:
@@ -124,7 +132,7 @@ class Plan:
         """
         if self.strategy == "ddp":
             for network in self.networks.values():
-                network.to(self.device.name)
+                own(network).to(self.device.name)
             return
         processes.agree({"weights": checksum({**self.networks, **self.encoders})})
         chosen = self.config.parallel.shard
@@ -136,7 +144,7 @@ class Plan:
             if how(network) is not None:
                 continue
             if ROLE.get(role, role) not in chosen:
-                network.to(self.device.name)
+                own(network).to(self.device.name)
                 continue
             sharding = self._sharding(role, network, exact(role))
             remember(network, role)

@@ -1,15 +1,22 @@
 """Aligning a text-to-image pipeline with preferences: which ones, the pairs of a step, its loss, its update."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from diffdistill import processes
-from diffdistill.alignment import MaPOOutput, NoisedPairs, diffusion_dpo_loss, mapo_loss, noise_pairs
+from diffdistill.alignment import (
+    MaPOOutput,
+    NoisedPairs,
+    RobustMean,
+    diffusion_dpo_loss,
+    mapo_loss,
+    noise_pairs,
+    robust_mean,
+)
 from diffdistill.alignment.pairs import rows_of_pairs
 from diffdistill.config.align import Align, DiffusionDPO
 from diffdistill.data import batch_indices
@@ -26,7 +33,15 @@ from diffdistill.training.device import Device
 from diffdistill.training.flat import Parts
 from diffdistill.training.optim.in_backward import BackwardUpdater
 from diffdistill.training.optim.updater import Updater
-from diffdistill.training.sharded.plan import Plan, home
+from diffdistill.training.sharded.plan import Plan, copying, home
+
+
+class Errors(NamedTuple):
+    """Denoising errors of some pairs, `(B,)` each: of the wanted images, of the others, and both of the reference."""
+
+    win: Tensor
+    lose: Tensor
+    reference: tuple[Tensor, Tensor] | None
 
 
 class AlignTask:
@@ -82,7 +97,7 @@ class AlignTask:
         """The frozen copy that Diffusion-DPO compares with. Adapters need none: without them the network is it."""
         if not isinstance(self.config.method, DiffusionDPO) or self.config.lora is not None:
             return None
-        return copy.deepcopy(self.network).requires_grad_(False).eval()
+        return copying(self.config, self.device)(self.network).requires_grad_(False).eval()
 
     @contextmanager
     def _as_reference(self) -> Iterator[Any]:
@@ -114,27 +129,58 @@ class AlignTask:
         ties = torch.tensor([pair.tie for pair in pairs])
         self.updater.begin(step)
         metrics: Metrics = {}
-        for rows in parts:
-            out, extra = self.loss(noised.part(rows), part_of(cond, rows), ties[rows])
+        batch = [(noised.part(rows), part_of(cond, rows)) for rows in parts]
+        known, robust = self._ahead(batch, ties, parts)
+        for some, rows, before in zip(batch, parts, known, strict=True):
+            errors = self.errors(*some, before)
+            out = self.loss(errors, ties[rows])
             share = len(out.margin) / count
-            (share * out.loss).backward()
-            figures = {"loss": out.loss.detach(), "margin": out.margin.mean(), "win_rate": out.acc, **extra}
+            (share * out.loss if robust is None else robust.weights[rows] @ out.losses).backward()
+            figures = {"loss": out.loss.detach(), "margin": out.margin.mean(), "win_rate": out.acc}
+            figures |= {"loss/win": errors.win.detach().mean(), "loss/lose": errors.lose.detach().mean()}
             metrics = {name: metrics.get(name, 0.0) + share * value for name, value in figures.items()}
-        return processes.mean(metrics, count, count) | self.updater.step(step)
+        metrics = processes.mean(metrics, count, count)
+        return metrics | ({} if robust is None else {"loss": robust.loss}) | self.updater.step(step)
 
-    def loss(self, noised: NoisedPairs, cond: Condition, ties: Tensor) -> tuple[MaPOOutput, dict[str, Tensor]]:
-        """The method's loss of some pairs, and their denoising errors for the log."""
+    def _ahead(
+        self, batch: Sequence[tuple[NoisedPairs, Condition]], ties: Tensor, parts: Sequence[slice]
+    ) -> tuple[Sequence["Errors | None"], RobustMean | None]:
+        """The errors of all parts, and what each pair counts, where that depends on the whole batch's losses.
+
+        In one part everywhere they have the graph of the pass that is wanted anyway; else they come of one without.
+        """
+        method, count = self.config.method, self.config.train_batch_size
+        if not isinstance(method, DiffusionDPO) or method.robust_beta is None:
+            return [None] * len(batch), None
+        most_rows = -(-count // processes.size())  # whether there is one part is the same in all processes
+        with torch.set_grad_enabled(len(parts_of(most_rows, self.config.micro_batch_size)) == 1):
+            errors = [self.errors(*some) for some in batch]
+        losses = [self.loss(found, ties[rows]).losses.detach() for found, rows in zip(errors, parts, strict=True)]
+        return errors, robust_mean(torch.cat(losses), method.robust_beta, count)
+
+    def errors(self, noised: NoisedPairs, cond: Condition, before: "Errors | None" = None) -> "Errors":
+        """Of some pairs; before: what is known of them, the reference's, and all if there is a graph."""
+        if before is not None and before.win.requires_grad:
+            return before
+        space = self.config.method.loss_space
+        reference = None if before is None else before.reference
+        if reference is None and isinstance(self.config.method, DiffusionDPO):
+            reference = self._reference_losses(noised, cond)
+        return Errors(*noised.losses(self.predict(self.network, noised, cond), space), reference)
+
+    def loss(self, errors: "Errors", ties: Tensor) -> MaPOOutput:
+        """The method's loss of some pairs."""
         method = self.config.method
-        reference = self._reference_losses(noised, cond) if isinstance(method, DiffusionDPO) else None
-        l_w, l_l = noised.losses(self.predict(self.network, noised, cond), method.loss_space)
-        extra = {"loss/win": l_w.detach().mean(), "loss/lose": l_l.detach().mean()}
-        if isinstance(method, DiffusionDPO) and reference is not None:
-            smoothing = smoothing_of(ties, method.label_smoothing, l_w.device)
-            return diffusion_dpo_loss(
-                l_w, l_l, *reference, beta=method.beta, variant=method.variant, label_smoothing=smoothing
-            ), extra
-        settings: dict[str, Any] = method.model_dump(exclude={"name", "loss_space"})
-        return mapo_loss(l_w, l_l, label_smoothing=smoothing_of(ties, 0.0, l_w.device), **settings), extra
+        label_smoothing = method.label_smoothing if isinstance(method, DiffusionDPO) else 0.0
+        smoothing = smoothing_of(ties, label_smoothing, errors.win.device)
+        if not isinstance(method, DiffusionDPO):
+            settings: dict[str, Any] = method.model_dump(exclude={"name", "loss_space"})
+            return mapo_loss(errors.win, errors.lose, label_smoothing=smoothing, **settings)
+        assert errors.reference is not None
+        return diffusion_dpo_loss(
+            errors.win, errors.lose, *errors.reference, beta=method.beta, variant=method.variant,
+            label_smoothing=smoothing, divergence=method.divergence, log_ratio_scale=method.log_ratio_scale,
+        )  # fmt: skip
 
     @torch.no_grad()
     def _reference_losses(self, noised: NoisedPairs, cond: Condition) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,13 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.training.batches import training_data
 from diffdistill.training.device import Device
+from diffdistill.training.tasks.consistency_training import ConsistencyTraining
 from diffdistill.training.tasks.ddo import DDOTask
 from diffdistill.training.tasks.teacher import TeacherTask
 
-TASKS: dict[str, type[TeacherTask]] = {"denoising": TeacherTask, "ddo": DDOTask}
+TASKS: dict[str, type[TeacherTask]] = {
+    "denoising": TeacherTask, "ddo": DDOTask, "consistency": ConsistencyTraining, "scm": ConsistencyTraining,
+}  # fmt: skip
 """By `objective.name`."""
 
 

@@ -90,7 +90,7 @@ class DDOTask(TeacherTask):
         }
         return {**processes.mean(figures, len(errors) // 2, count), "ddo/round": number, **metrics}
 
-    def errors(self, model: Denoiser, x0: Any, x_t: Any, sigma: Any, labels: Tensor | None) -> Tensor:
+    def errors(self, model: Denoiser, x0: Any, x_t: Any, _u: Any, sigma: Any, labels: Tensor | None) -> Tensor:
         """||F(x_t) - F||^2 of each image, `(B,)`, in units of the network's own output, summed over C, H, W."""
         weight = native_weight(model.process, sigma)
         return x0[0].numel() * denoising_loss(model(x_t, sigma, labels), x0, sigma, weight=weight)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffdistill import processes
 from diffdistill.config.schema import Distill
@@ -13,35 +13,39 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.matching.micro_batches import Metrics, blank_like, mean_of, parts_of, rows_of
 from diffdistill.matching.step import DistributionMatching
-from diffdistill.methods.base import Rewarded
+from diffdistill.methods.base import Method, Rewarded
 from diffdistill.pipelines.text.data import TextSet
 from diffdistill.process import Level, LevelLaw
 from diffdistill.rewards.term import RewardSettings, RewardTerm, reward_term
 from diffdistill.section import plain
-from diffdistill.sharding import how
-from diffdistill.training.attention import Networks, layers_of
 from diffdistill.training.device import Device
 from diffdistill.training.flat import Parts
-from diffdistill.training.kinds import kind_of
 from diffdistill.training.kinds.base import names_model
-from diffdistill.training.optim.updater import Ema, Updater
-from diffdistill.training.sharded.plan import Plan
+from diffdistill.training.optim.beside_muon import updaters_of
+from diffdistill.training.optim.updater import Updater
 from diffdistill.training.signals import stoppable
 from diffdistill.training.store import CheckpointStore, load_checkpoint, names_in
+from diffdistill.training.tasks.consistency import ConsistencyPhase, ConsistencyTask, consistency_of
 from diffdistill.training.tasks.regression import TrajectoryPairs, TrajectoryRegression
+from diffdistill.training.tasks.student import StudentTask
 
 
-def regression_steps(config: Distill) -> int:
-    """How many of the run's steps are regression: as many as asked for, but a shortened run keeps a step to match."""
-    settings, total = config.student.regression, config.max_train_steps
+def start_steps(config: Distill) -> int:
+    """How many of the run's steps are its start: as many as asked for, but a shortened run keeps a step to match."""
+    settings, total = config.student.regression or config.student.consistency, config.max_train_steps
     if settings is None:
         return 0
     if config.initialize_from is not None:
         raise ConfigError(
-            "initialize_from starts from a distilled student, which regression would undo; leave one of them out "
-            "(student.regression=null)"
+            f"initialize_from starts from a distilled student, which student.{started_by(config)} would undo; leave "
+            f"one of them out"
         )
     return total if settings.steps == total else min(settings.steps, total - 1)
+
+
+def started_by(config: Distill) -> str | None:
+    """The section of `student` that asks for a start."""
+    return next((name for name in ("regression", "consistency") if getattr(config.student, name) is not None), None)
 
 
 def reward_of(config: Distill, teacher: Denoiser) -> RewardTerm | None:
@@ -78,50 +82,52 @@ class Turn:
         return blank_like(self.x, self.count)
 
 
-class DistillTask:
-    """Student and critic start as copies of the teacher (without its null class); the student's average is what is
-    kept.
-    """
+def student_task(config: Distill, teacher: Denoiser, data: ImageSet | TextSet, device: Device) -> StudentTask:
+    """The task that the settings mean."""
+    kind = ConsistencyTask if config.matching is None else DistillTask
+    return kind(config, teacher, data, device)
+
+
+class DistillTask(StudentTask):
+    """Distribution matching, after a start if there is one, and with a consistency loss beside it if there is one."""
 
     def __init__(self, config: Distill, teacher: Denoiser, data: ImageSet | TextSet, device: Device):
-        self.config, self.data, self.device = config, data, device
-        kind = kind_of(teacher)
-        teacher.guidance_rescale = config.method.guidance_rescale
-        start = kind.start(config, teacher)
-        self.levels = kind.levels(config, teacher, start)
-        torch.manual_seed(config.seed)
-        about: dict[str, object] = {"role": "student", "levels": list(self.levels)}
-        self.student, critic = kind.roles(config, teacher, about, device, start)
-        self.ema = Ema(self.student, config.student.ema_decay_for(config.train_batch_size))
-        self.plan = self._planned(teacher, critic)
+        super().__init__(config, teacher, data, device)
+        matching, critic = config.matching, self.critic
+        assert matching is not None  # a consistency model has a task of its own
+        assert critic is not None
+        self.adversarial = matching.adversarial
         self.reward = reward_of(config, teacher)
         bounds = teacher.sigma_min, teacher.sigma_max, teacher.process
         self.method = DistributionMatching(
-            config.method.choices(),
+            matching.choices(),
             teacher,
             critic,
             LevelLaw(plain(config.level, Level), *bounds),
             LevelLaw(plain(config.critic.level, Level), *bounds),
             device.autocast,
-            config.method.float32_gap,
+            matching.float32_gap,
             self.reward,
         )
-        self.first = regression_steps(config)
+        self.first, self.started = start_steps(config), started_by(config)
         self._build_updaters(config, critic)
         self.regression = self._build_regression(config, teacher)
+        self.consistency = self._build_consistency(config, matching)
 
-    def _planned(self, teacher: Denoiser, critic: Denoiser) -> Plan:
-        """Networks that are sharded are so from here on; those on the device that are not."""
-        teacher.requires_grad_(False)
-        denoisers = {"teacher": teacher, "student": self.student, "critic": critic, "average": self.ema.module}
-        encoders = getattr(getattr(teacher, "adapter", None), "encoders", None)
-        plan = Plan(self.config, self.device, {role: each.layers for role, each in denoisers.items()}, encoders)
-        exact = self.config.method.float32_gap
-        plan.shard(exact=lambda role: exact and role in ("teacher", "critic"))
-        for denoiser in denoisers.values():
-            if how(denoiser.network) is None:  # adapters on a network that is
-                nn.Module.to(denoiser, self.device.name)
-        return plan
+    def _build_consistency(self, config: Distill, matching: Method) -> ConsistencyPhase | None:
+        """The start by consistency distillation; the term beside matching is `self.beside`."""
+        start, term = config.student.consistency, matching.consistency
+        self.beside, self.weight_beside = None, 0.0
+        if term is not None:
+            self.beside = consistency_of(self, term.objective, config.max_train_steps - self.first)
+            self.weight_beside = term.weight
+            self.parts |= self.beside.objective.modules()
+        if start is None:
+            return None
+        updaters = updaters_of("consistency", self.student, start.optimizer, start.muon, start.steps)
+        phase = ConsistencyPhase(self, start.objective, updaters, start.steps)
+        self.parts |= phase.parts
+        return phase
 
     def _build_regression(self, config: Distill, teacher: Denoiser) -> TrajectoryRegression | None:
         settings = config.student.regression
@@ -141,19 +147,13 @@ class DistillTask:
         total = config.max_train_steps - self.first
         self.student_updater = Updater("student", self.student.parameters(), config.student.optimizer, total)
         self.critic_updaters = [Updater("critic", critic.parameters(), config.critic.optimizer, total)]
-        self.denoisers = {
-            "teacher": self.method.teacher,
-            "student": self.student,
-            "critic": critic,
-            "average": self.ema.module,
-        }
         self.parts: Parts = {
             "student": self.student,
             "student_ema": self.ema,
             "critic": critic,
             **self.method.modules(),
         }
-        term, settings = self.method.adversarial, config.method.adversarial
+        term, settings = self.method.adversarial, self.adversarial
         if term is not None and settings is not None:
             self.critic_updaters.append(
                 Updater("discriminator", term.discriminator.parameters(), settings.optimizer, total)
@@ -189,8 +189,9 @@ class DistillTask:
         self.student.load_state_dict(self.ema.module.state_dict())
 
     def update(self, step: int) -> Metrics:
-        if self.regression is not None and step < self.first:
-            return self.regression.update(step)
+        start = self.regression or self.consistency
+        if start is not None and step < self.first:
+            return start.update(step)
         return self.match(step, step - self.first)
 
     def match(self, batch: int, step: int) -> Metrics:
@@ -213,11 +214,13 @@ class DistillTask:
         # In parts, the graph of each is made again when its turn comes.
         with torch.set_grad_enabled(moves and turn.whole):
             x0 = torch.cat([self.images(x[rows], sigma[rows], rows_of(cond, rows)) for rows in turn.parts])
-        metrics = self._move_student(step, turn, x0, progress, texts) if moves else {}
+        metrics = self._move_student(step, turn, x0, real, progress, texts) if moves else {}
         return metrics | self._train_critic(step, turn, x0.detach(), real)
 
-    def _move_student(self, step: int, turn: Turn, x0: Tensor, progress: float, texts: list[str] | None) -> Metrics:
-        """x0: the student's images, with their graph where the turn is taken whole."""
+    def _move_student(
+        self, step: int, turn: Turn, x0: Tensor, real: Tensor | None, progress: float, texts: list[str] | None
+    ) -> Metrics:
+        """x0: the student's images, with their graph where the turn is taken whole; real: the data's, for `beside`."""
         gradient, metrics = self.method.student_gradient(
             x0, turn.cond, progress, texts, self.config.micro_batch_size,
             self.method.student_noise(turn.blank).part(turn.mine), turn.count,
@@ -227,6 +230,9 @@ class DistillTask:
         for rows in turn.parts:
             images = x0 if turn.whole else self.images(turn.x[rows], turn.sigma[rows], rows_of(turn.cond, rows))
             images.backward(gradient[rows])
+        if self.beside is not None:
+            assert real is not None  # prompts alone are refused
+            metrics |= self.beside.backward(real, turn.cond, turn.mine, turn.count, step, self.weight_beside)
         metrics |= self.student_updater.step(step)
         self.ema.update(self.student)
         return metrics
@@ -253,17 +259,13 @@ class DistillTask:
         """Images and conditions of a whole batch, of which these rows are taken: the data's, or the teacher's own of
         `method.adversarial.reals`, with the conditions they were made for.
         """
-        config, adversarial = self.config, self.config.method.adversarial
+        config, adversarial = self.config, self.adversarial
         if adversarial is not None and adversarial.reals == "teacher":
             assert self.regression is not None  # the settings have refused it
             with stoppable():  # making pairs may take minutes, and moves no weight
                 _, _, real, cond = self.regression.pairs[batch]
             return real, cond
         return self.data.draw(config.train_batch_size, config.seed, batch, config.data.horizontal_flip, mine)
-
-    def images(self, x: Tensor, sigma: Tensor, cond: Tensor | None) -> Tensor:
-        with self.device.autocast():
-            return self.student(x, sigma, cond)
 
     def texts(self, cond: Tensor) -> list[str] | None:
         """The prompts of the images, for a reward; None where the condition is no text. cond: still on the CPU."""
@@ -295,9 +297,3 @@ class DistillTask:
                 x0 = torch.cat([self.images(x[rows], sigma[rows], rows_of(cond, rows)) for rows in parts])
                 x = self.student.clip(x0) + below * draw()
         return x, x.new_full((len(x),), self.levels[k])
-
-    def networks(self) -> Networks:
-        return layers_of(self.denoisers)
-
-    def averaged(self) -> Denoiser:
-        return self.ema.module

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffdistill import processes
-from diffdistill.config.schema import Regression
+from diffdistill.config.student import Regression
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
@@ -25,8 +25,8 @@ from diffdistill.pipelines.text.data import TextSet
 from diffdistill.sampling.levels import karras
 from diffdistill.sampling.samplers.dpm_solver import dpm_solver
 from diffdistill.training.device import Device
-from diffdistill.training.optim.muon import split_weights
-from diffdistill.training.optim.updater import Ema, Updater
+from diffdistill.training.optim.beside_muon import updaters_of
+from diffdistill.training.optim.updater import Ema
 from diffdistill.training.randomness import mix
 from diffdistill.training.signals import stop_if_asked, stoppable
 from diffdistill.training.tasks.kept_pairs import KeptPairs
@@ -178,15 +178,7 @@ class TrajectoryRegression:
         part_size: int | None = None,
     ):
         self.student, self.ema, self.pairs, self.device, self.part_size = student, ema, pairs, device, part_size
-        weights, rest = split_weights(student.network) if settings.muon else ([], list(student.parameters()))
-        self.updaters = [Updater("regression", rest, settings.optimizer, settings.steps)]
-        if settings.muon:
-            if not weights:
-                raise ConfigError(
-                    "student.regression.muon found no inner layer whose own weights are trained; set it to null (with "
-                    "student.lora only the adapters are)"
-                )
-            self.updaters.append(Updater("regression_muon", weights, settings.muon, settings.steps))
+        self.updaters = updaters_of("regression", student, settings.optimizer, settings.muon, settings.steps)
 
     def update(self, step: int) -> Metrics:
         with stoppable():  # making pairs may take minutes, and moves no weight

@@ -15,6 +15,7 @@ from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.files import reason_of
+from diffdistill.loss_weights import check_law, get_loss_weight
 from diffdistill.losses import denoising_loss, native_weight
 from diffdistill.matching.micro_batches import Metrics, rows_of
 from diffdistill.models import UViT, apply_scalelong
@@ -24,7 +25,7 @@ from diffdistill.training.attention import Networks, layers_of
 from diffdistill.training.device import Device
 from diffdistill.training.flat import Parts
 from diffdistill.training.optim.updater import Ema, Updater
-from diffdistill.training.sharded.plan import Plan
+from diffdistill.training.sharded.plan import Plan, copying
 
 
 def build_network(settings: Network, image_shape: torch.Size, classes: int | None) -> UNet2DModel | UViT:
@@ -101,7 +102,8 @@ def from_scratch(config: Train, data: ImageSet) -> Denoiser:
 
 class TeacherTask:
     """minimise E lambda(sigma) ||D(x0 + sigma eps, sigma, c) - x0||^2 / (C H W), lambda = (sigma^2 + s^2) / (sigma
-    s)^2, or for a model of another process the weight that makes it the error of its network's own output.
+    s)^2, for a model of another process the weight that makes it the error of its network's own output; or another
+    one of `loss_weights`.
 
     The label is replaced by the null class with probability `class_dropout`, which gives guidance its unconditional
     half. start: the model to begin with; None: a network from scratch.
@@ -111,15 +113,31 @@ class TeacherTask:
 
     def __init__(self, config: Train, data: ImageSet, device: Device, start: Denoiser | None = None):
         self.config, self.data, self.device = config, data, device
-        model = from_scratch(config, data) if start is None else start.requires_grad_()
-        self.model = model.train(self.dropout)
+        model = self.begun(config, data, start)
+        self.model = model.requires_grad_().train(self.dropout)
         self.law = LevelLaw(plain(config.level, Level), model.sigma_min, model.sigma_max, model.process)
-        self.ema = Ema(self.model, config.ema_decay_for(config.train_batch_size))
+        self.weight = get_loss_weight(config.loss_weight)
+        check_law(self.weight, self.law, config.sigma_data)
+        self.ema = Ema(self.model, config.ema_decay_for(config.train_batch_size), copying(config, device))
         self.denoisers = {"network": self.model, "average": self.ema.module, **self.others()}
         self.plan = Plan(config, device, {role: each.network for role, each in self.denoisers.items()})
         self.plan.shard(exact=lambda role: config.exact)
         self.updater = Updater("network", self.model.parameters(), config.optimizer, self.steps)
         self.parts: Parts = {"network": self.model, "ema": self.ema, "optimizer": self.updater.optimizer}
+
+    def begun(self, config: Train, data: ImageSet, start: Denoiser | None) -> Denoiser:
+        """The model at the first step."""
+        return from_scratch(config, data) if start is None else start
+
+    @property
+    def role(self) -> str:
+        """Of the model that is published."""
+        return self.model.role
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Where a model of few steps is asked."""
+        return self.model.levels
 
     @property
     def steps(self) -> int:
@@ -137,27 +155,32 @@ class TeacherTask:
         config = self.config
         mine = processes.rows(config.train_batch_size)  # what is drawn is drawn for all processes
         images, labels = self.data.draw(config.train_batch_size, config.seed, step, config.data.horizontal_flip, mine)
-        x0, x_t, sigma, labels = (rows_of(value, mine) for value in self.noised(images, labels))
+        x0, x_t, u, sigma, labels = (rows_of(value, mine) for value in self.noised(images, labels))
         with self.device.autocast():
             denoised = self.model(x_t, sigma, labels)
-        weight = native_weight(self.model.process, sigma)
-        loss = denoising_loss(denoised, x0, sigma, weight=weight).mean()
+        loss = denoising_loss(denoised, x0, sigma, weight=self.weights(u, sigma)).mean()
         (len(x0) / config.train_batch_size * loss).backward()
         metrics = self.updater.step(step)
         self.ema.update(self.model)
         return {**processes.mean({"loss": loss.detach()}, len(x0), config.train_batch_size), **metrics}
 
-    def noised(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """`(x0, x_t, sigma, labels)` on the device, of a whole batch: labels dropped in part, a level and a noise an
-        image.
+    def weights(self, u: Tensor, sigma: Tensor) -> Tensor:
+        """Of the losses, `(B,)`."""
+        if self.config.loss_weight == "edm":
+            return native_weight(self.model.process, sigma)
+        return self.weight.of(self.law, u, self.config.sigma_data)
+
+    def noised(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """`(x0, x_t, u, sigma, labels)` on the device, of a whole batch: labels dropped in part, a level and a noise
+        an image.
         """
         x0, labels = self.device.put(images, labels)
         assert x0 is not None
         if labels is not None and self.model.null_class is not None:
             dropped = torch.rand(len(labels), device=labels.device) < self.config.class_dropout
             labels = torch.where(dropped, self.model.null_class, labels)
-        _, sigma = self.law.draw(len(x0), self.device.name)
-        return x0, x0 + per_sample(sigma, x0) * torch.randn_like(x0), sigma, labels
+        u, sigma = self.law.draw(len(x0), self.device.name)
+        return x0, x0 + per_sample(sigma, x0) * torch.randn_like(x0), u, sigma, labels
 
     def networks(self) -> Networks:
         return layers_of(self.denoisers)

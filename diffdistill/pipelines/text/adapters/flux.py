@@ -51,7 +51,7 @@ class Flux(TransformerAdapter):
         config = self.scheduler.config
         if not config.use_dynamic_shifting:
             return float(config.shift)
-        tokens = (self.image_size // self.size_multiple) ** 2
+        tokens = math.prod(side // self.size_multiple for side in self.sides)
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         return math.exp(config.base_shift + slope * (tokens - config.base_image_seq_len))
 

@@ -41,8 +41,7 @@ class ReadOff(Adapter):
         self.part = next(part for part in PARTS if getattr(pipeline, part, None) is not None)
         super(Adapter, self).__init__(pipeline)
         self.source = source
-        self.guidance = 1.0
-        self._size: int | None = None
+        self._sides: tuple[int, int] | None = None
         self._reading: Reading | None = None
         self._held = "float32"
         self._times: dict[int, dict[str, Any]] = {}
@@ -71,16 +70,16 @@ class ReadOff(Adapter):
         return None
 
     @property
-    def image_size(self) -> int:
-        if self._size is None:
-            self._size = self.native_size()
-        return self._size
+    def sides(self) -> tuple[int, int]:
+        if self._sides is None:
+            self._sides = (self.native_size(),) * 2
+        return self._sides
 
-    @image_size.setter
-    def image_size(self, size: int) -> None:
-        if size != self._size:
+    @sides.setter
+    def sides(self, sides: tuple[int, int]) -> None:
+        if sides != self._sides:
             # What was read, and every text, may be of another shape at another size.
-            self._size, self._reading, self._times = size, None, {}
+            self._sides, self._reading, self._times = sides, None, {}
             self.kept, self.there = Kept(self.kept.limit), Kept(self.there.limit)
 
     @property
@@ -94,7 +93,7 @@ class ReadOff(Adapter):
             self.wake()
             try:
                 with quiet():
-                    self._reading = read(self.pipeline, self.part, self.image_size)
+                    self._reading = read(self.pipeline, self.part, self.sides)
                     check(self, self._reading)
             except Unreadable as problem:
                 self._reading = None
@@ -102,9 +101,10 @@ class ReadOff(Adapter):
         return self._reading
 
     def _refusal(self, problem: Unreadable) -> ConfigError:
+        at = "its own size" if self._sides is None else f"{self._sides[1]}x{self._sides[0]} pixels"
         return ConfigError(
             f"'{self.source}' is a {type(self.pipeline).__name__}, which has no adapter, and its call cannot be read "
-            f"off at {self._size} pixels: {problem}; write an AdapterFor (docs/extend.md)"
+            f"off at {at}: {problem}; write an AdapterFor (docs/extend.md)"
         )
 
     def native_size(self) -> int:
@@ -122,7 +122,8 @@ class ReadOff(Adapter):
         raise self._refusal(Unreadable(f"the size of the images that it draws from noise of {own} is not found"))
 
     def _drawn(self, size: int | None) -> tuple[int, int, int]:
-        return map_of(Stage(self.pipeline, self.part, size).watch([SHORT], Wish(until="drawn")).drawn)
+        sides = None if size is None else (size, size)
+        return map_of(Stage(self.pipeline, self.part, sides).watch([SHORT], Wish(until="drawn")).drawn)
 
     @property
     def size_multiple(self) -> int:
@@ -258,7 +259,7 @@ class ReadOff(Adapter):
         reading = self.reading
         scale = {reading.guidance.name: self.guidance} if reading.guidance.kind == "told" else reading.stage.off
         binning = {"use_resolution_binning": False} if "use_resolution_binning" in reading.stage.parameters else {}
-        return {**scale, "height": self.image_size, "width": self.image_size, **binning}
+        return {**scale, "height": self.sides[0], "width": self.sides[1], **binning}
 
     def _scheduled(self, steps: int) -> dict[str, Any]:
         """What the pipeline tells its scheduler for so many steps."""

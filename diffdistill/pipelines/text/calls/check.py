@@ -39,9 +39,10 @@ def check(adapter: Any, reading: Reading) -> None:
             _compare(mine, reading.place.inverse()(step.handed), allowed, f"in step {number + 1} its network's output")
     finally:
         adapter.guidance = before
-    size = adapter.image_size
-    if tuple(seen.images.shape) != (len(prompts), 3, size, size):
-        raise Unreadable(f"it draws images of {tuple(seen.images.shape[1:])}, and (3, {size}, {size}) were asked for")
+    if tuple(seen.images.shape) != (len(prompts), 3, *adapter.sides):
+        raise Unreadable(
+            f"it draws images of {tuple(seen.images.shape[1:])}, and {(3, *adapter.sides)} were asked for"
+        )
     assert seen.latents is not None
     drawn = adapter.decode(reading.decoded.inverse()(seen.latents))
     _compare((drawn / 2 + 0.5).clamp(0, 1), seen.images, allowed, "its image")

@@ -46,9 +46,9 @@ class Reading:
         return self.place.shape[0] if len(self.place.shape) == 2 else None
 
 
-def read(pipeline: Any, part: str, size: int) -> Reading:
-    """Watch the pipeline at this size. Raises Unreadable."""
-    stage = Stage(pipeline, part, size)
+def read(pipeline: Any, part: str, sides: tuple[int, int]) -> Reading:
+    """Watch the pipeline at this height and width. Raises Unreadable."""
+    stage = Stage(pipeline, part, sides)
     plain = stage.begin().calls[0]
     shape = map_of(stage.watch([SHORT], Wish(until="drawn")).drawn)
     steps = _probed(stage, shape)

@@ -22,13 +22,13 @@ SCALES = ("guidance_scale", "true_cfg_scale")
 
 @dataclass
 class Stage:
-    """pipeline, part: whose network is watched, and its name there. size: side of the images in pixels, None for the
-    pipeline's own. off: arguments with which it asks its network once for an image.
+    """pipeline, part: whose network is watched, and its name there. sides: height and width of the images in pixels,
+    None for the pipeline's own. off: arguments with which it asks its network once for an image.
     """
 
     pipeline: Any
     part: str
-    size: int | None
+    sides: tuple[int, int] | None
     off: dict[str, Any] = field(default_factory=dict)
     state: Path = ()
     state_listed: bool = False
@@ -40,7 +40,7 @@ class Stage:
         return inspect.signature(type(self.pipeline).__call__).parameters
 
     def call(self, steps: int, more: dict[str, Any]) -> dict[str, Any]:
-        size = {} if self.size is None else {"height": self.size, "width": self.size}
+        size = {} if self.sides is None else dict(zip(("height", "width"), self.sides, strict=True))
         own = {"output_type": "pt", "use_resolution_binning": False}
         given = {"num_inference_steps": steps, **size, **own, **self.off, **more}
         return {name: value for name, value in given.items() if name in self.parameters}

@@ -1,0 +1,81 @@
+"""Sections of the student and of its critic in a distillation."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from diffdistill.config.parts import Average, Level, Lora
+from diffdistill.methods.objectives import ConsistencyStart
+from diffdistill.optimizers import Muon, Optimizer
+from diffdistill.section import Count, Positive, Section
+
+
+class Regression(Section):
+    """DMD's regression on the teacher's trajectories (2311.18828, eq. 9), as a first phase of the run."""
+
+    steps: Count = Field(
+        1000,
+        description="the first steps of the run; as many as max_train_steps: a first stage; more: all but one",
+    )
+    pairs: Count = Field(10000, description="pairs of noise and the image the teacher's solver makes of it")
+    solver_steps: Count = Field(5, description="steps of DPM-Solver++(2M) that make a pair")
+    optimizer: Optimizer = Optimizer(learning_rate=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup_steps=20)
+    muon: Muon | None = Field(
+        None, description="Muon for the weights of inner layers, beside AdamW for the rest; null: AdamW for all"
+    )
+
+
+class RoleLora(Lora):
+    """Low-rank adapters on the teacher's frozen weights, which all networks of the run then share."""
+
+    alpha: Positive | None = Field(None, description="the adapters' product is scaled by alpha / rank; null: by 1")
+
+
+class Student(Average):
+    steps: Count = Field(1, description="sampling steps K")
+    levels: tuple[Positive, ...] | None = Field(
+        None,
+        description="K input levels, descending; null: sigma_init and the stock spacing below it; of a teacher "
+        "with training steps the nearest of them",
+    )
+    sigma_init: Positive = Field(2.5, description="input level of the first step, x = sigma_init * z")
+    timesteps: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
+        None,
+        description="text teachers: K times of the network (of 1000), descending; null: those that its stock "
+        "scheduler visits in K steps",
+    )
+    shift: Positive | None = Field(
+        None,
+        description="text teachers: times u = 1, 1 - 1/K, ... of the student as s u / (1 + (s - 1) u), of the last: "
+        "above 1 towards noise (2403.03206, eq. 23); null: those that its stock scheduler visits",
+    )
+    training_input: Literal["backward_simulation", "noised_data"] = Field(
+        "backward_simulation",
+        description="what steps after the first are trained on: the student's own samples, or noised images",
+    )
+    optimizer: Optimizer = Optimizer()
+    lora: RoleLora | None = Field(None, description="text teachers: train adapters only; null: all weights")
+    regression: Regression | None = Field(
+        None, description="start by regression on the teacher's trajectories; null: start as the teacher's denoiser"
+    )
+    consistency: ConsistencyStart | None = Field(
+        None, description="start by consistency distillation, in place of regression; null: none"
+    )
+
+    @model_validator(mode="after")
+    def _muon_has_whole_weights(self) -> Self:
+        starts = {"regression": self.regression, "consistency": self.consistency}
+        for name, start in starts.items():
+            if self.lora is not None and start is not None and start.muon is not None:
+                raise ValueError(
+                    f"{name}.muon is for the whole weights of inner layers, and with lora only adapters are trained; "
+                    f"set student.{name}.muon=null, or student.lora=null"
+                )
+        return self
+
+
+class Critic(Section):
+    updates_per_step: Count = Field(2, description="critic (and discriminator) updates per student update")
+    level: Level = Field(Level(law="lognormal"), description="law of the levels of its denoising loss")
+    lora: RoleLora | None = Field(None, description="text teachers: train adapters only; null: all weights")
+    optimizer: Optimizer = Optimizer()

@@ -1,0 +1,19 @@
+"""sCM (2410.11081): consistency distillation in continuous time, one to a few steps, no critic.
+
+The loss is in `diffdistill.consistency.continuous`. With `method.consistency` of another method it stands beside
+distribution matching.
+"""
+
+from typing import Literal
+
+from diffdistill.methods.base import Distillation
+from diffdistill.methods.objectives import ByDerivative
+
+
+class SCM(ByDerivative, Distillation):
+    """2410.11081: the student's derivative along the teacher's trajectories vanishes; no critic."""
+
+    name: Literal["scm"] = "scm"
+
+
+METHOD = SCM
