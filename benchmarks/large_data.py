@@ -7,7 +7,9 @@ with labels of their own, each of which has to be decoded all the same. On each 
 `diffdistill.train`, in a process of its own, with `data.keep=disk` (twice: with and without the cache) and `source`.
 
 Printed are the peak resident memory of the process (a worker takes less than 0.1 GB); the seconds from the call of
-`train`, torch and diffusers being imported, to the end of the first step, and from the start of the process; whether
+`train`, torch and diffusers being imported, to the end of the first step, on the wall and on the processors (those of
+the workers not counted: what other programs leave of the cores is no matter of ours), and from the start of the
+process; whether
 the images after a resume are those of the run that was not interrupted; and the time of decoding with one worker and
 with two, on the wall and on the processors.
 """
@@ -92,9 +94,10 @@ def trained(settings: dict[str, Any]) -> dict[str, Any]:
     import diffdistill
     from diffdistill.training.tasks import teacher
 
-    imported = time.time()
+    imported, computed = time.time(), time.process_time()
     batches: list[int] = []
     ends: list[float] = []
+    used: list[float] = []
     device, task = vars(teacher)["Device"], vars(teacher)["TeacherTask"]
     put, update = device.put, task.update
 
@@ -105,6 +108,7 @@ def trained(settings: dict[str, Any]) -> dict[str, Any]:
     def timed(self: Any, step: int) -> Any:
         found = update(self, step)
         ends.append(time.time())
+        used.append(time.process_time())
         return found
 
     device.put, task.update = seen, timed
@@ -116,6 +120,7 @@ def trained(settings: dict[str, Any]) -> dict[str, Any]:
         "batches": batches,
         "from_process": ends[0] - begun(),
         "from_call": ends[0] - imported,
+        "cpu_from_call": used[0] - computed,
         "step": (ends[-1] - ends[0]) / max(1, len(ends) - 1),
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -165,8 +170,8 @@ def rows_of(name: str, path: Path, patch: int, batch: int, work: Path) -> Iterat
 
 def line_of(row: dict[str, Any]) -> str:
     return (
-        f"| {row['set']} | {row['keep']} | {row['start']} | {row['from_call']:.1f} | {row['from_process']:.1f} | "
-        f"{row['step']:.2f} | {row['peak'] / 1e9:.2f} | "
+        f"| {row['set']} | {row['keep']} | {row['start']} | {row['from_call']:.1f} | {row['cpu_from_call']:.1f} | "
+        f"{row['from_process']:.1f} | {row['step']:.2f} | {row['peak'] / 1e9:.2f} | "
         f"{'the same' if row['resumes'] else 'OTHERS'} |"
     )
 
@@ -201,10 +206,10 @@ def main() -> None:
             if count:
                 make(work / name, count)
         print(
-            "| set | keep | start | first step after imports, s | after the process began, s | a further step, s | "
-            "peak, GB | after a resume |"
+            "| set | keep | start | first step after imports, s | of a processor, s | after the process began, s | "
+            "a further step, s | peak, GB | after a resume |"
         )
-        print("|---|---|---|---|---|---|---|---|")
+        print("|---|---|---|---|---|---|---|---|---|")
         for name, count, _, patch, batch in sets:
             if count:
                 figures["runs"] += rows_of(name, work / name, patch, batch, work)

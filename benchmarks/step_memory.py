@@ -52,7 +52,6 @@ def main() -> None:
     for name in args.methods or settings:
         config = Distill(
             output_dir=".", max_train_steps=STEPS, train_batch_size=args.batch_size, method=settings[name],
-            student={"sigma_init": 80.0},
         )  # fmt: skip
         task = student_task(config, copy.deepcopy(bench.model), data, bench.device)
         passes = needed(config.method, config.critic.updates_per_step)

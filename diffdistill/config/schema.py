@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, create_model, model
 
 from diffdistill.config.networks import Network
 from diffdistill.config.parts import Average, Evaluations, Level, Parallel, Speed
-from diffdistill.config.student import Critic, Student
+from diffdistill.config.student import FIRST_LEVEL, Critic, Student
 from diffdistill.config.watching import listed, tracker_name
 from diffdistill.data.bounds import DISK_GB
 from diffdistill.data.formats import allowed
@@ -300,6 +300,12 @@ class Distill(Run):
         """Whether the student is trained as a consistency model: all through, at the start, or beside the matching."""
         beside = self.matching is not None and self.matching.consistency is not None
         return self.matching is None or beside or self.student.consistency is not None
+
+    @model_validator(mode="after")
+    def _first_level(self) -> Self:
+        if self.student.sigma_init is None and not self.consistent:
+            self.__dict__["student"] = self.student.model_copy(update={"sigma_init": FIRST_LEVEL})
+        return self
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:

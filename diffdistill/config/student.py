@@ -31,6 +31,9 @@ class RoleLora(Lora):
     alpha: Positive | None = Field(None, description="the adapters' product is scaled by alpha / rank; null: by 1")
 
 
+FIRST_LEVEL = 2.5  # of a student that matches distributions (2404.04057)
+
+
 class Student(Average):
     steps: Count = Field(1, description="sampling steps K")
     levels: tuple[Positive, ...] | None = Field(
@@ -38,7 +41,11 @@ class Student(Average):
         description="K input levels, descending; null: sigma_init and the stock spacing below it; of a teacher "
         "with training steps the nearest of them",
     )
-    sigma_init: Positive = Field(2.5, description="input level of the first step, x = sigma_init * z")
+    sigma_init: Positive | None = Field(
+        None,
+        description="input level of the first step, x = sigma_init * z; null: 2.5, of a consistency model the "
+        "teacher's highest",
+    )
     timesteps: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
         None,
         description="text teachers: K times of the network (of 1000), descending; null: those that its stock "

@@ -240,8 +240,8 @@ def check_processes(resolved: Resolved) -> None:
     if (count := processes.size()) > config.train_batch_size:
         raise processes.together_told(
             ConfigError(
-                f"{count} processes share the {config.train_batch_size} images of train_batch_size; start no more "
-                f"than that, or raise it"
+                f"train_batch_size is {config.train_batch_size} and there are {count} processes, each of which needs "
+                f"an image of it; start no more than that, or raise it"
             )
         )
 

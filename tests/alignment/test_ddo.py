@@ -37,15 +37,15 @@ def test_the_checks_of_verify_hold():
 
 def test_figures_of_the_discriminator():
     data, own = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([4.0, 5.0])
-    output = ddo_loss(data, torch.tensor([2.0, 2.0]), own, torch.tensor([2.0, 7.0]), alpha=3.0, beta=0.5)
+    output = ddo_loss(data, torch.tensor([2.0, 2.0]), own, torch.tensor([2.0, 4.0]), alpha=3.0, beta=0.5)
     assert output.ratio_data.tolist() == [1.0, 0.0]
-    assert output.ratio_reference.tolist() == [-2.0, 2.0]
-    assert output.acc.item() == pytest.approx((1 + 0.5 + 1 + 0) / 4)
+    assert output.ratio_reference.tolist() == [-2.0, -1.0]
+    assert output.acc.item() == pytest.approx((1 + 0.5 + 1 + 1) / 4)
 
     def soft(x):
         return math.log1p(math.exp(x))
 
-    expected = (soft(-0.5) + soft(0.0)) / 2 + 3.0 * (soft(-1.0) + soft(1.0)) / 2
+    expected = (soft(-0.5) + soft(0.0)) / 2 + 3.0 * (soft(-1.0) + soft(-0.5)) / 2
     assert output.loss.item() == pytest.approx(expected, rel=1e-6)
     assert output.loss.requires_grad
     assert not output.ratio_data.requires_grad

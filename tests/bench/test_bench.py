@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", COMPARED)
 def test_a_step_makes_the_passes_it_is_compared_with(name, updates, tmp_path, monkeypatch):
     config = settings(
-        name, tmp_path, max_train_steps=STEPS, student={"steps": 1, "sigma_init": 80.0},
+        name, tmp_path, max_train_steps=STEPS, student={"steps": 1},
         critic={"updates_per_step": updates},
     )  # fmt: skip
     task = student_task(config, tiny_teacher(), data(), Device("no"))

@@ -158,7 +158,10 @@ def refused(**more):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ({}, "starts from noise alone, and at student level 2.5 images of spread 0.5 still show"),
+        (
+            {"student": {"sigma_init": 2.5}},
+            "starts from noise alone, and at student level 2.5 images of spread 0.5 still show",
+        ),
         ({"student": {"sigma_init": 90.0}}, "above the teacher's highest, 80"),
         ({"student": STUDENT, "max_train_steps": 5}, "take 8 stages and there are 5 steps"),
     ],

@@ -121,7 +121,7 @@ def test_a_run_folder_that_is_not_shared(config, tmp_path):
 def test_more_processes_than_images(config, tmp_path):
     run = tmp_path / "run"
     line = refused(config, run, words(config, run, "train_batch_size=2"), tmp_path / "logs", 3)
-    assert "3 processes share the 2 images of train_batch_size" in line
+    assert "train_batch_size is 2 and there are 3 processes" in line
 
 
 @pytest.mark.parametrize("rank", [0, 1])

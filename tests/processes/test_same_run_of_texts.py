@@ -36,7 +36,8 @@ PAIRS = {
         "method": {"name": "mapo"}, "update_in_backward": True, "optimizer": {"max_grad_norm": None},
     },
 }  # fmt: skip
-FEW = {"first": 1e-4, "gradient": 1e-3, "weights": 1e-5}
+# One process in parts of one image is 3e-4 from itself whole, where the first gap of SiD is of nearly equal networks.
+FEW = {"first": 5e-4, "gradient": 1e-3, "weights": 1e-5}
 
 
 @pytest.fixture(scope="module")

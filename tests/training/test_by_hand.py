@@ -125,7 +125,7 @@ def test_roles_have_no_null_class_and_no_dropout_and_a_start_keeps_its_own_proce
 def test_a_students_levels_descend(tmp_path, levels):
     config = settings("sid", tmp_path, student={"steps": 2, "levels": levels})
     with pytest.raises(ConfigError, match="must descend"):
-        student_levels(config, EDM())
+        student_levels(config, EDM(), 2.5)
 
 
 @pytest.mark.parametrize("kind", ["train", "sid"])

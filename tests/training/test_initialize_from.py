@@ -74,16 +74,17 @@ def test_the_loss_is_the_error_of_the_networks_own_output(process):
     """The mean of ||F - F*||^2, whatever the process: EDM's F, v's or a flow's."""
     saved(process)
     data = [] if process == "edm" else ["data.path=plain.npz"]
-    task, images, _ = task_of(resolved(*data, "train_batch_size=24").config, Device("no"))
+    task, images, _ = task_of(resolved(*data, "train_batch_size=24", "level.law=karras").config, Device("no"))
     seen = []
     task.model.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
     task.model.network.register_forward_hook(lambda _, inputs, output: seen.append(output[0]))
     x0 = images.draw(24, task.config.seed, 0)[0]
     loss = task.update(0)["loss"]
     x_t, sigma, output = seen[0], seen[1], seen[-1]
-    assert sigma.max() < 80
+    highest = task.model.process.sigma_max  # of the karras law, whose bounds are the network's own
+    assert 0.5 * highest < sigma.max() <= highest
     target = task.model.process.from_x0(x0, x_t, sigma)
-    assert loss.item() == pytest.approx((output - target).square().mean().item(), rel=1e-4)
+    assert loss.item() == pytest.approx((output - target).square().mean().item(), rel=1e-3)
 
 
 def test_training_goes_on_from_a_checkpoint_and_not_on_another_model():

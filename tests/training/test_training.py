@@ -208,7 +208,7 @@ def test_the_log_drops_what_came_after_the_checkpoint(tmp_path):
 )
 def test_levels_that_do_not_fit_the_steps(student, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        student_levels(Distill(output_dir="x", method={"name": "sid"}, student=student), EDM())
+        student_levels(Distill(output_dir="x", method={"name": "sid"}, student=student), EDM(), 2.5)
 
 
 def test_noised_data_feeds_later_steps_with_real_images():

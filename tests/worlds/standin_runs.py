@@ -11,8 +11,8 @@ from diffdistill.process import EDM
 from diffdistill.training.device import Device
 from diffdistill.training.randomness import seed_step
 from diffdistill.training.store import tensors_of
-from diffdistill.training.tasks.distill import DistillTask
-from diffdistill.training.tasks.teacher import TeacherTask
+from diffdistill.training.tasks.by_objective import TASKS
+from diffdistill.training.tasks.distill import student_task
 
 PRECISION = "no"
 
@@ -39,10 +39,10 @@ def on(device, kind, folder, options=None, **more):
     """The task, its networks on the device; options: of the method."""
     config = settings(kind, folder, **more)
     if isinstance(config, Train):
-        return TeacherTask(config, data(), placed(device))
+        return TASKS[config.objective.name](config, data(), placed(device))
     if options:
         config = config.model_copy(update={"method": type(config.method)(**options)})
-    return DistillTask(config, smallest().to(device), data(), placed(device))
+    return student_task(config, smallest().to(device), data(), placed(device))
 
 
 def updated(task, steps=3):

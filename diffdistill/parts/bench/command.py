@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from diffdistill.config.schema import Distill, Student, Train
+from diffdistill.config.schema import Distill, Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.devices import name_of, pick_device
@@ -237,8 +237,6 @@ class Bench:
         data, bare = self.data(), self.bare(self.model)
         for name in self.methods:
             config = Distill(output_dir=".", max_train_steps=STEPS, train_batch_size=self.batch, method={"name": name})
-            if config.consistent and not self.model.draws_texts:
-                config = config.model_copy(update={"student": Student(sigma_init=self.model.sigma_max)})
             try:
                 task = student_task(config, copied(self.model), data, self.device)
             except ConfigError as error:

@@ -52,7 +52,7 @@ class Images(Kind):
                 raise ConfigError(
                     f"{name} is for text-to-image teachers, and '{config.teacher}' draws no texts; leave it out"
                 )
-        first = student.sigma_init if student.levels is None else student.levels[0]
+        first = first_level(config, teacher)
         spread = getattr(teacher.process, "sigma_data", 1.0)
         if config.consistent and first < NOISE_ALONE * spread:
             raise ConfigError(
@@ -65,7 +65,7 @@ class Images(Kind):
                 f"student level {first:g} is above the teacher's highest, {teacher.sigma_max:g}; lower "
                 f"student.sigma_init"
             )
-        return student_levels(config, (start or teacher).process)
+        return student_levels(config, (start or teacher).process, first)
 
     def roles(
         self, config: Distill, teacher: Denoiser, about: dict[str, object], device: Device, start: Denoiser | None
@@ -86,7 +86,13 @@ class Images(Kind):
         return ImageMonitor(config, data, teacher)
 
 
-def student_levels(config: Distill, process: Process) -> tuple[float, ...]:
+def first_level(config: Distill, teacher: Denoiser) -> float:
+    """Where the student's first step begins."""
+    student = config.student
+    return student.levels[0] if student.levels is not None else student.sigma_init or teacher.sigma_max
+
+
+def student_levels(config: Distill, process: Process, first: float) -> tuple[float, ...]:
     """The student's input levels, on the grid of the stock scheduler that will sample it."""
     student = config.student
     if student.levels is not None and len(student.levels) != student.steps:
@@ -98,4 +104,4 @@ def student_levels(config: Distill, process: Process) -> tuple[float, ...]:
         raise ConfigError(
             f"student.levels {list(student.levels)} must descend, from the noisiest input to the cleanest"
         )
-    return near_levels(process, student.steps, student.sigma_init, student.levels)
+    return near_levels(process, student.steps, first, student.levels)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from diffdistill.config.schema import Distill
+from diffdistill.config.student import FIRST_LEVEL
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.last_layer import last_layer
@@ -32,7 +33,7 @@ class Texts(Kind):
 
     def levels(self, config: Distill, teacher: TextDenoiser, start: Denoiser | None) -> tuple[float, ...]:
         student = config.student
-        if student.levels is not None or ("sigma_init" in student.model_fields_set and student.sigma_init != 2.5):
+        if student.levels is not None or student.sigma_init not in (None, FIRST_LEVEL):
             raise ConfigError(
                 "student.levels and student.sigma_init are of networks in EDM's units; a text teacher has times: give "
                 "student.timesteps, or leave all out"
