@@ -41,6 +41,7 @@ MODULES = (
     "diffdistill.evaluation.features",
     "diffdistill.evaluation.backends",
     "diffdistill.sampling.sampler",
+    "diffdistill.sampling.signal_leak",
     "diffdistill.schedulers",
     "diffdistill.models",
     "diffdistill.parts.attention.kernels",

@@ -14,6 +14,7 @@ def best_of(scores: Tensor) -> Tensor:
     scores: `(N, K)`, of K samples of one condition. Returns `(N,)`. For r = x and samples of N(0, 1) the mean of what
     is kept is 0.564, 1.029, 1.424, 1.766, 2.070 for K = 2, 4, 8, 16, 32; how far from the model: `kl_of_best`.
 
+    >>> import torch
     >>> best_of(torch.tensor([[0.1, 0.7, 0.3], [2.0, 2.0, 1.0]]))
     tensor([1, 0])
     """
@@ -29,6 +30,7 @@ def softmax_choice(scores: Tensor, u: Tensor, scale: float = 1.0) -> Tensor:
 
     scores: `(N, K)`; u: `(N,)` in [0, 1), uniform, by which each row chooses; scale: a. Returns `(N,)`.
 
+    >>> import torch
     >>> scores = torch.tensor([[0.0, 1.0], [0.0, 1.0]])  # p = 0.27, 0.73
     >>> softmax_choice(scores, torch.tensor([0.2, 0.3]))
     tensor([0, 1])
@@ -49,6 +51,7 @@ def kl_of_best(candidates: int) -> float:
 def chosen(scores: Tensor, choice: Choice, u: Tensor, scale: float = 1.0) -> Tensor:
     """The index of each row's sample that is kept, `(N,)`: `best_of`, or `softmax_choice` with u and scale.
 
+    >>> import torch
     >>> chosen(torch.tensor([[0.0, 1.0]]), "best", torch.tensor([0.1]))
     tensor([1])
     """

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffdistill.alignment import diffusion_dpo_loss, robust_mean
+from diffdistill.alignment import diffusion_dpo_loss, robust, robust_mean
 from diffdistill.alignment.baselines import check_preference, implicit_reward
 from diffdistill.config.align import DiffusionDPO
 from diffdistill.divergences import get_divergence
@@ -39,6 +39,13 @@ def test_its_weights_are_its_gradient_and_do_not_overflow():
     far = robust_mean(1e4 + 1e3 * LOSSES.float(), 0.1)
     assert far.loss.item() == pytest.approx(10200 + 0.1 * math.log(3), abs=2e-3)
     assert far.weights.tolist() == pytest.approx([1, 0, 0])
+
+
+def test_it_is_the_mean_over_all_processes(monkeypatch):
+    monkeypatch.setattr(robust.processes, "gather", lambda mine, count: LOSSES if count == 3 else mine)
+    found = robust_mean(LOSSES[:2], 1.0, count=3)
+    assert found.loss.item() == pytest.approx(0.78738, abs=5e-6)
+    assert found.weights.tolist() == pytest.approx([0.5998, 0.3638], abs=5e-5)
 
 
 @pytest.mark.parametrize(("name", "penalty"), PENALTIES.items())

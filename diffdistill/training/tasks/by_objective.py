@@ -11,11 +11,12 @@ from diffdistill.training.device import Device
 from diffdistill.training.tasks.consistency_training import ConsistencyTraining
 from diffdistill.training.tasks.ddo import DDOTask
 from diffdistill.training.tasks.raft import RaftTask
+from diffdistill.training.tasks.scheduled import ScheduledTask
 from diffdistill.training.tasks.teacher import TeacherTask
 
 TASKS: dict[str, type[TeacherTask]] = {
     "denoising": TeacherTask, "ddo": DDOTask, "consistency": ConsistencyTraining, "scm": ConsistencyTraining,
-    "raft": RaftTask,
+    "raft": RaftTask, "scheduled_sampling": ScheduledTask,
 }  # fmt: skip
 """By `objective.name`."""
 
