@@ -149,7 +149,7 @@ def early_stop(run: RunData) -> Verdict | None:
 
 def rounds(run: RunData) -> Verdict | None:
     """Whether a run of rounds, as of DDO, has found a better model than the one it began with."""
-    metric = (run.config.get("objective") or {}).get("metric")
+    metric = str((run.config.get("objective") or {}).get("metric"))
     series = run.metrics.get(f"evaluation/{metric}")
     if series is None:
         return None
