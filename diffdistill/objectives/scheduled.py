@@ -27,7 +27,7 @@ class ScheduledSampling(Objective):
     name: Literal["scheduled_sampling"] = "scheduled_sampling"
     mu: Positive = Field(12.0, description="epochs: half of the images are the model's own after mu ln mu of them")
     most: Fraction = Field(0.5, description="largest part of a batch that is made of the model's own estimates")
-    steps: Count = Field(35, description="Karras steps of the sampler whose next higher level an estimate is made at")
+    steps: Count = Field(35, description="Karras steps of the sampler; an estimate is made at its next higher level")
 
     def own_part(self, epoch: float) -> float:
         """Of a batch at an epoch: 1 - mu / (mu + exp(epoch / mu)), at most `most`.
