@@ -147,6 +147,22 @@ def early_stop(run: RunData) -> Verdict | None:
     return Verdict("watch", "The run was ended early", f"{text}; lower rates, or less of a reward, may go further.")
 
 
+def rounds(run: RunData) -> Verdict | None:
+    """Whether a run of rounds, as of DDO, has found a better model than the one it began with."""
+    metric = str((run.config.get("objective") or {}).get("metric"))
+    series = run.metrics.get(f"evaluation/{metric}")
+    if series is None:
+        return None
+    lower = figure_of(metric, run.words).lower_is_better
+    first, best = series.values[0], (min if lower else max)(series.values)
+    text = f"{metric} was {first:.4g} at the start and {best:.4g} at best, at step"
+    text = f"{text} {series.steps[series.values.index(best)]:g}, whose model is kept"
+    if best == first:
+        advice = "try other alpha and beta, lower rates, or more evaluations in a round"
+        return Verdict("watch", "No model was better than the one it began with", f"{text}: {advice}.")
+    return Verdict("good", "The model became better", f"{text}; chosen by that figure, so measure it on other seeds.")
+
+
 def quality(run: RunData) -> Verdict | None:
     """Whether the last evaluation is the best."""
     if STOPPED_FOR in run.metrics:
@@ -259,6 +275,6 @@ def _limits(config: dict[str, Any]) -> dict[str, float]:
 
 
 CHECKS: tuple[Callable[[RunData], Verdict | None], ...] = (
-    early_stop, quality, score_gap, CRITIC, DISCRIMINATOR, reward, ratio, SPREAD, SATURATION, clipping, TEACHER_LOSS,
-    UNLEARNING,
+    early_stop, rounds, quality, score_gap, CRITIC, DISCRIMINATOR, reward, ratio, SPREAD, SATURATION, clipping,
+    TEACHER_LOSS, UNLEARNING,
 )  # fmt: skip

@@ -26,7 +26,7 @@ from diffdistill.training.store import name_of
 
 Model_contra = TypeVar("Model_contra", contravariant=True)
 
-SHOWN = {"loss", "critic/loss", "score_gap/relative", "x0/std"}
+SHOWN = {"loss", "ddo/loss", "critic/loss", "score_gap/relative", "x0/std"}
 """Figures beside the progress bar."""
 
 MEASURED = "evaluation/"  # begins the names of measured figures in the log

@@ -85,14 +85,16 @@ def resume(parts: Parts, config: Run, store: CheckpointStore, inputs: Inputs) ->
             f"resuming with {torch.get_num_threads()} threads what ran with {threads}: results will "
             f"differ in the last digits"
         )
-    before, now = state.get("fused", []), fused_in(parts)
-    if before != now:
-        tqdm.write(
-            f"resuming with {'the fused' if now else 'no fused'} AdamW what ran {'with' if before else 'without'} it: "
-            f"results will differ in the last digits"
-        )
+    _say_fused(set(state.get("fused", [])), set(fused_in(parts)))
     tqdm.write(f"resumed {folder.name}")
     return state
+
+
+def _say_fused(before: set[str], now: set[str]) -> None:
+    """Which optimisers step otherwise than they did; sharded weights, say, are never stepped in one pass."""
+    for changed, way, former in ((now - before, "the fused", "without"), (before - now, "no fused", "with")):
+        if changed:
+            tqdm.write(f"resuming with {way} AdamW what ran {former} it: results will differ in the last digits")
 
 
 def _found(parts: Parts, config: Run, store: CheckpointStore, inputs: Inputs) -> dict[str, str] | None:

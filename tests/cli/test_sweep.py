@@ -138,14 +138,14 @@ from diffdistill.training.signals import stop_requests
 from diffdistill.errors import DiffDistillError
 try:
     with stop_requests() as stop:
-        child([sys.executable, "-c", sys.argv[1], sys.argv[2]], stop)
+        child([sys.executable, *sys.argv[3:], "-c", sys.argv[1], sys.argv[2]], stop)
 except DiffDistillError as error:
     sys.exit(error.exit_code)
 """
 
 
 def test_a_signal_is_handed_on_and_what_it_saves_is_waited_for(tmp_path, root):
-    words = [sys.executable, "-c", PARENT, WAITS, str(tmp_path / "mark")]
+    words = [sys.executable, "-c", PARENT, WAITS, str(tmp_path / "mark"), "-S"]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)})
     try:
         assert process.stderr.readline() == b"ready\n"

@@ -34,6 +34,22 @@ def test_quality_compares_the_last_evaluation_with_the_best(values, kind, title)
 
 
 @pytest.mark.parametrize(
+    ("metric", "values", "kind", "said"),
+    [
+        ("fid", [5.0, 3.0, 4.0], "good", "5 at the start and 3 at best, at step 1,"),
+        ("fid", [5.0, 6.0, 5.0], "watch", "5 at the start and 5 at best, at step 0,"),
+        ("recall", [0.5, 0.7, 0.6], "good", "0.5 at the start and 0.7 at best, at step 1,"),
+    ],
+)
+def test_a_run_of_rounds_is_compared_with_what_it_began_with(metric, values, kind, said):
+    run = run_with({"objective": {"name": "ddo", "metric": metric}}, **{f"evaluation__{metric}": values})
+    verdict = health.rounds(run)
+    assert verdict.kind == kind
+    assert said in verdict.text
+    assert health.rounds(run_with({"objective": {"name": "denoising"}}, evaluation__fid=values)) is None
+
+
+@pytest.mark.parametrize(
     ("values", "kind"),
     [
         ([0.0] * 4 + falling(0.6, 0.05), "good"),  # the critic begins as the teacher: the gap starts at 0

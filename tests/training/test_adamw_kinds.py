@@ -11,6 +11,7 @@ from diffdistill.errors import ConfigError
 from diffdistill.optimizers import Optimizer
 from diffdistill.training.optim import adamw
 from diffdistill.training.optim.updater import Updater
+from diffdistill.training.resume import _say_fused
 
 EIGHT_BIT = {"name": "adamw8bit"}
 
@@ -45,6 +46,15 @@ def test_meta_and_sharded_weights_are_not_fused(monkeypatch):
     assert not adamw.can_fuse([weight, nn.Parameter(torch.zeros(2, device="meta"))])
     monkeypatch.setattr(adamw, "is_sharded", lambda p: p is weight)
     assert not adamw.can_fuse([weight])
+
+
+def test_what_is_sharded_from_here_on_is_said_to_be_fused_no_more(capsys):
+    """A discriminator's head stays whole, and is stepped as before."""
+    _say_fused({"critic_optimizer", "discriminator_optimizer"}, {"discriminator_optimizer"})
+    said = "resuming with no fused AdamW what ran with it: results will differ in the last digits\n"
+    assert capsys.readouterr().out == said
+    _say_fused({"critic_optimizer"}, {"critic_optimizer"})
+    assert capsys.readouterr().out == ""
 
 
 def test_a_run_of_before_goes_on_and_says_that_last_digits_change(tmp_path, monkeypatch, capsys):

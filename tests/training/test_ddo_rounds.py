@@ -121,11 +121,11 @@ def test_a_round_begins_with_the_best_model_so_far_and_the_best_of_all_is_kept(w
     assert (run.step, run.went_back, run.kept_step) == (6, 4, 4)
     assert whole[1][-1] == {"step": 6, "early_stop/kept": 4}
     assert begun == [(0, 0, True)] * 2
-    steps = [line for line in whole[1] if "loss" in line]
+    steps = [line for line in whole[1] if "ddo/loss" in line]
     assert [line["ddo/round"] for line in steps] == [0, 0, 1, 1, 2, 2]
     rates = [line["network/learning_rate"] for line in steps]
     assert rates[:ROUND] == rates[ROUND : 2 * ROUND] == rates[2 * ROUND :]
-    losses = [line["loss"] for line in steps]
+    losses = [line["ddo/loss"] for line in steps]
     assert losses[::ROUND] == pytest.approx([3 * math.log(2)] * 3, rel=1e-6)  # the reference itself
     assert all(abs(loss - 3 * math.log(2)) > 1e-5 for loss in losses[1::ROUND])
 
@@ -216,7 +216,7 @@ def test_the_step_is_the_gradient_of_the_loss_in_units_of_the_networks_output(tm
     torch.manual_seed(0)
     metrics = task.update(0)
     hook.remove()
-    assert metrics["loss"].item() == pytest.approx(3 * math.log(2), rel=1e-6)  # (1 + alpha) ln 2
+    assert metrics["ddo/loss"].item() == pytest.approx(3 * math.log(2), rel=1e-6)  # (1 + alpha) ln 2
     ((x_t, sigma, cond),) = calls
     assert (cond == 3).any()  # of some the label is dropped, for guidance
     real, _ = task.data.draw(4, 0, 0)

@@ -14,6 +14,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError, DiffDistillError
 from diffdistill.process import EDM, VP, Flow
 from diffdistill.training.device import Device
+from diffdistill.training.resume import check_same_run, settings_of
 from diffdistill.training.run import train
 from diffdistill.training.tasks.by_objective import task_of
 
@@ -97,6 +98,17 @@ def test_training_goes_on_from_a_checkpoint_and_not_on_another_model():
     tiny_teacher(seed=2).save_pretrained("model", role="teacher")
     with pytest.raises(ConfigError, match="the content of initialize_from 'model' is not what"):
         train(resolved("max_train_steps=4", "resume_from_checkpoint=latest"))
+
+
+def test_a_run_from_before_there_were_objectives_goes_on(here):
+    config = Train(output_dir="run", max_train_steps=2)
+    before = {key: value for key, value in settings_of(config).items() if key not in ("objective", "initialize_from")}
+    check_same_run(here, {"step": 1, "settings": before, "inputs": {"data": "x"}}, config, {"data": "x"})
+    changed = config.model_copy(update={"initialize_from": "model"})
+    with pytest.raises(ConfigError, match="made with other initialize_from"):
+        check_same_run(
+            here, {"step": 1, "settings": settings_of(config), "inputs": {"data": "x"}}, changed, {"data": "x"}
+        )
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,10 @@ def problem_of(config: Run, device: Device | None = None) -> str | None:
     """What of a run cannot be sharded, and what to do; None: nothing. Known before anything is loaded."""
     count, batch = processes.size(), config.train_batch_size
     if batch % count:
-        return f"train_batch_size={batch} is no multiple of the {count} processes, which must all make as many passes"
+        return (
+            f"train_batch_size={batch} is no multiple of the {count} processes, which must all make as many passes; "
+            f"give one"
+        )
     if getattr(config, "update_in_backward", False):
         return "update_in_backward moves whole weights; set it to false"
     for place, settings in _optimizers(config):

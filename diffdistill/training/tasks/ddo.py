@@ -83,7 +83,7 @@ class DDOTask(TeacherTask):
         metrics = self.updater.step(step_of_round)
         self.ema.update(self.model)
         figures: Metrics = {
-            "loss": output.loss.detach(),
+            "ddo/loss": output.loss.detach(),
             "ddo/accuracy": output.acc,
             "ddo/ratio_data": output.ratio_data.mean(),
             "ddo/ratio_reference": output.ratio_reference.mean(),
