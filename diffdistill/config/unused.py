@@ -116,6 +116,15 @@ TRAIN = (
         ("objective.name",),
     ),
     Rule(
+        ("loss_weight",), _is("objective.name", "ddo"),
+        "by objective.name=ddo, whose errors are those of the network's own output; leave it out", ("objective.name",),
+    ),
+    Rule(
+        ("objective.scale",), _is("objective.choice", "best"),
+        "with objective.choice=best, which takes the highest score whatever its unit; set objective.choice=softmax",
+        ("objective.choice",),
+    ),
+    Rule(
         ("objective.solver",), _always, "without a teacher; use method.name=consistency of distill",
     ),
     Rule(OF_TEXTS, _always, "by train, whose models draw no texts"),
@@ -149,6 +158,10 @@ def _without_ratio(config: Any) -> bool:
 
 DISTILL = (
     *RUN,
+    Rule(
+        ("method.reward.disagreement",), _is("method.reward.combine", "sum", "worst"),
+        "but with method.reward.combine=uncertainty; set that", ("method.reward.combine",),
+    ),
     *EVALUATION,
     *_of_level("level"),
     *_of_level("critic.level"),

@@ -21,6 +21,9 @@ from diffdistill.errors import ConfigError, DataError, Problems
 
 TEACHER, DMD2, PAIRS = (Train, "fashion_mnist/teacher"), (Distill, "fashion_mnist/dmd2"), (Align, "align/mapo_sdxl")
 IDLE = [
+    ((Train, "fashion_mnist/ddo"), ["loss_weight=debiased"], "loss_weight"),
+    ((Train, "fashion_mnist/raft"), ["objective.scale=2.0"], "objective.scale"),
+    ((Distill, "fashion_mnist/diff_instruct_star"), ["method.reward.disagreement=0.3"], "method.reward.disagreement"),
     (TEACHER, ["data.prompts=p.txt"], "data.prompts"),
     (TEACHER, ["data.prompt_cache_gb=1.0"], "data.prompt_cache_gb"),
     (TEACHER, ["data.prompt_disk_gb=1.0"], "data.prompt_disk_gb"),
