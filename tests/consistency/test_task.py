@@ -199,9 +199,7 @@ def test_two_starts_are_refused():
 def test_the_run_of_a_consistency_model_is_no_first_stage(tmp_path):
     run("scm", tmp_path / "run", student=STUDENT)
     config = settings("sid", tmp_path, initialize_from=str(tmp_path / "run"))
-    with pytest.raises(
-        CheckpointError, match="the run of a consistency model, which has no critic; give its student/"
-    ):
+    with pytest.raises(CheckpointError, match="run of a consistency model, which has no critic; give its student/"):
         task(config)
 
 

@@ -65,7 +65,7 @@ def test_prompts_alone_are_refused(folder):
 
 @pytest.mark.parametrize(("kind", "time"), [("sd", 399), ("sd3", 500)])
 def test_a_first_time_at_which_images_show_is_refused(folder, kind, time):
-    with pytest.raises(ConfigError, match="starts from noise alone.*leave student.timesteps and student.shift out"):
+    with pytest.raises(ConfigError, match=r"starts from noise alone.*leave student\.timesteps and student.shift out"):
         task(settings(folder, kind, "scm", images=True, student={"timesteps": (time,), "lora": {"rank": 2}}))
 
 

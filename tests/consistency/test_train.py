@@ -132,5 +132,5 @@ def test_levels_where_it_would_not_be_sampled_as_it_is_trained_are_refused(level
 
 
 def test_more_steps_than_the_stock_grid_has_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="3000 steps are more than the 2519"):
+    with pytest.raises(ConfigError, match="3000 steps are more than the 2519 of"):
         task(settings("train", tmp_path, objective=FEW | {"steps": 3000}))

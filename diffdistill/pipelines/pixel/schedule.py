@@ -67,9 +67,7 @@ def near_levels(process: Process, steps: int, first: float, levels: Sequence[flo
     check_stock(process)
     assert isinstance(process, EDM)
     if steps >= GRID:
-        raise ConfigError(
-            f"{steps} steps are more than the {GRID - 1} that the stock scheduler's grid has; give fewer"
-        )
+        raise ConfigError(f"{steps} steps are more than the {GRID - 1} of the stock scheduler's grid; give fewer")
     if not levels:
         return stock_levels(steps, first, process.boundary)
     near = snap_levels(levels, process.boundary)[0]
