@@ -86,16 +86,18 @@ def _near(name: str, words: Iterable[str], cutoff: float = 0.7) -> list[str]:
 
 
 def _did_you_mean(path: Path, fields: Mapping[Path, FieldInfo]) -> str:
-    """Near names in the same section first, then the same name in other sections, then near names anywhere."""
+    """Near names in the same section first, then what section of the family has it, then the same name in other
+    sections, then near names anywhere.
+    """
     section, name = path[:-1], str(path[-1])
     siblings = [str(key[-1]) for key in fields if key[:-1] == section]
     guesses: list[Path] = [(*section, word) for word in _near(name, siblings)[:1]]
-    guesses += [key for key in fields if key[-1] == name]
     family = fields.get(section)
     if not guesses and family is not None and isinstance(tag := family.discriminator, str):
         owners = [model for model in models_in(family.annotation) if name in model.model_fields]
         if owners:
             return f"only with {_either([f'{dotted(section)}.{tag}={_tags(owner, tag)[0]}' for owner in owners])}"
+    guesses += [key for key in fields if key[-1] == name]
     if not guesses:
         leaves = sorted({str(key[-1]) for key in fields})
         guesses = [key for word in _near(name, leaves, 0.8) for key in fields if key[-1] == word]

@@ -81,6 +81,14 @@ def _of_optimizer(section: str) -> Iterator[Rule]:
     )  # fmt: skip
 
 
+def _of_levels(section: str) -> Iterator[Rule]:
+    yield Rule(
+        tuple(f"{section}.{key}" for key in ("rho", "mean", "std")), _is(f"{section}.grid", "time"),
+        f"where levels are even in the network's time and drawn alike; set {section}.grid=karras, or leave it out",
+        (f"{section}.grid",),
+    )  # fmt: skip
+
+
 SHARDED = ("shard", "param_dtype", "reduce_dtype", "cpu_offload", "activation_checkpointing")
 RUN = (
     Rule(
@@ -127,6 +135,15 @@ TRAIN = (
     Rule(
         ("objective.solver",), _always, "without a teacher; use method.name=consistency of distill",
     ),
+    *_of_levels("objective"),
+    Rule(
+        ("loss_weight",), _is("objective.name", "ddo"),
+        "by DDO, whose errors are those of the network's own output; leave it out", ("objective.name",),
+    ),
+    Rule(
+        ("objective.scale",), _is("objective.choice", "best"),
+        "where the best is kept whatever its score; set objective.choice=softmax", ("objective.choice",),
+    ),
     Rule(OF_TEXTS, _always, "by train, whose models draw no texts"),
     *EVALUATION,
     *_of_level("level"),
@@ -172,6 +189,9 @@ DISTILL = (
     *_of_optimizer("student.regression.muon"),
     *_of_optimizer("student.consistency.optimizer"),
     *_of_optimizer("student.consistency.muon"),
+    *_of_levels("method"),
+    *_of_levels("method.consistency.objective"),
+    *_of_levels("student.consistency.objective"),
     Rule(
         ("level", "critic", "student.regression", "student.consistency", "student.training_input"),
         _is("method.name", "consistency", "scm"),

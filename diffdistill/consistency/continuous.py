@@ -97,7 +97,7 @@ def along_by_forward_mode(
 class ContinuousConsistency:
     """The loss of sCM on levels up to sigma_max, over a phase of `total` steps.
 
-    flow: the teacher's x0; None: on data alone. exact: the precision of the two passes whose difference is taken.
+    flow: the teacher's x0; None: on data alone. exact: the precision of the passes that the derivative is taken from.
     """
 
     def __init__(
@@ -154,7 +154,10 @@ class ContinuousConsistency:
     def _along(self, F: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, sigma: Tensor, way: Tensor) -> Tensor:
         if self.derivative == "forward":
             try:
-                return along_by_forward_mode(F, x_t, sigma, way)
+                with self.exact():  # autocast casts weights to what tangents cannot be mixed with
+                    return along_by_forward_mode(F, x_t, sigma, way)
+            except torch.OutOfMemoryError:  # a RuntimeError that says nothing about the network
+                raise
             except RuntimeError as error:  # NotImplementedError is one
                 logger.warning(
                     "The network has no forward-mode derivative (%s); sCM takes central differences.", reason_of(error)

@@ -123,7 +123,8 @@ class DiscreteConsistency:
     ):
         self.settings, self.process, self.total, self.flow = settings, process, total, flow
         self.bounds = sigma_min, sigma_max
-        intervals_at(0, total, *settings.intervals)
+        if total:  # a phase of none, beside the matching of a run that is all start, is never asked
+            intervals_at(0, total, *settings.intervals)
 
     def levels(self, step: int) -> Tensor:
         """The levels at a step, ascending, float64 `(N + 1,)`."""

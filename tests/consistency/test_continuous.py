@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from linear import SPREAD, Linear, consistent, nodes, noise_at, teacher_of
+from tiny import tiny_teacher
 from torch import nn
 
 from diffdistill.consistency.continuous import (
@@ -191,3 +192,25 @@ def test_forward_mode_passes_through_a_stock_unet():
             exact = along_by_forward_mode(F, x, sigma, torch.ones_like(x))
             near = along_by_difference(F, x, sigma, torch.ones_like(x), 1e-2)
         assert torch.allclose(exact, near, atol=2e-2 * float(exact.abs().max()))
+
+
+def test_the_exact_derivative_is_taken_without_autocast(caplog):
+    """In bfloat16 tangents would not fit the weights that autocast casts, and the difference would be taken."""
+    form = ContinuousConsistency(
+        Continuous(derivative="forward"), 2e-3, 80.0, 10, exact=lambda: torch.autocast("cpu", enabled=False)
+    )
+    x0, cond = torch.randn(2, 1, 8, 8), torch.arange(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        form.losses(tiny_teacher(), x0, cond, form.draw(x0, 0), step=0)
+    assert form.derivative == "forward"
+    assert not caplog.records
+
+
+def test_a_device_out_of_memory_says_nothing_about_the_network():
+    form = objective(derivative="forward")
+
+    def full(x_t, sigma):
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        form._along(full, torch.ones(1, 1, 1, 1), torch.ones(1), torch.ones(1, 1, 1, 1))

@@ -12,7 +12,7 @@ from diffdistill.config.schema import Distill
 from diffdistill.consistency.discrete import pseudo_huber, solver_step
 from diffdistill.consistency.settings import HUBER
 from diffdistill.denoiser import Denoiser
-from diffdistill.errors import ConfigError, Problems
+from diffdistill.errors import CheckpointError, ConfigError, Problems
 from diffdistill.process import per_sample
 from diffdistill.training.device import Device
 from diffdistill.training.randomness import seed_step
@@ -181,6 +181,8 @@ def test_what_cannot_be_is_refused_before_training(more, sentence):
         (["student.regression.steps=5"], "'student.regression.steps' is not used"),
         (["student.consistency.steps=5"], "'student.consistency.steps' is not used"),
         (["student.steps=2", "student.training_input=noised_data"], "'student.training_input' is not used"),
+        (["method.name=scm"], r"unknown key 'method.intervals' \(only with method.name=consistency\)"),
+        (["method.grid=time", "method.std=1.5"], "'method.std' is not used where levels are even"),
         (["method.adversarial.weight=1"], "unknown key 'method.adversarial'"),
     ],
 )
@@ -192,3 +194,17 @@ def test_settings_that_it_does_not_have_are_refused(words, sentence):
 def test_two_starts_are_refused():
     with pytest.raises(ConfigError, match="both say how the run starts"):
         load_config(Distill, "fashion_mnist/quickstart", ["student.consistency.steps=5", "student.sigma_init=20"])
+
+
+def test_the_run_of_a_consistency_model_is_no_first_stage(tmp_path):
+    run("scm", tmp_path / "run", student=STUDENT)
+    config = settings("sid", tmp_path, initialize_from=str(tmp_path / "run"))
+    with pytest.raises(CheckpointError, match="run of a consistency model, which has no critic; give its student/"):
+        task(config)
+
+
+def test_a_term_beside_the_matching_of_a_run_that_is_all_start_is_no_mistake(tmp_path):
+    objective = {"name": "consistency", **FEW}
+    student = STUDENT | {"consistency": {"steps": 6, "objective": objective}}
+    mine = task(made("sid", tmp_path, student=student, method={"consistency": {"objective": objective}}))
+    assert mine.first == mine.config.max_train_steps

@@ -63,6 +63,12 @@ def test_prompts_alone_are_refused(folder):
         task(settings(folder, method="consistency", images=True, options=FEW, data=data))
 
 
+@pytest.mark.parametrize(("kind", "time"), [("sd", 399), ("sd3", 500)])
+def test_a_first_time_at_which_images_show_is_refused(folder, kind, time):
+    with pytest.raises(ConfigError, match=r"starts from noise alone.*leave student\.timesteps and student.shift out"):
+        task(settings(folder, kind, "scm", images=True, student={"timesteps": (time,), "lora": {"rank": 2}}))
+
+
 def test_a_start_and_a_term_are_taken_by_matching(folder, tmp_path):
     start = {"steps": 1, "objective": {"name": "consistency", "grid": "time", "intervals": (4, 4)}}
     student = {"steps": 1, "lora": {"rank": 2}, "consistency": start}

@@ -115,3 +115,22 @@ def test_settings_that_it_does_not_have_are_refused(words, sentence):
 def test_plain_transport_beside_labels_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="coupling 'ot' gives each class a part of the noise only"):
         task(settings("train", tmp_path, objective=FEW | {"coupling": "ot"}))
+
+
+@pytest.mark.parametrize(
+    ("levels", "sentence"),
+    [
+        ((2.0,), r"starts from noise alone, and at student level 2 .* set objective\.levels to begin with 5 or more"),
+        ((500.0,), "the first of objective.levels, 500, is above the network's highest, 80"),
+        ((80.0, 79.999), "two on one or the last on its end; give levels further apart"),
+        ((80.0, 1e-9), "two on one or the last on its end; give levels further apart"),
+    ],
+)
+def test_levels_where_it_would_not_be_sampled_as_it_is_trained_are_refused(levels, sentence, tmp_path):
+    with pytest.raises(ConfigError, match=sentence):
+        task(settings("train", tmp_path, objective=FEW | {"steps": len(levels), "levels": levels}))
+
+
+def test_more_steps_than_the_stock_grid_has_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="3000 steps are more than the 2519 of"):
+        task(settings("train", tmp_path, objective=FEW | {"steps": 3000}))

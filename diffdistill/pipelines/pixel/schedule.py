@@ -66,7 +66,17 @@ def near_levels(process: Process, steps: int, first: float, levels: Sequence[flo
         return _vp_levels(process, _times(process, levels) if levels else _even_times(process, first, steps))
     check_stock(process)
     assert isinstance(process, EDM)
-    return snap_levels(levels, process.boundary)[0] if levels else stock_levels(steps, first, process.boundary)
+    if steps >= GRID:
+        raise ConfigError(f"{steps} steps are more than the {GRID - 1} of the stock scheduler's grid; give fewer")
+    if not levels:
+        return stock_levels(steps, first, process.boundary)
+    near = snap_levels(levels, process.boundary)[0]
+    if len(set(near)) < len(near) or near[-1] <= process.boundary * (1 + 1e-9):
+        raise ConfigError(
+            f"the levels {list(levels)} fall on {[float(f'{level:.4g}') for level in near]} of the stock scheduler's "
+            f"grid, two on one or the last on its end; give levels further apart"
+        )
+    return near
 
 
 def stock_level(index: float, sigma_max: float, sigma_min: float = 0.0) -> float:

@@ -45,6 +45,22 @@ class Kind(Protocol):
         """How a run looks at its model and measures it."""
 
 
+NOISE_ALONE = 10.0  # times the spread of the data: a level whose input differs from noise by half a per cent
+
+
+def check_noise_alone(first: float, model: Denoiser, remedy: str) -> None:
+    """ConfigError, which ends with what to do, for a first level at which a consistency model's input is not noise
+    alone. In `remedy`, LEAST and MOST stand for the bounds of that level.
+    """
+    spread = getattr(model.process, "sigma_data", 1.0)
+    if first < NOISE_ALONE * spread:
+        remedy = remedy.replace("LEAST", f"{NOISE_ALONE * spread:g}").replace("MOST", f"{model.sigma_max:g}")
+        raise ConfigError(
+            f"a consistency model starts from noise alone, and at student level {first:g} images of spread "
+            f"{spread:g} still show; {remedy}"
+        )
+
+
 def names_model(path: str) -> bool:
     """Whether `initialize_from` is a model folder, and not the folder of a run."""
     return (Path(path) / "model_index.json").is_file()

@@ -11,11 +11,16 @@ from diffdistill.pipelines.pixel.schedule import near_levels
 from diffdistill.process import Process
 from diffdistill.training.batches import training_data
 from diffdistill.training.device import Device
-from diffdistill.training.kinds.base import Kind, Roles, check_checkpointing, names_model, no_text_start
+from diffdistill.training.kinds.base import (
+    Kind,
+    Roles,
+    check_checkpointing,
+    check_noise_alone,
+    names_model,
+    no_text_start,
+)
 from diffdistill.training.monitors.images import ImageMonitor
 from diffdistill.training.sharded.plan import may_shard
-
-NOISE_ALONE = 10.0  # times the spread of the data: a level whose input differs from noise by half a per cent
 
 
 class Images(Kind):
@@ -53,17 +58,13 @@ class Images(Kind):
                     f"{name} is for text-to-image teachers, and '{config.teacher}' draws no texts; leave it out"
                 )
         first = first_level(config, teacher)
-        spread = getattr(teacher.process, "sigma_data", 1.0)
-        if config.consistent and first < NOISE_ALONE * spread:
-            raise ConfigError(
-                f"a consistency model starts from noise alone, and at student level {first:g} images of spread "
-                f"{spread:g} still show; set student.sigma_init to {NOISE_ALONE * spread:g} or more, at most "
-                f"{teacher.sigma_max:g}"
-            )
+        if config.consistent:
+            key = "levels to begin with" if student.levels is not None else "sigma_init to"
+            check_noise_alone(first, teacher, f"set student.{key} LEAST or more, at most MOST")
         if first > teacher.sigma_max:
+            key = "sigma_init" if student.levels is None else "levels"
             raise ConfigError(
-                f"student level {first:g} is above the teacher's highest, {teacher.sigma_max:g}; lower "
-                f"student.sigma_init"
+                f"student level {first:g} is above the teacher's highest, {teacher.sigma_max:g}; lower student.{key}"
             )
         return student_levels(config, (start or teacher).process, first)
 

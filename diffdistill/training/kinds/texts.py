@@ -18,7 +18,14 @@ from diffdistill.pipelines.text.lora import SharedWeights
 from diffdistill.pipelines.text.quantize import quantized
 from diffdistill.pipelines.text.schedule import shifted_times, text_schedule
 from diffdistill.training.device import Device
-from diffdistill.training.kinds.base import Kind, Roles, check_checkpointing, names_model, no_text_start
+from diffdistill.training.kinds.base import (
+    Kind,
+    Roles,
+    check_checkpointing,
+    check_noise_alone,
+    names_model,
+    no_text_start,
+)
 from diffdistill.training.monitors.texts import TextMonitor
 from diffdistill.training.sharded.plan import may_shard
 
@@ -43,7 +50,10 @@ class Texts(Kind):
             if times is not None:
                 raise ConfigError("student.shift and student.timesteps both say the student's times; give one of them")
             times = shifted_times(teacher.adapter, teacher.process, student.steps, student.shift)
-        return text_schedule(teacher.adapter, teacher.process, student.steps, times).levels
+        levels = text_schedule(teacher.adapter, teacher.process, student.steps, times).levels
+        if config.consistent and times is not None:  # the stock scheduler's own begin with noise
+            check_noise_alone(levels[0], teacher, "leave student.timesteps and student.shift out")
+        return levels
 
     def roles(
         self, config: Distill, teacher: TextDenoiser, about: dict[str, object], device: Device, start: Denoiser | None

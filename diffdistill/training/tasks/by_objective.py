@@ -47,6 +47,7 @@ def starting_model(config: Train) -> Denoiser | None:
             f"initialize_from '{name}' is {start.described_as}, and train goes on with a denoiser at all levels; give "
             f"the diffusion model it was made from"
         )
-    if start.num_classes is not None and start.null_class is None and config.class_dropout:
+    guided = config.class_dropout and config.objective.denoises
+    if start.num_classes is not None and start.null_class is None and guided:
         print(f"'{name}' has no null class: class_dropout is not used, and there will be no guidance")
     return start

@@ -6,12 +6,14 @@ from diffdistill.consistency.objective import Noise
 from diffdistill.coupling import check_coupling, coupled
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
 from diffdistill.matching.micro_batches import Metrics, rows_of
 from diffdistill.objectives.few_steps import FewSteps
 from diffdistill.pipelines.network import clone_network
 from diffdistill.pipelines.pixel.schedule import near_levels
 from diffdistill.training.device import Device
 from diffdistill.training.flat import Parts
+from diffdistill.training.kinds.base import check_noise_alone
 from diffdistill.training.tasks.consistency import ConsistencyLoss, objective_of
 from diffdistill.training.tasks.teacher import TeacherTask, from_scratch
 
@@ -35,6 +37,13 @@ class ConsistencyTraining(TeacherTask):
         found = from_scratch(config.model_copy(update={"class_dropout": 0.0}), data) if start is None else start
         settings = config.objective
         assert isinstance(settings, FewSteps)
+        first = settings.levels[0] if settings.levels else found.sigma_max
+        check_noise_alone(first, found, "set objective.levels to begin with LEAST or more, at most MOST")
+        if first > found.sigma_max:
+            raise ConfigError(
+                f"the first of objective.levels, {first:g}, is above the network's highest, {found.sigma_max:g}; "
+                f"lower it"
+            )
         levels = near_levels(found.process, settings.steps, found.sigma_max, settings.levels)
         network = clone_network(found.network, found.num_classes)
         return Denoiser(network, found.process, metadata={"role": "student", "levels": list(levels)})

@@ -175,6 +175,11 @@ class DistillTask(StudentTask):
             )
         # A first stage without a discriminator may be followed by one with it: that part then starts as built.
         here: Parts = {name: part for name, part in self.parts.items() if name in names_in(folder)}
+        if "student" in here and "critic" not in here:
+            raise CheckpointError(
+                f"initialize_from '{run}' is the run of a consistency model, which has no critic; give its student/ "
+                f"folder"
+            )
         if not {"student", "student_ema", "critic"} <= here.keys():
             raise CheckpointError(
                 f"initialize_from '{run}' is not the run of a distillation; give the run folder of a first stage"
