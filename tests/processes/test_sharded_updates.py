@@ -21,7 +21,8 @@ SIDA = {"name": "sid", "adversarial": {"weight": 0.1}}
 OUTSIDE = {"guidance_scale": 2.0, "guidance": "outside"}
 TESTED = {
     "diff_instruct": {}, "diff_instruct_pp": OUTSIDE, "diff_instruct_star": {"guidance_scale": 3.0}, "dmd2": {},
-    "f_distill": {}, "sid": {}, "sida": SIDA, "sim": {}, "uni_instruct": {},
+    "f_distill": {}, "sid": {}, "sida": SIDA, "sim": {}, "uni_instruct": {}, "consistency": {"intervals": (3, 6)},
+    "scm": {},
 }  # fmt: skip
 CHANGED = {"recomputed": {"activation_checkpointing": True}, "offloaded": {"cpu_offload": True}}
 HARD = {
