@@ -20,7 +20,10 @@ from diffdistill.config.unused import (
 from diffdistill.errors import ConfigError, DataError, Problems
 
 TEACHER, DMD2, PAIRS = (Train, "fashion_mnist/teacher"), (Distill, "fashion_mnist/dmd2"), (Align, "align/mapo_sdxl")
+DDO, RAFT = (Train, "fashion_mnist/ddo"), (Train, "fashion_mnist/raft")
 IDLE = [
+    (DDO, ["loss_weight=min_snr"], "loss_weight"),
+    (RAFT, ["objective.scale=2"], "objective.scale"),
     (TEACHER, ["data.prompts=p.txt"], "data.prompts"),
     (TEACHER, ["data.prompt_cache_gb=1.0"], "data.prompt_cache_gb"),
     (TEACHER, ["data.prompt_disk_gb=1.0"], "data.prompt_disk_gb"),
