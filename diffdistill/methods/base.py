@@ -147,6 +147,7 @@ class Distillation(Section):
     """
 
     from_files: ClassVar[bool] = True  # one may be FILE.py:CLASS as well
+    training: ClassVar[str | None] = None  # what a student's card says it was trained by; None: distribution matching
 
     name: str
     guidance_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance of the teacher")

@@ -5,7 +5,7 @@
 The teacher may be guided; its guidance is then folded into the student. Departures: see `diffdistill.consistency`.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from diffdistill.methods.base import Distillation
 from diffdistill.methods.objectives import ByLevels
@@ -14,6 +14,7 @@ from diffdistill.methods.objectives import ByLevels
 class Consistency(ByLevels, Distillation):
     """2303.01469, 2310.14189: neighbouring levels of the teacher's trajectories give one image; no critic."""
 
+    training: ClassVar[str | None] = "consistency distillation (2303.01469, 2310.14189), averaged weights"
     name: Literal["consistency"] = "consistency"
 
 

@@ -4,7 +4,7 @@ The loss is in `diffdistill.consistency.continuous`. With `method.consistency` o
 distribution matching.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from diffdistill.methods.base import Distillation
 from diffdistill.methods.objectives import ByDerivative
@@ -13,6 +13,7 @@ from diffdistill.methods.objectives import ByDerivative
 class SCM(ByDerivative, Distillation):
     """2410.11081: the student's derivative along the teacher's trajectories vanishes; no critic."""
 
+    training: ClassVar[str | None] = "consistency distillation in continuous time (2410.11081), averaged weights"
     name: Literal["scm"] = "scm"
 
 

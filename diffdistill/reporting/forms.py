@@ -41,10 +41,10 @@ EVALUATIONS: Form = {"*": {
 TRAINED: Form = {"steps": count, "optimizer": {"max_grad_norm": number}}
 CONFIG: Form = TRAINED | {
     "teacher": text, "model": text, "train_batch_size": count, "student": TRAINED, "critic": TRAINED,
-    "method": {"name": text, "adversarial": TRAINED}, "data": {"path": text, "prompts": text},
-    "evaluation": {"stop": {"metric": text, "margin": number}},
+    "method": {"name": text, "adversarial": TRAINED}, "objective": {"name": text},
+    "data": {"path": text, "prompts": text}, "evaluation": {"stop": {"metric": text, "margin": number}},
 }  # fmt: skip
-MODEL: Form = {"levels": [number], "config_sha256": text}
+MODEL: Form = {"levels": [number], "config_sha256": text, "role": text, "training": text}
 ENVIRONMENT: Form = {"*": (flag, number, text)}
 
 

@@ -29,7 +29,7 @@ def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = 
         f"## Use\n\n{_student_use(levels, metadata) if student else _teacher_use(metadata)}",
         metrics_section(evaluation or {}),
         f"## Made from\n\n{origin(student, metadata)}",
-        f"## Limits\n\n{_limits(student)}",
+        f"## Limits\n\n{_limits(student, metadata)}",
         settings_section(config),
     )
 
@@ -253,15 +253,20 @@ def public_settings(config: str) -> str:
     return yaml.safe_dump(published(kept), sort_keys=False, default_flow_style=None, width=110).strip()
 
 
-def _limits(student: bool) -> str:
+def _limits(student: bool, metadata: dict[str, Any]) -> str:
     lines = ["It knows its training images and nothing else: other subjects, sizes and classes are out of its reach."]
-    if student:
+    alone = student and not metadata.get("teacher") and not metadata.get("teacher_source")
+    if alone:
+        lines.append("It makes images of noise at the levels above only, and has no null class: it cannot be guided.")
+    elif student:
         lines += [
             "It works at the noise levels above only: to fine-tune or to guide, take its teacher.",
             "A student can miss rare modes of its teacher; recall, where it is given above, measures that.",
         ]
+    start = " and of the model that it began with" if metadata.get("initialize_from") else ""
+    owners = f"The licence of the data{start} holds" if alone else "The licences of the data and of the teacher hold"
     lines += [
         "What is biased or missing in the data is so in the images.",
-        "The licences of the data and of the teacher hold beside that of these weights.",
+        f"{owners} beside that of these weights.",
     ]
     return "\n".join(f"- {line}" for line in lines)

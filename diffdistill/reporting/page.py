@@ -69,13 +69,25 @@ def _header(run: RunData, title: str) -> str:
         words += f", by <code>{escape(str(method))}</code>" if method else ""
         words += ","
     else:
-        words = "A diffusion model trained by denoising score matching"
+        words = _trained(run)
     words += f" on <code>{escape(str(data))}</code>" if data else ""
     started = str(run.environment.get("started", "")).replace("T", " ").replace("Z", " UTC")
     kicker = " · ".join(part for part in ("diffdistill report", started) if part)
     return (
         f'<header><p class="kicker">{escape(kicker)}</p><h1>{escape(title)}</h1><p class="lead">{words}.</p></header>'
     )
+
+
+def _trained(run: RunData) -> str:
+    """What `train` makes; before it is published the run has the name of its objective alone."""
+    objective = (run.config.get("objective") or {}).get("name", "denoising")
+    unpublished = "denoising score matching" if objective == "denoising" else f"<code>{escape(objective)}</code>"
+    training = escape(str(run.model["training"])) if run.model.get("training") else unpublished
+    levels = len(run.model.get("levels") or ()) if run.model.get("role") == "student" else 0
+    kind = {0: "diffusion", 1: "one-step"}.get(levels, f"{levels}-step")
+    if objective in ("consistency", "scm") and not levels:
+        kind = "consistency"
+    return f"A {kind} model trained by {training}"
 
 
 def _tiles(run: RunData) -> str:

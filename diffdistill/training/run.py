@@ -130,13 +130,16 @@ def distill(resolved: Resolved[Distill]) -> Result:
         )
     reward: dict[str, Any] = {} if task.reward is None else {"reward": task.reward.versions()}
     packed: dict[str, Any] = {} if config.quantize is None else {"trained_on_weights_in": config.quantize}
+    said: dict[str, Any] = {} if config.method.training is None else {"training": config.method.training}
+    if config.initialize_from is not None:
+        said["initialize_from"] = config.initialize_from
     # A student of converted weights is under their licence too, so its card must name them.
     task_lora = task_of(teacher)
     source = teacher.metadata.get("source") or teacher.metadata.get("teacher_source")
     publisher = DenoiserPublisher(
         resolved, data, "student", "student",
         levels=task.levels, teacher=config.teacher, teacher_source=source,
-        class_names=names_of_classes(data, teacher), **reward, **packed, **task_lora,
+        class_names=names_of_classes(data, teacher), **reward, **packed, **said, **task_lora,
     )  # fmt: skip
     inputs = {
         **data_digests(data),

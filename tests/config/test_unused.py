@@ -20,9 +20,10 @@ from diffdistill.config.unused import (
 from diffdistill.errors import ConfigError, DataError, Problems
 
 TEACHER, DMD2, PAIRS = (Train, "fashion_mnist/teacher"), (Distill, "fashion_mnist/dmd2"), (Align, "align/mapo_sdxl")
+DDO, RAFT = (Train, "fashion_mnist/ddo"), (Train, "fashion_mnist/raft")
 IDLE = [
-    ((Train, "fashion_mnist/ddo"), ["loss_weight=debiased"], "loss_weight"),
-    ((Train, "fashion_mnist/raft"), ["objective.scale=2.0"], "objective.scale"),
+    (DDO, ["loss_weight=debiased"], "loss_weight"),
+    (RAFT, ["objective.scale=2.0"], "objective.scale"),
     ((Distill, "fashion_mnist/diff_instruct_star"), ["method.reward.disagreement=0.3"], "method.reward.disagreement"),
     (TEACHER, ["data.prompts=p.txt"], "data.prompts"),
     (TEACHER, ["data.prompt_cache_gb=1.0"], "data.prompt_cache_gb"),

@@ -2,11 +2,13 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from runs import data, go, run, settings, task, without
 from tiny import tiny_teacher
 
+from diffdistill import api
 from diffdistill.config import load_config
 from diffdistill.config.schema import Distill
 from diffdistill.consistency.discrete import pseudo_huber, solver_step
@@ -208,3 +210,15 @@ def test_a_term_beside_the_matching_of_a_run_that_is_all_start_is_no_mistake(tmp
     student = STUDENT | {"consistency": {"steps": 6, "objective": objective}}
     mine = task(made("sid", tmp_path, student=student, method={"consistency": {"objective": objective}}))
     assert mine.first == mine.config.max_train_steps
+
+
+def test_what_is_published_says_what_it_was_trained_by_and_began_as(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("images.npz", images=data().images.permute(0, 2, 3, 1).numpy(), labels=data().labels.numpy())
+    tiny_teacher().save_pretrained("teacher", role="teacher")
+    quick = {"train_batch_size": 2, "max_train_steps": 1, "sample_every": 0, "evaluation__at_end": False}
+    where = {"teacher": "teacher", "data__path": "images.npz", "initialize_from": "teacher"}
+    done = api.distill("fashion_mnist/scm", output_dir="run", **quick, **where)
+    card = (done.model_folder / "README.md").read_text()
+    assert "- Training: consistency distillation in continuous time (2410.11081)" in card
+    assert "- Started from: `teacher`" in card

@@ -68,6 +68,7 @@ def test_it_begins_as_a_teacher_and_is_published_as_what_few_steps_sample(tmp_pa
     assert model.levels == pytest.approx((80.0, 0.8), rel=2e-3)
     about = json.loads((done.model_folder / "diffdistill.json").read_text())
     assert (about["role"], about["initialize_from"]) == ("student", "builtin:fashion_mnist_teacher")
+    assert "trained by improved consistency training" in (tmp_path / "run" / "report.html").read_text()
     x, sigma, cond = torch.randn(1, 1, 28, 28), torch.tensor([1.0]), torch.tensor([3])
     with torch.no_grad():  # two small updates from it
         near, far = model(x, sigma, cond), torch.zeros(1, 1, 28, 28)

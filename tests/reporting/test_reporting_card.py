@@ -111,3 +111,11 @@ def test_a_teacher_card_says_how_to_sample_it():
     assert "diffdistill sample model --num-images 8 --class-labels 0 --out samples" in card
     assert "images of 28 x 28 pixels, gray, of 10 classes" in card
     assert "one-step" not in yaml.safe_load(card.split("---")[1])["tags"]
+
+
+def test_a_student_without_a_teacher_is_not_sent_to_one():
+    made = {"role": "student", "levels": [80.0], "training": "x", "initialize_from": "start"}
+    card = model_card(metadata=made)
+    assert "teacher" not in card
+    assert "of the data and of the model that it began with holds" in card
+    assert "take its teacher" in model_card(metadata=made | {"teacher": "t"})

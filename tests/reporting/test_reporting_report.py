@@ -220,3 +220,13 @@ def test_a_file_that_is_no_report_is_left_alone(run, tmp_path):
     assert write_report(run, other).read_text() == first
     (run / "report.html").write_bytes(bytes(100))  # of the run itself, torn by a loss of power
     assert write_report(run, run / "report.html").read_text() == first
+
+
+@pytest.mark.parametrize(("name", "words"), [("consistency", "A consistency model"), ("ddo", "A diffusion model")])
+def test_a_report_says_which_objective_a_model_was_trained_by(name, words, tmp_path):
+    (tmp_path / "config.yaml").write_text(f"seed: 0\nobjective: {{name: {name}}}\n")
+    assert f"{words} trained by {name}" in parsed(write_report(tmp_path))
+    (tmp_path / "model").mkdir()
+    about = '{"role": "student", "levels": [80.0], "training": "improved consistency training"}'
+    (tmp_path / "model" / "diffdistill.json").write_text(about)
+    assert "A one-step model trained by improved consistency training" in parsed(write_report(tmp_path))
