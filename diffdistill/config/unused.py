@@ -136,14 +136,6 @@ TRAIN = (
         ("objective.solver",), _always, "without a teacher; use method.name=consistency of distill",
     ),
     *_of_levels("objective"),
-    Rule(
-        ("loss_weight",), _is("objective.name", "ddo"),
-        "by DDO, whose errors are those of the network's own output; leave it out", ("objective.name",),
-    ),
-    Rule(
-        ("objective.scale",), _is("objective.choice", "best"),
-        "where the best is kept whatever its score; set objective.choice=softmax", ("objective.choice",),
-    ),
     Rule(OF_TEXTS, _always, "by train, whose models draw no texts"),
     *EVALUATION,
     *_of_level("level"),
