@@ -5,6 +5,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from diffdistill.machine import finest
+
 Choice = Literal["best", "softmax"]
 
 
@@ -35,8 +37,9 @@ def softmax_choice(scores: Tensor, u: Tensor, scale: float = 1.0) -> Tensor:
     >>> softmax_choice(scores, torch.tensor([0.2, 0.3]))
     tensor([0, 1])
     """
-    below = (scale * scores.double()).softmax(1).cumsum(1)
-    return (below[:, :-1] <= u.double()[:, None]).sum(1)
+    exact = finest(scores.device)
+    below = (scale * scores.to(exact)).softmax(1).cumsum(1)
+    return (below[:, :-1] <= u.to(exact)[:, None]).sum(1)
 
 
 def kl_of_best(candidates: int) -> float:

@@ -98,12 +98,22 @@ class SignalLeak:
 
 
 def analysis(images: Tensor, waves: Tensor) -> Tensor:
-    """Coefficients `(B, C, n)` of images `(B, C, H, W)`."""
+    """Coefficients `(B, C, n)` of images `(B, C, H, W)`, float64; waves: orthonormal, `(n, H, W)`, float64.
+
+    >>> mean = torch.full((1, 2, 2), 0.5, dtype=torch.float64)  # the lowest wave of 2x2
+    >>> analysis(torch.ones(1, 1, 2, 2), mean)
+    tensor([[[2.]]], dtype=torch.float64)
+    """
     return torch.einsum("bchw,nhw->bcn", images.double(), waves)
 
 
 def synthesis(coefficients: Tensor, waves: Tensor) -> Tensor:
-    """Images `(B, C, H, W)` of coefficients `(B, C, n)`."""
+    """Images `(B, C, H, W)` of coefficients `(B, C, n)`.
+
+    >>> mean = torch.full((1, 2, 2), 0.5, dtype=torch.float64)
+    >>> synthesis(torch.full((1, 1, 1), 2.0, dtype=torch.float64), mean).mean()
+    tensor(1., dtype=torch.float64)
+    """
     return torch.einsum("bcn,nhw->bchw", coefficients, waves)
 
 

@@ -17,6 +17,7 @@ from diffdistill.training import run
 from diffdistill.training.attention import choose_attention
 from diffdistill.training.loop import run_loop
 from diffdistill.training.store import tensors_of
+from diffdistill.training.tasks import by_objective
 
 
 def images(model, **more):
@@ -63,7 +64,7 @@ def test_every_network_of_a_run_gets_the_kernel(kind, tmp_path):
 
 
 def test_a_run_records_its_kernels(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "training_data", lambda config: data())
+    monkeypatch.setattr(by_objective, "training_data", lambda *_, **__: data())
     config = settings(
         "train", tmp_path / "run", max_train_steps=1, sample_every=0, attention="sdpa-flash",
         evaluation=Evaluation(at_end=False),
@@ -74,7 +75,7 @@ def test_a_run_records_its_kernels(tmp_path, monkeypatch):
 
 
 def test_a_kernel_that_does_not_run_stops_a_run_before_its_folder_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "training_data", lambda config: data())
+    monkeypatch.setattr(by_objective, "training_data", lambda *_, **__: data())
     config = settings("train", tmp_path / "run", attention="sdpa-cudnn")
     with pytest.raises(ConfigError, match="attention 'sdpa-cudnn' does not run on this network here"):
         run.train(SimpleNamespace(config=config, text_yaml="{}\n", sha256="0" * 64))

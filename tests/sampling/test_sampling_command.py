@@ -56,6 +56,7 @@ def arguments(model, out, **changed):
         "attention": None,
         "format": "png",
         "quality": None,
+        "size": None,
         "dtype": None,
         "device": "cpu",
     }

@@ -43,7 +43,7 @@ def test_webp_keeps_every_pixel_jpeg_nearly_and_the_record_says_so(ask, tmp_path
     ("flags", "sentence"),
     [
         (("--quality", "5"), "PNG keeps every pixel"),
-        (("--format", "jpg", "--quality", "101"), "not between 1 and 100"),
+        (("--format", "jpg", "--quality", "101"), "is no whole number from 1 to 100"),
         (("--format", "gif"), "invalid choice: 'gif'"),
     ],
 )

@@ -133,8 +133,8 @@ def test_a_run_of_regression_only_says_so(run, capsys, steps):
     words = [f"data.path={data}", f"teacher={folder / 't' / 'model'}", f"output_dir={folder / 's'}", *TINY]
     small = ["student.regression.pairs=4", "student.regression.solver_steps=2", "evaluation.at_end=false"]
     assert main(["distill", "fashion_mnist/sid", *words, *small, f"student.regression.steps={steps}"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "are regression" in line]
-    said = "all 2 steps are regression on the teacher's trajectories, as student.regression.steps asks: a first stage"
+    lines = [line for line in capsys.readouterr().out.splitlines() if "a first stage" in line]
+    said = "all 2 steps are the start that student.regression asks for: a first stage, for initialize_from"
     assert [line.startswith(said) for line in lines] == ([True] if steps == 2 else [])
 
 

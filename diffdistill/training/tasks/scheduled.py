@@ -19,7 +19,7 @@ RHO = 7.0  # of Karras levels (2206.00364, eq. 5)
 def level_above(sigma: Tensor, steps: int, lowest: float, highest: float) -> Tensor:
     """The level one of `steps` Karras steps above sigma `(B,)`, at most the highest: where a sampler comes from.
 
-    >>> level_above(torch.tensor([0.002, 80.0]), 2, 0.002, 80.0)
+    >>> level_above(torch.tensor([0.002, 80.0]), 2, 0.002, 80.0).round(decimals=3)
     tensor([80., 80.])
     """
     low, high = lowest ** (1 / RHO), highest ** (1 / RHO)
