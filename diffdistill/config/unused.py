@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from diffdistill.config.complaints import dotted
+from diffdistill.config.student import FIRST_LEVEL
 from diffdistill.config.yaml import Path, Placed, places_in
 from diffdistill.divergences import get_divergence
 from diffdistill.errors import Problems
@@ -233,9 +234,13 @@ OF_IMAGE_TEACHERS = (
     ),
 )  # fmt: skip
 OF_TEXT_TEACHERS = (
-    Rule(
-        ("student.levels", "student.sigma_init"), _always,
-        "with a text-to-image teacher, whose levels are times; set student.timesteps", ("teacher",),
+    *(
+        Rule((key,), idle, "with a text-to-image teacher, whose levels are times; set student.timesteps", ("teacher",))
+        for key, idle in (
+            ("student.levels", _always),
+            # What it is where nothing is said stands in settings that were written down.
+            ("student.sigma_init", lambda config: value_at(config, "student.sigma_init") not in (None, FIRST_LEVEL)),
+        )
     ),
     Rule(
         ("method.reward.class_prompts",), _always, "with a text-to-image teacher, which has no classes; leave it out",
