@@ -182,7 +182,10 @@ def overrides_of(verb: str, config: Any, teacher: Teacher, folder: Path) -> list
         words += ["objective.reference_steps=2", "evaluation.metrics=[fid]"]
     if verb != "train" and config.micro_batch_size is not None:
         words.append(f"micro_batch_size={PART}")
-    if verb == "distill" and config.student.regression is not None:
+    for section in ("method", "objective"):
+        if getattr(getattr(config, section, None), "intervals", None) is not None:
+            words.append(f"{section}.intervals=[2,4]")  # a stage a step
+    if verb == "distill" and config.student.regression is not None and config.matching is not None:
         steps += 1  # a step of regression, and then as many as the others
         words += ["student.regression.steps=1", "student.regression.pairs=4"]
     exact = verb == "train" and config.exact
