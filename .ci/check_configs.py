@@ -182,6 +182,8 @@ def overrides_of(verb: str, config: Any, teacher: Teacher, folder: Path) -> list
         words += ["objective.reference_steps=2", "evaluation.metrics=[fid]"]
     if verb != "train" and config.micro_batch_size is not None:
         words.append(f"micro_batch_size={PART}")
+    if verb == "train" and config.objective.name == "raft":
+        words += [f"objective.images={BATCH}", "objective.candidates=2", "objective.steps=2"]
     for section in ("method", "objective"):
         if getattr(getattr(config, section, None), "intervals", None) is not None:
             words.append(f"{section}.intervals=[2,4]")  # a stage a step
