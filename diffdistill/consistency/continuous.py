@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from diffdistill.consistency.objective import Flow, Noise, noised, spread_of
+from diffdistill.consistency.objective import Denoise, Noise, noised, spread_of
 from diffdistill.consistency.settings import Continuous
 from diffdistill.denoiser import Denoiser
 from diffdistill.files import reason_of
@@ -106,7 +106,7 @@ class ContinuousConsistency:
         sigma_min: float,
         sigma_max: float,
         total: int,
-        flow: Flow | None = None,
+        flow: Denoise | None = None,
         exact: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         self.settings, self.total, self.flow, self.exact = settings, total, flow, exact

@@ -16,13 +16,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from diffdistill.consistency.objective import Flow, Noise, noised
+from diffdistill.consistency.objective import Denoise, Noise, noised
 from diffdistill.consistency.settings import Discrete
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.machine import send
-from diffdistill.process import VP, Process, karras_levels, per_sample
-from diffdistill.process import Flow as FlowProcess
+from diffdistill.process import VP, Flow, Process, karras_levels, per_sample
 
 
 def intervals_at(step: int, total: int, first: int, last: int) -> int:
@@ -65,7 +64,7 @@ def pseudo_huber(a: Tensor, b: Tensor, c: float) -> Tensor:
     return ((a - b).square().flatten(1).sum(1) + c**2).sqrt() - c
 
 
-def solver_step(flow: Flow, x: Tensor, high: Tensor, low: Tensor, cond: Tensor | None, heun: bool) -> Tensor:
+def solver_step(flow: Denoise, x: Tensor, high: Tensor, low: Tensor, cond: Tensor | None, heun: bool) -> Tensor:
     """One step of the teacher's probability flow from `high` to `low` > 0, `(B,)` (2206.00364, Algorithm 1)."""
     step = per_sample(low - high, x)
     slope = (x - flow(x, high, cond)) / per_sample(high, x)
@@ -80,7 +79,7 @@ def even_in_time(process: Process, count: int, low: float, high: float) -> Tenso
     """`count` + 1 levels from `low` to `high`, even in the network's time, float64: training steps of a VP network,
     t = sigma / (1 + sigma) of a flow, ln sigma of an EDM network.
 
-    >>> even_in_time(FlowProcess(), 2, 0.25, 4.0)  # t = 0.2, 0.5, 0.8
+    >>> even_in_time(Flow(), 2, 0.25, 4.0)  # t = 0.2, 0.5, 0.8
     tensor([0.2500, 1.0000, 4.0000], dtype=torch.float64)
     """
     ends = torch.tensor([low, high], dtype=torch.float64)
@@ -91,7 +90,7 @@ def even_in_time(process: Process, count: int, low: float, high: float) -> Tenso
 
     if isinstance(process, VP):
         return process.level_at(between(process.time(ends))).double()
-    if isinstance(process, FlowProcess):
+    if isinstance(process, Flow):
         t = between(ends / (1 + ends))
         return t / (1 - t)
     return between(ends.log()).exp()
@@ -119,7 +118,7 @@ class DiscreteConsistency:
         sigma_min: float,
         sigma_max: float,
         total: int,
-        flow: Flow | None = None,
+        flow: Denoise | None = None,
     ):
         self.settings, self.process, self.total, self.flow = settings, process, total, flow
         self.bounds = sigma_min, sigma_max

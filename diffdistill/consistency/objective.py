@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from diffdistill.denoiser import Denoiser
 from diffdistill.process import EDM, per_sample
 
-Flow = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """`(x_t, sigma, cond) -> x0` of the teacher, guided or not: dx/dsigma = (x - x0) / sigma (2206.00364, eq. 3)."""
 
 

@@ -193,7 +193,7 @@ def test_pairs_that_cannot_be_kept_are_made(tmp_path, caplog):
     found = pairs(tiny_teacher())
     found.keep(tmp_path / "file", {})
     assert [len(found[k][2]) for k in range(4)] == [4] * 4
-    assert [record.message for record in caplog.records if "trajectories are not kept" in record.message] != []
+    assert [record.message for record in caplog.records if "what was made is not kept" in record.message] != []
 
 
 def test_the_heads_may_learn_on_the_teachers_images(tmp_path):

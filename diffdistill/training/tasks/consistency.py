@@ -9,7 +9,7 @@ from diffdistill import processes
 from diffdistill.config.schema import Distill
 from diffdistill.consistency.continuous import ContinuousConsistency
 from diffdistill.consistency.discrete import DiscreteConsistency
-from diffdistill.consistency.objective import Flow, Noise, Objective
+from diffdistill.consistency.objective import Denoise, Noise, Objective
 from diffdistill.consistency.settings import Continuous, Discrete
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
@@ -73,7 +73,7 @@ def consistency_of(task: StudentTask, settings: Section, total: int) -> Consiste
 
 
 def objective_of(
-    settings: Section, model: Denoiser, sigma_max: float, total: int, device: Device, flow: Flow | None = None
+    settings: Section, model: Denoiser, sigma_max: float, total: int, device: Device, flow: Denoise | None = None
 ) -> Objective:
     """What these settings mean for a model, whose levels end where its sampling begins."""
     low, sigma_max = model.sigma_min, min(sigma_max, model.sigma_max)  # a flow's first level may be infinite

@@ -22,7 +22,7 @@ from diffdistill.training.device import Device
 from diffdistill.training.flat import checksum
 from diffdistill.training.randomness import mix
 from diffdistill.training.signals import stop_if_asked
-from diffdistill.training.tasks.kept_pairs import KeptPairs
+from diffdistill.training.tasks.kept_pairs import KeptPairs, read_or_made
 
 FOLDER = "curated"
 STREAM = 6  # of noise, labels and choices, apart from the seeds of training steps, pairs and sampled images
@@ -71,12 +71,7 @@ class CuratedImages:
         kept, made = self._kept(), []
         for k in range(-(-self.settings.images // self.batch)):
             stop_if_asked()
-            read = None if kept is None else kept.read(k)
-            if processes.most(read is None) or read is None:  # of several processes all draw, or none
-                read = self._draw(k)
-                if kept is not None:
-                    kept.write(k, read)
-            made.append(read)
+            made.append(read_or_made(kept, k, self._draw))
         all_of = {name: torch.cat([part[name] for part in made])[: self.settings.images] for name in made[0]}
         self.scores = {name: float(all_of[name].mean()) for name in ("reward", "reward_kept")}
         return ImageSet(all_of["images"], all_of.get("labels"), None, None, f"samples by {self.reward.name}", "")

@@ -1,11 +1,11 @@
-"""The trajectories that a run has made, kept in its folder: a resumed run reads them, to the last bit, and makes none.
+"""What a run has made to train on, kept in its folder: a resumed run reads it, to the last bit, and makes none.
 
 A file a batch, written once, by the leader. Each says what its numbers are and what they were made from; one that is
 damaged, or of something else, is made again and written anew.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,22 @@ class KeptPairs:
                 save_file(on_disk, partial, self._said(on_disk))
         except (OSError, SafetensorError) as error:
             self._writes = False
-            say(f"trajectories are not kept in '{self.folder}' ({reason_of(error)}): a resumed run makes them again")
+            say(f"what was made is not kept in '{self.folder}' ({reason_of(error)}): a resumed run makes it again")
 
     def _said(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         """What the file says of itself: safetensors carries no checksum."""
         numbers = {name: _sha256(value) for name, value in tensors.items()}
         return {"made_from": self.what, **numbers}
+
+
+def read_or_made(kept: KeptPairs | None, k: int, make: Callable[[int], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Batch k as it is kept, or else made and kept; of several processes all make it, or none."""
+    read = None if kept is None else kept.read(k)
+    if processes.most(read is None) or read is None:
+        read = make(k)
+        if kept is not None:
+            kept.write(k, read)
+    return read
 
 
 def _sha256(value: Tensor) -> str:

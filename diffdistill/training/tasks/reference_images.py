@@ -20,7 +20,7 @@ from diffdistill.training.device import Device
 from diffdistill.training.flat import checksum
 from diffdistill.training.randomness import mix
 from diffdistill.training.signals import stop_if_asked
-from diffdistill.training.tasks.kept_pairs import KeptPairs
+from diffdistill.training.tasks.kept_pairs import KeptPairs, read_or_made
 
 FOLDER = "reference"
 STREAM = 4  # of their noise and labels, apart from the seeds of training steps, pairs and sampled images
@@ -55,12 +55,7 @@ class ReferenceImages:
         made = []
         for k in range(self.settings.reference_images // self.batch):
             stop_if_asked()
-            read = None if kept is None else kept.read(k)
-            if processes.most(read is None) or read is None:  # of several processes all draw, or none
-                read = self._draw(number, k)
-                if kept is not None:
-                    kept.write(k, read)
-            made.append(read)
+            made.append(read_or_made(kept, k, lambda k: self._draw(number, k)))
         labels = torch.cat([part["labels"] for part in made]) if "labels" in made[0] else None
         name = f"samples of round {number}"
         return ImageSet(torch.cat([part["images"] for part in made]), labels, None, None, name, "")
