@@ -53,10 +53,10 @@ def test_the_model_is_of_few_steps_and_has_no_null_class(tmp_path):
 @pytest.mark.parametrize("name", ["consistency", "scm"])
 def test_a_resumed_run_is_the_run(name, tmp_path):
     objective = FEW if name == "consistency" else {"name": name}
-    whole = run("train", tmp_path / "whole", objective=objective)
-    run("train", tmp_path / "cut", objective=objective)
+    whole = run("train", tmp_path / "whole", objective=objective, max_train_steps=4)
+    run("train", tmp_path / "cut", objective=objective, max_train_steps=4)
     without(tmp_path / "cut", 2)
-    again = run("train", tmp_path / "cut", objective=objective, resume_from_checkpoint="latest")
+    again = run("train", tmp_path / "cut", objective=objective, max_train_steps=4, resume_from_checkpoint="latest")
     assert all(torch.equal(value, again[key]) for key, value in whole.items())
 
 
