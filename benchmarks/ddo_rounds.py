@@ -5,9 +5,10 @@
 
 A round is `diffdistill train fashion_mnist/ddo` of `--steps` updates at batch 32, begun as the model of the round
 before. Beside the first stands as much plain denoising from the teacher. A model is measured by FID, precision and
-recall of class-balanced images of seed 1000: 5,000 with 10 evaluations (DPM-Solver++), 2,000 with 35 (Heun). Rounds
-choose by 500 images of another seed with 19 evaluations, measured four times a round. A student is `fashion_mnist/quickstart` at its length without AMX, of the last
-round's model and, as its control, of the bundled teacher. A figure that exists is not made again.
+recall of class-balanced images of seed 1000: 5,000 with 10 evaluations (DPM-Solver++), 2,000 with 35 (Heun). A round
+ends with the best of four models, by 500 images of another seed with 19 evaluations. A student is
+`fashion_mnist/quickstart` at its length without AMX, of the last round's model and, as its control, of the bundled
+teacher. A figure that exists is not made again.
 """
 
 import argparse
