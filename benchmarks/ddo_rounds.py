@@ -41,9 +41,10 @@ def run(*words: str) -> None:
 
 def trained(folder: Path, *words: str) -> str:
     """The model of a run, which is made or gone on with where it is not finished."""
-    if not (folder / "model").exists():
+    model = folder / ("student" if words[0] == "distill" else "model")
+    if not model.exists():
         run(*words, f"output_dir={folder}", "resume_from_checkpoint=latest")
-    return str(folder / "model")
+    return str(model)
 
 
 def measured(model: str, evaluations: str, file: Path) -> dict[str, float]:
