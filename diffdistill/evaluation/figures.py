@@ -3,6 +3,7 @@
 A run's log, its report, its model card, the printed table and an early stop all read labels from here.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -85,10 +86,20 @@ def values_of(result: Mapping[str, Any]) -> dict[str, Value]:
             values[name] = Value(entry["value"], n, entry.get("standard_error"), one, real_n)
             continue
         for part in (key for key in entry if key in names):
-            values[part] = Value(entry[part], n, None, real.get(part) if isinstance(real, dict) else None, real_n)
+            error = (entry.get("standard_errors") or {}).get(part)
+            values[part] = Value(entry[part], n, error, real.get(part) if isinstance(real, dict) else None, real_n)
     return values
 
 
 def numbers_of(result: Mapping[str, Any]) -> dict[str, float]:
     """The same as plain numbers, as logs hold them."""
     return {name: value.value for name, value in values_of(result).items()}
+
+
+def undefined(result: dict[str, Any]) -> list[str]:
+    """A warning for each figure that is no number."""
+    wrong = {name: known.value for name, known in values_of(result).items() if not math.isfinite(known.value)}
+    return [
+        f"{figure_of(name, result['figures']).label} is {value}, which says nothing: an image or a score is damaged"
+        for name, value in wrong.items()
+    ]

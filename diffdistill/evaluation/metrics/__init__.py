@@ -5,10 +5,10 @@ a config's `evaluation.metrics`, or by the environment variable DIFFDISTILL_PLUG
 
     from diffdistill.evaluation.metrics import Metric
 
-    def brightness(images, texts):  # uint8 (B, C, H, W), B texts or None -> numbers (B,)
-        return images.double().mean((1, 2, 3))
+    def contrast(images, texts):  # uint8 (B, C, H, W), B texts or None -> numbers (B,)
+        return images.double().std((1, 2, 3))
 
-    METRIC = Metric(name="brightness", label="Brightness", score=brightness, lower_is_better=None)
+    METRIC = Metric(name="contrast", label="Contrast", score=contrast, lower_is_better=None)
 
 Help, settings, logs, tables, charts and reports ask here for names, labels and directions. No torch.
 """
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 NEEDS = {
     "reference": "something to compare with, if only a statistics file",
-    "images": "the images of the reference",
+    "images": "the images of the reference, by their features",
+    "pixels": "the images of the reference, of which no features are looked at",
     "labels": "class labels of the images and of the reference",
     "texts": "a text for each image",
     "clip": "a CLIP, which scores images for their texts",
@@ -65,6 +66,8 @@ class Metric:
             (`Context.entry` makes it), or with a number under the name of each of `figures`.
         score: uint8 images `(B, C, H, W)` and B texts, or None, to numbers `(B,)`; the figure is their mean, with its
             standard error, and stands beside that of real images.
+        look: beside `compute`, what it looks at in each image: uint8 `(B, C, H, W)` to k numbers each, `(B, k)`, which
+            are kept of all images (`Context.seen`) and of at most 10,000 real ones (`Context.real_seen`).
         lower_is_better: the direction; None where neither is better.
         summary: what it measures, a few words.
         needs: of `NEEDS`; what is not there is refused before anything is measured.
@@ -77,17 +80,18 @@ class Metric:
         ValueError: no way to compute it or two, or a need that is not known.
 
     >>> import torch
-    >>> def brightness(images, texts):
-    ...     return images.double().mean((1, 2, 3))
-    >>> METRIC = Metric(name="brightness", label="Brightness", score=brightness, lower_is_better=None)
+    >>> def contrast(images, texts):
+    ...     return images.double().std((1, 2, 3))
+    >>> METRIC = Metric(name="contrast", label="Contrast", score=contrast, lower_is_better=None)
     >>> METRIC.score(torch.full((2, 1, 28, 28), 7, dtype=torch.uint8), None)
-    tensor([7., 7.], dtype=torch.float64)
+    tensor([0., 0.], dtype=torch.float64)
     """
 
     name: str
     label: str
     compute: "Callable[[Context], dict[str, Any]] | None" = None
     score: "Callable[[Tensor, Sequence[str] | None], Tensor] | None" = None
+    look: "Callable[[Tensor], Tensor] | None" = None
     lower_is_better: bool | None = False
     summary: str = ""
     needs: tuple[str, ...] = ()
@@ -99,19 +103,22 @@ class Metric:
     def __post_init__(self) -> None:
         if (self.compute is None) == (self.score is None):
             raise ValueError(f"metric '{self.name}' must have compute or score, one of them")
+        if self.look is not None and self.compute is None:
+            raise ValueError(f"metric '{self.name}' looks at images for its compute, and has none")
         if unknown := [need for need in self.needs if need not in NEEDS]:
             raise ValueError(f"metric '{self.name}' needs '{unknown[0]}', which must be one of {', '.join(NEEDS)}")
 
     @property
     def compares(self) -> bool:
         """Whether it is measured against other images."""
-        return bool({"reference", "images"} & set(self.needs))
+        return bool({"reference", "images", "pixels"} & set(self.needs))
 
     @property
     def looks_at_features(self) -> bool:
         """Whether it needs the features of images, those of the reference too: not what scores single images."""
-        scores_only = self.score is not None or "clip" in self.needs
-        return self.compares or bool({"classifier", "clip_features"} & set(self.needs)) or not scores_only
+        if {"reference", "images", "classifier", "clip_features"} & set(self.needs):
+            return True
+        return self.score is None and not {"clip", "pixels"} & set(self.needs)
 
     @property
     def numbers(self) -> tuple[Figure, ...]:
