@@ -28,8 +28,8 @@ from diffdistill.outputs import check_output, is_stdout, write_answer
 from diffdistill.rewards import load_reward
 
 DTYPES = ("dtype", "vae_dtype")  # of a subject that is a model, in its protocol too
-# What requests meant that were recorded before a precision could be asked for.
-WITHOUT_DTYPE = {"dtype": "float32"}
+# What requests meant that were recorded before a precision, or a signal leak, could be asked for.
+BEFORE = {"dtype": "float32", "signal_leak": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Request(Drawing):
     DECIDES = (
         "images", "model", "reference", "split", "metrics", "num_images", "features", "clip", "rewards", "backend",
         "fid_mode", "seed", "steps", "class_labels", "prompt", "prompts", "negative_prompt", "guidance_scale",
-        "sampler", "epsilon_scaling", "time_shift_sampler", "calibration", "dtype",
+        "sampler", "epsilon_scaling", "time_shift_sampler", "calibration", "signal_leak", "dtype",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -235,7 +235,7 @@ def check_outputs(request: Request) -> None:
     record = request.record()
     again = False
     if request.json is not None:
-        check_output(request.json, "--json", lambda content: WITHOUT_DTYPE | content["request"] == record)
+        check_output(request.json, "--json", lambda content: BEFORE | content["request"] == record)
         again = behind_links(Path(request.json)).is_file() and not is_stdout(request.json)
     for flag, file in (("--plot", request.plot), ("--neighbours", request.neighbours)):
         if file is None:

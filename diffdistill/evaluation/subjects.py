@@ -40,8 +40,8 @@ class Drawing:
 
     steps: sampling steps. seed: image i depends on it and on i alone. batch_size: changes no image. class_labels: in
     turn. prompt, prompts: one text, or a file of texts in turn. sampler: a name. epsilon_scaling, time_shift_sampler,
-    calibration: corrections, as text of the flags. attention: a kernel. dtype: what models are held and
-    computed in, as of `load_model`; None: float32. device: where networks run.
+    calibration: corrections, as text of the flags. signal_leak: a file, or auto. attention: a kernel. dtype: what
+    models are held and computed in, as of `load_model`; None: float32. device: where networks run.
     """
 
     steps: int | None = None
@@ -56,6 +56,7 @@ class Drawing:
     epsilon_scaling: str | None = None
     time_shift_sampler: str | None = None
     calibration: str | None = None
+    signal_leak: str | None = None
     attention: str | None = None
     dtype: str | None = None
     device: str | None = None
@@ -63,7 +64,7 @@ class Drawing:
     # Settings that mean nothing for images that exist already.
     OF_MODELS = (
         "steps", "class_labels", "negative_prompt", "guidance_scale", "sampler", "epsilon_scaling",
-        "time_shift_sampler", "calibration", "attention", "dtype",
+        "time_shift_sampler", "calibration", "signal_leak", "attention", "dtype",
     )  # fmt: skip
 
 
@@ -260,6 +261,7 @@ def model_subject(
         "evaluations": plan.evaluations,
         "guidance_scale": drawn.guidance_scale,
         "corrections": plan.corrections.record(),
+        "signal_leak": None if plan.leak is None else plan.leak.record(),
         "class_labels": None if drawn.class_labels is None else list(drawn.class_labels),
         "prompts": None if prompts is None else {"count": len(prompts), "sha256": digest_of(prompts)},
         "seed": drawing.seed,
