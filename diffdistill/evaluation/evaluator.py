@@ -17,7 +17,7 @@ from diffdistill.evaluation.context import Context, Generated
 from diffdistill.evaluation.extractors.base import FeatureExtractor, large_batch
 from diffdistill.evaluation.extractors.hub import DEFAULTS, HubFeatures
 from diffdistill.evaluation.features import choose_features
-from diffdistill.evaluation.figures import undefined
+from diffdistill.evaluation.figures import described, undefined
 from diffdistill.evaluation.looks import Looks
 from diffdistill.evaluation.memorisation import thumbnails
 from diffdistill.evaluation.metrics import Metric, check_enough, metric, metrics
@@ -146,7 +146,7 @@ class Evaluator:
         if "images" in row.needs:
             self.reference.sample()
         images, extractor = self.reference.images, self.extractor
-        if extractor is None:
+        if extractor is None:  # of a metric that looks at pixels
             return
         if "labels" in row.needs and (images is None or images.labels is None):
             raise ConfigError(f"metric '{row.name}' needs class labels of the images and of the reference")
@@ -216,11 +216,7 @@ class Evaluator:
         entries, failed = self._entries(context)
         result = {
             "metrics": entries,
-            "figures": {
-                figure.name: {"label": figure.label, "lower_is_better": figure.lower_is_better}
-                for row in self.metrics
-                for figure in row.numbers
-            },
+            "figures": described(self.metrics),
             "protocol": self._protocol(generated, resizes, texts),
             "warnings": context.warnings,
             **({"failed": failed} if failed else {}),
@@ -362,7 +358,10 @@ def _known(names: Sequence[str], rewards: Sequence[Reward]) -> tuple[Metric, ...
     """The metrics of these names; ConfigError for one that is not known, and where nothing is to be measured."""
     if not names and not rewards:
         raise ConfigError(f"no metric is asked for: choose of {', '.join(metrics())}")
-    return tuple(metric(name) for name in names)
+    rows = tuple(metric(name) for name in names)
+    if of_models := [row.name for row in rows if row.probe is not None]:
+        raise ConfigError(f"metric '{of_models[0]}' is of a model, not of images: evaluate(model=...) measures it")
+    return rows
 
 
 def check_texts(asked: Sequence[Metric], texts: Sequence[str] | None) -> None:

@@ -4,11 +4,11 @@ A run's log, its report, its model card, the printed table and an early stop all
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffdistill.evaluation.metrics import Figure, metrics
+from diffdistill.evaluation.metrics import Figure, Metric, metrics
 
 PUBLISHED = "inception-2015-12-05"  # the id of the network of published FIDs, whichever file it came from
 
@@ -89,6 +89,20 @@ def values_of(result: Mapping[str, Any]) -> dict[str, Value]:
             error = (entry.get("standard_errors") or {}).get(part)
             values[part] = Value(entry[part], n, error, real.get(part) if isinstance(real, dict) else None, real_n)
     return values
+
+
+def described(rows: Iterable[Metric]) -> dict[str, Any]:
+    """`figures` of a result: the label of each number of these metrics and its better direction.
+
+    >>> from diffdistill.evaluation.metrics import metric
+    >>> described([metric("fid")])
+    {'fid': {'label': 'FID', 'lower_is_better': True}}
+    """
+    return {
+        figure.name: {"label": figure.label, "lower_is_better": figure.lower_is_better}
+        for row in rows
+        for figure in row.numbers
+    }
 
 
 def numbers_of(result: Mapping[str, Any]) -> dict[str, float]:

@@ -28,7 +28,7 @@ from diffdistill.pipelines.classes import class_names
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.request import SamplingRequest
 from diffdistill.sampling.generate import run_shared
-from diffdistill.sampling.plan import plan_sampling, request_of
+from diffdistill.sampling.plan import Plan, plan_sampling, request_of
 
 MODEL_IMAGES = 5000
 Pair = tuple[Tensor, Tensor | None]
@@ -74,6 +74,7 @@ class Subject:
 
     class_names: in the order of the labels, None where the classes have none. classes: the labels that occur.
     warnings: what a reader of the figures must know. trained_on: fingerprint of the data of a model's training.
+    sampled: of a model, itself and how it is sampled.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Subject:
     classes: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
     trained_on: str | None = None
+    sampled: tuple[Denoiser, Plan] | None = None
 
     def beside(self, reference: ImageSet) -> "Subject":
         """The same, with a warning where the reference has classes and no image is of them: a figure of the whole set
@@ -273,7 +275,8 @@ def model_subject(
     labels = tuple(dict.fromkeys((drawn.class_labels or ())[:count]))
     trained_on = (model.metadata.get("data") or {}).get("fingerprint")
     warnings = unshown(count, drawn.class_labels)
-    return Subject(name, count, batches, texts, about, class_names(model.metadata), labels, warnings, trained_on)
+    names, sampled = class_names(model.metadata), (model, plan)
+    return Subject(name, count, batches, texts, about, names, labels, warnings, trained_on, sampled)
 
 
 def unshown(count: int, classes: Sequence[int] | None) -> tuple[str, ...]:

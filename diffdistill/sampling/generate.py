@@ -109,11 +109,18 @@ def check_range(model: Denoiser, x: Tensor) -> None:
 
 @torch.inference_mode()
 def sample_batch(
-    model: Denoiser, plan: Plan, seed: int, indices: Sequence[int], batch_size: int, observe: Observe | None = None
+    model: Denoiser,
+    plan: Plan,
+    seed: int,
+    indices: Sequence[int],
+    batch_size: int,
+    observe: Observe | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Images `indices`, float32 `(B, C, H, W)` in about [-1, 1] on the model's device; dropout is off meanwhile.
 
-    `observe` is shown every state; the plan is then computed by a scheduler, whatever its sampler.
+    `observe` is shown every state; the plan is then computed by a scheduler, whatever its sampler. start: standard
+    normal noise on the CPU that sampling starts with in place of the images' own.
     """
     was_training, device = model.training, model.device
     model.eval()
@@ -121,7 +128,7 @@ def sample_batch(
         most = min(batch_size, CPU_ROWS) if device.type == "cpu" else len(indices)
         denoise = _in_parts(model, plan, indices, min(most, model.network_rows(device)))
         seeds = [plan.torch_seed(seed, i) for i in indices]
-        noise = ImageNoise(seed, indices, model.image_shape, device, seeds, *_start(model, plan, seeds))
+        noise = ImageNoise(seed, indices, model.image_shape, device, seeds, *_start(model, plan, seeds), start)
         if plan.scheduled or observe is not None:
             x0 = _by_scheduler(model, plan, denoise, noise, observe)
         else:

@@ -38,7 +38,7 @@ class ImageNoise:
     the device of the model.
 
     seeds: of the generators, where they are not `image_seed(seed, index)`. start: factor of the first draw. signal:
-    `(B, C, H, W)`, what the first draw holds besides, on the CPU or the device.
+    `(B, C, H, W)`, what the first draw holds besides. first: standard normal noise in place of the first draw.
     """
 
     def __init__(
@@ -50,8 +50,9 @@ class ImageNoise:
         seeds: Sequence[int] | None = None,
         start: float = 1.0,
         signal: Tensor | None = None,
+        first: Tensor | None = None,
     ) -> None:
-        self.start, self.signal = start, signal
+        self.start, self.signal, self.first = start, signal, first
         self.shape = tuple(shape)
         self.device = device
         self.seeds = [image_seed(seed, index) for index in indices] if seeds is None else list(seeds)
@@ -59,8 +60,10 @@ class ImageNoise:
 
     def draw(self) -> Tensor:
         """The next noise of every image: float32 `(B, C, H, W)`."""
-        rows = [torch.randn((1, *self.shape), generator=generator) for generator in self.generators]
+        z, self.first = self.first, None
+        if z is None:
+            z = torch.cat([torch.randn((1, *self.shape), generator=generator) for generator in self.generators])
         factor, self.start = self.start, 1.0
-        noise = factor * send(torch.cat(rows), self.device)
+        noise = factor * send(z, self.device)
         signal, self.signal = self.signal, None
         return noise if signal is None else noise + send(signal, self.device)

@@ -140,7 +140,7 @@ def test_labels_and_directions_are_told_once():
 
 
 def test_a_metric_that_declares_nonsense_is_refused():
-    with pytest.raises(ValueError, match="compute or score, one of them"):
+    with pytest.raises(ValueError, match="compute, score or probe, one of them"):
         Metric("a", "A")
     with pytest.raises(ValueError, match="needs 'money', which must be one of reference"):
         Metric("a", "A", compute=lambda _: {}, needs=("money",))

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffdistill.evaluation.context import Context
+    from diffdistill.evaluation.probe import Probe
 
 NEEDS = {
     "reference": "something to compare with, if only a statistics file",
     "images": "the images of the reference, by their features",
     "pixels": "the images of the reference, of which no features are looked at",
+    "other_half": "a second model, which was trained on other images",
     "labels": "class labels of the images and of the reference",
     "texts": "a text for each image",
     "clip": "a CLIP, which scores images for their texts",
@@ -57,7 +59,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Metric:
-    """A row of the registry, `METRIC` in its file. Either `compute` or `score` is given.
+    """A row of the registry, `METRIC` in its file. One of `compute`, `score` and `probe` is given.
 
     Args:
         name: in flags, settings, logs and results.
@@ -68,6 +70,7 @@ class Metric:
             standard error, and stands beside that of real images.
         look: beside `compute`, what it looks at in each image: uint8 `(B, C, H, W)` to k numbers each, `(B, k)`, which
             are kept of all images (`Context.seen`) and of at most 10,000 real ones (`Context.real_seen`).
+        probe: from a model itself, an entry as of `compute`; such a metric is of `evaluate --model` alone.
         lower_is_better: the direction; None where neither is better.
         summary: what it measures, a few words.
         needs: of `NEEDS`; what is not there is refused before anything is measured.
@@ -77,7 +80,7 @@ class Metric:
         least: images that it needs, generated and to compare with; fewer are refused before anything is measured.
 
     Raises:
-        ValueError: no way to compute it or two, or a need that is not known.
+        ValueError: no way to compute it or several, or a need that is not known.
 
     >>> import torch
     >>> def contrast(images, texts):
@@ -92,6 +95,7 @@ class Metric:
     compute: "Callable[[Context], dict[str, Any]] | None" = None
     score: "Callable[[Tensor, Sequence[str] | None], Tensor] | None" = None
     look: "Callable[[Tensor], Tensor] | None" = None
+    probe: "Callable[[Probe], dict[str, Any]] | None" = None
     lower_is_better: bool | None = False
     summary: str = ""
     needs: tuple[str, ...] = ()
@@ -101,8 +105,8 @@ class Metric:
     least: int = 1
 
     def __post_init__(self) -> None:
-        if (self.compute is None) == (self.score is None):
-            raise ValueError(f"metric '{self.name}' must have compute or score, one of them")
+        if sum(way is not None for way in (self.compute, self.score, self.probe)) != 1:
+            raise ValueError(f"metric '{self.name}' must have compute, score or probe, one of them")
         if self.look is not None and self.compute is None:
             raise ValueError(f"metric '{self.name}' looks at images for its compute, and has none")
         if unknown := [need for need in self.needs if need not in NEEDS]:
@@ -118,7 +122,7 @@ class Metric:
         """Whether it needs the features of images, those of the reference too: not what scores single images."""
         if {"reference", "images", "classifier", "clip_features"} & set(self.needs):
             return True
-        return self.score is None and not {"clip", "pixels"} & set(self.needs)
+        return self.score is None and self.probe is None and not {"clip", "pixels"} & set(self.needs)
 
     @property
     def numbers(self) -> tuple[Figure, ...]:
@@ -127,7 +131,10 @@ class Metric:
 
     def measure(self, context: "Context") -> dict[str, Any]:
         """The entry of the result."""
-        entry = self.compute(context) if self.compute else context.mean_score(self.name)
+        return self.checked(self.compute(context) if self.compute else context.mean_score(self.name))
+
+    def checked(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """The entry, its figures as numbers; ConfigError where it has none."""
         names = [figure.name for figure in self.figures] or ["value"]
         if not isinstance(entry, dict) or not {"value", *names} & entry.keys():
             raise ConfigError(
