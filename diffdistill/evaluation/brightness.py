@@ -46,7 +46,7 @@ def tone(real: Array, fake: Array) -> dict[str, Estimate]:
     {'brightness_spread': 0.5, 'brightness_shift': 0.5}
     """
     x, y = as_pair(real, fake)
-    light, other = (Cloud(rgb.mean(1, keepdim=True)) for rgb in (x, y))
+    light, other = (_Cloud(rgb.mean(1, keepdim=True)) for rgb in (x, y))
     if light.spread <= TINY:
         raise DataError(
             f"the {len(x)} real images are all equally bright, and the spread of brightness is measured against "
@@ -54,7 +54,7 @@ def tone(real: Array, fake: Array) -> dict[str, Estimate]:
         )
     up = torch.ones(1, dtype=torch.float64)
     found = {"brightness_spread": other.spread_against(light), "brightness_shift": other.shift_from(light, up)}
-    colour, other = (Cloud(rgb - rgb.mean(1, keepdim=True)) for rgb in (x, y))
+    colour, other = (_Cloud(rgb - rgb.mean(1, keepdim=True)) for rgb in (x, y))
     if colour.spread > TINY:
         gap = other.mean - colour.mean
         found["colour_spread"] = other.spread_against(colour)
@@ -62,7 +62,7 @@ def tone(real: Array, fake: Array) -> dict[str, Estimate]:
     return found
 
 
-class Cloud:
+class _Cloud:
     """Points `(N, d)`: their mean `(d,)`, how far they are spread about it, and how well both are known."""
 
     def __init__(self, points: Tensor):
@@ -72,7 +72,7 @@ class Cloud:
         self.variance = float(self.squares.sum()) / (len(points) - 1)
         self.spread = self.variance**0.5
 
-    def spread_against(self, other: "Cloud") -> Estimate:
+    def spread_against(self, other: "_Cloud") -> Estimate:
         """The ratio of the spreads. Of a spread the relative error is std(|x - m|^2) / (2 variance sqrt(N))."""
         ratio = self.spread / other.spread
         if not self.variance:
@@ -80,7 +80,7 @@ class Cloud:
         parts = [float(one.squares.std()) / one.variance / 2 / len(one.squares) ** 0.5 for one in (self, other)]
         return Estimate(ratio, ratio * sum(part**2 for part in parts) ** 0.5)
 
-    def shift_from(self, other: "Cloud", along: Tensor) -> Estimate:
+    def shift_from(self, other: "_Cloud", along: Tensor) -> Estimate:
         """How much further its mean is than the other's in a direction `(d,)`."""
         error = sum(float((one.centred @ along).var()) / len(one.squares) for one in (self, other)) ** 0.5
         return Estimate(float((self.mean - other.mean) @ along), error)

@@ -32,7 +32,12 @@ Denoise = Callable[[Tensor, Tensor, slice], Tensor]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two models at one level: how alike they are, and how much each says beyond the mean image, 1: as the data."""
+    """Two models at one level: how alike what they say beyond the mean image is, how alike the noise that they take
+    away, and how much each says, 1: as much as the data show.
+
+    >>> Agreement(0.5, Estimate(0.9), Estimate(0.95), (0.8, 0.7)).says
+    (0.8, 0.7)
+    """
 
     sigma: float
     agreement: Estimate
@@ -113,5 +118,12 @@ def _agreement(level: float, rows: Tensor) -> Agreement:
 
 
 def telling(found: Sequence[Agreement]) -> list[Agreement]:
-    """The levels at which both models say something beyond the mean image; at higher ones they have nothing to say."""
+    """The levels at which both models say something beyond the mean image; at higher ones they have nothing to say.
+
+    >>> heard, silent = Agreement(1.0, Estimate(0.9), Estimate(0.95), (0.8, 0.7)), Agreement(
+    ...     80.0, Estimate(0.1), Estimate(1.0), (0.001, 0.001)
+    ... )
+    >>> telling([heard, silent]) == [heard]
+    True
+    """
     return [one for one in found if min(one.says) >= SAYS]

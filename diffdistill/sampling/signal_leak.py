@@ -59,13 +59,17 @@ def cosines(size: int) -> Tensor:
     return rows
 
 
-@lru_cache(8)
 def lowest_waves(height: int, width: int, count: int) -> Tensor:
     """The `count` waves of the lowest radius sqrt(i^2 + j^2), orthonormal, `(count, height, width)` float64.
 
     >>> round(lowest_waves(8, 8, 1)[0, 0, 0].item(), 6)  # the first is constant
     0.125
     """
+    return _waves(height, width, count).clone()
+
+
+@lru_cache(8)
+def _waves(height: int, width: int, count: int) -> Tensor:
     places = sorted(((i, j) for i in range(height) for j in range(width)), key=lambda p: (p[0] ** 2 + p[1] ** 2, p))
     down, across = cosines(height), cosines(width)
     return torch.stack([down[i][:, None] * across[j][None, :] for i, j in places[:count]])
