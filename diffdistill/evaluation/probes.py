@@ -48,9 +48,7 @@ def probe_of(
 
 
 def probed(rows: Sequence[Metric], probe: Probe) -> dict[str, Any]:
-    """Their result, in the form of an `Evaluator`'s; several processes wait for the first. DataError where none can
-    be measured.
-    """
+    """Their result, in the form of an `Evaluator`'s; several processes wait for the first."""
     start = time.perf_counter()
 
     def measure() -> dict[str, Any]:
@@ -62,30 +60,32 @@ def probed(rows: Sequence[Metric], probe: Probe) -> dict[str, Any]:
                 entries[row.name] = row.checked(row.probe(probe))
             except DataError as error:
                 failed[row.name] = str(error)
-        if failed and not entries:
-            raise DataError(next(iter(failed.values())))
         return {"metrics": entries, "warnings": probe.warnings, **({"failed": failed} if failed else {})}
 
     result = processes.lead(measure)
-    return result | {"figures": described(rows), "seconds": round(time.perf_counter() - start, 2)}
-
-
-def joined(
-    result: dict[str, Any] | None, more: dict[str, Any], probe: Probe, rows: Sequence[Metric]
-) -> dict[str, Any]:
-    """The result of the images, None where none were drawn, with that of the model."""
-    reference = probe.reference
-    if result is None:
-        protocol: dict[str, Any] = {
-            "num_images": max(entry.get("images", entry["n"]) for entry in more["metrics"].values())
-        }
-        if reference is not None and any(row.compares for row in rows):
-            about = {"name": reference.name, "fingerprint": reference.fingerprint, "num_images": len(reference)}
-            protocol["reference"] = {**about, "resize": None}
-        result = {"metrics": {}, "figures": {}, "protocol": protocol, "warnings": [], "seconds": 0.0}
+    counts = [entry.get("images", entry["n"]) for entry in result["metrics"].values()]
+    protocol: dict[str, Any] = {"num_images": max(counts, default=0)}
+    if probe.reference is not None and any(row.compares for row in rows):
+        known = {"name": probe.reference.name, "fingerprint": probe.reference.fingerprint}
+        protocol["reference"] = {**known, "num_images": len(probe.reference), "resize": None}
     if probe.other_name is not None:
-        result["protocol"]["other_half"] = probe.other_name
-    both = {key: {**result.get(key, {}), **more.get(key, {})} for key in ("metrics", "figures", "failed")}
-    both = {key: value for key, value in both.items() if value or key != "failed"}
-    warnings = [*result["warnings"], *more["warnings"]]
-    return result | both | {"warnings": warnings, "seconds": round(result["seconds"] + more["seconds"], 2)}
+        protocol["other_half"] = probe.other_name
+    seconds = round(time.perf_counter() - start, 2)
+    return result | {"figures": described(rows), "protocol": protocol, "seconds": seconds}
+
+
+def joined(images: dict[str, Any] | None, model: dict[str, Any] | None) -> dict[str, Any]:
+    """The result of a model's images, where they were measured, with that of the model itself, where it was asked.
+
+    DataError where nothing could be measured.
+    """
+    parts = [part for part in (model, images) if part is not None]
+    whole: dict[str, Any] = {"warnings": [text for part in parts for text in part["warnings"]]}
+    for key in ("metrics", "figures", "protocol", "failed"):
+        whole[key] = {name: value for part in parts for name, value in part.get(key, {}).items()}
+    if whole["failed"] and not whole["metrics"]:
+        raise DataError(next(iter(whole["failed"].values())))
+    if not whole["failed"]:
+        del whole["failed"]
+    rest = {key: value for part in parts for key, value in part.items() if key not in whole}
+    return rest | whole | {"seconds": round(sum(part["seconds"] for part in parts), 2)}

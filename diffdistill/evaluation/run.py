@@ -214,13 +214,13 @@ def measured(request: Request) -> Iterator[dict[str, Any]]:
             subject = subject.by_names(reference)
         elif isinstance(reference, ImageSet):
             subject = subject.beside(reference)
-        result = None if evaluator is None else measure(evaluator, subject, request.neighbours)
-        if of_models:
+        more = None
+        if of_models:  # first: what these refuse, as halves that overlap, is refused before images are drawn
             held_out = reference if isinstance(reference, ImageSet) else None
             probe = probe_of(subject, request, request.num_images, held_out, request.other_half)
-            result = joined(result, probed(of_models, probe), probe, of_models) | {"subject": subject.about}
-        assert result is not None
-        yield result
+            more = probed(of_models, probe)
+        result = None if evaluator is None else measure(evaluator, subject, request.neighbours)
+        yield {"subject": subject.about} | joined(result, more)
 
 
 def evaluator_for(

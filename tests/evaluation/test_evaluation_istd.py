@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_teacher
@@ -89,6 +90,15 @@ def test_later_noise_is_the_same_along_a_path(models):
         evaluate(model=model, sampler=name, **settings)["metrics"]["istd"] for name in ("euler", "ddpm")
     )
     assert ancestral["mean_step"] < 2 * smooth["mean_step"]
+
+
+def test_images_are_measured_beside_the_model(models, tmp_path):
+    np.savez(tmp_path / "real.npz", images=np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8))
+    settings = {"reference": str(tmp_path / "real.npz"), "num_images": 18, "device": "cpu"}
+    result = evaluate(model=str(models / "student"), metrics=["istd", "brightness"], **settings)
+    assert list(result["metrics"]) == ["istd", "brightness"]
+    assert {"brightness_spread", "istd"} <= result["figures"].keys()
+    assert result["protocol"]["num_images"] == 18
 
 
 def test_what_has_no_model_is_refused(models, capsys):
