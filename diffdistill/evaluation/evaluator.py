@@ -139,7 +139,7 @@ class Evaluator:
         if not row.compares and not {"classifier", "clip_features"} & set(row.needs):
             return
         if self.reference is None or (self.extractor is None and row.looks_at_features):
-            alone = ", ".join(name for name, row in metrics().items() if not row.compares)
+            alone = ", ".join(name for name, row in metrics().items() if not (row.compares or row.probe))
             raise ConfigError(
                 f"metric '{row.name}' cannot be measured without a reference: choose {alone}, rewards, or several"
             )
