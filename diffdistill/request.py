@@ -19,7 +19,8 @@ class SamplingRequest:
 
     sampler: a name of `sampling.sampler.SAMPLERS`, or `FILE.py:NAME`; class_labels, prompts: drawn in turn;
     negative_prompt: what guidance leads away from; epsilon_scaling: "auto", "B" or "K,B"; time_shift_sampler: "auto"
-    or "WINDOW,CUTOFF"; calibration: the file that "auto" reads in place of the model's own calibration.json.
+    or "WINDOW,CUTOFF"; calibration: the file that "auto" reads in place of the model's own calibration.json;
+    signal_leak: a file that `calibrate --fit signal-leak` wrote, or "auto", the model's own signal_leak.json.
     """
 
     steps: int | None = None
@@ -31,6 +32,7 @@ class SamplingRequest:
     epsilon_scaling: str | None = None
     time_shift_sampler: str | None = None
     calibration: str | None = None
+    signal_leak: str | None = None
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,11 @@ def add_sampling(parser: Parser) -> None:
         "--calibration", metavar="FILE", help="what 'auto' reads, made by calibrate (default: MODEL/calibration.json)"
     )
     parser.add_argument(
+        "--signal-leak",
+        metavar="FILE|auto",
+        help="begin with the brightness of data, as calibrate --fit signal-leak has it (auto: MODEL/signal_leak.json)",
+    )
+    parser.add_argument(
         "--attention",
         metavar="KERNEL",
         type=attention,

@@ -75,9 +75,13 @@ class Data(Section):
 def known_metric(name: str) -> str:
     """The name of a metric, or `FILE.py:NAME` of one; ValueError where there is none."""
     try:
-        metric(name)
+        row = metric(name)
     except ConfigError as error:
         raise ValueError(str(error)) from None
+    if row.probe is not None:
+        raise ValueError(
+            f"metric '{row.name}' is of a finished model: diffdistill evaluate --model; leave it out here"
+        )
     return name
 
 

@@ -53,6 +53,7 @@ class Context:
     warnings: list[str] = field(default_factory=list)
     floors: dict[Any, Any] = field(default_factory=dict)
     real_scores: Callable[[int], dict[str, float]] = lambda _: {}
+    real_looks: Callable[[], dict[str, Tensor]] = dict
 
     @property
     def reference(self) -> Reference:
@@ -109,6 +110,14 @@ class Context:
         if self.compared is not None:
             entry |= {"n_reference": self.compared.n, "backend": "native"}
         return entry | more
+
+    def seen(self, name: str) -> Tensor:
+        """What `Metric.look` saw in each of the images, `(N, k)` float64."""
+        return self.generated.scores[name]
+
+    def real_seen(self, name: str) -> Tensor:
+        """The same of real images, evenly spaced ones where there are more than 10,000: `(M, k)`."""
+        return self.real_looks()[name]
 
     def mean_score(self, name: str) -> dict[str, Any]:
         """The mean of a score of the images, and the same of real images, where those can be scored."""

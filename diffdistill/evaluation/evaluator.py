@@ -1,6 +1,5 @@
 """`Evaluator`: the metrics of generated images, against a reference or by themselves, as a JSON-able result."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from diffdistill.evaluation.context import Context, Generated
 from diffdistill.evaluation.extractors.base import FeatureExtractor, large_batch
 from diffdistill.evaluation.extractors.hub import DEFAULTS, HubFeatures
 from diffdistill.evaluation.features import choose_features
-from diffdistill.evaluation.figures import figure_of, values_of
+from diffdistill.evaluation.figures import described, undefined
+from diffdistill.evaluation.looks import Looks
 from diffdistill.evaluation.memorisation import thumbnails
 from diffdistill.evaluation.metrics import Metric, check_enough, metric, metrics
 from diffdistill.evaluation.moments import Gaussian, Moments
@@ -108,6 +108,7 @@ class Evaluator:
         clip = self._clip_model(clip_model) if any("clip" in row.needs for row in self.metrics) else None
         functions = {row.name: row.score for row in self.metrics if row.score is not None}
         self.scores = Scores(clip, rewards, self.device, functions)
+        self.looks = Looks({row.name: row.look for row in self.metrics if row.look is not None})
         self._floors: dict[Any, Any] = {}
 
     def _compare_with(
@@ -133,16 +134,20 @@ class Evaluator:
 
     def _check(self, row: Metric) -> None:
         """ConfigError where what a metric needs is not there."""
+        if "pixels" in row.needs and self.reference is not None:
+            self.reference.pictures()
         if not row.compares and not {"classifier", "clip_features"} & set(row.needs):
             return
-        if self.reference is None or self.extractor is None:
-            alone = ", ".join(name for name, row in metrics().items() if not row.compares)
+        if self.reference is None or (self.extractor is None and row.looks_at_features):
+            alone = ", ".join(name for name, row in metrics().items() if not (row.compares or row.probe))
             raise ConfigError(
                 f"metric '{row.name}' cannot be measured without a reference: choose {alone}, rewards, or several"
             )
         if "images" in row.needs:
             self.reference.sample()
         images, extractor = self.reference.images, self.extractor
+        if extractor is None:  # of a metric that looks at pixels
+            return
         if "labels" in row.needs and (images is None or images.labels is None):
             raise ConfigError(f"metric '{row.name}' needs class labels of the images and of the reference")
         blank = torch.zeros(1, extractor.dim, dtype=torch.float64)
@@ -206,15 +211,12 @@ class Evaluator:
             warnings=self._warnings(generated, resizes, shape),
             floors=self._floors,
             real_scores=self._real_scores,
+            real_looks=self._real_looks,
         )  # fmt: skip
         entries, failed = self._entries(context)
         result = {
             "metrics": entries,
-            "figures": {
-                figure.name: {"label": figure.label, "lower_is_better": figure.lower_is_better}
-                for row in self.metrics
-                for figure in row.numbers
-            },
+            "figures": described(self.metrics),
             "protocol": self._protocol(generated, resizes, texts),
             "warnings": context.warnings,
             **({"failed": failed} if failed else {}),
@@ -266,6 +268,7 @@ class Evaluator:
             first, images, own = part
             chosen = None if not texts else [texts[(first + i) % len(texts)] for i in range(len(images))]
             found = {f"{SCORE}{name}": values for name, values in self.scores(images, chosen, own).items()}
+            found |= {f"{SCORE}{name}": values for name, values in self.looks(images).items()}
             if extractor is not None:
                 found["features"] = extractor(images)
                 found |= {"thumbnails": thumbnails(images)} if pictures else {}
@@ -299,6 +302,12 @@ class Evaluator:
         if (key := ("scores", count)) not in self._floors:
             size = large_batch(self.device) if self.extractor is None else self.extractor.batch_size
             self._floors[key] = self.scores.of_real(self.reference.images, count, size)
+        return self._floors[key]
+
+    def _real_looks(self) -> dict[str, Tensor]:
+        if (key := ("looks",)) not in self._floors:
+            assert self.reference is not None
+            self._floors[key] = self.looks.of_real(self.reference.pictures())
         return self._floors[key]
 
     def _warnings(self, generated: Generated, resizes: list[str], shape: torch.Size) -> list[str]:
@@ -338,15 +347,6 @@ class Evaluator:
         return protocol | self.scores.protocol(texts)
 
 
-def undefined(result: dict[str, Any]) -> list[str]:
-    """A warning for each figure that is no number."""
-    wrong = {name: known.value for name, known in values_of(result).items() if not math.isfinite(known.value)}
-    return [
-        f"{figure_of(name, result['figures']).label} is {value}, which says nothing: an image or a score is damaged"
-        for name, value in wrong.items()
-    ]
-
-
 def _without_features(reference: ImageSet | Statistics) -> Reference:
     """What stands beside scores of single images: real ones to score too, where there are some."""
     if isinstance(reference, Statistics):
@@ -358,7 +358,10 @@ def _known(names: Sequence[str], rewards: Sequence[Reward]) -> tuple[Metric, ...
     """The metrics of these names; ConfigError for one that is not known, and where nothing is to be measured."""
     if not names and not rewards:
         raise ConfigError(f"no metric is asked for: choose of {', '.join(metrics())}")
-    return tuple(metric(name) for name in names)
+    rows = tuple(metric(name) for name in names)
+    if of_models := [row.name for row in rows if row.probe is not None]:
+        raise ConfigError(f"metric '{of_models[0]}' is of a model, not of images: evaluate(model=...) measures it")
+    return rows
 
 
 def check_texts(asked: Sequence[Metric], texts: Sequence[str] | None) -> None:

@@ -3,11 +3,12 @@
 A run's log, its report, its model card, the printed table and an early stop all read labels from here.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffdistill.evaluation.metrics import Figure, metrics
+from diffdistill.evaluation.metrics import Figure, Metric, metrics
 
 PUBLISHED = "inception-2015-12-05"  # the id of the network of published FIDs, whichever file it came from
 
@@ -85,10 +86,34 @@ def values_of(result: Mapping[str, Any]) -> dict[str, Value]:
             values[name] = Value(entry["value"], n, entry.get("standard_error"), one, real_n)
             continue
         for part in (key for key in entry if key in names):
-            values[part] = Value(entry[part], n, None, real.get(part) if isinstance(real, dict) else None, real_n)
+            error = (entry.get("standard_errors") or {}).get(part)
+            values[part] = Value(entry[part], n, error, real.get(part) if isinstance(real, dict) else None, real_n)
     return values
+
+
+def described(rows: Iterable[Metric]) -> dict[str, Any]:
+    """`figures` of a result: the label of each number of these metrics and its better direction.
+
+    >>> from diffdistill.evaluation.metrics import metric
+    >>> described([metric("fid")])
+    {'fid': {'label': 'FID', 'lower_is_better': True}}
+    """
+    return {
+        figure.name: {"label": figure.label, "lower_is_better": figure.lower_is_better}
+        for row in rows
+        for figure in row.numbers
+    }
 
 
 def numbers_of(result: Mapping[str, Any]) -> dict[str, float]:
     """The same as plain numbers, as logs hold them."""
     return {name: value.value for name, value in values_of(result).items()}
+
+
+def undefined(result: dict[str, Any]) -> list[str]:
+    """A warning for each figure that is no number."""
+    wrong = {name: known.value for name, known in values_of(result).items() if not math.isfinite(known.value)}
+    return [
+        f"{figure_of(name, result['figures']).label} is {value}, which says nothing: an image or a score is damaged"
+        for name, value in wrong.items()
+    ]

@@ -55,6 +55,14 @@ class Reference:
             )
         return self.features
 
+    def pictures(self) -> ImageSet:
+        """The images themselves; ConfigError where a statistics file holds none."""
+        if self.images is None:
+            raise ConfigError(
+                f"{self.name} holds statistics only, enough for fid and no other metric: give the images"
+            )
+        return self.images
+
 
 def compact(features: Tensor) -> Tensor:
     """float32 where that loses nothing, which halves the cache."""

@@ -20,16 +20,17 @@ from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.evaluator import Evaluator, check_texts
 from diffdistill.evaluation.metrics import check_enough, metric, too_few
 from diffdistill.evaluation.plot import check_plot, plot_evaluations
+from diffdistill.evaluation.probes import check_reference, joined, probe_of, probed
 from diffdistill.evaluation.statistics import Statistics, is_statistics, load_statistics
 from diffdistill.evaluation.subjects import Drawing, Pair, Subject, image_subject, model_subjects
 from diffdistill.evaluation.table import Evaluation
 from diffdistill.files import behind_links
 from diffdistill.outputs import check_output, is_stdout, write_answer
-from diffdistill.rewards import load_reward
+from diffdistill.rewards import Reward, load_reward
 
 DTYPES = ("dtype", "vae_dtype")  # of a subject that is a model, in its protocol too
-# What requests meant that were recorded before a precision could be asked for.
-WITHOUT_DTYPE = {"dtype": "float32"}
+# What requests meant that were recorded before a precision, a signal leak or another half could be asked for.
+BEFORE = {"dtype": "float32", "signal_leak": None, "other_half": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +38,17 @@ class Request(Drawing):
     """What is to be evaluated, and how; the flags of `diffdistill evaluate` are these.
 
     images: DATA to judge, or uint8 images `(N, C, H, W)`. model: one or several models to sample instead, `MODEL@K`
-    for K steps. reference: DATA, or a statistics file, to compare with; split: of it. metrics: names of
-    `diffdistill.evaluation.metrics`; None: fid, or `rewards` alone where there is no reference. num_images: None: all
-    of `images`, 5000 of a model. features, backend, clip, rewards, seed: as of `Evaluator`. fid_mode: the resize, `tf`
-    or `clean`. neighbours: where to write the picture of nearest training images; plot: of FID against evaluations;
-    json: the result. The rest is of `Drawing`: what models draw.
+    for K steps. other_half: a model to compare it with, for the metric two_halves. reference: DATA, or a statistics
+    file, to compare with; split: of it. metrics: names of `diffdistill.evaluation.metrics`; None: fid, or `rewards`
+    alone where there is no reference. num_images: None: all of `images`, 5000 of a model. features, backend, clip,
+    rewards, seed: as of `Evaluator`. fid_mode: the resize, `tf` or `clean`. neighbours: where to write the picture of
+    nearest training images; plot: of FID against evaluations; json: the result. The rest is of `Drawing`: what models
+    draw.
     """
 
     images: str | Path | Tensor | None = None
     model: str | Sequence[str] | None = None
+    other_half: str | None = None
     reference: str | None = None
     split: str = "train"
     metrics: Sequence[str] | None = None
@@ -61,9 +64,9 @@ class Request(Drawing):
 
     # What decides the numbers; batch size, device and where to write do not.
     DECIDES = (
-        "images", "model", "reference", "split", "metrics", "num_images", "features", "clip", "rewards", "backend",
-        "fid_mode", "seed", "steps", "class_labels", "prompt", "prompts", "negative_prompt", "guidance_scale",
-        "sampler", "epsilon_scaling", "time_shift_sampler", "calibration", "dtype",
+        "images", "model", "other_half", "reference", "split", "metrics", "num_images", "features", "clip", "rewards",
+        "backend", "fid_mode", "seed", "steps", "class_labels", "prompt", "prompts", "negative_prompt",
+        "guidance_scale", "sampler", "epsilon_scaling", "time_shift_sampler", "calibration", "signal_leak", "dtype",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -74,7 +77,23 @@ class Request(Drawing):
             object.__setattr__(self, "metrics", () if alone else ("fid",))
         if self.clip is not None and not any("clip" in metric(name).needs for name in self.metrics or ()):
             raise ConfigError("--clip names the CLIP of metric 'clip', which is not asked for: add it to --metrics")
+        self._check_models()
         self._check_pictures()
+
+    def _check_models(self) -> None:
+        """ConfigError for metrics of models where images are judged, and for another half that is not asked for."""
+        rows = [metric(name) for name in self.metrics or ()]
+        of_models = [row.name for row in rows if row.probe is not None]
+        if of_models and self.model is None:
+            raise ConfigError(f"metric '{of_models[0]}' is of a model, which makes images for it: give --model MODEL")
+        halves = [row.name for row in rows if "other_half" in row.needs]
+        if halves and self.other_half is None:
+            raise ConfigError(
+                f"metric '{halves[0]}' compares the model with one of other images: give --other-half MODEL, or leave "
+                f"it out"
+            )
+        if self.other_half is not None and not halves:
+            raise ConfigError("--other-half is of metric 'two_halves', which is not asked for: add it to --metrics")
 
     def _check_pictures(self) -> None:
         """ConfigError for pictures of what is not measured, or of several models in one file."""
@@ -180,18 +199,10 @@ def measured(request: Request) -> Iterator[dict[str, Any]]:
         subjects = model_subjects(request.models, request.num_images, request)
     rewards = [load_reward(name) for name in request.rewards or ()]
     reference = None if request.reference is None else read_reference(request.reference, request.split)
-    evaluator = Evaluator(
-        reference,
-        request.features,
-        request.metrics or (),
-        backend=request.backend,
-        mode=request.fid_mode,
-        seed=request.seed,
-        device=pick_device(request.device),
-        clip_model=request.clip,
-        rewards=rewards,
-        progress=True,
-    )
+    rows = [metric(name) for name in request.metrics or ()]
+    of_models = [row for row in rows if row.probe is not None]
+    check_reference(of_models, reference)
+    evaluator = evaluator_for(request, reference, [row.name for row in rows if row.probe is None], rewards)
     captions = reference.texts if isinstance(reference, ImageSet) else None
     by_class = isinstance(reference, ImageSet) and any(
         "labels" in metric(name).needs for name in request.metrics or ()
@@ -203,7 +214,33 @@ def measured(request: Request) -> Iterator[dict[str, Any]]:
             subject = subject.by_names(reference)
         elif isinstance(reference, ImageSet):
             subject = subject.beside(reference)
-        yield measure(evaluator, subject, request.neighbours)
+        more = None
+        if of_models:  # first: what these refuse, as halves that overlap, is refused before images are drawn
+            held_out = reference if isinstance(reference, ImageSet) else None
+            probe = probe_of(subject, request, request.num_images, held_out, request.other_half)
+            more = probed(of_models, probe)
+        result = None if evaluator is None else measure(evaluator, subject, request.neighbours)
+        yield {"subject": subject.about} | joined(result, more)
+
+
+def evaluator_for(
+    request: Request, reference: ImageSet | Statistics | None, names: Sequence[str], rewards: Sequence[Reward]
+) -> Evaluator | None:
+    """What measures images; None where a model alone is asked about."""
+    if not names and not rewards:
+        return None
+    return Evaluator(
+        reference,
+        request.features,
+        names,
+        backend=request.backend,
+        mode=request.fid_mode,
+        seed=request.seed,
+        device=pick_device(request.device),
+        clip_model=request.clip,
+        rewards=rewards,
+        progress=True,
+    )
 
 
 def measure(evaluator: Evaluator, subject: Subject, picture: str | Path | None = None) -> dict[str, Any]:
@@ -235,7 +272,7 @@ def check_outputs(request: Request) -> None:
     record = request.record()
     again = False
     if request.json is not None:
-        check_output(request.json, "--json", lambda content: WITHOUT_DTYPE | content["request"] == record)
+        check_output(request.json, "--json", lambda content: BEFORE | content["request"] == record)
         again = behind_links(Path(request.json)).is_file() and not is_stdout(request.json)
     for flag, file in (("--plot", request.plot), ("--neighbours", request.neighbours)):
         if file is None:

@@ -28,7 +28,7 @@ from diffdistill.pipelines.classes import class_names
 from diffdistill.pipelines.folder import locate, weights_digest
 from diffdistill.request import SamplingRequest
 from diffdistill.sampling.generate import run_shared
-from diffdistill.sampling.plan import plan_sampling, request_of
+from diffdistill.sampling.plan import Plan, plan_sampling, request_of
 
 MODEL_IMAGES = 5000
 Pair = tuple[Tensor, Tensor | None]
@@ -40,8 +40,8 @@ class Drawing:
 
     steps: sampling steps. seed: image i depends on it and on i alone. batch_size: changes no image. class_labels: in
     turn. prompt, prompts: one text, or a file of texts in turn. sampler: a name. epsilon_scaling, time_shift_sampler,
-    calibration: corrections, as text of the flags. attention: a kernel. dtype: what models are held and
-    computed in, as of `load_model`; None: float32. device: where networks run.
+    calibration: corrections, as text of the flags. signal_leak: a file, or auto. attention: a kernel. dtype: what
+    models are held and computed in, as of `load_model`; None: float32. device: where networks run.
     """
 
     steps: int | None = None
@@ -56,6 +56,7 @@ class Drawing:
     epsilon_scaling: str | None = None
     time_shift_sampler: str | None = None
     calibration: str | None = None
+    signal_leak: str | None = None
     attention: str | None = None
     dtype: str | None = None
     device: str | None = None
@@ -63,7 +64,7 @@ class Drawing:
     # Settings that mean nothing for images that exist already.
     OF_MODELS = (
         "steps", "class_labels", "negative_prompt", "guidance_scale", "sampler", "epsilon_scaling",
-        "time_shift_sampler", "calibration", "attention", "dtype",
+        "time_shift_sampler", "calibration", "signal_leak", "attention", "dtype",
     )  # fmt: skip
 
 
@@ -73,6 +74,7 @@ class Subject:
 
     class_names: in the order of the labels, None where the classes have none. classes: the labels that occur.
     warnings: what a reader of the figures must know. trained_on: fingerprint of the data of a model's training.
+    sampled: of a model, itself and how it is sampled.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Subject:
     classes: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
     trained_on: str | None = None
+    sampled: tuple[Denoiser, Plan] | None = None
 
     def beside(self, reference: ImageSet) -> "Subject":
         """The same, with a warning where the reference has classes and no image is of them: a figure of the whole set
@@ -260,6 +263,7 @@ def model_subject(
         "evaluations": plan.evaluations,
         "guidance_scale": drawn.guidance_scale,
         "corrections": plan.corrections.record(),
+        "signal_leak": None if plan.leak is None else plan.leak.record(),
         "class_labels": None if drawn.class_labels is None else list(drawn.class_labels),
         "prompts": None if prompts is None else {"count": len(prompts), "sha256": digest_of(prompts)},
         "seed": drawing.seed,
@@ -271,7 +275,8 @@ def model_subject(
     labels = tuple(dict.fromkeys((drawn.class_labels or ())[:count]))
     trained_on = (model.metadata.get("data") or {}).get("fingerprint")
     warnings = unshown(count, drawn.class_labels)
-    return Subject(name, count, batches, texts, about, class_names(model.metadata), labels, warnings, trained_on)
+    names, sampled = class_names(model.metadata), (model, plan)
+    return Subject(name, count, batches, texts, about, names, labels, warnings, trained_on, sampled)
 
 
 def unshown(count: int, classes: Sequence[int] | None) -> tuple[str, ...]:

@@ -66,6 +66,7 @@ def subject_line(result: dict[str, Any]) -> str:
     calls = f"{about['evaluations']} evaluation" + ("s" if about["evaluations"] != 1 else "")
     scale = about.get("guidance_scale") or 1
     guided = "" if scale == 1 else f", guidance {scale:g}"
+    guided += ", signal leak" if about.get("signal_leak") else ""
     return (
         f"model      {about['model']}, {result['protocol']['num_images']:,} images, {about['sampler']}, "
         f"{calls}{guided}, {about.get('dtype', 'float32')}, seed {about['seed']}"

@@ -10,10 +10,10 @@ from diffdistill.errors import CheckpointError
 from diffdistill.export.source import Source, cast_one, load_tensors
 from diffdistill.files import new_folder, read_json, write_json
 from diffdistill.loading import weight_files
-from diffdistill.pipelines.folder import CARD, INDEX, METADATA, digests_of, sealed
+from diffdistill.pipelines.folder import CARD, FITTED, INDEX, METADATA, digests_of, sealed
 from diffdistill.pipelines.text.save import copy_parts
 
-BESIDE = ("calibration.json", CARD)
+BESIDE = (*FITTED, CARD)
 """Files of a model folder that are neither a part of the pipeline nor the record."""
 
 

@@ -14,12 +14,12 @@ from diffdistill.export.card import card_of
 from diffdistill.export.folder import check_parts
 from diffdistill.export.source import Source, open_source
 from diffdistill.files import PICKLES
-from diffdistill.pipelines.folder import CARD, INDEX, METADATA
+from diffdistill.pipelines.folder import CARD, FITTED, INDEX, METADATA
 from diffdistill.reporting.front_matter import VAGUE, facts_of
 
 __all__ = ["Parcel", "parcel_of"]
 
-BESIDE = (INDEX, METADATA, "calibration.json")
+BESIDE = (INDEX, METADATA, *FITTED)
 OF_THE_HUB = (".gitattributes", CARD)
 """Files that a repository has from its making on."""
 

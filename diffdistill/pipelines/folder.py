@@ -23,6 +23,8 @@ from diffdistill.loading import quiet
 logger = logging.getLogger(__name__)
 
 METADATA, CARD, INDEX = "diffdistill.json", "README.md", "model_index.json"
+CALIBRATION, SIGNAL_LEAK = "calibration.json", "signal_leak.json"
+FITTED = (CALIBRATION, SIGNAL_LEAK)  # what `calibrate` puts beside a model; no safetensors, which would be its weights
 MARK = "_diffdistill"  # in the index of a model of ours; diffusers passes over private names
 SEAL = "own_sha256"  # in diffdistill.json: of all else in it
 SINGLE = (".safetensors", ".gguf")
@@ -129,7 +131,7 @@ def _download(model: str) -> Path:
         # diffusers fetches what its own classes load; what is ours besides, and what our record names, comes after.
         with quiet():
             folder = Path(DiffusionPipeline.download(name, use_safetensors=True, variant=variant, **at))
-            snapshot_download(name, allow_patterns=[METADATA, "calibration.json"], **at)
+            snapshot_download(name, allow_patterns=[METADATA, *FITTED], **at)
             named = files.read_json(folder / METADATA).get("sha256") if _has_record(folder) else None
             if missing := [file for file in named or () if not (folder / file).is_file()]:
                 snapshot_download(name, allow_patterns=missing, **at)

@@ -15,7 +15,7 @@ from diffdistill.devices import pick_device
 from diffdistill.errors import ConfigError
 from diffdistill.machine import send
 from diffdistill.request import SamplingRequest
-from diffdistill.sampling.noise import ImageNoise
+from diffdistill.sampling.noise import ImageNoise, leak_seed
 from diffdistill.sampling.plan import Plan, plan_sampling
 from diffdistill.sampling.sampler import Denoise
 from diffdistill.sampling.scheduled import DenoiseAt, Observe, solve_scheduled
@@ -109,11 +109,18 @@ def check_range(model: Denoiser, x: Tensor) -> None:
 
 @torch.inference_mode()
 def sample_batch(
-    model: Denoiser, plan: Plan, seed: int, indices: Sequence[int], batch_size: int, observe: Observe | None = None
+    model: Denoiser,
+    plan: Plan,
+    seed: int,
+    indices: Sequence[int],
+    batch_size: int,
+    observe: Observe | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Images `indices`, float32 `(B, C, H, W)` in about [-1, 1] on the model's device; dropout is off meanwhile.
 
-    `observe` is shown every state; the plan is then computed by a scheduler, whatever its sampler.
+    `observe` is shown every state; the plan is then computed by a scheduler, whatever its sampler. start: standard
+    normal noise on the CPU that sampling starts with in place of the images' own.
     """
     was_training, device = model.training, model.device
     model.eval()
@@ -121,7 +128,7 @@ def sample_batch(
         most = min(batch_size, CPU_ROWS) if device.type == "cpu" else len(indices)
         denoise = _in_parts(model, plan, indices, min(most, model.network_rows(device)))
         seeds = [plan.torch_seed(seed, i) for i in indices]
-        noise = ImageNoise(seed, indices, model.image_shape, device, seeds, model.start_scale(plan.levels[0]))
+        noise = ImageNoise(seed, indices, model.image_shape, device, seeds, *_start(model, plan, seeds), start)
         if plan.scheduled or observe is not None:
             x0 = _by_scheduler(model, plan, denoise, noise, observe)
         else:
@@ -131,6 +138,16 @@ def sample_batch(
         return _by_rows(lambda chosen: model.decode(_picked(x0, chosen)).float(), len(x0), rows)
     finally:
         model.train(was_training)
+
+
+def _start(model: Denoiser, plan: Plan, seeds: Sequence[int]) -> tuple[float, Tensor | None]:
+    """What an image's first state is made of, in units of the first level: a factor of noise and, with a leak, signal.
+
+    With one it is leak + sigma z, as in training; without one it is what the stock pipeline begins with.
+    """
+    if plan.leak is None:
+        return model.start_scale(plan.levels[0]), None
+    return 1.0, plan.leak.law.of_images([leak_seed(seed) for seed in seeds]) / plan.levels[0]
 
 
 def _in_parts(model: Denoiser, plan: Plan, indices: Sequence[int], rows: int) -> DenoiseAt:

@@ -21,6 +21,15 @@ def image_seed(seed: int, index: int) -> int:
     return (seed * 2654435761 + index) % 2**32
 
 
+def leak_seed(seed: int) -> int:
+    """Seed of the generator of an image's signal leak, from that of its noise, which is as without a leak.
+
+    >>> leak_seed(image_seed(0, 0)) != image_seed(0, 0)
+    True
+    """
+    return image_seed(seed, 0x5EED)
+
+
 class ImageNoise:
     """Standard normal noise for a batch, each image from its own CPU generator, in the order it is asked for.
 
@@ -28,7 +37,8 @@ class ImageNoise:
     noise.seeds]`: it, too, draws one `(1, C, H, W)` tensor an image (diffusers' `randn_tensor`), on the CPU whatever
     the device of the model.
 
-    seeds: of the generators, where they are not `image_seed(seed, index)`. start: factor of the first draw.
+    seeds: of the generators, where they are not `image_seed(seed, index)`. start: factor of the first draw. signal:
+    `(B, C, H, W)`, what the first draw holds besides. first: standard normal noise in place of the first draw.
     """
 
     def __init__(
@@ -39,8 +49,10 @@ class ImageNoise:
         device: torch.device | str = "cpu",
         seeds: Sequence[int] | None = None,
         start: float = 1.0,
+        signal: Tensor | None = None,
+        first: Tensor | None = None,
     ) -> None:
-        self.start = start
+        self.start, self.signal, self.first = start, signal, first
         self.shape = tuple(shape)
         self.device = device
         self.seeds = [image_seed(seed, index) for index in indices] if seeds is None else list(seeds)
@@ -48,6 +60,10 @@ class ImageNoise:
 
     def draw(self) -> Tensor:
         """The next noise of every image: float32 `(B, C, H, W)`."""
-        rows = [torch.randn((1, *self.shape), generator=generator) for generator in self.generators]
+        z, self.first = self.first, None
+        if z is None:
+            z = torch.cat([torch.randn((1, *self.shape), generator=generator) for generator in self.generators])
         factor, self.start = self.start, 1.0
-        return factor * send(torch.cat(rows), self.device)
+        noise = factor * send(z, self.device)
+        signal, self.signal = self.signal, None
+        return noise if signal is None else noise + send(signal, self.device)

@@ -8,6 +8,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
 from diffdistill.parts.exposure_bias.corrections import NONE, Corrections, read_corrections
 from diffdistill.request import Conditions, SamplingRequest
+from diffdistill.sampling.leak_file import LeakFile, check_takes_leak, leak_for
 from diffdistill.sampling.noise import image_seed
 from diffdistill.sampling.sampler import SAMPLERS, Sampler
 from diffdistill.sampling.scheduled import Scheduler, levels_of, make_scheduler, scheduler_class, set_steps
@@ -24,6 +25,7 @@ class Plan:
     levels: tuple[float, ...]  # where the network is called, falling, then 0; a sampler may call it twice
     conditions: Conditions = field(default_factory=Conditions)
     corrections: Corrections = NONE
+    leak: LeakFile | None = None
 
     @property
     def row(self) -> Sampler:
@@ -62,6 +64,7 @@ class Plan:
             "levels": list(self.levels),
             "guidance_scale": self.conditions.guidance_scale,
             "corrections": self.corrections.record(),
+            "signal_leak": None if self.leak is None else self.leak.record(),
             "class_labels": None if labels is None else list(labels),
         }
 
@@ -80,7 +83,8 @@ def plan_sampling(model: Denoiser, request: SamplingRequest | None = None, **set
         return _few_steps(model, row, request, conditions)
     name = request.sampler or model.default_sampler
     steps = request.steps or SAMPLERS.get(name).steps
-    plan = Plan(name, steps, _levels(model, name, steps), conditions)
+    leak = None if request.signal_leak is None else leak_for(model, request.signal_leak)
+    plan = Plan(name, steps, _levels(model, name, steps), conditions, leak=leak)
     if request.epsilon_scaling is None and request.time_shift_sampler is None:
         return plan
     scheduler_class(name)  # refuses samplers that no correction fits
@@ -99,6 +103,8 @@ def _few_steps(model: Denoiser, row: Sampler | None, request: SamplingRequest, c
             "epsilon scaling and Time-Shift correct the steps of a sampler, and a student makes its images in its "
             "own few calls; leave them out, or sample the teacher"
         )
+    if request.signal_leak is not None:
+        check_takes_leak(model)
     if row is not None and not row.for_students:
         raise ConfigError(
             f"sampler '{request.sampler}' needs a denoiser at every level, and this model is a student for its own "

@@ -13,7 +13,9 @@ the paper; nothing here is of its code.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -63,6 +65,11 @@ def lowest_waves(height: int, width: int, count: int) -> Tensor:
     >>> round(lowest_waves(8, 8, 1)[0, 0, 0].item(), 6)  # the first is constant
     0.125
     """
+    return _waves(height, width, count).clone()
+
+
+@lru_cache(8)
+def _waves(height: int, width: int, count: int) -> Tensor:
     places = sorted(((i, j) for i in range(height) for j in range(width)), key=lambda p: (p[0] ** 2 + p[1] ** 2, p))
     down, across = cosines(height), cosines(width)
     return torch.stack([down[i][:, None] * across[j][None, :] for i, j in places[:count]])
@@ -85,6 +92,28 @@ class SignalLeak:
     root: Tensor
     rest_mean: Tensor
     rest_std: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what it is the law of."""
+        channels, height, width = self.rest_mean.shape
+        return channels, height, width
+
+    @property
+    def spread(self) -> float:
+        """s of `spread_kept`: the standard deviation of the constant wave in the channels' direction of the largest.
+
+        >>> from diffdistill.sampling.signal_leak import fit_leak
+        >>> bright_or_dark = torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8)
+        >>> round(fit_leak(bright_or_dark).spread / 8, 4)  # 8x8, and the standard deviation of -1 and 1
+        1.4142
+        """
+        constant = self.root[:: len(self.mean) // self.shape[0]]
+        return math.sqrt(float(torch.linalg.eigvalsh(constant @ constant.T)[-1].clamp_min(0)))
+
+    def of_images(self, seeds: Sequence[int]) -> Tensor:
+        """The leak of each image, drawn from a generator of its own: `(B, C, H, W)` float32, on the CPU."""
+        return torch.cat([self.draw(1, torch.Generator().manual_seed(seed)) for seed in seeds])
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """`(count, C, H, W)` float32, on the CPU."""
@@ -126,13 +155,47 @@ def fit_leak(images: Tensor, lowest: int = 3) -> SignalLeak:
     >>> fit_leak(torch.randn(10, 4, 8, 8)).root.shape
     torch.Size([12, 12])
     """
-    if len(images) < 2:
-        raise DataError(f"a signal leak was to be fitted to {len(images)} images; give two or more, better thousands")
-    waves = lowest_waves(images.shape[2], images.shape[3], lowest)
-    low = analysis(images, waves)
-    rest = images.double() - synthesis(low, waves)
-    flat = low.flatten(1)
-    centred = flat - flat.mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / (len(flat) - 1))
-    root = vectors * values.clamp_min(0).sqrt()  # also of fewer images than coefficients
-    return SignalLeak(flat.mean(0), root, rest.mean(0), rest.std(0))
+    fit = LeakFit(lowest)
+    fit.add(images)
+    return fit.law()
+
+
+class LeakFit:
+    """The same in parts, so that memory does not grow with the number of images: `add` them, then ask for `law`.
+
+    >>> fit = LeakFit()
+    >>> for part in torch.randn(10, 4, 8, 8).split(3):
+    ...     fit.add(part)
+    >>> fit.count, fit.law().shape
+    (10, (4, 8, 8))
+    """
+
+    def __init__(self, lowest: int = 3):
+        self.lowest, self.count = lowest, 0
+        self._low: list[Tensor] = []
+        self._mean = self._squares = torch.zeros((), dtype=torch.float64)  # of the rest, a pixel: see Chan et al. 1979
+
+    def add(self, images: Tensor) -> None:
+        """Images `(B, C, H, W)` on any device, of one shape in all parts."""
+        images = images.cpu().double()  # float64 on the CPU alone: some accelerators have none
+        waves = lowest_waves(images.shape[2], images.shape[3], self.lowest)
+        low = analysis(images, waves)
+        rest = images - synthesis(low, waves)
+        gap, count = rest.mean(0) - self._mean, len(rest)
+        self._squares = self._squares + (rest - rest.mean(0)).square().sum(0)
+        self._squares = self._squares + gap.square() * (self.count * count / (self.count + count))
+        self._mean = self._mean + gap * (count / (self.count + count))
+        self._low.append(low.flatten(1))
+        self.count += count
+
+    def law(self) -> SignalLeak:
+        """The law of all; DataError for fewer than two images."""
+        if self.count < 2:
+            raise DataError(
+                f"a signal leak was to be fitted to {self.count} images; give two or more, better thousands"
+            )
+        low = torch.cat(self._low)
+        centred = low - low.mean(0)
+        values, vectors = torch.linalg.eigh(centred.T @ centred / (self.count - 1))
+        root = vectors * values.clamp_min(0).sqrt()  # also of fewer images than coefficients
+        return SignalLeak(low.mean(0), root, self._mean, (self._squares / (self.count - 1)).sqrt())

@@ -297,7 +297,7 @@ def test_black_blank_oblong_and_gray_pictures_are_noted(tmp_path):
 
 
 def test_what_inspect_says_of_few_images_is_what_the_metrics_need():
-    assert max(row.least for row in metrics().values()) == FEW
+    assert max(row.least for row in metrics().values() if row.probe is None) == FEW
     assert [metric(name).least for name in ("fid", "kid", "prdc")] == [2, 4, FEW]
 
 

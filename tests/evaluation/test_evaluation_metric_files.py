@@ -25,11 +25,11 @@ FILE = """
 from diffdistill.evaluation.metrics import Metric
 
 
-def brightness(images, texts):
+def grey_value(images, texts):
     return images.double().mean((1, 2, 3))
 
 
-METRIC = Metric(name="brightness", label="Mean grey value", score=brightness, lower_is_better=True)
+METRIC = Metric(name="grey_value", label="Mean grey value", score=grey_value, lower_is_better=True)
 """
 
 
@@ -62,18 +62,18 @@ TINY = {
 def test_a_metric_outside_the_package_is_known_everywhere(capsys: pytest.CaptureFixture[str]):
     # In a run, by its config: its log, its evaluation.json and its report.
     evaluation = {"num_images": 4, "metrics": ["fid", "mine.py:METRIC"], "every": 1, "features": "pixels", "steps": 1}
-    stop = {"metric": "brightness", "margin": 1000.0}
+    stop = {"metric": "grey_value", "margin": 1000.0}
     settings = {"output_dir": "run", **TINY, "evaluation": {**evaluation, "stop": stop}}
     Path("run.yaml").write_text(yaml.safe_dump(settings))
     assert main(["train", "run.yaml", "--quiet"]) == 2
     assert "say --allow-code if you trust the file" in capsys.readouterr().err
     assert main(["train", "run.yaml", "--quiet", "--allow-code"]) == 0
     logged = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert 0 <= logged[-1]["evaluation/brightness"] <= 255
+    assert 0 <= logged[-1]["evaluation/grey_value"] <= 255
     result = json.loads(Path("run/evaluation.json").read_text())["teacher"]
-    assert result["metrics"]["brightness"]["value"] == pytest.approx(logged[-1]["evaluation/brightness"])
-    assert result["metrics"]["brightness"]["of_the_reference"] == pytest.approx(grey("real"), abs=30)  # of 4 images
-    assert result["figures"]["brightness"] == {"label": "Mean grey value", "lower_is_better": True}
+    assert result["metrics"]["grey_value"]["value"] == pytest.approx(logged[-1]["evaluation/grey_value"])
+    assert result["metrics"]["grey_value"]["of_the_reference"] == pytest.approx(grey("real"), abs=30)  # of 4 images
+    assert result["figures"]["grey_value"] == {"label": "Mean grey value", "lower_is_better": True}
     registry._GIVEN.clear()  # as in another process, which does not know the file
     assert main(["report", "run"]) == 0
     assert "Mean grey value<small>lower is better</small>" in Path("run/report.html").read_text("utf-8")
@@ -86,7 +86,7 @@ def test_a_metric_outside_the_package_on_the_command_line(capsys: pytest.Capture
     assert "--allow-code" in capsys.readouterr().err
     assert main([*words, "--allow-code"]) == 0  # it compares nothing, so it needs no reference
     assert "Mean grey value" in capsys.readouterr().out
-    entry = json.loads(Path("r.json").read_text())["metrics"]["brightness"]
+    entry = json.loads(Path("r.json").read_text())["metrics"]["grey_value"]
     assert (entry["value"], entry["n"]) == (pytest.approx(grey("fake")), 12)
 
 
@@ -94,14 +94,14 @@ def test_plug_ins_of_the_environment_are_in_the_help():
     environment = {**os.environ, "DIFFDISTILL_PLUGINS": "mine.py", "COLUMNS": "200"}
     words = [sys.executable, "-m", "diffdistill", "evaluate"]
     shown = subprocess.run([*words, "--help"], env=environment, capture_output=True, text=True, check=True).stdout
-    assert "neighbours,brightness" in shown
-    run = [*words, "--images", "fake", "--metrics", "brightness", "--json", "r.json", "--quiet"]
+    assert "two_halves,grey_value" in shown
+    run = [*words, "--images", "fake", "--metrics", "grey_value", "--json", "r.json", "--quiet"]
     subprocess.run(run, env=environment, check=True, capture_output=True)
-    assert json.loads(Path("r.json").read_text())["metrics"]["brightness"]["value"] == pytest.approx(grey("fake"))
+    assert json.loads(Path("r.json").read_text())["metrics"]["grey_value"]["value"] == pytest.approx(grey("fake"))
 
 
 def test_every_metric_may_stand_in_a_config():
-    names = list(metrics())
+    names = [name for name, row in metrics().items() if row.probe is None]  # the others are of models
     assert names[:4] == ["fid", "kid", "prdc", "is"]
     Path("c.yaml").write_text(yaml.safe_dump({"output_dir": "r", "evaluation": {"metrics": names}}))
     settings = load_config(Train, "c.yaml").config.evaluation
@@ -140,7 +140,7 @@ def test_labels_and_directions_are_told_once():
 
 
 def test_a_metric_that_declares_nonsense_is_refused():
-    with pytest.raises(ValueError, match="compute or score, one of them"):
+    with pytest.raises(ValueError, match="compute, score or probe, one of them"):
         Metric("a", "A")
     with pytest.raises(ValueError, match="needs 'money', which must be one of reference"):
         Metric("a", "A", compute=lambda _: {}, needs=("money",))

@@ -11,9 +11,8 @@ from tiny import tiny_teacher
 
 from diffdistill.cli import main
 from diffdistill.data import ImageSet
-from diffdistill.evaluation.evaluator import undefined
 from diffdistill.evaluation.features import load_features
-from diffdistill.evaluation.figures import label_of
+from diffdistill.evaluation.figures import label_of, undefined
 from diffdistill.evaluation.subjects import Subject, some_of, unshown
 
 

@@ -40,7 +40,8 @@ def sampled(place, out):
 def evaluated(place, out):
     return [
         "evaluate", "--model", str(place / "run" / "model"), "--reference", str(place / "data.npz"), *MANY,
-        "--steps", "2", "--features", "pixels", "--metrics", "fid,kid,prdc", "--json", str(out / "answer.json"),
+        "--steps", "2", "--features", "pixels", "--metrics", "fid,kid,prdc,brightness",
+        "--json", str(out / "answer.json"),
     ]  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def test_evaluate_gives_the_same_numbers(place, tmp_path):
     for answer in answers:
         answer.pop("seconds")
         answer["request"].pop("json", None)
-        assert {"fid", "kid", "prdc"} <= answer["metrics"].keys()
+        assert {"fid", "kid", "prdc", "brightness"} <= answer["metrics"].keys()
     assert answers[0] == answers[1] == answers[2]
 
 

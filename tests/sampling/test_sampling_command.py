@@ -53,6 +53,7 @@ def arguments(model, out, **changed):
         "epsilon_scaling": None,
         "time_shift_sampler": None,
         "calibration": None,
+        "signal_leak": None,
         "attention": None,
         "format": "png",
         "quality": None,

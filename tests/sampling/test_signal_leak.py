@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from diffdistill.errors import DataError
-from diffdistill.sampling.signal_leak import cosines, fit_leak, leaked, lowest_waves, spread_kept
+from diffdistill.sampling.signal_leak import LeakFit, cosines, fit_leak, leaked, lowest_waves, spread_kept
 
 STABLE_DIFFUSION = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -88,6 +88,21 @@ def test_the_fitted_law_is_the_datas_in_its_lowest_frequencies_and_a_pixel():
     mine = again - torch.einsum("bcn,nhw->bchw", ours.reshape(-1, 2, 3), waves)
     torch.testing.assert_close(mine.std(0), kept.std(0), atol=0.06, rtol=0)
     torch.testing.assert_close(mine.mean(0), kept.mean(0), atol=0.15, rtol=0)
+
+
+def test_parts_make_the_law_of_the_whole_and_its_spread_is_that_of_the_constant_wave():
+    g = torch.Generator().manual_seed(0)
+    data = torch.randn(30, 2, 4, 4, generator=g, dtype=torch.float64) * torch.linspace(1, 5, 4, dtype=torch.float64)
+    data = data.sort(0).values  # so that parts differ, in every pixel
+    whole, fit = fit_leak(data), LeakFit()
+    for part in data.split(7):
+        fit.add(part)
+    law = fit.law()
+    for name in ("mean", "rest_mean", "rest_std"):
+        torch.testing.assert_close(getattr(law, name), getattr(whole, name))
+    torch.testing.assert_close(law.root @ law.root.T, whole.root @ whole.root.T)
+    constant = data.mean((2, 3)) * 4
+    assert law.spread == pytest.approx(float(torch.linalg.eigvalsh(constant.T.cov())[-1]) ** 0.5)
 
 
 def test_few_images_make_a_law_and_one_does_not():

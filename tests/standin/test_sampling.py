@@ -1,12 +1,17 @@
 """Every sampler, and the corrections of exposure bias: the CPU's images, and one wait a batch, for its images."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from standin import WAITS
 from standin_runs import smallest
 
-from diffdistill.sampling.generate import generate
+from diffdistill.sampling.generate import generate, run_plan
+from diffdistill.sampling.leak_file import LeakFile
+from diffdistill.sampling.plan import plan_sampling
 from diffdistill.sampling.sampler import SAMPLERS
+from diffdistill.sampling.signal_leak import fit_leak
 
 # Solved by torch.linalg, or made of numbers on the device, within diffusers.
 DIFFUSERS_WAITS = {"unipc", "deis"}
@@ -48,6 +53,18 @@ def test_guidance_and_epsilon_scaling(there):
     images = drawn(there, "euler", **settings)
     assert WAITS.count == 1, (WAITS.read, WAITS.sent)
     assert torch.equal(images, drawn("cpu", "euler", **settings))
+
+
+def test_a_signal_leak_goes_to_the_device_as_the_noise_does(there):
+    law = fit_leak(torch.randn(5, *smallest().image_shape, generator=torch.Generator().manual_seed(0)))
+    images = []
+    for device in (there, "cpu"):
+        network = smallest().to(device)
+        plan = replace(plan_sampling(network, sampler="euler", steps=3), leak=LeakFile(law, "it", "", {}))
+        WAITS.clear()
+        images += [drawn for drawn, _ in run_plan(network, plan, num_images=ROWS, seed=0, batch_size=ROWS)]
+        assert device == "cpu" or WAITS.count == 1, (WAITS.read, WAITS.sent)
+    assert torch.equal(*images)
 
 
 def test_time_shift_asks_once_an_image_and_step_for_its_noise(there):

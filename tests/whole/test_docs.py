@@ -200,8 +200,9 @@ def test_snippets_import_what_there_is_and_call_it_as_it_is_called(page, block):
 
 def test_the_metric_of_the_page(snippets):
     row = metrics.metric("my_metric.py:METRIC")
-    assert row.score(torch.full((2, 1, 4, 4), 7, dtype=torch.uint8), None).tolist() == [7, 7]
-    assert "brightness" in metrics.metrics()
+    images = torch.tensor([7, 9], dtype=torch.uint8).repeat(2, 1, 4, 2)
+    assert row.score(images, None).tolist() == pytest.approx([(16 / 15) ** 0.5] * 2)
+    assert "contrast" in metrics.metrics()
 
 
 def test_the_divergence_of_the_page(snippets):

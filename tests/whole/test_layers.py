@@ -27,7 +27,7 @@ FLOORS = [
     ["reporting"],
     ["pipelines"],
     ["sampling"],
-    ["evaluation.run", "evaluation.command", "evaluation.subjects"],
+    ["evaluation.run", "evaluation.command", "evaluation.subjects", "evaluation.probes"],
     ["training"],
     ["export"],
     ["parts.edm.convert", "parts.edm.command", "parts.exposure_bias.calibration", "parts.exposure_bias.command",

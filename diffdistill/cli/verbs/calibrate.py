@@ -1,5 +1,7 @@
 """`diffdistill calibrate`."""
 
+import argparse
+
 from diffdistill.cli.parser import Parser, Verb, add_device, sampler, seed, several, whole
 from diffdistill.data.formats import allowed
 
@@ -13,6 +15,12 @@ def add_flags(parser: Parser) -> None:
         help=f"images like those it was trained on: {allowed()}",
     )
     parser.add_argument("--out", metavar="FILE", required=True, help="JSON; an unfinished one is continued")
+    parser.add_argument(
+        "--fit",
+        choices=("exposure", "signal-leak"),
+        default="exposure",
+        help="corrections of exposure bias (default), or a start with the brightness of the data, of texts too",
+    )
     parser.add_argument("--split", default="train", help="split of the data, where it has several (default: train)")
     parser.add_argument(
         "--sampler", metavar="A,B", type=several(sampler), default=("euler",), help="samplers to fit (default: euler)"
@@ -38,12 +46,24 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--batch-size", metavar="B", type=whole(1), default=64, help="images at a time (default 64)")
     add_device(parser)
+    parser.checks += [_not_used]
     parser.names = {"model": "model", "data": "data", "features": "features"}
+
+
+# What a signal leak is fitted without, and what stands there where nothing is said.
+OF_EXPOSURE = {"method": "variance", "metric": "fid", "features": None, "check_seeds": 3}
+
+
+def _not_used(args: argparse.Namespace) -> str | None:
+    given = [name for name, value in OF_EXPOSURE.items() if getattr(args, name) != value]
+    if args.fit == "exposure" or not given:
+        return None
+    return f"--{given[0].replace('_', '-')} is of --fit exposure, and a signal leak is fitted without: leave it out"
 
 
 VERB = Verb(
     "calibrate",
-    "measure exposure bias and fit corrections of samplers",
+    "measure exposure bias and brightness, and fit what corrects samplers",
     "diffdistill.parts.exposure_bias.calibration.command:run",
     add_flags,
     60,

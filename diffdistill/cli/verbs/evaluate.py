@@ -20,6 +20,9 @@ def add_flags(parser: Parser) -> None:
         help="model to sample from; may be repeated",
     )
     parser.add_argument(
+        "--other-half", metavar="MODEL", help="a model trained on disjoint images, for the metric two_halves"
+    )
+    parser.add_argument(
         "--reference",
         metavar="DATA",
         help=f"images to compare with: {allowed()}; clip and rewards need none",
@@ -66,6 +69,7 @@ def add_flags(parser: Parser) -> None:
     parser.names = {
         "images": "data",
         "model": "model_at_steps",
+        "other_half": "model",
         "reference": "data",
         "features": "features",
         "rewards": "reward",
@@ -96,6 +100,14 @@ def _not_used(args: argparse.Namespace) -> str | None:
     """A flag that nothing that is asked for looks at; what a metric of FILE.py:NAME looks at is not known here."""
     names, rows = args.metrics or (() if args.rewards and args.reference is None else ("fid",)), metrics()
     asked = [rows.get(name) for name in names]
+    of_models = [row.name for row in asked if row is not None and row.probe is not None]
+    if args.images is not None and of_models:
+        return f"{of_models[0]} is of a model, which makes images for it: give --model in place of --images"
+    halves = [row.name for row in asked if row is not None and "other_half" in row.needs]
+    if halves and args.other_half is None:
+        return f"{halves[0]} compares the model with one of other images: give --other-half MODEL, or leave it out"
+    if args.other_half is not None and not halves and None not in asked:
+        return "--other-half is of the metric two_halves, which is not asked for: add it to --metrics, or leave it out"
     if args.split != "train" and args.reference is None:
         return "--split is of --reference, which is not given: leave it out"
     if args.calibration is not None and (args.epsilon_scaling, args.time_shift_sampler) == (None, None):

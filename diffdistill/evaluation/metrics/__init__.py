@@ -5,10 +5,10 @@ a config's `evaluation.metrics`, or by the environment variable DIFFDISTILL_PLUG
 
     from diffdistill.evaluation.metrics import Metric
 
-    def brightness(images, texts):  # uint8 (B, C, H, W), B texts or None -> numbers (B,)
-        return images.double().mean((1, 2, 3))
+    def contrast(images, texts):  # uint8 (B, C, H, W), B texts or None -> numbers (B,)
+        return images.double().std((1, 2, 3))
 
-    METRIC = Metric(name="brightness", label="Brightness", score=brightness, lower_is_better=None)
+    METRIC = Metric(name="contrast", label="Contrast", score=contrast, lower_is_better=None)
 
 Help, settings, logs, tables, charts and reports ask here for names, labels and directions. No torch.
 """
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffdistill.evaluation.context import Context
+    from diffdistill.evaluation.probe import Probe
 
 NEEDS = {
     "reference": "something to compare with, if only a statistics file",
-    "images": "the images of the reference",
+    "images": "the images of the reference, by their features",
+    "pixels": "the images of the reference, of which no features are looked at",
+    "other_half": "a second model, which was trained on other images",
     "labels": "class labels of the images and of the reference",
     "texts": "a text for each image",
     "clip": "a CLIP, which scores images for their texts",
@@ -56,7 +59,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Metric:
-    """A row of the registry, `METRIC` in its file. Either `compute` or `score` is given.
+    """A row of the registry, `METRIC` in its file. One of `compute`, `score` and `probe` is given.
 
     Args:
         name: in flags, settings, logs and results.
@@ -65,6 +68,9 @@ class Metric:
             (`Context.entry` makes it), or with a number under the name of each of `figures`.
         score: uint8 images `(B, C, H, W)` and B texts, or None, to numbers `(B,)`; the figure is their mean, with its
             standard error, and stands beside that of real images.
+        look: beside `compute`, what it looks at in each image: uint8 `(B, C, H, W)` to k numbers each, `(B, k)`, which
+            are kept of all images (`Context.seen`) and of at most 10,000 real ones (`Context.real_seen`).
+        probe: from a model itself, an entry as of `compute`; such a metric is of `evaluate --model` alone.
         lower_is_better: the direction; None where neither is better.
         summary: what it measures, a few words.
         needs: of `NEEDS`; what is not there is refused before anything is measured.
@@ -74,20 +80,22 @@ class Metric:
         least: images that it needs, generated and to compare with; fewer are refused before anything is measured.
 
     Raises:
-        ValueError: no way to compute it or two, or a need that is not known.
+        ValueError: no way to compute it or several, or a need that is not known.
 
     >>> import torch
-    >>> def brightness(images, texts):
-    ...     return images.double().mean((1, 2, 3))
-    >>> METRIC = Metric(name="brightness", label="Brightness", score=brightness, lower_is_better=None)
+    >>> def contrast(images, texts):
+    ...     return images.double().std((1, 2, 3))
+    >>> METRIC = Metric(name="contrast", label="Contrast", score=contrast, lower_is_better=None)
     >>> METRIC.score(torch.full((2, 1, 28, 28), 7, dtype=torch.uint8), None)
-    tensor([7., 7.], dtype=torch.float64)
+    tensor([0., 0.], dtype=torch.float64)
     """
 
     name: str
     label: str
     compute: "Callable[[Context], dict[str, Any]] | None" = None
     score: "Callable[[Tensor, Sequence[str] | None], Tensor] | None" = None
+    look: "Callable[[Tensor], Tensor] | None" = None
+    probe: "Callable[[Probe], dict[str, Any]] | None" = None
     lower_is_better: bool | None = False
     summary: str = ""
     needs: tuple[str, ...] = ()
@@ -97,21 +105,24 @@ class Metric:
     least: int = 1
 
     def __post_init__(self) -> None:
-        if (self.compute is None) == (self.score is None):
-            raise ValueError(f"metric '{self.name}' must have compute or score, one of them")
+        if sum(way is not None for way in (self.compute, self.score, self.probe)) != 1:
+            raise ValueError(f"metric '{self.name}' must have compute, score or probe, one of them")
+        if self.look is not None and self.compute is None:
+            raise ValueError(f"metric '{self.name}' looks at images for its compute, and has none")
         if unknown := [need for need in self.needs if need not in NEEDS]:
             raise ValueError(f"metric '{self.name}' needs '{unknown[0]}', which must be one of {', '.join(NEEDS)}")
 
     @property
     def compares(self) -> bool:
         """Whether it is measured against other images."""
-        return bool({"reference", "images"} & set(self.needs))
+        return bool({"reference", "images", "pixels"} & set(self.needs))
 
     @property
     def looks_at_features(self) -> bool:
         """Whether it needs the features of images, those of the reference too: not what scores single images."""
-        scores_only = self.score is not None or "clip" in self.needs
-        return self.compares or bool({"classifier", "clip_features"} & set(self.needs)) or not scores_only
+        if {"reference", "images", "classifier", "clip_features"} & set(self.needs):
+            return True
+        return self.score is None and self.probe is None and not {"clip", "pixels"} & set(self.needs)
 
     @property
     def numbers(self) -> tuple[Figure, ...]:
@@ -120,7 +131,10 @@ class Metric:
 
     def measure(self, context: "Context") -> dict[str, Any]:
         """The entry of the result."""
-        entry = self.compute(context) if self.compute else context.mean_score(self.name)
+        return self.checked(self.compute(context) if self.compute else context.mean_score(self.name))
+
+    def checked(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """The entry, its figures as numbers; ConfigError where it has none."""
         names = [figure.name for figure in self.figures] or ["value"]
         if not isinstance(entry, dict) or not {"value", *names} & entry.keys():
             raise ConfigError(

@@ -12,13 +12,13 @@ from typing import Any
 
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.files import read_json, reason_of, write_json
-from diffdistill.pipelines.folder import SEAL, is_whole, locate, sealed, weights_digest
+from diffdistill.pipelines.folder import CALIBRATION, SEAL, is_whole, locate, sealed, weights_digest
 from diffdistill.process import EDM, Process
 
 AUTO = "auto"
 KIND = "diffdistill calibration"
 VERSION = 1
-FILE = "calibration.json"  # where `sample` looks, in the model's folder
+FILE = CALIBRATION  # where `sample` looks, in the model's folder
 SCALE, SHIFT, BOTH = "epsilon_scaling", "time_shift", "both"
 Fit = dict[str, Any]
 

@@ -1,4 +1,7 @@
-"""`diffdistill calibrate`: measure exposure bias and fit the corrections, sampler by sampler, into one JSON file."""
+"""`diffdistill calibrate`: measure exposure bias and fit the corrections, sampler by sampler, into one JSON file.
+
+With `--fit signal-leak` it is `signal_leak.py` beside this file.
+"""
 
 import statistics
 from argparse import Namespace
@@ -14,12 +17,18 @@ from diffdistill import __version__, processes
 from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.devices import pick_device
-from diffdistill.errors import CheckpointError, ConfigError, DataError
+from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.evaluation.evaluator import Evaluator
 from diffdistill.files import replacing
 from diffdistill.outputs import check_output
 from diffdistill.parts.exposure_bias.calibration.fit import Judge, Trials, calibrate_sampler
-from diffdistill.parts.exposure_bias.calibration.measure import Exposure, Moments, measure_exposure_bias
+from diffdistill.parts.exposure_bias.calibration.measure import (
+    Exposure,
+    Moments,
+    check_fit,
+    measure_exposure_bias,
+)
+from diffdistill.parts.exposure_bias.calibration.signal_leak import fit_signal_leak
 from diffdistill.parts.exposure_bias.corrections import (
     BOTH,
     NONE,
@@ -45,18 +54,20 @@ def run(args: Namespace) -> int:
 
     Several processes sample and look at images in turn; the first one has the file.
     """
+    if args.fit == "signal-leak":
+        return fit_signal_leak(args)
     out = Path(args.out)
     data = load_images(args.data, split=args.split, keep="auto")
     model = Denoiser.from_pretrained(args.model, pick_device(args.device))
     if model.draws_texts:
         raise ConfigError(
             f"'{args.model}' draws texts, and calibrate compares states with images, not with latents; give the "
-            "corrections as numbers: sample --epsilon-scaling B"
+            "corrections as numbers: sample --epsilon-scaling B; --fit signal-leak takes it"
         )
     plans = [plan_sampling(model, sampler=name, steps=steps) for name in args.sampler for steps in args.steps]
     for name in args.sampler:
         scheduler_class(name)  # refuses samplers that no correction fits
-    processes.lead(lambda: _check_fit(model, data))
+    processes.lead(lambda: check_fit(model, data))
     moments = Moments.of(data)
     processes.agree({"model": weights_digest(locate(args.model)), "data": data.fingerprint, "flags": vars(args)})
     begun = processes.lead(lambda: asdict(_started(out, args, data, moments)))
@@ -112,14 +123,6 @@ def measure_plan(
         return sample_batch(model, corrected, seed, indices, batch_size, observe)
 
     return measure_exposure_bias(sample, moments, num_images=num_images, batch_size=batch_size)
-
-
-def _check_fit(model: Denoiser, data: ImageSet) -> None:
-    if tuple(data.images.shape[1:]) != model.image_shape:
-        ours, theirs = ("x".join(map(str, shape)) for shape in (model.image_shape, data.images.shape[1:]))
-        raise DataError(
-            f"the model makes images of {ours} (C x H x W) and {data.name} has {theirs}; give fitting data"
-        )
 
 
 def _started(out: Path, args: Namespace, data: ImageSet, moments: Moments) -> Calibration:

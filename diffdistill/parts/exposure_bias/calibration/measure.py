@@ -22,6 +22,7 @@ from torch import Tensor
 
 from diffdistill import processes
 from diffdistill.data import ImageSet
+from diffdistill.denoiser import Denoiser
 from diffdistill.errors import DataError
 from diffdistill.parts.exposure_bias.time_shift import level_statistic
 from diffdistill.sampling.scheduled import Observe
@@ -178,3 +179,12 @@ def measure_exposure_bias(
         reference.mean.numel(),
         torch.cat([part["images"] for part in found]),
     )
+
+
+def check_fit(model: Denoiser, data: ImageSet) -> None:
+    """DataError for images of another shape than the model's."""
+    if tuple(data.images.shape[1:]) != model.picture_shape:
+        ours, theirs = ("x".join(map(str, shape)) for shape in (model.picture_shape, data.images.shape[1:]))
+        raise DataError(
+            f"the model makes images of {ours} (C x H x W) and {data.name} has {theirs}; give fitting data"
+        )
