@@ -35,6 +35,7 @@ class Agreement:
     """Two models at one level: how alike what they say beyond the mean image is, how alike the noise that they take
     away, and how much each says, 1: as much as the data show.
 
+    >>> from diffdistill.evaluation.arrays import Estimate
     >>> Agreement(0.5, Estimate(0.9), Estimate(0.95), (0.8, 0.7)).says
     (0.8, 0.7)
     """
@@ -120,9 +121,10 @@ def _agreement(level: float, rows: Tensor) -> Agreement:
 def telling(found: Sequence[Agreement]) -> list[Agreement]:
     """The levels at which both models say something beyond the mean image; at higher ones they have nothing to say.
 
-    >>> heard, silent = Agreement(1.0, Estimate(0.9), Estimate(0.95), (0.8, 0.7)), Agreement(
-    ...     80.0, Estimate(0.1), Estimate(1.0), (0.001, 0.001)
-    ... )
+    >>> from diffdistill.evaluation.arrays import Estimate
+    >>> from diffdistill.evaluation.two_halves import Agreement
+    >>> heard = Agreement(1.0, Estimate(0.9), Estimate(0.95), (0.8, 0.7))
+    >>> silent = Agreement(80.0, Estimate(0.1), Estimate(1.0), (0.001, 0.001))
     >>> telling([heard, silent]) == [heard]
     True
     """
