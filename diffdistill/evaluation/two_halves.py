@@ -82,8 +82,9 @@ def two_halves(
 
     >>> def gaussian(variance):  # the exact denoiser of N(0, variance)
     ...     return lambda x, sigma, rows: x * (variance / (variance + sigma**2))[:, None, None, None]
-    >>> x0 = torch.randn(8, 1, 4, 4)
-    >>> [round(float(one.agreement), 4) for one in two_halves(gaussian(1.0), gaussian(0.5), x0, [0.1, 1.0])]
+    >>> x0, middle = torch.randn(8, 1, 4, 4), torch.zeros(1, 4, 4)
+    >>> found = two_halves(gaussian(1.0), gaussian(0.5), x0, [0.1, 1.0], mean=middle)
+    >>> [round(float(one.agreement), 4) for one in found]
     [1.0, 1.0]
     """
     if len(images) < 2:
