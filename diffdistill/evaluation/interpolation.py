@@ -66,7 +66,7 @@ def istd(
 
     >>> figures = istd(lambda noise, paths: 0.3 * noise, (1, 8, 8), paths=4)
     >>> round(float(figures["istd"]), 6), round(float(figures["mean_step"]), 2)
-    (0.0, 0.23)
+    (0.0, 0.22)
     """
     if paths < 2 or steps < 3:
         raise DataError(

@@ -35,6 +35,7 @@ class Agreement:
     """Two models at one level: how alike what they say beyond the mean image is, how alike the noise that they take
     away, and how much each says, 1: as much as the data show.
 
+    >>> from diffdistill.evaluation.arrays import Estimate
     >>> Agreement(0.5, Estimate(0.9), Estimate(0.95), (0.8, 0.7)).says
     (0.8, 0.7)
     """
@@ -81,8 +82,9 @@ def two_halves(
 
     >>> def gaussian(variance):  # the exact denoiser of N(0, variance)
     ...     return lambda x, sigma, rows: x * (variance / (variance + sigma**2))[:, None, None, None]
-    >>> x0 = torch.randn(8, 1, 4, 4)
-    >>> [round(float(one.agreement), 4) for one in two_halves(gaussian(1.0), gaussian(0.5), x0, [0.1, 1.0])]
+    >>> x0, middle = torch.randn(8, 1, 4, 4), torch.zeros(1, 4, 4)
+    >>> found = two_halves(gaussian(1.0), gaussian(0.5), x0, [0.1, 1.0], mean=middle)
+    >>> [round(float(one.agreement), 4) for one in found]
     [1.0, 1.0]
     """
     if len(images) < 2:
@@ -120,9 +122,10 @@ def _agreement(level: float, rows: Tensor) -> Agreement:
 def telling(found: Sequence[Agreement]) -> list[Agreement]:
     """The levels at which both models say something beyond the mean image; at higher ones they have nothing to say.
 
-    >>> heard, silent = Agreement(1.0, Estimate(0.9), Estimate(0.95), (0.8, 0.7)), Agreement(
-    ...     80.0, Estimate(0.1), Estimate(1.0), (0.001, 0.001)
-    ... )
+    >>> from diffdistill.evaluation.arrays import Estimate
+    >>> from diffdistill.evaluation.two_halves import Agreement
+    >>> heard = Agreement(1.0, Estimate(0.9), Estimate(0.95), (0.8, 0.7))
+    >>> silent = Agreement(80.0, Estimate(0.1), Estimate(1.0), (0.001, 0.001))
     >>> telling([heard, silent]) == [heard]
     True
     """

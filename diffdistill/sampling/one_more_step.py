@@ -120,6 +120,7 @@ class OneMoreStep(ModelMixin, ConfigMixin):
 def one_more_step_loss(psi: nn.Module, x0: Tensor, cond: Tensor | None, z: Tensor | None = None) -> Tensor:
     """mean || psi(z, c) - x0 ||^2 over the batch and its pixels, a scalar; z: drawn here unless given.
 
+    >>> from diffdistill.sampling.one_more_step import OneMoreStep
     >>> x0 = torch.full((3, 1, 4, 4), 2.0)
     >>> one_more_step_loss(OneMoreStep((1, 4, 4), side=2), x0, None).item()
     4.0
@@ -136,6 +137,7 @@ def train_one_more_step(
     batches: x0 `(B, C, H, W)` in the network's units, on psi's device, as is cond; as many as there are steps, or
     more. DataError where there are fewer.
 
+    >>> from diffdistill.sampling.one_more_step import OneMoreStep
     >>> psi = OneMoreStep((1, 4, 4), side=1)
     >>> losses = train_one_more_step(psi, [(torch.full((8, 1, 4, 4), 0.5), None)] * 200, steps=200)
     >>> losses[-1] < 1e-3, abs(psi(torch.zeros(1, 1, 4, 4)).mean().item() - 0.5) < 0.02

@@ -174,7 +174,7 @@ def metric(name: str) -> Metric:
     'Distance to real images'
     >>> metric("fit")
     Traceback (most recent call last):
-    diffdistill.errors.ConfigError: metric 'fit' is not known (did you mean fid?); it must be one of clip, ...
+    diffdistill.errors.ConfigError: metric 'fit' is not known (did you mean fid?); it must be one of brightness, ...
     """
     if name in (known := metrics()):
         return known[name]
