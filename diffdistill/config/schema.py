@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from diffdistill.config.networks import Network
-from diffdistill.config.parts import Average, Evaluations, Level, Parallel, Speed
+from diffdistill.config.parts import Average, Evaluations, Level, Noise, Parallel, Speed
 from diffdistill.config.student import FIRST_LEVEL, Critic, Student
 from diffdistill.config.watching import listed, tracker_name
 from diffdistill.data.bounds import DISK_GB
@@ -213,6 +213,7 @@ class Train(Average, Run):
     network: Network = Network()
     sigma_data: Positive = Field(0.5, description="scale of the data in the preconditioning")
     level: Level = Level(law="lognormal")
+    noise: Noise = Noise()
     loss_weight: Annotated[str, OneOf(LOSS_WEIGHTS)] = Field(
         "edm",
         description="how much an error at each level counts; "

@@ -8,6 +8,7 @@ from torch import Tensor
 from diffdistill.data.prompts import MOST_SEED
 from diffdistill.errors import ConfigError
 from diffdistill.machine import send
+from diffdistill.noise_law import NoiseLaw
 
 
 def image_seed(seed: int, index: int) -> int:
@@ -28,7 +29,8 @@ class ImageNoise:
     noise.seeds]`: it, too, draws one `(1, C, H, W)` tensor an image (diffusers' `randn_tensor`), on the CPU whatever
     the device of the model.
 
-    seeds: of the generators, where they are not `image_seed(seed, index)`. start: factor of the first draw.
+    seeds: of the generators, where they are not `image_seed(seed, index)`. start: factor of the first draw. law: of
+    the noise that sampling begins with, the first draw; Student's t takes the generator's next number for its length.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class ImageNoise:
         device: torch.device | str = "cpu",
         seeds: Sequence[int] | None = None,
         start: float = 1.0,
+        law: NoiseLaw | None = None,
     ) -> None:
+        self.law = law or NoiseLaw()
         self.start = start
         self.shape = tuple(shape)
         self.device = device
@@ -48,6 +52,7 @@ class ImageNoise:
 
     def draw(self) -> Tensor:
         """The next noise of every image: float32 `(B, C, H, W)`."""
-        rows = [torch.randn((1, *self.shape), generator=generator) for generator in self.generators]
+        rows = torch.cat([torch.randn((1, *self.shape), generator=generator) for generator in self.generators])
+        rows, self.law = self.law.of(rows, self.generators), NoiseLaw()
         factor, self.start = self.start, 1.0
-        return factor * send(torch.cat(rows), self.device)
+        return factor * send(rows, self.device)

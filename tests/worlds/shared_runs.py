@@ -65,6 +65,7 @@ TAUGHT = {
     "train": {},
     "train, consistency": {"objective": {"name": "consistency", "intervals": (2, 4)}},
     "train, scm": {"objective": {"name": "scm"}},
+    "train, heavy tails": {"noise": {"law": "student_t", "dimension": 3.0}},
     "train, flipped, many dropped": {"data": {"horizontal_flip": True}, "class_dropout": 0.5},
     "ddo": {"objective": {"name": "ddo", "reference_images": 10, "reference_steps": 2}, "initialize_from": "tiny"},
 }
