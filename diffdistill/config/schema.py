@@ -182,6 +182,9 @@ class Run(Section):
         return False
 
 
+# Attention that leaves the choice of a kernel, or names the one that can be differentiated twice.
+TWICE = ("auto", "sdpa", "sdpa-math", "native", "_native_math")
+
 SampleClasses = Annotated[
     Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=40)] | None,
     Field(description="class labels of the grids, a column each; null: the first ten"),
@@ -314,6 +317,25 @@ class Distill(Run):
             raise ValueError(
                 "student.regression and student.consistency both say how the run starts; set one of them to null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _differentiates_twice(self) -> Self:
+        if self.matching is None or self.matching.smoothness is None:
+            return self
+        for taken, is_set, instead in (
+            ("student.steps", self.student.steps > 1, "1: the noise of a later step is not the image's"),
+            ("attention", self.attention not in TWICE, "auto: a kernel by name (flash) has no second derivative"),
+            ("gradient_checkpointing", self.gradient_checkpointing, "false: what is recomputed has no second one"),
+            ("speed.compile", self.speed.compile != "none", "none: what is compiled has no second derivative"),
+            (
+                "parallel.strategy",
+                self.parallel.strategy == "fsdp",
+                "ddp: sharded weights are there for one pass back",
+            ),
+        ):
+            if is_set:
+                raise ValueError(f"method.smoothness differentiates a one-step student twice; set {taken}={instead}")
         return self
 
     @model_validator(mode="after")

@@ -127,6 +127,19 @@ class Reward(Section):
         return self
 
 
+class Smoothness(Section):
+    """Step-wise variation (2312.04410), StyleGAN2's path length on z: equal steps of noise move an image equally far.
+
+    >>> from diffdistill.methods.dmd2 import DMD2
+    >>> DMD2(smoothness=Smoothness(weight=0.1)).smoothness.every
+    4
+    """
+
+    weight: Positive = Field(1.0, description="of E (l - a)^2, l the path length, a its running mean")
+    every: Count = Field(4, description="steps between two of the term, each so many times as heavy (1912.04958)")
+    decay: Fraction = Field(0.01, description="part of the running mean that a batch makes")
+
+
 def _meanings(form: Form) -> str:
     return "; ".join(f"{name}: {LEVEL_WEIGHTS[name].meaning}" for name in level_weight_names(form)) + "; FILE.py:NAME"
 
@@ -188,6 +201,9 @@ class Method(Distillation):
     adversarial: Adversarial | None = Field(None, description="a discriminator on real data; null: none (data-free)")
     consistency: ConsistencyTerm | None = Field(
         None, description="a consistency loss beside the matching, so that the student keeps its trajectories"
+    )
+    smoothness: Smoothness | None = Field(
+        None, description="a one-step student whose images move evenly with their noise; two derivatives a step"
     )
 
     def choices(self) -> Choices:

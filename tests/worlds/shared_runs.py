@@ -38,6 +38,10 @@ DISTILLED = {
         "data": {"horizontal_flip": True},
         "micro_batch_size": 2,
     },
+    "diff_instruct, smooth": {
+        "method": {"name": "diff_instruct", "smoothness": {"every": 1}},
+        "micro_batch_size": 2,
+    },
     "sid": {"method": {"name": "sid"}, "micro_batch_size": 1},
     "sida": {"method": {"name": "sid", "adversarial": {"weight": 0.1}}},
     "sim": {"method": {"name": "sim"}},
