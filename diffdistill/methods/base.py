@@ -24,7 +24,7 @@ class Adversarial(Section):
 
     >>> from diffdistill.methods.dmd2 import DMD2
     >>> DMD2(adversarial=Adversarial(weight=1e-2, features="critic")).choices().adversarial  # as in DMD2's paper
-    Adversarial(weight=0.01, features='critic', taps=('mid_block',), critic_weight=0.01, r1=0.0, reals='data')
+    Adversarial(weight=0.01, features='critic', taps=('mid_block',), critic_weight=0.01, r1=0.0, mix=0.0, reals='data')
     """
 
     weight: Annotated[float, Field(ge=0)] = Field(
@@ -41,6 +41,11 @@ class Adversarial(Section):
     )
     r1: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the R1 penalty at the heads' inputs, on noised real images (features in rms units)"
+    )
+    mix: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="weight of AdaptiveMix (2303.01559): the heads' maps of what lies between a real and a student's "
+        "image lie between theirs; half as many images more in its pass",
     )
     reals: Literal["data", "teacher"] = Field(
         "data",
