@@ -142,3 +142,25 @@ def test_a_layer_without_a_second_derivative_is_refused_before_the_first_step(tm
     monkeypatch.undo()
     made = task(settings("diff_instruct", tmp_path, **SMOOTH))
     assert all(weight.grad is None for weight in made.student.parameters())
+
+
+def test_an_adapter_of_a_text_to_image_student_is_led_too(tmp_path_factory):
+    pytest.importorskip("transformers")
+    import text_world
+    from tiny_text import stable_diffusion
+
+    made = tmp_path_factory.mktemp("smooth")
+    stable_diffusion(made / "sd")
+    (made / "prompts.txt").write_text("a cat\na dog\n")
+    options = {"smoothness": {"every": 1, "weight": 100.0}}
+    weights = []
+    for chosen in ({}, options):
+        lora = {"student": {"steps": 1, "lora": {"rank": 2}}, "critic": {"lora": {"rank": 2}}}
+        built = text_world.task(text_world.settings(made, options=chosen, **lora))
+        figures = {}
+        for step in range(4):
+            seed_step(0, step)
+            figures = built.update(step)
+        weights.append(torch.cat([w.detach().flatten() for w in built.student.parameters() if w.requires_grad]))
+    assert figures["smoothness/length"] > 0
+    assert not torch.equal(*weights)
