@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from diffdistill.errors import ConfigError
 from diffdistill.last_layer import float32_output
 from diffdistill.machine import send
+from diffdistill.noise_law import KEY as NOISE
+from diffdistill.noise_law import NoiseLaw
 from diffdistill.precision import Precision, dtype_of, name_of
 from diffdistill.process import Process, rescaled
 from diffdistill.registry import Registry
@@ -93,6 +95,7 @@ class Denoiser(nn.Module):
             "images": "x".join(map(str, self.picture_shape)) if known else None,
             "classes": self.num_classes if known else None,
             "levels": ", ".join(f"{level:g}" for level in self.levels) or None,
+            "noise": f"Student's t, D = {self.noise.dimension:g}" if self.noise.heavy else None,
             "on": str(self.device),
         }
 
@@ -186,8 +189,20 @@ class Denoiser(nn.Module):
     def levels(self) -> tuple[float, ...]:
         return tuple(self.metadata.get("levels", ()))
 
+    @property
+    def noise(self) -> NoiseLaw:
+        """The law of the noise that it was trained under, and that sampling begins with."""
+        return NoiseLaw(**self.metadata.get(NOISE, {}))
+
     def check_teacher(self, name: str) -> None:
-        """ConfigError for a model that gives no score: a consistency model's or a student's D is not E[x0 | x_t]."""
+        """ConfigError for a model that gives no score: a consistency model's or a student's D is not E[x0 | x_t], and
+        under heavy-tailed noise (D - x) / sigma^2 is the field of PFGM++, which is the gradient of no log density.
+        """
+        if self.noise.heavy:
+            raise ConfigError(
+                f"teacher '{name}' was trained under Student's t noise (PFGM++), whose D(x_t, sigma) gives no score, "
+                f"and every method here compares scores under Gaussian noise; give one of noise.law=gaussian"
+            )
         if self.role == "student":
             raise ConfigError(
                 f"teacher '{name}' is {self.described_as}: its D(x_t, sigma) is not the posterior mean E[x0 | x_t] "

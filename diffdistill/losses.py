@@ -289,6 +289,21 @@ def feature_r1(logit: Tensor, feature: Tensor) -> Tensor:
     return feature.detach().square().flatten(1).mean(1) * gradient.square().flatten(1).sum(1)
 
 
+def noise_kl(eps: Tensor) -> Tensor:
+    """KL(N(m, v) || N(0, 1)), m and v mean and variance of a predicted noise over its elements (2505.21960):
+
+        (v + m^2 - 1 - ln v) / 2,        0 where the noise is standardised.
+
+    eps: `(..., C, H, W)`, of K steps that share an encoder. Returns `(...)`; the loss is 0.1 times its sum over K.
+
+    >>> noise_kl(torch.tensor([[[[-1.0, 1.0]]], [[[-1.0, 3.0]]]])).tolist()  # m = 0, v = 1; m = 1, v = 4
+    [0.0, 1.3068528175354004]
+    """
+    flat = eps.flatten(-3)
+    mean, variance = flat.mean(-1), flat.var(-1, correction=0)
+    return (variance + mean.square() - 1 - variance.log()) / 2
+
+
 def mean_weight(divergence: str | Divergence, logit: Tensor) -> Tensor:
     """The mean of h(r) over the batch of all ranks, a scalar without a graph; logit: log r, (B,).
 

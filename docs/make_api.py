@@ -49,6 +49,8 @@ MODULES = (
     "diffdistill.schedulers",
     "diffdistill.models",
     "diffdistill.parts.attention.kernels",
+    "diffdistill.parts.one_encoder.pipeline",
+    "diffdistill.parts.one_encoder.publish",
     "diffdistill.pipelines.text.adapter",
     "diffdistill.export.command",
     "diffdistill.export.formats",

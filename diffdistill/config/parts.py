@@ -61,6 +61,23 @@ class Level(Section):
     shift: Positive = Field(3.0, description="shifted: resolution shift of a flow time, t' = s t / (1 + (s - 1) t)")
 
 
+class Noise(Section):
+    """Law of the noise: Gaussian, or Student's t with D degrees of freedom, PFGM++ (2302.04265)."""
+
+    law: Literal["gaussian", "student_t"] | None = Field(
+        None, description="null: that of initialize_from, gaussian without it; student_t: heavy tails, by dimension"
+    )
+    dimension: Annotated[float, Field(gt=2)] | None = Field(
+        None, description="student_t: D, above 2, such as 128 or 2048; for a large D it is gaussian"
+    )
+
+    @model_validator(mode="after")
+    def _whole_law(self) -> Self:
+        if self.law == "student_t" and self.dimension is None:
+            raise ValueError("law=student_t needs its dimension; give one above 2, such as dimension=2048")
+        return self
+
+
 class Lora(Section):
     """Low-rank adapters (2106.09685)."""
 

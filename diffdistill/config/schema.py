@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from diffdistill.config.networks import Network
-from diffdistill.config.parts import Average, Evaluations, Level, Parallel, Speed
+from diffdistill.config.parts import Average, Evaluations, Level, Noise, Parallel, Speed
 from diffdistill.config.student import FIRST_LEVEL, Critic, Student
 from diffdistill.config.watching import listed, tracker_name
 from diffdistill.data.bounds import DISK_GB
@@ -186,6 +186,9 @@ class Run(Section):
         return False
 
 
+# Attention that leaves the choice of a kernel, or names the one that can be differentiated twice.
+TWICE = ("auto", "sdpa", "sdpa-math", "native", "_native_math")
+
 SampleClasses = Annotated[
     Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=40)] | None,
     Field(description="class labels of the grids, a column each; null: the first ten"),
@@ -217,6 +220,7 @@ class Train(Average, Run):
     network: Network = Network()
     sigma_data: Positive = Field(0.5, description="scale of the data in the preconditioning")
     level: Level = Level(law="lognormal")
+    noise: Noise = Noise()
     loss_weight: Annotated[str, OneOf(LOSS_WEIGHTS)] = Field(
         "edm",
         description="how much an error at each level counts; "
@@ -317,6 +321,25 @@ class Distill(Run):
             raise ValueError(
                 "student.regression and student.consistency both say how the run starts; set one of them to null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _differentiates_twice(self) -> Self:
+        if self.matching is None or self.matching.smoothness is None:
+            return self
+        for taken, is_set, instead in (
+            ("student.steps", self.student.steps > 1, "1: the noise of a later step is not the image's"),
+            ("attention", self.attention not in TWICE, "auto: a kernel by name (flash) has no second derivative"),
+            ("gradient_checkpointing", self.gradient_checkpointing, "false: what is recomputed has no second one"),
+            ("speed.compile", self.speed.compile != "none", "none: what is compiled has no second derivative"),
+            (
+                "parallel.strategy",
+                self.parallel.strategy == "fsdp",
+                "ddp: sharded weights are there for one pass back",
+            ),
+        ):
+            if is_set:
+                raise ValueError(f"method.smoothness differentiates a one-step student twice; set {taken}={instead}")
         return self
 
     @model_validator(mode="after")

@@ -120,13 +120,21 @@ UNET = ("block_out_channels", "layers_per_block", "attention_levels", "attention
 TRAIN = (
     *RUN,
     Rule(
-        ("level", "loss_weight", "class_dropout"), lambda config: not config.objective.denoises,
+        ("level", "noise", "loss_weight", "class_dropout"), lambda config: not config.objective.denoises,
         "by a consistency model, whose objective has a law of its own and no null class; leave it out",
         ("objective.name",),
     ),
     Rule(
         ("loss_weight",), _is("objective.name", "ddo"),
         "by objective.name=ddo, whose errors are those of the network's own output; leave it out", ("objective.name",),
+    ),
+    Rule(
+        ("noise",), _is("objective.name", "ddo"),
+        "by objective.name=ddo, whose densities are of Gaussian noise; leave it out", ("objective.name",),
+    ),
+    Rule(
+        ("noise.dimension",), _is("noise.law", "gaussian", None),
+        "by Gaussian noise; set noise.law=student_t", ("noise.law",),
     ),
     Rule(
         ("objective.scale",), _is("objective.choice", "best"),

@@ -38,13 +38,16 @@ class StudentNoise(NamedTuple):
 
 
 class CriticNoise(NamedTuple):
-    """The same for the critic, and for the discriminator's real and student images, which share their levels."""
+    """The same for the critic, and for the discriminator's real and student images, which share their levels; mix: of
+    `adaptive_mix.draw_mix`.
+    """
 
     sigma: Tensor
     eps: Tensor
     seen_sigma: Tensor | None = None
     real_eps: Tensor | None = None
     fake_eps: Tensor | None = None
+    mix: Tensor | None = None
 
     def part(self, rows: slice) -> "CriticNoise":
         return CriticNoise(*(None if value is None else value[rows] for value in self))  # type: ignore[arg-type]

@@ -25,7 +25,8 @@ class Adversarial:
 
     weight: lambda_G of the student's term, for a score gap averaged over C, H, W. features: whose they are. taps: the
     layers that they are outputs of. critic_weight: lambda_D beside the denoising loss, on the critic's features. r1:
-    weight of R1 at the heads' inputs. reals: whose images the heads tell from the student's.
+    weight of R1 at the heads' inputs. mix: weight of `adaptive_mix`. reals: whose images the heads tell from the
+    student's.
     Raises ConfigError for others.
 
     >>> from diffdistill.matching.settings import Choices, Ratio
@@ -39,6 +40,7 @@ class Adversarial:
     taps: tuple[str, ...] = ("mid_block",)
     critic_weight: float = 1e-2
     r1: float = 0.0
+    mix: float = 0.0
     reals: Reals = "data"
 
     def __post_init__(self) -> None:

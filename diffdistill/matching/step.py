@@ -281,7 +281,8 @@ class DistributionMatching:
         if self.adversarial is None or not with_real:
             return noise
         _, seen_sigma = self.level.draw(len(x0), x0.device)
-        return CriticNoise(*noise[:2], seen_sigma, *torch.randn_like(torch.cat([x0, x0])).chunk(2))
+        drawn = CriticNoise(*noise[:2], seen_sigma, *torch.randn_like(torch.cat([x0, x0])).chunk(2))
+        return drawn if not self.adversarial.settings.mix else drawn._replace(mix=self.adversarial.mix(len(x0)))
 
     def critic_loss(
         self, x0: Tensor, cond: Tensor | None, real: Tensor | None, noise: CriticNoise | None = None
@@ -307,7 +308,7 @@ class DistributionMatching:
             assert noise.seen_sigma is not None and noise.real_eps is not None and noise.fake_eps is not None  # noqa: PT018
             with self.autocast():
                 eps = noise.real_eps, noise.fake_eps
-                term = self.adversarial.loss(real, x0, noise.seen_sigma, cond, eps)
+                term = self.adversarial.loss(real, x0, noise.seen_sigma, cond, eps, noise.mix)
             yield term
 
     def _denoising(self, x0: Tensor, cond: Tensor | None, noise: CriticNoise) -> tuple[Tensor, Metrics]:

@@ -24,7 +24,7 @@ class Adversarial(Section):
 
     >>> from diffdistill.methods.dmd2 import DMD2
     >>> DMD2(adversarial=Adversarial(weight=1e-2, features="critic")).choices().adversarial  # as in DMD2's paper
-    Adversarial(weight=0.01, features='critic', taps=('mid_block',), critic_weight=0.01, r1=0.0, reals='data')
+    Adversarial(weight=0.01, features='critic', taps=('mid_block',), critic_weight=0.01, r1=0.0, mix=0.0, reals='data')
     """
 
     weight: Annotated[float, Field(ge=0)] = Field(
@@ -41,6 +41,11 @@ class Adversarial(Section):
     )
     r1: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the R1 penalty at the heads' inputs, on noised real images (features in rms units)"
+    )
+    mix: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="weight of AdaptiveMix (2303.01559): the heads' maps of what lies between a real and a student's "
+        "image lie between theirs; half as many images more in its pass",
     )
     reals: Literal["data", "teacher"] = Field(
         "data",
@@ -127,6 +132,19 @@ class Reward(Section):
         return self
 
 
+class Smoothness(Section):
+    """Step-wise variation (2312.04410), StyleGAN2's path length on z: equal steps of noise move an image equally far.
+
+    >>> from diffdistill.methods.dmd2 import DMD2
+    >>> DMD2(smoothness=Smoothness(weight=0.1)).smoothness.every
+    4
+    """
+
+    weight: Positive = Field(1.0, description="of E (l - a)^2, l the path length, a its running mean")
+    every: Count = Field(4, description="steps between two of the term, each so many times as heavy (1912.04958)")
+    decay: Fraction = Field(0.01, description="part of the running mean that a batch makes")
+
+
 def _meanings(form: Form) -> str:
     return "; ".join(f"{name}: {LEVEL_WEIGHTS[name].meaning}" for name in level_weight_names(form)) + "; FILE.py:NAME"
 
@@ -188,6 +206,9 @@ class Method(Distillation):
     adversarial: Adversarial | None = Field(None, description="a discriminator on real data; null: none (data-free)")
     consistency: ConsistencyTerm | None = Field(
         None, description="a consistency loss beside the matching, so that the student keeps its trajectories"
+    )
+    smoothness: Smoothness | None = Field(
+        None, description="a one-step student whose images move evenly with their noise; two derivatives a step"
     )
 
     def choices(self) -> Choices:

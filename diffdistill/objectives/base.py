@@ -15,12 +15,14 @@ class Objective(Section):
     training: what the card of a model says that it was trained by. in_rounds: whether the run is a chain of rounds of
     `round_steps`, each of which begins with the model of the best `metric` so far. exact: whether passes must be
     exact float32 (no TF32). denoises: whether it makes a denoiser, with a level law, loss weights and a null class.
+    any_noise: whether the noise may be another than Gaussian.
     """
 
     training: ClassVar[str]
     in_rounds: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     denoises: ClassVar[bool] = True
+    any_noise: ClassVar[bool] = True
 
     name: str
 

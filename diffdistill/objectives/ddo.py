@@ -30,6 +30,7 @@ class DDO(Objective):
     training: ClassVar[str] = "direct discriminative optimization (2503.01103) of a model, averaged weights"
     in_rounds: ClassVar[bool] = True
     exact: ClassVar[bool] = True
+    any_noise: ClassVar[bool] = False
 
     name: Literal["ddo"] = "ddo"
     alpha: Annotated[float, Field(gt=0, le=100)] = Field(

@@ -13,6 +13,7 @@ class FewSteps(Objective):
     """Levels at which the published model is asked; it is trained at all below the first."""
 
     denoises: ClassVar[bool] = False
+    any_noise: ClassVar[bool] = False
 
     steps: Count = Field(1, description="sampling steps of the published model")
     levels: tuple[Positive, ...] | None = Field(

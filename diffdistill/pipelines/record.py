@@ -26,6 +26,7 @@ def check_record(record: dict[str, Any]) -> None:
         "class_names": (_names(record.get("class_names"), record.get("num_classes")), "a text for each class"),
         "image_shape": (_shape(record.get("image_shape")), size),
         "guidance_scale": (_none_or_number(record.get("guidance_scale")), f"null or a number from 0 to {MOST:g}"),
+        "noise": (_noise(record.get("noise")), "a law, gaussian or student_t with a dimension above 2"),
         "path": (isinstance(record.get("path"), str), "a text"),
         "call": (_call(record.get("call")), "an object whose height is a whole number and guidance_scale a number"),
     }
@@ -59,6 +60,15 @@ def _names(value: Any, count: Any) -> bool:
 
 def _shape(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(_whole(side, 1) for side in value)
+
+
+def _noise(value: Any) -> bool:
+    if not isinstance(value, dict) or not {"law"} <= value.keys() <= {"law", "dimension"}:
+        return False
+    dimension = value.get("dimension")
+    if value["law"] == "gaussian":
+        return dimension is None
+    return value["law"] == "student_t" and dimension is not None and _none_or_number(dimension) and dimension > 2
 
 
 def _call(value: Any) -> bool:

@@ -14,8 +14,8 @@ def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = 
 
     metadata: content of `diffdistill.json` (`role`, `levels`, `call`; optional `num_classes`, `image_shape`,
     `teacher`, `data`, `config_sha256`, `diffdistill`, `network_module`, `scalelong`, `reward`, `source`,
-    `teacher_source`, `training`, `initialize_from`, `pipeline`); evaluation: what `Evaluator` returned; config: the
-    resolved YAML.
+    `teacher_source`, `training`, `initialize_from`, `pipeline`, `noise`); evaluation: what `Evaluator` returned;
+    config: the resolved YAML.
     """
     student = metadata.get("role") == "student"
     levels = tuple(metadata.get("levels") or ())
@@ -211,6 +211,7 @@ def origin(student: bool, metadata: dict[str, Any]) -> str:
         "Data": data.get("path") and f"`{data['path']}`",
         "Fingerprint of the data": data.get("fingerprint") and f"`{data['fingerprint']}`",
         "Long skips": _scales(metadata.get("scalelong")),
+        "Noise": _noise(metadata.get("noise")),
         "Noise levels": ", ".join(f"{level:.4g}" for level in metadata.get("levels") or ()),
         "Settings, SHA-256": metadata.get("config_sha256") and f"`{metadata['config_sha256']}`",
         "diffdistill": metadata.get("diffdistill"),
@@ -242,6 +243,15 @@ def _scales(scalelong: dict[str, Any] | None) -> str | None:
     if scalelong["mode"] == "cs":
         words.insert(1, f"kappa {scalelong['kappa']:g}")
     return f"scaled by ScaleLong (2310.13545): {', '.join(words)}"
+
+
+def _noise(law: dict[str, Any] | None) -> str | None:
+    if not law or law["law"] != "student_t":
+        return None
+    return (
+        f"Student's t with D = {law['dimension']:g} (PFGM++, 2302.04265), which sampling must begin with: "
+        f"`diffdistill sample` does, a pipeline of diffusers begins with Gaussian noise"
+    )
 
 
 def public_settings(config: str) -> str:

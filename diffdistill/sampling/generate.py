@@ -128,7 +128,10 @@ def sample_batch(
         most = min(batch_size, CPU_ROWS) if device.type == "cpu" else len(indices)
         denoise = _in_parts(model, plan, indices, min(most, model.network_rows(device)))
         seeds = [plan.torch_seed(seed, i) for i in indices]
-        noise = ImageNoise(seed, indices, model.image_shape, device, seeds, *_start(model, plan, seeds), start)
+        scale, signal = _start(model, plan, seeds)
+        noise = ImageNoise(
+            seed, indices, model.image_shape, device, seeds, start=scale, signal=signal, first=start, law=model.noise
+        )
         if plan.scheduled or observe is not None:
             x0 = _by_scheduler(model, plan, denoise, noise, observe)
         else:

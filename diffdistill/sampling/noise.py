@@ -8,6 +8,7 @@ from torch import Tensor
 from diffdistill.data.prompts import MOST_SEED
 from diffdistill.errors import ConfigError
 from diffdistill.machine import send
+from diffdistill.noise_law import NoiseLaw
 
 
 def image_seed(seed: int, index: int) -> int:
@@ -38,7 +39,8 @@ class ImageNoise:
     the device of the model.
 
     seeds: of the generators, where they are not `image_seed(seed, index)`. start: factor of the first draw. signal:
-    `(B, C, H, W)`, what the first draw holds besides. first: standard normal noise in place of the first draw.
+    `(B, C, H, W)`, what the first draw holds besides. first: standard normal noise in place of the first draw's. law:
+    of the noise that sampling begins with, the first draw; Student's t takes a generator's next number for its length.
     """
 
     def __init__(
@@ -51,8 +53,9 @@ class ImageNoise:
         start: float = 1.0,
         signal: Tensor | None = None,
         first: Tensor | None = None,
+        law: NoiseLaw | None = None,
     ) -> None:
-        self.start, self.signal, self.first = start, signal, first
+        self.start, self.signal, self.first, self.law = start, signal, first, law or NoiseLaw()
         self.shape = tuple(shape)
         self.device = device
         self.seeds = [image_seed(seed, index) for index in indices] if seeds is None else list(seeds)
@@ -63,6 +66,7 @@ class ImageNoise:
         z, self.first = self.first, None
         if z is None:
             z = torch.cat([torch.randn((1, *self.shape), generator=generator) for generator in self.generators])
+        z, self.law = self.law.of(z, self.generators), NoiseLaw()
         factor, self.start = self.start, 1.0
         noise = factor * send(z, self.device)
         signal, self.signal = self.signal, None

@@ -82,6 +82,7 @@ def plan_sampling(model: Denoiser, request: SamplingRequest | None = None, **set
     if model.role == "student":
         return _few_steps(model, row, request, conditions)
     name = request.sampler or model.default_sampler
+    _check_noise(model, name, request)
     steps = request.steps or SAMPLERS.get(name).steps
     leak = None if request.signal_leak is None else leak_for(model, request.signal_leak)
     plan = Plan(name, steps, _levels(model, name, steps), conditions, leak=leak)
@@ -94,6 +95,22 @@ def plan_sampling(model: Denoiser, request: SamplingRequest | None = None, **set
     if plan.scheduled:
         plan.scheduler(model)  # refuses corrections that it cannot take
     return plan
+
+
+def _check_noise(model: Denoiser, name: str, request: SamplingRequest) -> None:
+    """ConfigError for what counts on Gaussian noise, where the model was trained under another."""
+    if not model.noise.heavy:
+        return
+    if SAMPLERS.get(name).stochastic:
+        raise ConfigError(
+            f"sampler '{name}' draws Gaussian noise on its way, and this model was trained under Student's t noise "
+            f"(PFGM++); use one that draws none, such as {model.default_sampler}"
+        )
+    if request.epsilon_scaling is not None or request.time_shift_sampler is not None:
+        raise ConfigError(
+            "epsilon scaling and Time-Shift count on the variance of Gaussian noise, and this model was trained under "
+            "Student's t noise (PFGM++); leave them out"
+        )
 
 
 def _few_steps(model: Denoiser, row: Sampler | None, request: SamplingRequest, conditions: Conditions) -> Plan:

@@ -34,6 +34,7 @@ class Sampler:
     fits. settings: of that class, as far as it has them; fewest: steps that it needs.
     for_students: whether it samples a student, which is trained at its own levels alone; `run` is then also given the
     settings that `Denoiser.few_step_settings` returns. Teachers take every sampler.
+    stochastic: whether it draws noise on its way, Gaussian noise, which models of another (PFGM++) refuse.
 
     A whole sampler of one's own, `diffdistill sample MODEL --sampler mine.py:SAMPLER --allow-code ...`:
 
@@ -56,6 +57,7 @@ class Sampler:
     settings: Mapping[str, Any] = field(default_factory=lambda: {"timestep_spacing": "trailing"})
     fewest: int = 1
     for_students: bool = False
+    stochastic: bool = False
 
 
 SAMPLERS: Registry[Sampler] = Registry("sampler", Sampler, "diffdistill.sampling.samplers", "SAMPLER")

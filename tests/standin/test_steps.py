@@ -19,7 +19,9 @@ CASES = {
     "diff_instruct_pp": ONE | {"options": {"guidance_scale": 2.0}},
     "diff_instruct_star": ONE | {"options": {"guidance_scale": 2.0}},
     "sid": ONE | {"micro_batch_size": 3},
+    "dmd2, between images": ONE | {"options": {"adversarial": {"mix": 1.0, "taps": ("conv_in",)}}},
     "train": {},
+    "train, heavy tails": {"noise": {"law": "student_t", "dimension": 3.0}},
     "train, consistency": {"objective": {"name": "consistency", "intervals": (2, 4)}},
 }
 
@@ -83,5 +85,5 @@ def test_without_float64(monkeypatch, tmp_path):
     """As on Apple's GPUs."""
     monkeypatch.setattr(machine, "WITHOUT_FLOAT64", {"standin"})
     with in_use(float64=False) as device:
-        for kind in ("train", "uni_instruct"):
-            updated(on(device, kind, tmp_path, **({} if kind == "train" else ONE)), 1)
+        for kind, more in (("train", CASES["train, heavy tails"]), ("uni_instruct", ONE)):
+            updated(on(device, kind, tmp_path, **more), 1)

@@ -15,7 +15,7 @@ GROUND = [
 FLOORS = [
     ["errors"],
     GROUND,
-    ["process", "request", "last_layer"],
+    ["process", "noise_law", "request", "last_layer"],
     ["parts", "schedulers", "pickle_reader", "models"],
     ["denoiser"],
     ["divergences", "matching", "losses", "loss_weights", "coupling", "consistency"],

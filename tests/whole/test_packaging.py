@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 import diffdistill
 
 TAKEN = ("build", "dist", "runs")  # what is made at the top of the clone, and may be a room's name elsewhere
-EXTRAS = {"text", "eval", "data", "plot", "quant", "xformers", "dev", "ui"}
+EXTRAS = {"text", "eval", "data", "plot", "quant", "xformers", "dev", "ui", "search"}
 EXTRAS |= {"tensorboard", "wandb", "trackio", "mlflow"}
 
 

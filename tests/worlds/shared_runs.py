@@ -33,9 +33,13 @@ DISTILLED = {
         "student": {"steps": 4},
     },
     "f_distill, parts and noised data": {
-        "method": {"name": "f_distill", "divergence": "forward_kl"},
+        "method": {"name": "f_distill", "divergence": "forward_kl", "adversarial": {"mix": 0.1}},
         "student": {"steps": 4, "training_input": "noised_data"},
         "data": {"horizontal_flip": True},
+        "micro_batch_size": 2,
+    },
+    "diff_instruct, smooth": {
+        "method": {"name": "diff_instruct", "smoothness": {"every": 1}},
         "micro_batch_size": 2,
     },
     "sid": {"method": {"name": "sid"}, "micro_batch_size": 1},
@@ -65,6 +69,7 @@ TAUGHT = {
     "train": {},
     "train, consistency": {"objective": {"name": "consistency", "intervals": (2, 4)}},
     "train, scm": {"objective": {"name": "scm"}},
+    "train, heavy tails": {"noise": {"law": "student_t", "dimension": 3.0}},
     "train, flipped, many dropped": {"data": {"horizontal_flip": True}, "class_dropout": 0.5},
     "ddo": {"objective": {"name": "ddo", "reference_images": 10, "reference_steps": 2}, "initialize_from": "tiny"},
 }

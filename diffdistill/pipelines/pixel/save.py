@@ -92,6 +92,7 @@ def save_pixels(
             **({CONFIG_KEY: settings[CONFIG_KEY]} if CONFIG_KEY in settings else {}),
             **({"call": used.call} if levels and used is not None else {}),
             **({} if kept is None else {"pipeline": kept.index.get("_class_name")}),
+            **(denoiser.noise.record if role == "teacher" else {}),
         }
 
     write_model(folder, write_parts, card, **provenance)

@@ -39,5 +39,10 @@ def consistency(
 
 
 SAMPLER = Sampler(
-    "consistency", "x0, fresh noise, x0 ...: n evaluations; for students", steps=1, run=consistency, for_students=True
+    "consistency",
+    "x0, fresh noise, x0 ...: n evaluations; for students",
+    steps=1,
+    run=consistency,
+    for_students=True,
+    stochastic=True,
 )

@@ -31,4 +31,5 @@ SAMPLER = Sampler(
     steps=250,
     run=ddpm,
     scheduler="EulerAncestralDiscreteScheduler",
+    stochastic=True,
 )

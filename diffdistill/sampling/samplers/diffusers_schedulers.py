@@ -17,6 +17,7 @@ SAMPLER = (
         steps=250,
         scheduler="DDPMScheduler",
         settings=_PLAIN,
+        stochastic=True,
     ),
     Sampler(
         "fpndm",
@@ -47,5 +48,6 @@ SAMPLER = (
         steps=50,
         scheduler="EulerAncestralDiscreteScheduler",
         settings=_PLAIN,
+        stochastic=True,
     ),
 )

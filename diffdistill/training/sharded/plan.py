@@ -40,6 +40,10 @@ def problem_of(config: Run, device: Device | None = None) -> str | None:
         )
     if getattr(config, "update_in_backward", False):
         return "update_in_backward moves whole weights; set it to false"
+    if getattr(getattr(config, "method", None), "smoothness", None) is not None:
+        return (
+            "method.smoothness differentiates twice, and sharded weights are there for one pass back; set it to null"
+        )
     for place, settings in _optimizers(config):
         if getattr(settings, "name", "muon") != "adamw":
             name = getattr(settings, "name", "muon")

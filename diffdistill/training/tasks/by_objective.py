@@ -42,6 +42,11 @@ def starting_model(config: Train) -> Denoiser | None:
             f"initialize_from '{name}' draws texts, and train makes models of images with classes or none; give one "
             f"of these, or use align"
         )
+    if start.noise.heavy and not config.objective.any_noise:
+        raise ConfigError(
+            f"initialize_from '{name}' was trained under Student's t noise (PFGM++), and objective.name="
+            f"{config.objective.name} is made for Gaussian noise; choose another objective or another model"
+        )
     if start.role == "student":
         raise ConfigError(
             f"initialize_from '{name}' is {start.described_as}, and train goes on with a denoiser at all levels; give "

@@ -27,6 +27,7 @@ from diffdistill.training.signals import stoppable
 from diffdistill.training.store import CheckpointStore, load_checkpoint, names_in
 from diffdistill.training.tasks.consistency import ConsistencyPhase, ConsistencyTask, consistency_of
 from diffdistill.training.tasks.regression import TrajectoryPairs, TrajectoryRegression
+from diffdistill.training.tasks.smooth import SmoothTerm
 from diffdistill.training.tasks.student import StudentTask
 
 
@@ -113,6 +114,7 @@ class DistillTask(StudentTask):
         self._build_updaters(config, critic)
         self.regression = self._build_regression(config, teacher)
         self.consistency = self._build_consistency(config, matching)
+        self.smooth = self._build_smooth(config, matching)
 
     def _build_consistency(self, config: Distill, matching: Method) -> ConsistencyPhase | None:
         """The start by consistency distillation; the term beside matching is `self.beside`."""
@@ -128,6 +130,15 @@ class DistillTask(StudentTask):
         phase = ConsistencyPhase(self, start.objective, updaters, start.steps)
         self.parts |= phase.parts
         return phase
+
+    def _build_smooth(self, config: Distill, matching: Method) -> SmoothTerm | None:
+        if matching.smoothness is None:
+            return None
+        level = self.levels[0]
+        term = SmoothTerm(matching.smoothness, self.student, self.images, level, config.micro_batch_size)
+        term.check(self.student, level)
+        self.parts["smoothness"] = term.lengths
+        return term
 
     def _build_regression(self, config: Distill, teacher: Denoiser) -> TrajectoryRegression | None:
         settings = config.student.regression
@@ -238,6 +249,8 @@ class DistillTask(StudentTask):
         if self.beside is not None:
             assert real is not None  # prompts alone are refused
             metrics |= self.beside.backward(real, turn.cond, turn.mine, turn.count, step, self.weight_beside)
+        if self.smooth is not None:
+            metrics |= self.smooth.backward(turn.x, turn.sigma, turn.cond, turn.mine, turn.count, step)
         metrics |= self.student_updater.step(step)
         self.ema.update(self.student)
         return metrics

@@ -43,7 +43,7 @@ class ScheduledTask(TeacherTask):
     def noised(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         x0, x_t, u, sigma, labels = super().noised(images, labels)
         own = torch.rand(len(x0), device=x0.device) < self.part
-        before, after = torch.randn_like(x0), torch.randn_like(x0)
+        before, after = (self.noise.of(torch.randn_like(x0)) for _ in range(2))
         mine = processes.rows(len(x0))  # no other rows are looked at
         x, above = x0[mine], level_above(sigma, self.objective.steps, self.model.sigma_min, self.model.sigma_max)[mine]
         with torch.no_grad(), self.device.autocast():

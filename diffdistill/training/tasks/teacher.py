@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffdistill import processes
 from diffdistill.config.networks import Network
+from diffdistill.config.parts import Noise
 from diffdistill.config.schema import Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
@@ -19,6 +20,7 @@ from diffdistill.loss_weights import check_law, get_loss_weight
 from diffdistill.losses import denoising_loss, native_weight
 from diffdistill.matching.micro_batches import Metrics, rows_of
 from diffdistill.models import UViT, apply_scalelong
+from diffdistill.noise_law import KEY, NoiseLaw
 from diffdistill.process import EDM, Level, LevelLaw, per_sample
 from diffdistill.section import plain
 from diffdistill.training.attention import Networks, layers_of
@@ -100,20 +102,29 @@ def from_scratch(config: Train, data: ImageSet) -> Denoiser:
     return Denoiser(network, EDM(config.sigma_data), null_class=null)
 
 
+def noise_law(settings: Noise, start: Denoiser | None) -> NoiseLaw:
+    """The law that a model is trained under: of the settings, else of the model that it begins with, else Gaussian."""
+    if settings.law is not None:
+        return NoiseLaw(settings.law, settings.dimension)
+    return NoiseLaw() if start is None else start.noise
+
+
 class TeacherTask:
     """minimise E lambda(sigma) ||D(x0 + sigma eps, sigma, c) - x0||^2 / (C H W), lambda = (sigma^2 + s^2) / (sigma
     s)^2, for a model of another process the weight that makes it the error of its network's own output; or another
     one of `loss_weights`.
 
     The label is replaced by the null class with probability `class_dropout`, which gives guidance its unconditional
-    half. start: the model to begin with; None: a network from scratch.
+    half. eps is Gaussian, or Student's t (`noise_law`). start: the model to begin with; None: a network from scratch.
     """
 
     dropout = True  # of the network's own layers
 
     def __init__(self, config: Train, data: ImageSet, device: Device, start: Denoiser | None = None):
         self.config, self.data, self.device = config, data, device
+        self.noise = noise_law(config.noise, start)
         model = self.begun(config, data, start)
+        model.metadata = {name: value for name, value in model.metadata.items() if name != KEY} | self.noise.record
         self.model = model.requires_grad_().train(self.dropout)
         self.law = LevelLaw(plain(config.level, Level), model.sigma_min, model.sigma_max, model.process)
         self.weight = get_loss_weight(config.loss_weight)
@@ -185,7 +196,7 @@ class TeacherTask:
             dropped = torch.rand(len(labels), device=labels.device) < self.config.class_dropout
             labels = torch.where(dropped, self.model.null_class, labels)
         u, sigma = self.law.draw(len(x0), self.device.name)
-        return x0, x0 + per_sample(sigma, x0) * torch.randn_like(x0), u, sigma, labels
+        return x0, x0 + per_sample(sigma, x0) * self.noise.of(torch.randn_like(x0)), u, sigma, labels
 
     def networks(self) -> Networks:
         return layers_of(self.denoisers)

@@ -64,6 +64,11 @@ def run(args: Namespace) -> int:
             f"'{args.model}' draws texts, and calibrate compares states with images, not with latents; give the "
             "corrections as numbers: sample --epsilon-scaling B; --fit signal-leak takes it"
         )
+    if model.noise.heavy:
+        raise ConfigError(
+            f"'{args.model}' was trained under Student's t noise (PFGM++), and calibrate compares variances of "
+            f"Gaussian noise; give a model of noise.law=gaussian"
+        )
     plans = [plan_sampling(model, sampler=name, steps=steps) for name in args.sampler for steps in args.steps]
     for name in args.sampler:
         scheduler_class(name)  # refuses samplers that no correction fits
