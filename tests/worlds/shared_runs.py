@@ -33,7 +33,7 @@ DISTILLED = {
         "student": {"steps": 4},
     },
     "f_distill, parts and noised data": {
-        "method": {"name": "f_distill", "divergence": "forward_kl", "adversarial": {"mix": 0.1}},
+        "method": {"name": "f_distill", "divergence": "forward_kl"},
         "student": {"steps": 4, "training_input": "noised_data"},
         "data": {"horizontal_flip": True},
         "micro_batch_size": 2,
