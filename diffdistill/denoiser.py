@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from diffdistill.errors import ConfigError
 from diffdistill.last_layer import float32_output
 from diffdistill.machine import send
-from diffdistill.noise_law import KEY as NOISE
 from diffdistill.noise_law import NoiseLaw
 from diffdistill.precision import Precision, dtype_of, name_of
 from diffdistill.process import Process, rescaled
@@ -192,12 +191,10 @@ class Denoiser(nn.Module):
     @property
     def noise(self) -> NoiseLaw:
         """The law of the noise that it was trained under, and that sampling begins with."""
-        return NoiseLaw(**self.metadata.get(NOISE, {}))
+        return NoiseLaw.of_record(self.metadata)
 
     def check_teacher(self, name: str) -> None:
-        """ConfigError for a model that gives no score: a consistency model's or a student's D is not E[x0 | x_t], and
-        under heavy-tailed noise (D - x) / sigma^2 is the field of PFGM++, which is the gradient of no log density.
-        """
+        """ConfigError for a model that gives no score: (D - x) / sigma^2 is the gradient of no log density."""
         if self.noise.heavy:
             raise ConfigError(
                 f"teacher '{name}' was trained under Student's t noise (PFGM++), whose D(x_t, sigma) gives no score, "

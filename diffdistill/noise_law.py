@@ -14,7 +14,7 @@ draws the length by a Beta law that it clips to [1e-3, 1 - 1e-3], another law wh
 clipped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,6 +62,11 @@ class NoiseLaw:
     def record(self) -> dict[str, Any]:
         """For diffdistill.json: nothing where the noise is Gaussian."""
         return {KEY: {"law": self.law, "dimension": self.dimension}} if self.heavy else {}
+
+    @classmethod
+    def of_record(cls, metadata: Mapping[str, Any]) -> "NoiseLaw":
+        """That of a model with this metadata."""
+        return cls(**metadata.get(KEY, {}))
 
     def factors(self, count: int, generator: Generator | None = None) -> Tensor:
         """sqrt(D / chi^2_D), float32 `(count,)` on the CPU, drawn from a generator of the CPU, None: torch's own.

@@ -171,6 +171,7 @@ def test_what_counts_on_gaussian_noise_refuses_it(tmp_path):
     with pytest.raises(ConfigError, match="calibrate compares"):
         calibrate(
             Namespace(
+                fit="exposure",
                 out=tmp_path / "x.json",
                 data="builtin:fashion_mnist",
                 split="test",
