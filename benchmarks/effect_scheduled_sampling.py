@@ -32,8 +32,8 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 def judged(model: Denoiser, moments: Moments, judge: Judge) -> Row:
-    row = {}
-    for steps in (5, 20):
+    row: Row = {}
+    for steps in (5, 10):
         plan = plan_sampling(model, sampler="euler", steps=steps)
         found = measure_plan(model, plan, moments, NONE, seed=1000, num_images=judge.images, batch_size=64)
         row |= {f"r {steps}": found.final, f"|r| {steps}": float(found.log_ratio.abs().mean())}
