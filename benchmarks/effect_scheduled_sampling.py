@@ -4,9 +4,9 @@
     python benchmarks/effect_scheduled_sampling.py --seeds 0 --steps 20 --images 64         a look
 
 Teachers of equal updates: plain; with the part that the default rule has in so short a run (8 %); with a half from the
-start (mu = 1), its estimates at the next higher of 10 Karras levels, as few as are sampled with, not of 35. Bias is what `calibrate` measures of the
-Euler sampler: r = ln(variance of a state / of training there), of the images and as mean |r| over all states; FID is
-of the same images.
+start (mu = 1), its estimates at the next higher of 10 Karras levels, as few as are sampled with, in place of 35. Bias
+is what `calibrate` measures of the Euler sampler: r = ln(variance of a state / of training there), of the images and
+as mean |r| over all states; FID is of the same images.
 """
 
 from argparse import Namespace
