@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from small_worlds import Judge, Row, arguments, compared, device, pictures, settings, trained
 
+from diffdistill.alignment.raft import best_of
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
 from diffdistill.registry import allow_code
@@ -59,13 +60,28 @@ def rows_of(seed: int, options: Namespace, data: ImageSet, judge: Judge) -> dict
     return rows
 
 
+def of_real(data: ImageSet, judge: Judge, candidates: int) -> None:
+    """What choosing alone costs: of real images, K of a class, the first of each K, and the best."""
+    assert data.labels is not None
+    reward, groups = load_reward(REWARD), judge.images // 10
+    rows = torch.stack([(data.labels == c).nonzero()[: groups * candidates, 0].reshape(groups, -1) for c in range(10)])
+    images = data.images[rows.flatten()]
+    scores = reward(images.float() / 255).reshape(-1, candidates)
+    sets = images.reshape(*scores.shape, *images.shape[1:])
+    best = best_of(scores)
+    for name, chosen in (("any", torch.zeros_like(best)), (f"best of {candidates}", best)):
+        row = judge.of(sets[torch.arange(len(sets)), chosen]) | {
+            "reward": float(scores[torch.arange(len(sets)), chosen].mean())
+        }
+        print(f"real images, {name:10} " + "  ".join(f"{k} {v:.3f}" for k, v in row.items()), flush=True)
+
+
 def main() -> None:
     options = arguments(__doc__, teacher_steps=800, steps=200, candidates=8, kept=640, images=1000)
     allow_code()
     data = pictures()
     judge = Judge(data, options.images, ("fid", "prdc"))
-    real = data.images[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:5000]]
-    print(f"real images: reward {float(load_reward(REWARD)(real.float() / 255).mean()):.3f}")
+    of_real(data, judge, options.candidates)
     compared(options, lambda seed: rows_of(seed, options, data, judge), first="denoising")
 
 
