@@ -29,7 +29,7 @@ from diffdistill.training.tasks.distill import DistillTask
 from diffdistill.training.tasks.teacher import TeacherTask
 
 RIM, SCALE = 0.65, 0.36
-STRENGTHS = 0.03, 0.1
+STRENGTHS = (0.1,)
 REWARDS = [f"{Path(__file__).resolve()}:{name}" for name in ("one", "another", "blind")]
 
 
