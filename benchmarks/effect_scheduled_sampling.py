@@ -50,7 +50,7 @@ def rows_of(seed: int, options: Namespace, data: ImageSet, moments: Moments, jud
 
 
 def main() -> None:
-    options = arguments(__doc__, steps=500, images=800)
+    options = arguments(__doc__, steps=500, images=500)
     data = pictures()
     moments, judge = Moments.of(data), Judge(data, options.images)
     compared(options, lambda seed: rows_of(seed, options, data, moments, judge), first="plain")
