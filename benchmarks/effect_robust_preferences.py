@@ -22,7 +22,15 @@ from diffdistill.alignment import NoisedPairs, diffusion_dpo_loss, noise_pairs, 
 
 SCHEDULER = DDPMScheduler()
 LEVELS = 125 * ((1 - SCHEDULER.alphas_cumprod) / SCHEDULER.alphas_cumprod).log()  # 250 ln sigma
-ARMS: dict[str, float | None] = {"mean": None, "robust 1": 1.0, "robust 0.1": 0.1, "smoothed": None}
+# By name: robust_beta, and a factor on beta. The last two are controls: a robust mean also lets a model go further.
+ARMS: dict[str, tuple[float | None, float]] = {
+    "mean": (None, 1.0),
+    "robust 1": (1.0, 1.0),
+    "robust 0.1": (0.1, 1.0),
+    "smoothed": (None, 1.0),
+    "mean, a tenth of beta": (None, 0.1),
+    "robust 1, ten times beta": (1.0, 10.0),
+}
 Pairs = tuple[Tensor, Tensor]
 
 
@@ -57,13 +65,14 @@ def aligned(start: PlaneNetwork, pairs: Pairs, arm: str, wrong: float, seed: int
     network = copy.deepcopy(start).requires_grad_()
     optimizer = torch.optim.Adam(network.parameters(), 3e-4)
     smoothing = wrong if arm == "smoothed" else 0.0
+    robust, factor = ARMS[arm]
+    beta = factor * options.beta
     for _ in range(options.steps):
         rows = torch.randint(0, len(pairs[0]), (64,))
         noised = noise_pairs(SCHEDULER, *(side[rows] for side in pairs))
         before = errors(start, noised)
-        out = diffusion_dpo_loss(*errors(network, noised), *before, beta=options.beta, label_smoothing=smoothing)
+        out = diffusion_dpo_loss(*errors(network, noised), *before, beta=beta, label_smoothing=smoothing)
         assert out.losses is not None
-        robust = ARMS[arm]
         loss = out.loss if robust is None else robust_mean(out.losses.detach(), robust).weights @ out.losses
         optimizer.zero_grad()
         loss.backward()
@@ -76,7 +85,7 @@ def judged(network: PlaneNetwork, start: PlaneNetwork, held_out: Pairs, options:
     generator, margin = torch.Generator().manual_seed(1), torch.zeros(len(held_out[0]))
     for _ in range(options.draws):
         noised = noise_pairs(SCHEDULER, *held_out, generator=generator)
-        margin += diffusion_dpo_loss(*errors(network, noised), *errors(start, noised), beta=options.beta).margin
+        margin += diffusion_dpo_loss(*errors(network, noised), *errors(start, noised)).margin
     sampler = DDIMScheduler(clip_sample=False)
     sampler.set_timesteps(50)
     x = torch.randn(2000, 1, 1, 2, generator=generator)
@@ -97,7 +106,7 @@ def rows_of(seed: int, options: Namespace) -> dict[str, Row]:
     for wrong in (0.0, 0.2, 0.4):
         pairs = drawn(options.pairs, seed, wrong)
         for arm in ARMS:
-            if arm == "smoothed" and not wrong:
+            if (arm == "smoothed" and not wrong) or ("beta" in arm and wrong < 0.4):
                 continue
             network = aligned(start, pairs, arm, wrong, seed, options)
             rows[f"{100 * wrong:.0f} % wrong, {arm}"] = judged(network, start, held_out, options)
