@@ -81,5 +81,9 @@ def test_a_part_of_the_batch_is_made_and_the_target_stays_the_data(tmp_path, mon
     wanted = 1 + 0.4 * S**2 * above / (S**2 + above) / 0.3**2
     assert ((x_t - x0) / s).square().mean().item() == pytest.approx(wanted, rel=0.02)
     assert ((x_t - x0) / s).flatten(1).square().mean(1).min() < 0.9  # and a part of it is noised data
+    # So the best denoiser of it is that of data of less variance, (1 - p) s^2 + p s^4 / (s^2 + a^2).
+    less = 0.6 * S**2 + 0.4 * S**4 / (S**2 + above)
+    best = (x_t * x0).mean() / x_t.square().mean()
+    assert best.item() == pytest.approx(less / (less + 0.3**2), rel=0.02)
     whole, _ = task(tmp_path, monkeypatch, most=1.0)
     assert whole.update(60)["own_part"] == pytest.approx(0.504, abs=1e-3)  # 60 steps of half of the data
