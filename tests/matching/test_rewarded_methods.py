@@ -193,7 +193,7 @@ def test_a_sum_logs_each_reward(module):
 
 
 def test_a_reward_without_a_gradient_cannot_train():
-    with pytest.raises(ConfigError, match="has no gradient and cannot train.*objective.name=raft"):
+    with pytest.raises(ConfigError, match=r"has no gradient and cannot train.*objective\.name=raft"):
         RewardTerm(CallableReward(to_the_right, pil=True), 1.0)
     term = RewardTerm(CallableReward(lambda images, c: images.detach().flatten(1).sum(1), "cut"), 1.0)
     with pytest.raises(ConfigError, match="scores of the reward cut carry no gradient"):
