@@ -63,7 +63,7 @@ def nothing_left(here, tmp_path_factory, monkeypatch):
 
 
 # Of pipelines of texts, which need transformers (extra `text`).
-TEXT = {("diffdistill", "align")} | {
+TEXT = {("diffdistill", "align"), ("diffdistill.parts.one_encoder.pipeline", "OneEncoderPipeline")} | {
     ("diffdistill.pipelines.text.adapter", name) for name in ("Adapter", "load_adapter", "load_pipeline")
 }
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from tiny import tiny_teacher
-from tiny_text import stable_diffusion
 
 from diffdistill import Denoiser
 from diffdistill.cli import main
@@ -174,6 +173,9 @@ def test_the_first_state_is_that_of_training(sampler):
 
 
 def test_latents_of_a_text_model_have_a_leak_too(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    from tiny_text import stable_diffusion
+
     model = stable_diffusion(tmp_path / "sd")
     (tmp_path / "data").mkdir()
     draw = np.random.default_rng(0)

@@ -35,11 +35,11 @@ def parallel_decoders(unet: Any, times: Tensor | Sequence[float]) -> Iterator[No
     >>> outputs.shape
     torch.Size([8, 3, 8, 8])
     """
-    check_unet(unet)
+    _check(unet)
     count, given = len(times), {}
 
     def remember(_unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        names = ("sample", "timestep", "encoder_hidden_states" if conditioned(unet) else "class_labels")
+        names = ("sample", "timestep", "encoder_hidden_states" if _conditioned(unet) else "class_labels")
         given.update(dict(zip(names, args, strict=False)) | kwargs)
 
     def widen(_block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -57,7 +57,7 @@ def parallel_decoders(unet: Any, times: Tensor | Sequence[float]) -> Iterator[No
         return value.repeat(count, *[1] * (value.ndim - 1)) if fits else value
 
     def begin(_block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given["embedding"] = torch.cat([embedding(unet, time, given) for time in times])
+        given["embedding"] = torch.cat([_embedding(unet, time, given) for time in times])
         return widen(_block, args, kwargs)
 
     blocks = list(unet.up_blocks)
@@ -73,26 +73,26 @@ def parallel_decoders(unet: Any, times: Tensor | Sequence[float]) -> Iterator[No
             handle.remove()
 
 
-def conditioned(unet: Any) -> bool:
+def _conditioned(unet: Any) -> bool:
     """Whether it is a `UNet2DConditionModel`, which also reads texts."""
     return hasattr(unet, "get_time_embed")
 
 
-def check_unet(unet: Any) -> None:
+def _check(unet: Any) -> None:
     """ValueError for a network that is not cut in two here."""
     blocks = [*getattr(unet, "down_blocks", ()), *getattr(unet, "up_blocks", ())]
     if not blocks or getattr(unet, "mid_block", None) is None:
         raise ValueError(f"{type(unet).__name__} has no encoder and decoder of a UNet; give a UNet of diffusers")
-    fourier = not conditioned(unet) and getattr(unet.config, "time_embedding_type", "") == "fourier"
+    fourier = not _conditioned(unet) and getattr(unet.config, "time_embedding_type", "") == "fourier"
     if fourier or any(hasattr(block, "skip_conv") for block in blocks):
         raise ValueError("the UNet has Fourier times or skips that bypass its blocks; give one without")
 
 
-def embedding(unet: Any, time: Any, given: dict[str, Any]) -> Tensor:
+def _embedding(unet: Any, time: Any, given: dict[str, Any]) -> Tensor:
     """Of a time, `(B, C)`, as the UNet's own forward makes it for the arguments of its call."""
     sample, labels = given["sample"], given.get("class_labels")
     time = torch.as_tensor(time, device=sample.device)
-    if not conditioned(unet):
+    if not _conditioned(unet):
         emb = unet.time_embedding(unet.time_proj(time.expand(len(sample))).to(unet.dtype))
         return emb if unet.class_embedding is None else emb + unet.class_embedding(labels).to(unet.dtype)
     emb = unet.time_embedding(unet.get_time_embed(sample, time), given.get("timestep_cond"))
@@ -105,7 +105,14 @@ def embedding(unet: Any, time: Any, given: dict[str, Any]) -> Tensor:
 
 
 class OneEncoderPipeline(StableDiffusionPipeline):
-    """Stable Diffusion whose K steps share one pass of the UNet's encoder."""
+    """Stable Diffusion whose K steps share one pass of the UNet's encoder.
+
+    >>> from diffdistill.assets import asset
+    >>> pipeline = OneEncoderPipeline.from_pretrained(asset("emoji_teacher"))
+    >>> pipeline.set_progress_bar_config(disable=True)
+    >>> pipeline("a noto style emoji of a cat", output_type="latent").images.shape
+    torch.Size([1, 8, 8, 8])
+    """
 
     @torch.no_grad()
     def __call__(

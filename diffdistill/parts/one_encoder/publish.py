@@ -15,6 +15,12 @@ def publish_pipeline(folder: str | Path) -> Path:
     `DiffusionPipeline.from_pretrained(folder)` is the stock pipeline as before, and with `custom_pipeline=folder,
     trust_remote_code=True` the one of one encoder pass, in a process without this package. ConfigError for a folder of
     another pipeline, and for one that has another `pipeline.py`.
+
+    >>> import shutil, tempfile
+    >>> from diffdistill.assets import asset
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     publish_pipeline(shutil.copytree(asset("emoji_teacher"), f"{folder}/model")).name
+    'pipeline.py'
     """
     folder = Path(folder)
     index = folder / "model_index.json"
