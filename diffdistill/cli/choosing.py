@@ -132,7 +132,7 @@ def study_of(search: Search, seed: int) -> Any:
 def front(study: Any, search: Search, trials: int, train: Train) -> list[tuple[tuple[str, ...], list[float]]]:
     """Ask the study and tell it until it has so many trials, finished or failed; then what none of them beats.
 
-    A trial that was cut short does not count, and its choice comes first.
+    A trial that was cut short does not count, and its choice comes first. ConfigError where no run came to its end.
     """
     from optuna.trial import TrialState
 
@@ -149,4 +149,9 @@ def front(study: Any, search: Search, trials: int, train: Train) -> list[tuple[t
         else:
             study.tell(trial, values)
     best = {tuple(name for name in search.candidates if one.params[name]): one.values for one in study.best_trials}
+    if not best:
+        raise ConfigError(
+            f"none of the {trials} runs in '{search.out}' came to its end, each told why: mend that, and search anew "
+            f"in another folder"
+        )
     return sorted(best.items(), key=lambda row: row[1])

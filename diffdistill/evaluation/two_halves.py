@@ -95,7 +95,8 @@ def two_halves(
     for start in range(0, len(images), batch_size):
         rows = slice(start, min(start + batch_size, len(images)))
         x0 = images[rows]
-        noise = send(torch.randn(x0.shape, generator=generator), x0.device)
+        # One by one: what `randn` draws of a size that 16 does not divide depends on how many are drawn at once.
+        noise = send(torch.stack([torch.randn(x0.shape[1:], generator=generator) for _ in x0]), x0.device)
         found = []
         for level in levels:
             x_t, sigma = x0 + level * noise, x0.new_full((len(x0),), level)

@@ -80,3 +80,10 @@ def test_a_study_tells_what_no_choice_beats_and_goes_on_after_a_kill(tmp_path):
     assert () not in ran
     with pytest.raises(ConfigError, match="holds the search of"):
         study_of(search(tmp_path, candidates=("to_q", "to_k")), 0)
+
+
+def test_a_search_of_which_every_run_failed_is_no_success(tmp_path):
+    pytest.importorskip("optuna")
+    one = search(tmp_path)
+    with pytest.raises(ConfigError, match="none of the 3 runs in"):
+        front(study_of(one, 0), one, 3, lambda *_: None)

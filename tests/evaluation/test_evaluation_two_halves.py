@@ -92,6 +92,17 @@ def test_the_error_is_the_spread_over_draws():
     assert float(torch.tensor(values).std()) / (sum(errors) / 60) == pytest.approx(1, abs=0.3)
 
 
+def test_the_noise_of_an_image_is_the_same_in_any_batch():
+    images = torch.randn(5, 1, 5, 5, generator=torch.Generator().manual_seed(0))  # 25: not a multiple of 16
+    seen = {1: [], 2: [], 5: []}
+    for size, states in seen.items():
+        two_halves(lambda x, sigma, rows, kept=states: kept.append(x) or x, lambda x, *_: x, images, [1.0],
+                   batch_size=size)  # fmt: skip
+    one, two, five = (torch.cat(states) for states in seen.values())
+    assert torch.equal(one, two)
+    assert torch.equal(one, five)
+
+
 def remembering(images):
     """The exact denoiser of a few images: their mean, weighed by how near each is."""
     flat = images.flatten(1)
@@ -209,6 +220,8 @@ def test_what_is_not_known_is_said(place, capsys):
     [
         (["--metrics", "two_halves"], "give --other-half MODEL, or leave it out"),
         (["--metrics", "fid", "--other-half", "x"], "--other-half is of the metric two_halves"),
+        (["--metrics", "two_halves", "--other-half", "x", "--signal-leak", "auto"], "two_halves draws none"),
+        (["--metrics", "two_halves", "--other-half", "x", "--guidance-scale", "2"], "two_halves draws none"),
     ],
 )
 def test_flags_that_do_not_go_together(place, flags, told, capsys):
