@@ -15,7 +15,7 @@ from typing import Any
 
 from diffdistill.cli.front import checked_settings, verbs
 from diffdistill.cli.sweep import child
-from diffdistill.errors import ConfigError, Interrupted, Preempted
+from diffdistill.errors import ConfigError, DiskError, Interrupted, Preempted
 from diffdistill.evaluation.figures import figure_of, numbers_of
 from diffdistill.files import read_json
 from diffdistill.training.lock import locked
@@ -76,12 +76,12 @@ class Search:
         self.directions()
 
     def scores(self, chosen: Sequence[str]) -> list[float] | None:
-        """The figures of a finished run; None where it is not finished."""
+        """The figures of a finished run; None where it is not finished, and where one could not be measured."""
         file = self.folder(chosen) / "evaluation.json"
         if not file.is_file():
             return None
         numbers = numbers_of(read_json(file)["student"])
-        return [numbers[name] for name in self.figures]
+        return [numbers[name] for name in self.figures] if numbers.keys() >= set(self.figures) else None
 
 
 Train = Callable[[Search, Sequence[str]], list[float] | None]
@@ -94,6 +94,8 @@ def search_adapters(search: Search, trials: int, seed: int = 0) -> list[tuple[tu
     ConfigError without Optuna, and for a folder of another search; Interrupted or Preempted where it is asked to end.
     """
     search.check()
+    if trials < 1:
+        raise ConfigError(f"a search of {trials} trials finds nothing; give 1 or more")
     search.out.mkdir(parents=True, exist_ok=True)
     with stop_requests() as stop, locked(search.out):
         stop.sentence = f"stopped; give the same command again to go on with '{search.out}'"
@@ -104,6 +106,8 @@ def search_adapters(search: Search, trials: int, seed: int = 0) -> list[tuple[tu
                 code, _ = child(search.command(chosen), stop)
                 if code in STOPS:
                     raise STOPS[code](stop.sentence)
+                if code == DiskError.exit_code:  # no fault of the choice
+                    raise DiskError(f"no room for a run, see above; make some, and go on in '{search.out}'")
             return search.scores(chosen)
 
         return front(study_of(search, seed), search, trials, train)

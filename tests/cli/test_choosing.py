@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from diffdistill.cli.choosing import Search, front, study_of
-from diffdistill.errors import ConfigError
+from diffdistill.cli.choosing import Search, front, search_adapters, study_of
+from diffdistill.errors import ConfigError, DiskError
 
 WORDS = (
     "student.lora.rank=4", "critic.lora.rank=4", "student.regression.muon=null", "evaluation.metrics=[fid,neighbours]",
@@ -30,6 +30,9 @@ def test_a_choice_is_a_run_of_its_own_folder_that_is_resumed(tmp_path):
     (tmp_path / "to_q" / "evaluation.json").write_text(json.dumps(result))
     assert one.scores(("to_q",)) == [9.0, 0.4]
     assert one.directions() == ["minimize", "maximize"]
+    del metrics["neighbours"]  # could not be measured: of this run nothing is known
+    (tmp_path / "to_q" / "evaluation.json").write_text(json.dumps(result))
+    assert one.scores(("to_q",)) is None
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,16 @@ def test_what_could_come_to_nothing_is_refused_before_the_first_run(changed, sai
     search().check()
     with pytest.raises(ConfigError, match=said):
         search(**changed).check()
+
+
+def test_a_full_disk_ends_the_search_and_no_trials_are_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffdistill.cli.choosing.child", lambda *_: (DiskError.exit_code, ""))
+    monkeypatch.setattr("diffdistill.cli.choosing.study_of", lambda *_: None)
+    monkeypatch.setattr("diffdistill.cli.choosing.front", lambda _study, one, _trials, train: train(one, ("to_q",)))
+    with pytest.raises(DiskError, match="make some, and go on in"):
+        search_adapters(search(tmp_path), 3)
+    with pytest.raises(ConfigError, match="a search of 0 trials finds nothing"):
+        search_adapters(search(tmp_path), 0)
 
 
 def figures_of(chosen):

@@ -14,7 +14,9 @@ def add_flags(parser: Parser) -> None:
         required=True,
         help=f"images like those it was trained on: {allowed()}",
     )
-    parser.add_argument("--out", metavar="FILE", required=True, help="JSON; an unfinished one is continued")
+    parser.add_argument(
+        "--out", metavar="FILE", required=True, help="JSON; an unfinished one of exposure is continued"
+    )
     parser.add_argument(
         "--fit",
         choices=("exposure", "signal-leak"),
