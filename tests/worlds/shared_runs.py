@@ -44,6 +44,7 @@ DISTILLED = {
     },
     "sid": {"method": {"name": "sid"}, "micro_batch_size": 1},
     "sida": {"method": {"name": "sid", "adversarial": {"weight": 0.1}}},
+    "sida, mixed": {"method": {"name": "sid", "adversarial": {"weight": 0.1, "mix": 1.0}}},
     "sim": {"method": {"name": "sim"}},
     "sim, a weight a level": {"method": {"name": "sim", "level_weight": "dmd_level"}, "micro_batch_size": 2},
     "uni_instruct": {"method": {"name": "uni_instruct"}, "micro_batch_size": 2},
