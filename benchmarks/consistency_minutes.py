@@ -12,11 +12,12 @@ with. A run that exists is not made again.
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from seed_table import seed_table
 
 from diffdistill.evaluation.figures import numbers_of
 
@@ -109,19 +110,6 @@ def measured(folder: Path) -> dict[str, float]:
     return {name: numbers[name] for name in FIGURES}
 
 
-def table(rows: dict[str, list[dict[str, float]]]) -> str:
-    """Mean over seeds, and the least and the greatest."""
-    lines = [f"{'student':<26} {'seeds':>5} {'CPU s':>6} " + " ".join(f"{name:>24}" for name in FIGURES)]
-    for name, figures in rows.items():
-        seconds = statistics.mean(one["seconds"] for one in figures)
-        cells = []
-        for figure in FIGURES:
-            values = [one[figure] for one in figures]
-            cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        lines.append(f"{name:<26} {len(figures):>5} {seconds:>6.0f} " + " ".join(f"{cell:>24}" for cell in cells))
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="runs and figures")
@@ -130,13 +118,13 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[dict[str, float]]] = {}
+    rows: dict[tuple[str, ...], list[dict[str, float]]] = {}
     for seed in args.seeds:
         for name in args.rows:
             folder = args.out / f"{'-'.join(name.replace(',', '').split())}-{seed}"
             seconds = made(folder, ROWS[name](args.minutes / 3), seed)
-            rows.setdefault(name, []).append({"seconds": seconds, **measured(folder)})
-        print(table(rows), flush=True)
+            rows.setdefault((name,), []).append({"seconds": seconds, **measured(folder)})
+        print(seed_table(("student",), rows, ("seconds", *FIGURES)), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ teacher. A figure that exists is not made again.
 
 import argparse
 import json
-import statistics
 from pathlib import Path
+
+from seed_table import seed_table
 
 from diffdistill.cli import main as diffdistill
 from diffdistill.config.loader import given_in
@@ -88,18 +89,6 @@ class Seed:
         return trained(self.folder / f"student_of_{name}", "distill", "fashion_mnist/quickstart", *words)
 
 
-def table(rows: dict[tuple[str, str], list[dict[str, float]]]) -> str:
-    """Mean over seeds, and the least and the greatest."""
-    lines = [f"{'model':<22} {'evaluations':>11} {'seeds':>5} " + " ".join(f"{name:>22}" for name in FIGURES)]
-    for (name, evaluations), figures in rows.items():
-        cells = []
-        for figure in FIGURES:
-            values = [one[figure] for one in figures]
-            cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        lines.append(f"{name:<22} {evaluations:>11} {len(figures):>5} " + " ".join(f"{cell:>22}" for cell in cells))
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="runs and figures")
@@ -109,7 +98,7 @@ def main() -> None:
     parser.add_argument("--evaluations", nargs="+", default=["10", "35"], choices=["10", "35"], help="protocols")
     parser.add_argument("--students", action="store_true", help="distil the last round's models and the teacher too")
     args = parser.parse_args()
-    rows: dict[tuple[str, str], list[dict[str, float]]] = {}
+    rows: dict[tuple[str, ...], list[dict[str, float]]] = {}
     for evaluations in args.evaluations:
         file = args.out / "figures" / f"teacher-{evaluations}.json"
         rows["teacher", evaluations] = [measured(TEACHER, evaluations, file)]
@@ -126,7 +115,7 @@ def main() -> None:
                 student = one.student(name, teacher)
                 label = f"student of {name.replace('_', ' ')}"
                 rows.setdefault((label, "1"), []).append(one.figures(f"student_of_{name}", student, "1"))
-        print(table(rows), flush=True)
+        print(seed_table(("model", "evaluations"), rows, FIGURES), flush=True)
 
 
 if __name__ == "__main__":
