@@ -3,11 +3,13 @@
     python examples/emoji/style_lora.py train --out runs/noto.safetensors
     python examples/emoji/style_lora.py guide runs/emoji_one_step/student
     python examples/emoji/style_lora.py measure runs/noto.safetensors builtin:emoji_teacher runs/emoji_one_step/student
+    python examples/emoji/style_lora.py look runs/emoji_one_step/student runs/noto_student/student
 
 train: the teacher's denoising loss on the Noto pictures alone, with captions that ask for no style; adapters of rank 4
-on the attention layers. Minutes of one thread. measure: 190 held-out captions without style, the same noise with and
-without the LoRA: the share that the judge calls Noto, the CLIP score, and how far the pictures moved. guide: the same
-captions by stock diffusers, whose guidance a student can be given too, and a negative prompt.
+on the attention layers. Minutes of one thread. With `--model STUDENT` the same on a student's network. measure: 190
+held-out captions without style, the same noise with and without the LoRA: the share that the judge calls Noto, the
+CLIP score, and how far the pictures moved. look: share and score of models as they are. guide: the same captions by
+stock diffusers, whose guidance a student can be given too, and a negative prompt.
 """
 
 import argparse
@@ -32,9 +34,9 @@ TEACHER, TARGETS, RANK, BATCH = "builtin:emoji_teacher", ("to_q", "to_k", "to_v"
 ASKED, PLAIN = "a noto style emoji", "an emoji"
 
 
-def train(out: Path, steps: int, rate: float) -> None:
+def train(name: str, out: Path, steps: int, rate: float) -> None:
     torch.manual_seed(0)
-    model: Any = Denoiser.from_pretrained(TEACHER)
+    model: Any = Denoiser.from_pretrained(name)
     data = load_images("builtin:emoji")
     rows = [i for i, text in enumerate(data.texts or ()) if text.startswith(ASKED)]
     latents = torch.cat([model.encode(to_model_range(data.images[rows[i : i + 64]])) for i in range(0, len(rows), 64)])
@@ -80,6 +82,14 @@ def measured(lora: str, models: list[str], scale: float) -> Iterator[str]:
         )
 
 
+def looked_at(models: list[str]) -> Iterator[str]:
+    measures, prompts = Measures(), sorted({row.plain for row in emoji_rows("held_out")})
+    for name in models:
+        images = pictures(name, prompts, None, 1.0)
+        noto = float(measures.noto(images).float().mean())
+        yield f"{name}: Noto {noto:.1%}, CLIP score {measures.clip_of(images, prompts):.1f}, {len(prompts)} captions"
+
+
 def guided(name: str) -> Iterator[str]:
     """CLIP score of a student's pipeline, called with its own `call` but for guidance."""
     from diffusers import DiffusionPipeline
@@ -104,6 +114,8 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     one, other = verbs.add_parser("train"), verbs.add_parser("measure")
     verbs.add_parser("guide").add_argument("student")
+    verbs.add_parser("look").add_argument("models", nargs="+")
+    one.add_argument("--model", default=TEACHER)
     one.add_argument("--out", type=Path, required=True)
     one.add_argument("--steps", type=int, default=300)
     one.add_argument("--rate", type=float, default=1e-3)
@@ -112,10 +124,15 @@ def main() -> None:
     other.add_argument("--scale", type=float, default=1.0)
     given = parser.parse_args()
     if given.verb == "train":
-        train(given.out, given.steps, given.rate)
+        train(given.model, given.out, given.steps, given.rate)
         return
-    guide = given.verb == "guide"
-    for line in guided(given.student) if guide else measured(given.lora, given.models, given.scale):
+    if given.verb == "look":
+        lines = looked_at(given.models)
+    elif given.verb == "guide":
+        lines = guided(given.student)
+    else:
+        lines = measured(given.lora, given.models, given.scale)
+    for line in lines:
         print(line, flush=True)
 
 

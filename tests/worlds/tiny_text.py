@@ -59,14 +59,14 @@ def unet(**extra: object) -> UNet2DConditionModel:
     )  # fmt: skip
 
 
-def vae(**extra: object) -> AutoencoderKL:
+def vae(latents: int = 4, **extra: object) -> AutoencoderKL:
     """Latents of the size that networks are made for, and as sharp as those of a trained one."""
     network = AutoencoderKL(
         block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, sample_size=16, scaling_factor=2.0,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4, **extra,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=latents, norm_num_groups=4, **extra,
     )  # fmt: skip
     with torch.no_grad():
-        (network.quant_conv or network.encoder.conv_out).bias[4:] = -10.0  # log variance
+        (network.quant_conv or network.encoder.conv_out).bias[latents:] = -10.0  # log variance
     return network
 
 
