@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("transformers")
 
+from comfyui_models import teacher
 from diffusers import (
     DiffusionPipeline,
     FluxTransformer2DModel,
@@ -56,16 +57,26 @@ def test_a_single_file_of_sdxl_is_converted_back_to_the_last_bit(made, tmp_path,
     code, _, complaint = ask("convert", str(file), "--config", str(made / "sdxl"), "--out", str(tmp_path / "back"))
     assert code == 0, complaint
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        mine, theirs = (
-            {
-                name: tensor
-                for weights in (place / part).glob("*.safetensors")
-                for name, tensor in load_file(weights).items()
-            }
-            for place in (tmp_path / "back", folder)
-        )
-        assert mine.keys() == theirs.keys()
-        assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+        _the_same_tensors(tmp_path / "back" / part, folder / part)
+
+
+def _the_same_tensors(mine, theirs):
+    mine, theirs = (
+        {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        for folder in (mine, theirs)
+    )
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+
+
+@pytest.mark.slow
+def test_a_file_of_flux_is_converted_back_to_the_last_bit(tmp_path, ask):
+    """Of its published width, half a billion weights: diffusers splits a file's matrices at that width."""
+    folder, file = teacher("flux", tmp_path), tmp_path / "one.safetensors"
+    export(ask, folder, "comfyui", file)
+    code, _, complaint = ask("convert", str(file), "--config", str(folder), "--out", str(tmp_path / "back"))
+    assert code == 0, complaint
+    _the_same_tensors(tmp_path / "back" / "transformer", folder / "transformer")
 
 
 def test_an_encoder_of_open_clip_has_its_layout(made, tmp_path, ask):
