@@ -15,11 +15,12 @@ from torch import Tensor
 
 
 @contextmanager
-def parallel_decoders(unet: Any, times: Tensor | Sequence[float]) -> Iterator[None]:
-    """Within, a call of a UNet of B rows returns K B: the outputs at `times` (K numbers), each B, first time first.
+def parallel_decoders(unet: Any, times: Tensor | Sequence[float] | Sequence[Tensor]) -> Iterator[None]:
+    """Within, a call of a UNet of B rows returns K B: the outputs at `times`, each B, first time first.
 
-    The encoder, that is all before the first block on the way up, runs at the time of the call. unet: a `UNet2DModel`
-    or `UNet2DConditionModel`; ValueError for one with Fourier times or skips that bypass its blocks.
+    The encoder, that is all before the first block on the way up, runs at the time of the call. times: K numbers, or
+    K of `(B,)`. unet: a `UNet2DModel` or `UNet2DConditionModel`; ValueError for one with Fourier times or skips that
+    bypass its blocks.
 
     >>> from diffusers import UNet2DModel
     >>> blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
@@ -73,7 +74,12 @@ def _conditioned(unet: Any) -> bool:
 
 
 def check_cut(unet: Any) -> None:
-    """ValueError for a network that is not cut in two here."""
+    """ValueError for a network that is not cut in two here.
+
+    >>> check_cut(torch.nn.Identity())
+    Traceback (most recent call last):
+    ValueError: Identity has no encoder and decoder of a UNet; give a UNet of diffusers
+    """
     blocks = [*getattr(unet, "down_blocks", ()), *getattr(unet, "up_blocks", ())]
     if not blocks or getattr(unet, "mid_block", None) is None:
         raise ValueError(f"{type(unet).__name__} has no encoder and decoder of a UNet; give a UNet of diffusers")
