@@ -18,7 +18,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from diffdistill import load_model
-from diffdistill.parts.one_encoder.pipeline import parallel_decoders
+from diffdistill.parts.one_encoder.decoders import parallel_decoders
 
 
 def network(name: str) -> Any:

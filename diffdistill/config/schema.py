@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, create_model, model
 
 from diffdistill.config.networks import Network
 from diffdistill.config.parts import Average, Evaluations, Level, Noise, Parallel, Speed
-from diffdistill.config.student import FIRST_LEVEL, Critic, Student
+from diffdistill.config.student import FIRST_LEVEL, Critic, Student, check_one_encoder
 from diffdistill.config.watching import listed, tracker_name
 from diffdistill.data.bounds import DISK_GB
 from diffdistill.data.formats import allowed
@@ -340,6 +340,11 @@ class Distill(Run):
         ):
             if is_set:
                 raise ValueError(f"method.smoothness differentiates a one-step student twice; set {taken}={instead}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_encoder_fits(self) -> Self:
+        check_one_encoder(self)
         return self
 
     @model_validator(mode="after")

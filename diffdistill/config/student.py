@@ -1,6 +1,6 @@
 """Sections of the student and of its critic in a distillation."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,40 @@ class RoleLora(Lora):
     """Low-rank adapters on the teacher's frozen weights, which all networks of the run then share."""
 
     alpha: Positive | None = Field(None, description="the adapters' product is scaled by alpha / rank; null: by 1")
+
+
+class SharedEncoder(Section):
+    """TiUE (2505.21960): one pass of a UNet's encoder, K of its decoder at once, K steps of DDIM on what they give."""
+
+    decoders: Annotated[int, Field(ge=2, le=100)] = Field(
+        4, description="K, at the levels of a student of so many steps; of a text teacher a divisor of its 1000 times"
+    )
+    noise_weight: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="weight, beside matching, of the KL from N(0, 1) of the noise that each predicts; 0: none"
+    )
+
+
+def check_one_encoder(config: Any) -> None:
+    """ValueError for settings of a distillation that `student.one_encoder` cannot stand beside."""
+    student = config.student
+    if student.one_encoder is None:
+        return
+    for taken, is_set, instead in (
+        ("student.steps", student.steps > 1, "1: its steps are those of the decoders"),
+        ("student.levels", student.levels is not None, "null: the decoders' follow from student.sigma_init"),
+        ("student.timesteps", student.timesteps is not None, "null: the decoders' are DDIM's"),
+        ("student.shift", student.shift is not None, "null: the decoders' times are DDIM's"),
+        ("student.lora", student.lora is not None, "null: whole weights are trained"),
+        ("method.name", config.matching is None, "dmd2 or another that matches: no consistency model has decoders"),
+        ("student.consistency", student.consistency is not None, "null: no consistency model has decoders"),
+        ("method.consistency", config.consistent, "null: no consistency model has decoders"),
+        ("speed.compile", config.speed.compile != "none", "none: what is compiled is not cut in two"),
+        ("parallel.strategy", config.parallel.strategy == "fsdp", "ddp: sharded weights are there for one pass"),
+    ):
+        if is_set:
+            raise ValueError(
+                f"student.one_encoder makes one draw by decoders of one encoder pass; set {taken}={instead}"
+            )
 
 
 FIRST_LEVEL = 2.5  # of a student that matches distributions (2404.04057)
@@ -64,6 +98,9 @@ class Student(Average):
     lora: RoleLora | None = Field(None, description="text teachers: train adapters only; null: all weights")
     regression: Regression | None = Field(
         None, description="start by regression on the teacher's trajectories; null: start as the teacher's denoiser"
+    )
+    one_encoder: SharedEncoder | None = Field(
+        None, description="UNets: make the one draw by several decoders over one encoder pass; null: by one pass"
     )
     consistency: ConsistencyStart | None = Field(
         None, description="start by consistency distillation, in place of regression; null: none"

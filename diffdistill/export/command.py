@@ -11,7 +11,7 @@ from diffdistill.export.folder import check_parts, copy_folder
 from diffdistill.export.formats import Wish, check
 from diffdistill.export.lora import lora
 from diffdistill.export.single_file import single_file
-from diffdistill.export.source import open_source, refuse_scaled, sampling_of, write_tensors
+from diffdistill.export.source import open_source, refuse_decoders, refuse_scaled, sampling_of, write_tensors
 from diffdistill.outputs import check_output
 
 __all__ = ["export"]
@@ -51,6 +51,7 @@ def export(model: str, out: str | Path, wish: Wish) -> str:
         size = sum(file.stat().st_size for file in target.rglob("*.safetensors")) / 1e6
         return f"{target}: {source.kind}, {wish.dtype or 'as it is'}, {size:.1f} MB"
     refuse_scaled(source, wish.format)
+    refuse_decoders(source, wish.format)
     if wish.is_lora:
         state, about, found = lora(source, wish)
         write_tensors(target, state, about)

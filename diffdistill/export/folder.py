@@ -10,7 +10,9 @@ from diffdistill.errors import CheckpointError
 from diffdistill.export.source import Source, cast_one, load_tensors
 from diffdistill.files import new_folder, read_json, write_json
 from diffdistill.loading import weight_files
+from diffdistill.parts.one_encoder.publish import FILES
 from diffdistill.pipelines.folder import CARD, FITTED, INDEX, METADATA, digests_of, sealed
+from diffdistill.pipelines.record import DECODERS
 from diffdistill.pipelines.text.save import copy_parts
 
 BESIDE = (*FITTED, CARD)
@@ -24,7 +26,8 @@ def copy_folder(source: Source, out: Path, dtype: str | None) -> None:
     """
     with new_folder(out) as staged:
         copy_parts(source.folder, staged, leave=())
-        for name in (*BESIDE, "lora"):
+        code = FILES if DECODERS in source.record else ()  # of nobody else's model
+        for name in (*BESIDE, "lora", *code):
             _copy(source.folder / name, staged / name)
         for folder in sorted({file.parent for file in staged.rglob("*.safetensors")}):
             if dtype is not None:

@@ -13,7 +13,7 @@ from diffdistill.loading import named, refuse_pickles, weight_files
 from diffdistill.parts.scalelong import CONFIG_KEY
 from diffdistill.pipelines.folder import locate, read_json, read_metadata
 from diffdistill.pipelines.network import network_class, network_name
-from diffdistill.pipelines.record import check_record
+from diffdistill.pipelines.record import DECODERS, check_record
 
 State = dict[str, Tensor]
 
@@ -142,6 +142,15 @@ def refuse_scaled(source: Source, wish: str) -> None:
         raise ConfigError(
             f"'{source.name}' has long skips that are scaled (ScaleLong), and a file of --format {wish} has no place "
             f"for the scales; fold them into the weights (remove_scalelong), or export --format diffusers"
+        )
+
+
+def refuse_decoders(source: Source, wish: str) -> None:
+    """ConfigError for a student of several decoders: another program would make its image by one whole pass."""
+    if DECODERS in source.record:
+        raise ConfigError(
+            f"'{source.name}' is drawn by several decoders of one encoder pass, and a file of --format {wish} has no "
+            f"place for that; export --format diffusers"
         )
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 import torch
 
 from diffdistill.denoiser import Denoiser, Storage
-from diffdistill.errors import CheckpointError
+from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.pipelines.folder import locate, read_json, read_metadata
 from diffdistill.pipelines.network import network_name
+from diffdistill.pipelines.one_encoder import one_encoder
 from diffdistill.pipelines.pixel.consistency import described
 from diffdistill.pipelines.pixel.denoiser import load_pixels
 from diffdistill.pipelines.pixel.save import save_pixels
-from diffdistill.pipelines.record import check_record
+from diffdistill.pipelines.record import DECODERS, check_record
 from diffdistill.pipelines.scheduler_config import process_of
 from diffdistill.pipelines.scheduler_values import read_scheduler
 from diffdistill.pipelines.text.denoiser import load_text_denoiser
@@ -62,6 +63,13 @@ def load_model(
         denoiser: Denoiser = load_text_denoiser(folder, kind, str(model), process, metadata, adapter, precision)
     else:
         denoiser = load_pixels(folder, index, process, metadata, precision.network)
+    if DECODERS in metadata:
+        try:
+            denoiser = one_encoder(denoiser, metadata[DECODERS])
+        except ConfigError as error:
+            raise CheckpointError(
+                f"'{folder}' has a record of decoders that do not fit its network: {error}"
+            ) from error
     return denoiser.to(device)
 
 

@@ -10,6 +10,7 @@ from diffdistill.pipelines.folder import METADATA
 
 ROLES = ("teacher", "student", "aligned")
 """What a model is: students are sampled at their own few levels, the others by a solver."""
+DECODERS = "decoders"  # of a student with one encoder pass: the levels of its decoders
 MOST = 1e30  # of a noise level, as of those of a scheduler
 
 
@@ -21,6 +22,7 @@ def check_record(record: dict[str, Any]) -> None:
     rules = {
         "role": (record.get("role") in ROLES, " or ".join(ROLES)),
         "levels": (_levels(record.get("levels")), f"a list of numbers above 0 to {MOST:g}"),
+        DECODERS: (_decoders(record.get(DECODERS), record.get("levels")), "falling levels from its own"),
         "null_class": (_none_or_whole(record.get("null_class"), 0), "null or a whole number from 0"),
         "num_classes": (_none_or_whole(record.get("num_classes"), 1), "null or a whole number from 1"),
         "class_names": (_names(record.get("class_names"), record.get("num_classes")), "a text for each class"),
@@ -52,6 +54,12 @@ def _none_or_number(value: Any) -> bool:
 
 def _levels(value: Any) -> bool:
     return isinstance(value, list) and all(level not in (None, 0) and _none_or_number(level) for level in value)
+
+
+def _decoders(value: Any, levels: Any) -> bool:
+    if not (_levels(value) and _levels(levels)):
+        return False
+    return len(value) > 1 and value[:1] == levels and value == sorted(set(value), reverse=True)
 
 
 def _names(value: Any, count: Any) -> bool:

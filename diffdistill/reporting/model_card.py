@@ -14,8 +14,8 @@ def model_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = 
 
     metadata: content of `diffdistill.json` (`role`, `levels`, `call`; optional `num_classes`, `image_shape`,
     `teacher`, `data`, `config_sha256`, `diffdistill`, `network_module`, `scalelong`, `reward`, `source`,
-    `teacher_source`, `training`, `initialize_from`, `pipeline`, `noise`); evaluation: what `Evaluator` returned;
-    config: the resolved YAML.
+    `teacher_source`, `training`, `initialize_from`, `pipeline`, `noise`, `decoders`); evaluation: what `Evaluator`
+    returned; config: the resolved YAML.
     """
     student = metadata.get("role") == "student"
     levels = tuple(metadata.get("levels") or ())
@@ -42,8 +42,7 @@ def text_card(*, metadata: dict[str, Any], evaluation: dict[str, Any] | None = N
     return assembled(
         front_matter(VAGUE, "text-to-image", ["text-to-image", "distillation"], base_model(metadata), evaluation),
         f"# {'One' if steps == 1 else steps}-step {teacher}",
-        f"Distilled from {teacher} into {'one evaluation' if steps == 1 else f'{steps} evaluations'} of its network; "
-        f"under the licence of {teacher}.",
+        f"Distilled from {teacher} into {_calls(steps, metadata)} of its network; under the licence of {teacher}.",
         f"## Use\n\n{_text_use(metadata)}",
         metrics_section(evaluation or {}),
         f"## Made from\n\n{origin(True, metadata)}",
@@ -81,10 +80,9 @@ def _summary(student: bool, levels: Sequence[float], metadata: dict[str, Any]) -
     kind = f", of {classes} classes" if classes else ""
     if not student:
         return f"A teacher: it makes images{size}{kind}, by removing noise in many steps."
-    calls = "one evaluation" if len(levels) == 1 else f"{len(levels)} evaluations"
     where = "in diffusers where diffdistill is installed" if metadata.get("network_module") else "in stock diffusers"
     where = "in diffdistill" if metadata.get("scalelong") else where
-    return f"It makes images{size}{kind}, with {calls} of its network, and loads {where}."
+    return f"It makes images{size}{kind}, with {_calls(len(levels), metadata)} of its network, and loads {where}."
 
 
 def _student_use(levels: Sequence[float], metadata: dict[str, Any]) -> str:
@@ -107,14 +105,14 @@ def _student_use(levels: Sequence[float], metadata: dict[str, Any]) -> str:
 import torch
 from diffusers import DiffusionPipeline
 {network}
-pipe = DiffusionPipeline.from_pretrained("student")  # this folder, or its Hub id
+pipe = DiffusionPipeline.from_pretrained("student"{_told(metadata)})  # this folder, or its Hub id
 images = pipe(
 {inside}).images
 images[0].save("image.png")
 ```
 
-The noise levels are in the scheduler, there is nothing to set. An image depends on its generator only, not on the
-batch; with these seeds they are the images of
+The noise levels are in the scheduler, there is nothing to set.{_own_code(metadata)}
+An image depends on its generator only, not on the batch; with these seeds they are the images of
 
 {STUDENT_COMMAND}"""
 
@@ -166,12 +164,38 @@ def _text_use(metadata: dict[str, Any]) -> str:
 import torch
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("student")  # this folder, or its Hub id
+pipe = DiffusionPipeline.from_pretrained("student"{_told(metadata)})  # this folder, or its Hub id
 image = pipe(prompt="a caption"{arguments}, generator=torch.Generator().manual_seed(0)).images[0]
 image.save("image.png")
 ```
 
-The levels are {levels}; the guidance is in the weights.{own}"""
+The levels are {levels}; the guidance is in the weights.{own}{_own_code(metadata)}"""
+
+
+def _calls(steps: int, metadata: dict[str, Any]) -> str:
+    """How often an image asks the network."""
+    if _decoded(metadata):
+        return f"one pass of the encoder and {len(metadata['decoders'])} of the decoder"
+    return "one evaluation" if steps == 1 else f"{steps} evaluations"
+
+
+def _decoded(metadata: dict[str, Any]) -> bool:
+    """Whether it draws by several decoders over one encoder pass."""
+    return bool(metadata.get("decoders"))
+
+
+def _told(metadata: dict[str, Any]) -> str:
+    """What diffusers must be told, for it to take the pipeline in the folder."""
+    return ', custom_pipeline="student", trust_remote_code=True' if _decoded(metadata) else ""
+
+
+def _own_code(metadata: dict[str, Any]) -> str:
+    return OWN_CODE if _decoded(metadata) else ""
+
+
+OWN_CODE = """ This model draws by several decoders over one encoder
+pass (2505.21960), which `pipeline.py` and `decoders.py` in this folder do: read them, as they run on your machine.
+Without `custom_pipeline` diffusers draws other images, by passes that were not trained."""
 
 
 OWN_GENERATOR = """ This pipeline draws the noise between its steps from torch's own generator: for the

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
-from diffusers.utils import dynamic_modules_utils
 from long_skips import stable_diffusion
 from tiny import tiny_unet
 
 from diffdistill.errors import ConfigError
 from diffdistill.losses import noise_kl
 from diffdistill.parts.one_encoder import pipeline as code
-from diffdistill.parts.one_encoder.pipeline import OneEncoderPipeline, parallel_decoders
-from diffdistill.parts.one_encoder.publish import publish_pipeline
+from diffdistill.parts.one_encoder.decoders import parallel_decoders
+from diffdistill.parts.one_encoder.pipeline import OneEncoderPipeline
+from diffdistill.parts.one_encoder.publish import pipeline_files, publish_pipeline
 
 TIMES = [999, 749, 499, 249]
 
@@ -136,21 +136,25 @@ def test_its_steps_are_the_schedulers_on_outputs_of_one_encoder(folder):
     assert (found - drawn(stock, num_inference_steps=4, guidance_scale=1.0)).abs().max() > 1e-3
 
 
-def test_a_published_folder_is_a_stock_one_and_one_of_this_where_it_is_told(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("of_texts", [True, False])
+def test_the_files_in_a_folder_import_torch_and_diffusers_alone(of_texts):
+    homes = set()
+    for text in pipeline_files(of_texts=of_texts).values():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                homes.add((getattr(node, "module", None) or node.names[0].name).split(".")[0])
+    assert homes == {"collections", "contextlib", "typing", "torch", "diffusers", "decoders"}
+
+
+def test_a_published_folder_is_a_stock_one_and_one_of_this_where_it_is_told(folder, tmp_path, told):
     target = shutil.copytree(folder, tmp_path / "model")
     file = publish_pipeline(target)
     assert publish_pipeline(target).read_text() == Path(code.__file__).read_text()
     assert type(DiffusionPipeline.from_pretrained(target)) is StableDiffusionPipeline
-    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    told = DiffusionPipeline.from_pretrained(target, custom_pipeline=str(target), trust_remote_code=True)
-    assert (type(told).__name__, type(told) is OneEncoderPipeline) == ("OneEncoderPipeline", False)
-    assert torch.equal(drawn(told), drawn(OneEncoderPipeline(**told.components, requires_safety_checker=False)))
-    imported = [
-        node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom | ast.Import)
-    ]
-    homes = {(getattr(node, "module", None) or node.names[0].name).split(".")[0] for node in imported}
-    assert homes == {"collections", "contextlib", "typing", "torch", "diffusers"}
-    file.write_text("another")
+    pipe = told(target)
+    assert (type(pipe).__name__, type(pipe) is OneEncoderPipeline) == ("OneEncoderPipeline", False)
+    assert torch.equal(drawn(pipe), drawn(OneEncoderPipeline(**pipe.components, requires_safety_checker=False)))
+    file.with_name("decoders.py").write_text("another")
     with pytest.raises(ConfigError, match="is there and is another"):
         publish_pipeline(target)
     (target / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')

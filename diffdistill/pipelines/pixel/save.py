@@ -1,13 +1,13 @@
 """A denoiser of pixels as a folder: a stock `ConsistencyModelPipeline`, or the pipeline that it began as."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
-from diffdistill.files import write_json
+from diffdistill.files import write_json, write_text
 from diffdistill.parts.scalelong import CONFIG_KEY
 from diffdistill.pipelines.folder import INDEX, MARK, Card, forget_origin, locate, read_json, write_model
 from diffdistill.pipelines.network import network_name
@@ -50,11 +50,12 @@ def save_pixels(
     card: Card | None = None,
     schedule: Schedule | None = None,
     like: Origin | None = None,
+    beside: Mapping[str, str] | None = None,
     **provenance: Any,
 ) -> None:
     """Write `folder`; see `Denoiser.save_pretrained`. schedule: in place of the stock one of these levels. like: the
     folder that a teacher began with: its pipeline is kept where no stock one stands for the process, as for a
-    network with training steps or a flow.
+    network with training steps or a flow. beside: texts of further files by their names.
 
     ConfigError where no stock pipeline samples the network, and where a consistency model would be saved as the
     teacher that it is not.
@@ -80,6 +81,8 @@ def save_pixels(
 
     def write_parts(staged: Path) -> dict[str, Any]:
         settings = write_network(staged)
+        for name, text in (beside or {}).items():
+            write_text(staged / name, text)
         home = type(denoiser.network).__module__
         return {
             "role": role,

@@ -4,15 +4,16 @@
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from diffdistill.denoiser import Denoiser
-from diffdistill.files import PICKLES, write_json
+from diffdistill.files import PICKLES, write_json, write_text
 from diffdistill.pipelines.folder import Card, forget_origin, read_json, write_model
+from diffdistill.pipelines.scheduler_config import Schedule
 from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.lora import AdaptedNetwork
 from diffdistill.pipelines.text.schedule import schedule_at, times_of
@@ -26,17 +27,23 @@ def save_text(
     role: str,
     levels: Sequence[float],
     card: Card | None = None,
+    schedule: Schedule | None = None,
+    beside: Mapping[str, str] | None = None,
     **provenance: Any,
 ) -> None:
     """Write `folder`: the source's parts byte for byte, the network, and for a student the scheduler of its levels.
 
+    schedule: in place of the stock one of these levels; beside: texts of further files by their names.
     A network with an adapter is written merged, and the adapter beside it in `lora/`, as `load_lora_weights` reads it.
     """
-    schedule = schedule_at(adapter, model.process, levels) if levels else None
+    if schedule is None and levels:
+        schedule = schedule_at(adapter, model.process, levels)
 
     def write_parts(staged: Path) -> dict[str, Any]:
         copy_parts(adapter.source, staged, leave=(adapter.part, *(("scheduler",) if schedule else ())))
         write_network(model.network, adapter, staged, lora=staged / "lora")
+        for name, text in (beside or {}).items():
+            write_text(staged / name, text)
         index = forget_origin(staged / "model_index.json")
         metadata: dict[str, Any] = {"role": role, "levels": list(levels)}
         if schedule is not None:

@@ -121,6 +121,22 @@ def schedule_at(adapter: Adapter, process: Process, levels: Sequence[float]) -> 
     return text_schedule(adapter, process, len(levels), times_of(process, levels))
 
 
+def ddim_schedule(adapter: Adapter, process: Process, levels: Sequence[float]) -> Schedule:
+    """The stock DDIM scheduler that visits these levels and ends at x0; ConfigError where it does not visit them."""
+    from diffusers import DDIMScheduler
+
+    settings = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False, "thresholding": False}
+    scheduler = DDIMScheduler.from_config(adapter.scheduler.config, steps_offset=1, **settings)
+    count, total = len(levels), scheduler.config.num_train_timesteps
+    scheduler.set_timesteps(count)
+    if isinstance(process, Flow) or total % count or scheduler.timesteps.tolist() != times_of(process, levels):
+        raise ConfigError(
+            f"DDIM does not visit the times of {count} decoders in equal steps; take a number that divides the "
+            f"{total} training steps, and a teacher whose schedule ends with a signal"
+        )
+    return Schedule(scheduler, tuple(levels), {"num_inference_steps": count})
+
+
 def times_of(process: Any, levels: Sequence[float]) -> list[float]:
     sigma = torch.tensor(tuple(levels))
     return process.to_network(sigma[:, None, None, None], sigma)[1].tolist()

@@ -14,6 +14,7 @@ from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.matching.micro_batches import Metrics, blank_like, mean_of, parts_of, rows_of
 from diffdistill.matching.step import DistributionMatching
 from diffdistill.methods.base import Method, Rewarded
+from diffdistill.pipelines.one_encoder import OneEncoder
 from diffdistill.pipelines.text.data import TextSet
 from diffdistill.process import Level, LevelLaw
 from diffdistill.rewards.term import RewardSettings, RewardTerm, reward_term
@@ -26,6 +27,7 @@ from diffdistill.training.optim.updater import Updater
 from diffdistill.training.signals import stoppable
 from diffdistill.training.store import CheckpointStore, load_checkpoint, names_in
 from diffdistill.training.tasks.consistency import ConsistencyPhase, ConsistencyTask, consistency_of
+from diffdistill.training.tasks.one_encoder import NoiseTerm
 from diffdistill.training.tasks.regression import TrajectoryPairs, TrajectoryRegression
 from diffdistill.training.tasks.smooth import SmoothTerm
 from diffdistill.training.tasks.student import StudentTask
@@ -92,6 +94,8 @@ def student_task(config: Distill, teacher: Denoiser, data: ImageSet | TextSet, d
 class DistillTask(StudentTask):
     """Distribution matching, after a start if there is one, and with a consistency loss beside it if there is one."""
 
+    noise: NoiseTerm | None = None
+
     def __init__(self, config: Distill, teacher: Denoiser, data: ImageSet | TextSet, device: Device):
         super().__init__(config, teacher, data, device)
         matching, critic = config.matching, self.critic
@@ -111,10 +115,19 @@ class DistillTask(StudentTask):
             self.reward,
         )
         self.first, self.started = start_steps(config), started_by(config)
+        settings = config.student.one_encoder
+        if isinstance(self.student, OneEncoder) and settings is not None and settings.noise_weight > 0:
+            self.noise = NoiseTerm(self.student, settings.noise_weight)
         self._build_updaters(config, critic)
         self.regression = self._build_regression(config, teacher)
         self.consistency = self._build_consistency(config, matching)
         self.smooth = self._build_smooth(config, matching)
+
+    def images(self, x: Tensor, sigma: Tensor, cond: Tensor | None) -> Tensor:
+        if self.noise is None:
+            return super().images(x, sigma, cond)
+        with self.device.autocast():
+            return self.noise.images(x, sigma, cond)
 
     def _build_consistency(self, config: Distill, matching: Method) -> ConsistencyPhase | None:
         """The start by consistency distillation; the term beside matching is `self.beside`."""
@@ -243,9 +256,15 @@ class DistillTask(StudentTask):
         )  # fmt: skip
         # The mean over C, H, W too, so that clipping thresholds mean what they mean in the papers.
         gradient = gradient / turn.blank.numel()
+        kl: list[Tensor] = []
         for rows in turn.parts:
             images = x0 if turn.whole else self.images(turn.x[rows], turn.sigma[rows], rows_of(turn.cond, rows))
-            images.backward(gradient[rows])
+            if self.noise is None:
+                images.backward(gradient[rows])
+            else:
+                kl.append(self.noise.backward(images, gradient[rows], turn.count))
+        if kl:
+            metrics |= processes.mean({"noise/kl": torch.cat(kl).mean()}, len(x0), turn.count)
         if self.beside is not None:
             assert real is not None  # prompts alone are refused
             metrics |= self.beside.backward(real, turn.cond, turn.mine, turn.count, step, self.weight_beside)

@@ -17,6 +17,7 @@ from diffdistill.training.flat import Parts
 from diffdistill.training.kinds import kind_of
 from diffdistill.training.optim.updater import Ema
 from diffdistill.training.sharded.plan import Plan, copying
+from diffdistill.training.tasks.one_encoder import with_decoders
 
 
 class StudentTask:
@@ -38,7 +39,8 @@ class StudentTask:
         self.levels = kind.levels(config, teacher, start)
         torch.manual_seed(config.seed)
         about: dict[str, object] = {"role": "student", "levels": list(self.levels)}
-        self.student, self.critic = kind.roles(config, teacher, about, device, start)
+        student, self.critic = kind.roles(config, teacher, about, device, start)
+        self.student = with_decoders(config, student, kind, teacher, start)
         decay = config.student.ema_decay_for(config.train_batch_size)
         self.ema = Ema(self.student, decay, copying(config, device))
         self.plan = self._planned()
