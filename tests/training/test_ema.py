@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from diffdistill.config import load_config
+from diffdistill.config.loader import configs_folder, given_in
 from diffdistill.config.schema import Distill, Student, Train
 from diffdistill.errors import ConfigError
 from diffdistill.training.optim.updater import Ema
 
 
 def in_images(half_life: float) -> Student:
-    return Student(ema_decay=None, ema_half_life_images=half_life)
+    return Student(ema_half_life_images=half_life)
 
 
 class Drift(nn.Module):
@@ -67,18 +68,74 @@ def test_the_average_of_a_short_run_is_of_its_last_tenth():
     assert lag(1, 1000, Student(ema_decay=0.9999)) == pytest.approx(100, rel=0.02)
 
 
+BOTH = "both say how long the average remembers; set one of them to null"
+
+
 @pytest.mark.parametrize(("model", "prefix"), [(Distill, "student."), (Train, "")])
 def test_exactly_one_of_the_two_is_given(model, prefix, tmp_path):
     file = tmp_path / "x.yaml"
     file.write_text("output_dir: out\n" + ("method: {name: sid}\n" if model is Distill else ""))
-    one, other = f"{prefix}ema_half_life_images=5.0e+5", f"{prefix}ema_decay=null"
-    with pytest.raises(ConfigError, match=r"both say how long the average remembers; set one of them to null"):
-        load_config(model, file, [one])
+    one, other = f"{prefix}ema_half_life_images=5.0e+5", f"{prefix}ema_decay=0.9"
+    for words in ([one, other], [other, one]):
+        with pytest.raises(ConfigError, match=BOTH):
+            load_config(model, file, words)
     with pytest.raises(ConfigError, match=r"neither ema_decay nor ema_half_life_images"):
-        load_config(model, file, [other])
-    resolved = load_config(model, file, [one, other])
+        load_config(model, file, [f"{prefix}ema_half_life_images=null"])
+    resolved = load_config(model, file, [one, f"{prefix}ema_decay=null"])
     file.write_text(resolved.text_yaml)
     assert load_config(model, file).config == resolved.config  # as a resumed run reads it
+
+
+def averages_of(words, text, tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text(f"output_dir: out\n{text}")
+    student = load_config(Distill, file, words).config.student
+    return student.ema_decay, student.ema_half_life_images
+
+
+def test_one_of_them_replaces_the_other_of_what_lies_below(tmp_path):
+    """So a decay a step of configs and command lines before there was a half-life means what it meant."""
+    old = "base: fashion_mnist/quickstart\n"
+    assert averages_of([], old, tmp_path) == (None, 1468.0)
+    assert averages_of([], old + "student: {ema_decay: 0.97}\n", tmp_path) == (0.97, None)
+    assert averages_of(["student.ema_decay=0.97"], old, tmp_path) == (0.97, None)
+    assert averages_of(["student.ema_decay=0.97"], "method: {name: sid}\n", tmp_path) == (0.97, None)
+    mixed = old + "student: {ema_decay: 0.97}\n"
+    assert averages_of(["student.ema_half_life_images=500"], mixed, tmp_path) == (None, 500.0)
+    with pytest.raises(ConfigError, match=BOTH):
+        averages_of([], old + "student: {ema_decay: 0.97, ema_half_life_images: 500}\n", tmp_path)
+
+
+def settings_of(file):
+    given = given_in(str(file))
+    return None if "model" in given else load_config(Distill if "method" in given else Train, file).config
+
+
+RECIPES = [file for file in sorted(configs_folder().rglob("*.yaml")) if file.name != "_base.yaml"]
+
+
+def test_every_recipe_remembers_as_many_images_for_any_batch():
+    averaged = {file: config for file in RECIPES if (config := settings_of(file)) is not None}
+    assert len(averaged) > 50
+    for file, config in averaged.items():
+        average = config.student if isinstance(config, Distill) else config
+        batch = config.train_batch_size
+        assert average.ema_decay is None, file
+        assert average.ema_decay_for(2 * batch) == pytest.approx(average.ema_decay_for(batch) ** 2, rel=1e-12), file
+
+
+@pytest.mark.parametrize(
+    ("recipe", "decay"),
+    [
+        ("fashion_mnist/quickstart", 0.985), ("fashion_mnist/best", 0.99), ("fashion_mnist/sid", 0.98),
+        ("fashion_mnist/ddo", 0.98), ("fashion_mnist/teacher", 0.999), ("cifar10/cpu_teacher", 0.999),
+        ("emoji/one_step", 0.99), ("emoji/four_step_stage2", 0.995),
+    ],
+)  # fmt: skip
+def test_recipes_with_published_figures_keep_the_decay_they_were_measured_with(recipe, decay):
+    config = settings_of(configs_folder() / f"{recipe}.yaml")
+    average = config.student if isinstance(config, Distill) else config
+    assert 1 - average.ema_decay_for(config.train_batch_size) == pytest.approx(1 - decay, rel=5e-4)
 
 
 def test_a_teacher_is_averaged_by_images(tmp_path):
@@ -89,7 +146,6 @@ def test_a_teacher_is_averaged_by_images(tmp_path):
     settings = {
         "output_dir": str(tmp_path),
         "train_batch_size": 4,
-        "ema_decay": None,
         "ema_half_life_images": 8.0,
         "network": {"block_out_channels": (8, 16), "attention_head_dim": 8, "norm_num_groups": 4},
     }
