@@ -37,7 +37,8 @@ class Average(Section):
     def ema_decay_for(self, batch: int) -> float:
         """The decay rho of a step of `batch` images: 0.5^(batch / half-life), or `ema_decay`.
 
-        batch: the images of all processes and micro-batches that one step of the optimiser sees. A batch of kappa times as many images has rho^kappa (2307.13813, the scaling rule of averages).
+        batch: the images of all processes and micro-batches that one step of the optimiser sees. A batch of kappa
+        times as many has rho^kappa (2307.13813, the scaling rule of averages).
         """
         if self.ema_half_life_images is None:
             assert self.ema_decay is not None  # _one_memory has refused it
