@@ -25,7 +25,7 @@ def fitted(tmp_path_factory):
     """A model and, beside it, a calibration and a leak."""
     model = tmp_path_factory.mktemp("fitted") / "model"
     tiny_teacher().save_pretrained(model, role="teacher")
-    entry = Entry("euler", 10, {name: FIT for name in (SCALE, SHIFT, BOTH)})
+    entry = Entry("euler", 10, dict.fromkeys((SCALE, SHIFT, BOTH), FIT))
     Calibration("it", weights_digest(model), {}, 0.25, {}, (entry,)).save(model / "calibration.json")
     LeakFile(fit_leak(torch.randn(9, 1, 8, 8)), "it", weights_digest(model), {}).save(model / "signal_leak.json")
     return model
