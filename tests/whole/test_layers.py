@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "diffdistill"
 
 GROUND = [
-    "borrowed", "explain", "failures", "files", "launcher", "locks", "machine", "devices", "processes", "sharding",
-    "outputs", "assets", "registry", "loading", "precision", "showing", "pipelines.folder",
+    "borrowed", "explain", "failures", "files", "imports", "launcher", "locks", "machine", "devices", "processes",
+    "sharding", "outputs", "assets", "registry", "loading", "precision", "showing", "pipelines.folder",
 ]  # fmt: skip
 # Low to high. A module stands on the floor of the longest of these names that it begins with.
 FLOORS = [
