@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -58,6 +59,9 @@ def _distributed() -> Any:
 
 
 def _joined() -> bool:
+    """Whether there is a group; one that nobody has imported torch for is none, and asking imports nothing."""
+    if "torch.distributed" not in sys.modules:
+        return False
     return _distributed().is_available() and bool(_distributed().is_initialized())
 
 

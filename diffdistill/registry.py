@@ -74,6 +74,7 @@ class Registry(Generic[Row]):
     def rows(self, of_package: bool = False) -> dict[str, Row]:
         """Every row by its name, in the order of the files; ConfigError where a plug-in cannot be read.
 
+        The row of a plug-in takes the place of the package's of that name, a later one's that of an earlier one's.
         of_package: without plug-ins, for what is told while modules are imported, which plug-ins may import.
         """
         modules = [*_modules(self.package), *(() if of_package else plugins())]
@@ -94,7 +95,14 @@ class Registry(Generic[Row]):
         raise ConfigError(self.unknown(name))
 
     def find(self, name: str) -> Row | None:
-        """The row of that name; most stand in a file that is called as they are, and the others are not read then."""
+        """The row of that name, as `rows` has it; None where there is none.
+
+        Most stand in a file that is called as they are, and the package's others are not read then.
+        """
+        for module in reversed(plugins()):
+            for row in reversed(self._rows_in(module)):
+                if self.name_of(row) == name:
+                    return row
         file = f"{self.package}.{name}"
         if name.isidentifier() and importlib.util.find_spec(file) is not None:
             for row in self._rows_in(importlib.import_module(file)):

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 from diffdistill import __version__, processes
@@ -21,6 +22,7 @@ from diffdistill.cli.parser import Parser, Verb
 from diffdistill.cli.streams import Steady, steady
 from diffdistill.errors import ConfigError, DiffDistillError, Problems
 from diffdistill.explain import explained
+from diffdistill.imports import put_off
 from diffdistill.machine import stop_signals
 from diffdistill.registry import Registry, allow_code, check_consent, is_plugin, named
 
@@ -225,16 +227,17 @@ def escaped(text: str) -> str:
 @contextlib.contextmanager
 def asked_to_end() -> Iterator[None]:
     """Within, a signal to end (SIGTERM, a terminal that closes) unwinds as Ctrl-C does, so that nothing half-made is
-    left; verbs that train take the signals over, and save first.
+    left; verbs that train take the signals over, and save first. Both wait for the end of an import.
     """
 
-    def end(number: int, _frame: object) -> None:
-        raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
+    def end(number: int, frame: FrameType | None) -> None:
+        if not put_off(number, frame):
+            raise KeyboardInterrupt("" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}")
 
     before: dict[signal.Signals, object] = {}
     with contextlib.suppress(ValueError):  # not the main thread: signals are the caller's
-        for number in stop_signals():
-            if signal.getsignal(number) == signal.SIG_DFL:  # nohup, and the caller's own handlers, stay
+        for number in (*stop_signals(), signal.SIGINT):
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # nohup, a caller's own stay
                 before[number] = signal.signal(number, end)
     try:
         yield

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from diffdistill.config.complaints import dotted, fields_of, sentences, variants
-from diffdistill.config.unused import RULES, Given
+from diffdistill.config.unused import OVERRIDE, RULES, Given
 from diffdistill.config.yaml import Placed, flow, parse, places_in, read
 from diffdistill.errors import ConfigError, Problems
 from diffdistill.files import reason_of
@@ -43,9 +43,22 @@ class Resolved(Generic[Model]):
     given: Given = field(compare=False, repr=False)
 
 
+# The first says what the second would: a file, or the command line, with one means it, whatever lies below has.
+EITHER = (("ema_decay", "ema_half_life_images"), ("ema_half_life_images", "ema_decay"))
+
+
 def merged(lower: dict[str, Any], upper: Placed) -> Placed:
-    """`upper` laid over `lower`: sections are merged, anything else is replaced, with its place."""
+    """`upper` laid over `lower`: sections are merged, anything else is replaced, with its place.
+
+    Of two settings that say one thing, the one that `upper` gives replaces the other of `lower`; two overrides that
+    both say it stay, and the section refuses them.
+    """
     result = Placed(lower)
+    for one, other in EITHER:
+        both_overrides = result.places.get(other, "").startswith(OVERRIDE)
+        if upper.get(one) is not None and other not in upper and not both_overrides:
+            result.pop(other, None)
+            result.places.pop(other, None)
     for key, value in upper.items():
         below = result.get(key)
         if isinstance(value, Placed) and isinstance(below, dict):

@@ -8,17 +8,19 @@ from diffdistill.section import Count, Fraction, Positive, Section
 
 
 class Average(Section):
-    """The moving average of the weights: how long it remembers, in steps, or in images, whatever the batch."""
+    """The moving average of the weights: how long it remembers, in images, or in steps, whatever the batch."""
 
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        0.99, description="decay of the average a step, whatever its batch; null: by ema_half_life_images"
-    )
     ema_half_life_images: Positive | None = Field(
-        None, description="images after which a step counts half in the average; null: by ema_decay"
+        4400.0, description="images after which a step counts half in the average, in steps of any size"
+    )
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="decay of the average a step, whatever its batch, in place of ema_half_life_images"
     )
 
     @model_validator(mode="after")
     def _one_memory(self) -> Self:
+        if self.ema_decay is not None and "ema_half_life_images" not in self.model_fields_set:
+            self.__dict__["ema_half_life_images"] = None  # the default gives way
         decay, half_life = self.ema_decay, self.ema_half_life_images
         if decay is not None and half_life is not None:
             raise ValueError(
@@ -33,9 +35,10 @@ class Average(Section):
         return self
 
     def ema_decay_for(self, batch: int) -> float:
-        """The decay rho of a step of `batch` images: `ema_decay`, or 0.5^(batch / half-life).
+        """The decay rho of a step of `batch` images: 0.5^(batch / half-life), or `ema_decay`.
 
-        A batch of kappa times as many images has rho^kappa (2307.13813, the scaling rule of averages).
+        batch: the images of all processes and micro-batches that one step of the optimiser sees. A batch of kappa
+        times as many has rho^kappa (2307.13813, the scaling rule of averages).
         """
         if self.ema_half_life_images is None:
             assert self.ema_decay is not None  # _one_memory has refused it

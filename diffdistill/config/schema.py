@@ -228,8 +228,8 @@ class Train(Average, Run):
     )
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup_steps=100)
     class_dropout: Fraction = Field(0.1, description="part of the labels replaced by the null class, for guidance")
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        0.9995, description="decay of the average a step, whatever its batch; null: by ema_half_life_images"
+    ema_half_life_images: Positive | None = Field(
+        88700.0, description="images after which a step counts half in the average, in steps of any size"
     )
 
     @property

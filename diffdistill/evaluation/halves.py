@@ -39,7 +39,7 @@ def compare(probe: Probe) -> dict[str, Any]:
             f"'{names[0]}' is given as both halves: give two models, trained on images of their own each"
         )
     for name, model in zip(names, (first, second), strict=True):
-        model.check_teacher(name)
+        check_denoises(name, model)
     if first.image_shape != second.image_shape or first.picture_shape != reference.images.shape[1:]:
         shapes = [first.image_shape, second.image_shape, tuple(reference.images.shape[1:])]
         told = ", ".join("x".join(map(str, shape)) for shape in shapes)
@@ -74,6 +74,20 @@ def compare(probe: Probe) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def check_denoises(name: str, model: Denoiser) -> None:
+    """ConfigError for a model that is no denoiser of Gaussian noise, under which the two are compared."""
+    if model.noise.heavy:
+        raise ConfigError(
+            f"'{name}' was trained under Student's t noise (PFGM++), and metric 'two_halves' compares what models say "
+            f"under Gaussian noise; give models of noise.law=gaussian"
+        )
+    if model.role == "student":
+        raise ConfigError(
+            f"'{name}' is {model.described_as}, which makes images and does not denoise, and metric 'two_halves' "
+            f"compares denoisers; give the diffusion models that were trained on the halves"
+        )
+
+
 def within(level: float, model: Denoiser) -> bool:
     return model.sigma_min <= level <= model.sigma_max
 
@@ -83,8 +97,11 @@ def with_conditions(model: Any, reference: ImageSet, places: list[int]) -> Calla
     cond: Tensor | None = None
     model.eval()
     if model.draws_texts:
-        texts = reference.texts or ("",) * len(reference)
-        cond = model.prompts.ids([texts[place] for place in places])
+        if reference.texts is None:
+            raise ConfigError(
+                f"{reference.name} has no captions, and a model was trained with them: give images with captions"
+            )
+        cond = model.prompts.ids([reference.texts[place] for place in places])
     elif model.num_classes is not None and reference.labels is not None:
         if int(reference.labels.max()) >= model.num_classes:
             raise ConfigError(

@@ -19,6 +19,7 @@ from diffdistill.devices import pick_device
 from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.evaluator import Evaluator, check_texts
 from diffdistill.evaluation.metrics import check_enough, metric, too_few
+from diffdistill.evaluation.metrics.two_halves import drawn_in_vain
 from diffdistill.evaluation.plot import check_plot, plot_evaluations
 from diffdistill.evaluation.probes import check_reference, joined, probe_of, probed
 from diffdistill.evaluation.statistics import Statistics, is_statistics, load_statistics
@@ -31,6 +32,9 @@ from diffdistill.rewards import Reward, load_reward
 DTYPES = ("dtype", "vae_dtype")  # of a subject that is a model, in its protocol too
 # What requests meant that were recorded before a precision, a signal leak or another half could be asked for.
 BEFORE = {"dtype": "float32", "signal_leak": None, "other_half": None}
+
+# Captions where no image is drawn: what two halves are told of the held-out images, and lack, they say themselves.
+DRAWN_OF_NONE = ("none", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,9 @@ class Request(Drawing):
                 f"metric '{halves[0]}' compares the model with one of other images: give --other-half MODEL, or leave "
                 f"it out"
             )
+        alone = halves and len(halves) == len(rows) and not self.rewards
+        if alone and (why := drawn_in_vain(halves[0], self, self.models)) is not None:
+            raise ConfigError(why)
         if self.other_half is not None and not halves:
             raise ConfigError("--other-half is of metric 'two_halves', which is not asked for: add it to --metrics")
 
@@ -204,6 +211,8 @@ def measured(request: Request) -> Iterator[dict[str, Any]]:
     check_reference(of_models, reference)
     evaluator = evaluator_for(request, reference, [row.name for row in rows if row.probe is None], rewards)
     captions = reference.texts if isinstance(reference, ImageSet) else None
+    if evaluator is None and all("other_half" in row.needs for row in rows):
+        captions = captions or DRAWN_OF_NONE
     by_class = isinstance(reference, ImageSet) and any(
         "labels" in metric(name).needs for name in request.metrics or ()
     )

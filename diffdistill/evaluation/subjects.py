@@ -1,6 +1,5 @@
 """What is evaluated: a set of images, or a model that is sampled while it is measured."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +21,7 @@ from diffdistill.denoiser import Denoiser
 from diffdistill.devices import pick_device
 from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.captions import captions_of
+from diffdistill.evaluation.metrics.two_halves import AT_STEPS
 from diffdistill.evaluation.sample import ranks_of
 from diffdistill.parts.attention.kernels import set_attention
 from diffdistill.pipelines.classes import class_names
@@ -218,7 +218,7 @@ def model_subjects(models: Sequence[str], num_images: int | None, drawing: Drawi
 
 def name_and_steps(given: str, steps: int | None) -> tuple[str, int | None]:
     """`MODEL@K` means K steps, so that one call compares several numbers of steps."""
-    match = re.fullmatch(r"(.+)@(\d+)", given)
+    match = AT_STEPS.fullmatch(given)
     return (match[1], int(match[2])) if match and not Path(given).exists() else (given, steps)
 
 

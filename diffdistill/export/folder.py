@@ -11,7 +11,7 @@ from diffdistill.export.source import Source, cast_one, load_tensors
 from diffdistill.files import new_folder, read_json, write_json
 from diffdistill.loading import weight_files
 from diffdistill.parts.one_encoder.publish import FILES
-from diffdistill.pipelines.folder import CARD, FITTED, INDEX, METADATA, digests_of, sealed
+from diffdistill.pipelines.folder import CARD, FITTED, INDEX, METADATA, digests_of, is_whole, sealed, weights_digest
 from diffdistill.pipelines.record import DECODERS
 from diffdistill.pipelines.text.save import copy_parts
 
@@ -32,9 +32,29 @@ def copy_folder(source: Source, out: Path, dtype: str | None) -> None:
         for folder in sorted({file.parent for file in staged.rglob("*.safetensors")}):
             if dtype is not None:
                 _cast_folder(folder, getattr(torch, dtype))
+        _rebind(source.folder, staged, dtype)
         if source.record:
             exported: dict[str, Any] = {} if dtype is None else {"exported": {"dtype": dtype}}
             write_json(staged / METADATA, sealed(source.record | {"sha256": digests_of(staged)} | exported))
+
+
+def _rebind(source: Path, staged: Path, dtype: str | None) -> None:
+    """What was fitted to the source is of the copy: the same networks, rounded as `sample --dtype` rounds them.
+
+    A file that is damaged, or was fitted to other weights, stays as it is, and is refused there as it was here.
+    """
+    present = [staged / name for name in FITTED if (staged / name).is_file()]
+    if not present or (was := weights_digest(source)) == (now := weights_digest(staged)):
+        return
+    for file in present:
+        try:
+            content = read_json(file)
+            fitted = is_whole(content) and content["weights_sha256"] == was
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if fitted:
+            called = content["model"] if dtype is None else f"{content['model']}, its weights in {dtype}"
+            write_json(file, sealed(content | {"model": called, "weights_sha256": now}))
 
 
 def _copy(source: Path, target: Path) -> None:

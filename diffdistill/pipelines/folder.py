@@ -162,12 +162,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def digests_of(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a model folder that is read again, by its path in it."""
+    """SHA-256 of every file of a model folder that is read again, by its path in it.
+
+    What `calibrate` puts beside a model has a digest of itself, and may be made anew.
+    """
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {
         file.relative_to(folder).as_posix(): sha256(file)
         for file in files
-        if file.relative_to(folder).as_posix() not in (METADATA, CARD)
+        if file.relative_to(folder).as_posix() not in (METADATA, CARD, *FITTED)
     }
 
 

@@ -1,6 +1,7 @@
 """Texts under pictures: wrapped to the picture's width, cut where they are too long, whatever characters they hold."""
 
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Any
 
@@ -59,11 +60,9 @@ def wrapped(text: str, width: int, font: Font) -> list[str]:
 
 
 def _fitting(text: str, width: int, font: Font) -> int:
-    """How many characters fit, at least one."""
-    count = len(text)
-    while count > 1 and font.getlength(text[:count]) > width:
-        count -= 1
-    return count
+    """How many characters of a text that is too long fit, at least one."""
+    wider = bisect_right(range(2, len(text)), width, key=lambda count: font.getlength(text[:count]))
+    return 1 + wider
 
 
 def draw_caption(canvas: ImageDraw.ImageDraw, place: tuple[int, int], lines: list[str], font: Font) -> None:

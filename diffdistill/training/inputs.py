@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from diffdistill.assets import is_builtin, resolve_builtin
-from diffdistill.config.schema import Distill
+from diffdistill.config.schema import Distill, Train
 from diffdistill.data import ImageSet
 from diffdistill.data.pairs import Pair
 from diffdistill.files import sha256
 from diffdistill.methods.base import Rewarded
+from diffdistill.objectives.raft import RAFT
 from diffdistill.pipelines.folder import locate
 from diffdistill.registry import is_plugin
+from diffdistill.training.kinds.base import names_model
 from diffdistill.training.resume import FILES
+from diffdistill.training.store import MANIFEST, CheckpointStore
 
 SAMPLE = 4096  # bytes at the start, in the middle and at the end of an image that is told by a part of it
 
@@ -41,13 +44,29 @@ def data_digests(data: Any) -> dict[str, str]:
     return files if data.fingerprint in files.values() else {"data": data.fingerprint, **files}
 
 
-def reward_digests(config: Distill) -> dict[str, str | None]:
+def start_digest(path: str | None) -> dict[str, str]:
+    """Of what a distillation begins with: a model's, or the manifest of a run's last checkpoint; nothing without."""
+    if path is None:
+        return {}
+    if names_model(path):
+        return {"initialize_from": model_digest(path)}
+    folder, _ = CheckpointStore(Path(path) / "checkpoints", keep=1).find("latest")
+    return {} if folder is None else {"initialize_from": sha256(folder / MANIFEST)}
+
+
+def reward_digests(config: Distill | Train) -> dict[str, str | None]:
     """Of each reward by name: the SHA-256 of the folder or file it is read from; None for one of the Hub."""
+    return {f"reward {name}": _reward_digest(name) for name in _rewards(config)}
+
+
+def _rewards(config: Distill | Train) -> list[str]:
+    if isinstance(config, Train):
+        return [config.objective.reward] if isinstance(config.objective, RAFT) else []
     method: Any = config.method
     if not isinstance(method, Rewarded) or method.reward is None:
-        return {}
+        return []
     names = [method.reward.name] if method.reward.sum is None else list(method.reward.sum)
-    return {f"reward {name}": _reward_digest(name) for name in names if name is not None}
+    return [name for name in names if name is not None]
 
 
 def _reward_digest(name: str) -> str | None:

@@ -33,7 +33,14 @@ from diffdistill.showing import in_words, picture, table
 from diffdistill.training.attention import choose_attention
 from diffdistill.training.batches import described_classes, names_of_classes, training_pairs
 from diffdistill.training.device import Device
-from diffdistill.training.inputs import data_digests, lora_digest, model_digest, pairs_digest, reward_digests
+from diffdistill.training.inputs import (
+    data_digests,
+    lora_digest,
+    model_digest,
+    pairs_digest,
+    reward_digests,
+    start_digest,
+)
 from diffdistill.training.kinds import kind_of
 from diffdistill.training.loop import GO_ON, Observer, Task, run_loop
 from diffdistill.training.monitors.images import ImageMonitor
@@ -102,7 +109,8 @@ def train(resolved: Resolved[Train]) -> Result:
         training=config.objective.training, **origin, **descent(start),
     )  # fmt: skip
     record |= classes_of_run(data)
-    inputs = {**data_digests(data), **{name: model_digest(model) for name, model in origin.items()}}
+    begun = {name: model_digest(model) for name, model in origin.items()}
+    inputs = {**data_digests(data), **begun, **reward_digests(config)}
     task.keep(Path(config.output_dir), inputs)
     return execute(task, resolved, lambda: ImageMonitor(config, data), publisher, record, inputs)
 
@@ -146,6 +154,7 @@ def distill(resolved: Resolved[Distill]) -> Result:
         "teacher": model_digest(config.teacher),
         **reward_digests(config),
         **lora_digest(task_lora),
+        **start_digest(config.initialize_from),
     }
     if isinstance(task, DistillTask) and task.regression is not None:
         task.regression.pairs.keep(Path(config.output_dir) / PAIRS, inputs)

@@ -1,8 +1,9 @@
 """Signals that ask a run to stop: obeyed at once, but within an update and its save at their end.
 
 A scheduler gives seconds. So a signal raises `Stopped` wherever nothing is lost by it: while data and networks are
-made, images drawn, measured, published. An update and the save after it are whole or not at all: there the signal is
-noted, and obeyed when they are done. In between nothing asks for it, so it costs a step nothing.
+made, images drawn, measured, published; an import comes to its end first. An update and the save after it are whole or
+not at all: there the signal is noted, and obeyed when they are done. In between nothing asks for it, so it costs a
+step nothing.
 
 Of several processes only the leader may stop at once, while it works for all; the others wait for it, and none leaves
 a common call. What one has noted, all obey at the end of the step.
@@ -19,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from diffdistill import processes
 from diffdistill.errors import DiffDistillError, Interrupted, Preempted
+from diffdistill.imports import put_off
 
 Params = ParamSpec("Params")
 Value = TypeVar("Value")
@@ -45,8 +47,10 @@ class StopRequest:
         self.holds = 0
         self._first, self._came = 0, 0.0
 
-    def handle(self, number: int, _frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         """The first signal is the wish to stop; a later Ctrl-C, or a second SIGTERM, does not wait for a save."""
+        if put_off(number, frame):
+            return
         if self.requested:
             again = number == signal.SIGINT or number == signal.SIGTERM == self._first
             if again and time.monotonic() - self._came > SAME:

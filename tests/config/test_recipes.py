@@ -62,6 +62,9 @@ def test_every_recipe_starts_from_a_known_network(script, file):
     verb = script.verb_of(file)
     config = load_config(script.SETTINGS[verb], file).config
     assert script.teacher_of(file, verb, config).network
+    # Averages remember by images, so that another batch, or more processes, leave them as they are.
+    average = config if verb == "train" else getattr(config, "student", None)
+    assert verb == "align" or (average.ema_decay is None and average.ema_half_life_images > 0)
     # No GPU holds a pass of so many images.
     parts = getattr(config, "micro_batch_size", None)
     assert config.train_batch_size < 512 or parts is not None

@@ -1,6 +1,7 @@
 """Consistency distillation as a run, as a start and beside matching: gradients, parts, resuming, folders, refusals."""
 
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -212,13 +213,36 @@ def test_a_term_beside_the_matching_of_a_run_that_is_all_start_is_no_mistake(tmp
     assert mine.first == mine.config.max_train_steps
 
 
-def test_what_is_published_says_what_it_was_trained_by_and_began_as(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    np.savez("images.npz", images=data().images.permute(0, 2, 3, 1).numpy(), labels=data().labels.numpy())
-    tiny_teacher().save_pretrained("teacher", role="teacher")
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder with a run of a step, what it was made of, and how to make it."""
+    folder = tmp_path_factory.mktemp("published")
+    images = {"images": data().images.permute(0, 2, 3, 1).numpy(), "labels": data().labels.numpy()}
+    np.savez(folder / "images.npz", **images)
+    for seed, name in enumerate(("teacher", "start")):
+        tiny_teacher(seed).save_pretrained(folder / name, role="teacher")
     quick = {"train_batch_size": 2, "max_train_steps": 1, "sample_every": 0, "evaluation__at_end": False}
-    where = {"teacher": "teacher", "data__path": "images.npz", "initialize_from": "teacher"}
-    done = api.distill("fashion_mnist/scm", output_dir="run", **quick, **where)
-    card = (done.model_folder / "README.md").read_text()
+    where = {"teacher": "teacher", "data__path": "images.npz", "initialize_from": "start", "output_dir": "run"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = api.distill("fashion_mnist/scm", **quick, **where)
+    return folder, done.model_folder.name, quick | where
+
+
+def test_what_is_published_says_what_it_was_trained_by_and_began_as(published):
+    folder, model, _ = published
+    card = (folder / "run" / model / "README.md").read_text()
     assert "- Training: consistency distillation in continuous time (2410.11081)" in card
-    assert "- Started from: `teacher`" in card
+    assert "- Started from: `start`" in card
+
+
+def test_a_run_goes_on_from_what_it_began_with_alone(published, monkeypatch, tmp_path):
+    folder, _, words = published
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    tiny_teacher(seed=2).save_pretrained("other", role="teacher")
+    shutil.rmtree("start")
+    shutil.move("other", "start")
+    more = {"max_train_steps": 2, "resume_from_checkpoint": "latest"}
+    with pytest.raises(ConfigError, match="the content of initialize_from 'start' is not what"):
+        api.distill("fashion_mnist/scm", **words | more)

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import struct
 import sys
 import types
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from diffdistill.data import fingerprint, load_images
+from diffdistill.data.formats import idx as reader
 from diffdistill.errors import DataError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (12, 5, 7, 3), dtype=np.uint8)
@@ -171,6 +173,20 @@ def test_npz_splits_and_npy(tmp_path):
     same(tmp_path / "a.npz", GRAY, None, split="test")
     np.save(tmp_path / "b.npy", GRAY[..., None])
     same(tmp_path / "b.npy", GRAY, None)
+
+
+def test_a_packed_array_is_unpacked_once_and_anew_where_its_file_is_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "_kept", {})
+    file = tmp_path / "train-images-idx3-ubyte.gz"
+    file.write_bytes(gzip.compress(idx(GRAY)))
+    first = reader.read_array(file)
+    assert reader.read_array(file) is first
+    assert not first.flags.writeable
+    os.utime(file, ns=(0, 0))
+    assert reader.read_array(file) is not first
+    monkeypatch.setattr(reader, "KEPT", GRAY.size - 1)
+    os.utime(file, ns=(1, 1))
+    assert reader.read_array(file) is not reader.read_array(file)  # as a large one
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".xz"])

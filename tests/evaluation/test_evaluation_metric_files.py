@@ -18,7 +18,7 @@ from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation import Evaluator, evaluate
 from diffdistill.evaluation import metrics as registry
 from diffdistill.evaluation.figures import figure_of, label_of, values_of
-from diffdistill.evaluation.metrics import Figure, Metric, metric, metrics
+from diffdistill.evaluation.metrics import METRICS, Figure, Metric, metric, metrics
 from diffdistill.registry import allow_code
 
 FILE = """
@@ -213,3 +213,22 @@ def test_the_split_that_is_measured_is_said(caplog):
     Path("both/train/4.png").write_bytes(b"x")
     with pytest.raises(DataError, match=r"4\.png is damaged"):
         evaluate(images="both", reference="both/test", **words)
+
+
+def test_a_plug_in_called_like_one_of_the_package_takes_its_place_wherever_it_is_asked_for(monkeypatch):
+    assert METRICS.find("fid") is METRICS.rows()["fid"] is METRICS.rows(of_package=True)["fid"]
+    for name, label in (("first", "First"), ("second", "Second")):
+        Path(f"{name}.py").write_text(FILE.replace("grey_value", "fid").replace("Mean grey value", label))
+    monkeypatch.setenv("DIFFDISTILL_PLUGINS", os.pathsep.join(["first.py", "second.py"]))
+    assert METRICS.rows()["fid"].label == "Second"
+    assert METRICS.find("fid") is METRICS.get("fid") is METRICS.rows()["fid"] is metric("fid")
+
+
+def test_a_metric_named_in_the_call_is_not_called_like_another():
+    allow_code()
+    Path("mine.py").write_text(FILE.replace("grey_value", "fid"))
+    with pytest.raises(ConfigError, match=r"'mine.py:METRIC' calls its metric 'fid', as another is called"):
+        metric("mine.py:METRIC")
+    assert metric("fid").label == "FID"
+    Path("own.py").write_text(FILE)
+    assert metric("own.py:METRIC") is metric("own.py:METRIC")  # named twice it is the same

@@ -13,7 +13,8 @@ from tiny import tiny_teacher
 from diffdistill import Denoiser
 from diffdistill.cli import main
 from diffdistill.data import load_images
-from diffdistill.errors import DataError
+from diffdistill.errors import ConfigError, DataError
+from diffdistill.evaluation.run import evaluate
 from diffdistill.evaluation.two_halves import telling, two_halves
 
 PIXELS = 6
@@ -155,6 +156,8 @@ def place(tmp_path_factory):
     shutil.copytree(folder / "of-a", folder / "copy")
     tiny_teacher(4).save_pretrained(folder / "of-unknown" / "model", role="teacher")
     tiny_teacher().save_pretrained(folder / "student" / "model", role="student", levels=(2.5,))
+    law = {"law": "student_t", "dimension": 128.0}
+    tiny_teacher(5).save_pretrained(folder / "heavy" / "model", role="teacher", noise=law)
     return folder
 
 
@@ -199,12 +202,38 @@ def test_two_folders_are_compared_on_held_out_images(place, tmp_path, capsys):
         ("of-a", "of-mixed", "held", "1 images of"),
         ("of-a", "of-b", "b", "was trained on"),
         ("of-unknown", "of-b", "mixed", "12 images of"),
-        ("student", "of-b", "held", "is a student"),
+        ("student", "of-b", "held", "which makes images and does not denoise, and metric 'two_halves' compares"),
+        ("of-a", "heavy", "held", "compares what models say under Gaussian noise; give models of noise.law=gaussian"),
     ],
 )
-def test_halves_that_overlap_and_students_are_refused(place, first, second, reference, told, capsys):
+def test_halves_that_overlap_and_what_is_no_denoiser_are_refused(place, first, second, reference, told, capsys):
     assert main(words(place, first, second, reference)) == 2
-    assert told in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert told in said
+    assert "score" not in said  # that is what distillation needs
+
+
+def test_captions_are_asked_for_where_models_were_trained_with_them(place, tmp_path, capsys):
+    pytest.importorskip("transformers")
+    from tiny_text import stable_diffusion
+
+    one, other = str(stable_diffusion(tmp_path / "one")), str(tmp_path / "other")
+    shutil.copytree(one, other)
+    given = ["evaluate", "--model", one, "--other-half", other, "--metrics", "two_halves", "--device", "cpu"]
+    (tmp_path / "held").mkdir()
+    for i in range(2):
+        Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / "held" / f"{i}.png")
+    assert main([*given, "--reference", str(tmp_path / "held")]) == 2
+    said = capsys.readouterr().err
+    assert "has no captions, and a model was trained with them: give images with captions" in said
+
+
+def test_a_setting_of_sampling_is_refused_from_python_too(place):
+    halves = {"other_half": str(place / "of-b" / "model"), "reference": str(place / "held"), "metrics": ["two_halves"]}
+    with pytest.raises(ConfigError, match="--steps is of images that are drawn, and two_halves draws none"):
+        evaluate(model=str(place / "of-a" / "model"), steps=4, **halves)
+    with pytest.raises(ConfigError, match=r"@4 of '.*' is of images that are drawn"):
+        evaluate(model=str(place / "of-a" / "model") + "@4", **halves)
 
 
 def test_what_is_not_known_is_said(place, capsys):
@@ -222,9 +251,12 @@ def test_what_is_not_known_is_said(place, capsys):
         (["--metrics", "fid", "--other-half", "x"], "--other-half is of the metric two_halves"),
         (["--metrics", "two_halves", "--other-half", "x", "--signal-leak", "auto"], "two_halves draws none"),
         (["--metrics", "two_halves", "--other-half", "x", "--guidance-scale", "2"], "two_halves draws none"),
+        (["--metrics", "two_halves", "--other-half", "x", "--prompt", "a"], "--prompt is of images that are drawn"),
+        (["@4", "--metrics", "two_halves", "--other-half", "x"], "is of images that are drawn, and two_halves draws"),
     ],
 )
 def test_flags_that_do_not_go_together(place, flags, told, capsys):
-    given = ["evaluate", "--model", str(place / "of-a" / "model"), "--reference", str(place / "held")]
+    steps, flags = (flags[0], flags[1:]) if flags[0].startswith("@") else ("", flags)
+    given = ["evaluate", "--model", str(place / "of-a" / "model") + steps, "--reference", str(place / "held")]
     assert main([*given, *flags]) == 2
     assert told in capsys.readouterr().err

@@ -8,6 +8,7 @@ takes its place. A list file may begin with `needs = "transformers"`: without th
 """
 
 import ast
+import contextlib
 import functools
 import tomllib
 from dataclasses import dataclass
@@ -50,12 +51,12 @@ class Mutant:
             return f"the text stands {source.count(self.old)} times in the file, not once: {self.old!r}"
         if "\n" in self.old or "\n" in self.new:
             return "it is not within one line"
+        statement, tree = _statement_at(source, self.line(source))
         try:
-            changed = ast.parse(self.applied(source))
+            changed = ast.parse(self.applied(statement))
         except SyntaxError as error:
             return f"what it makes does not compile ({error})"
-        here = self.line(source)
-        return "it changes nothing" if _dump_at(changed, here) == _dump_at(_parsed(source), here) else None
+        return "it changes nothing" if ast.dump(changed) == tree else None
 
     def applied(self, source: str) -> str:
         return source.replace(self.old, self.new)
@@ -66,13 +67,26 @@ class Mutant:
 
 
 @functools.lru_cache(maxsize=4)  # the errors of a file follow each other
-def _parsed(source: str) -> ast.Module:
-    return ast.parse(source)
+def _spans(source: str) -> list[tuple[int, int]]:
+    """First and last lines of all statements, with their decorators; the shortest first."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.stmt):
+            first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
+            found.add((first, node.end_lineno or node.lineno))
+    return sorted(found, key=lambda span: span[1] - span[0])
 
 
-def _dump_at(tree: ast.Module, line: int) -> str:
-    """The statement of a module that a line is in, as text; the whole module takes a hundred times as long."""
-    return ast.dump(next((node for node in tree.body if node.lineno <= line <= (node.end_lineno or 0)), tree))
+def _statement_at(source: str, line: int) -> tuple[str, str]:
+    """The least statement that a line is in, and its tree as text; a whole module takes many times as long."""
+    lines = source.splitlines(keepends=True)
+    for first, last in _spans(source):
+        if first <= line <= last:
+            statement = "".join(lines[first - 1 : last])
+            statement = f"if 1:\n{statement}" if statement[0].isspace() else statement
+            with contextlib.suppress(SyntaxError):  # an `elif` is none without its `if`
+                return statement, ast.dump(ast.parse(statement))
+    return source, ast.dump(ast.parse(source))
 
 
 def catalogue(folder: Path = LISTS) -> list[Mutant]:

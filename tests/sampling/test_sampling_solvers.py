@@ -83,7 +83,7 @@ def test_ancestral_sampling_keeps_the_marginal_of_each_level():
 
 def test_ancestral_sampling_draws_the_data_distribution():
     data = Gaussian()
-    noise = ImageNoise(3, range(4000), SHAPE[1:])
+    noise = ImageNoise(3, range(1500), SHAPE[1:])
     found = ddpm(data.denoise, noise.draw() * HIGH, karras(200, LOW, HIGH), noise.draw)
     assert (found.mean(0) - data.mean).abs().max() < 0.08
     assert (found.var(0) / data.variance - 1).abs().max() < 0.15

@@ -17,6 +17,13 @@ def test_it_computes_what_the_cpu_does(there):
     assert torch.equal(theirs.weight.grad.cpu(), layer.weight.grad)
 
 
+def test_a_tensor_that_changes_its_shape_in_place_is_known_by_the_new_one(there):
+    """As `sum` asks for on its way back, and so the second derivative of a group norm."""
+    flat = torch.ones(2, 3, device=there)
+    flat.unsqueeze_(-1)
+    assert (flat.shape, flat.stride(), flat.cpu().shape) == ((2, 3, 1), (3, 1, 1), (2, 3, 1))
+
+
 def test_tensors_of_both_devices_do_not_meet(there):
     x = torch.ones(2, device=there)
     for meet in (lambda: x + torch.ones(2), lambda: torch.stack([x[0], torch.ones(())]), lambda: torch.ones(2)[x > 0]):

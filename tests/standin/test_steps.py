@@ -19,6 +19,7 @@ CASES = {
     "diff_instruct_pp": ONE | {"options": {"guidance_scale": 2.0}},
     "diff_instruct_star": ONE | {"options": {"guidance_scale": 2.0}},
     "sid": ONE | {"micro_batch_size": 3},
+    "diff_instruct, smooth": ONE | {"steps": 3, "options": {"smoothness": {"every": 1}}, "student": {"steps": 1}},
     "dmd2, between images": ONE | {"options": {"adversarial": {"mix": 1.0, "taps": ("conv_in",)}}},
     "train": {},
     "train, heavy tails": {"noise": {"law": "student_t", "dimension": 3.0}},

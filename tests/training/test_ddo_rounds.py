@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from diffdistill import processes
 from diffdistill.config.schema import Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
-from diffdistill.errors import DataError
+from diffdistill.errors import ConfigError, DataError
 from diffdistill.process import VP, Flow
 from diffdistill.training.device import Device
 from diffdistill.training.flat import tensors_of
@@ -190,12 +191,12 @@ def test_negatives_that_are_kept_are_read_and_those_of_another_reference_are_not
 
 
 def test_negatives_have_the_datas_proportions_of_classes_and_each_round_its_own(tmp_path):
-    labels = torch.tensor([0] * 6 + [2] * 2)
+    labels = torch.tensor([0] * 5 + [1] + [2] * 2)
     images = torch.zeros(8, 1, 8, 8, dtype=torch.uint8)
     made = config(tmp_path, objective={"reference_images": 16}, train_batch_size=8)
     task = DDOTask(made, ImageSet(images, labels, None, None, "few", ""), Device("no"), tiny_teacher(seed=1))
     rounds = [task.negatives.of_round(n) for n in (0, 1)]
-    assert torch.bincount(rounds[0].labels, minlength=3).tolist() == [12, 0, 4]
+    assert torch.bincount(rounds[0].labels, minlength=3).tolist() == [10, 2, 4]
     assert not torch.equal(rounds[0].images, rounds[1].images)
 
 
@@ -269,6 +270,12 @@ def test_settings_that_do_not_fit_are_refused(more, sentence):
     assert Train.model_validate(FINE).objective.name == "ddo"
     with pytest.raises(ValidationError, match=re.escape(sentence)):
         Train.model_validate(FINE | more)
+
+
+def test_data_without_some_classes_of_the_model_are_refused(tmp_path):
+    some = replace(data(), labels=data().labels % 2)  # of three classes
+    with pytest.raises(ConfigError, match=r"no image of 1 of the 3 classes of initialize_from \(class 2\)"):
+        DDOTask(config(tmp_path), some, Device("no"), tiny_teacher())
 
 
 def test_a_model_that_cannot_be_measured_is_told_at_once(tmp_path):

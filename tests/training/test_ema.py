@@ -4,16 +4,23 @@ import math
 
 import pytest
 import torch
+from runs import data, settings
+from standin_runs import smallest
 from torch import nn
 
+from diffdistill import processes
 from diffdistill.config import load_config
 from diffdistill.config.schema import Distill, Student, Train
+from diffdistill.data import ImageSet
 from diffdistill.errors import ConfigError
+from diffdistill.training.device import Device
 from diffdistill.training.optim.updater import Ema
+from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.teacher import TeacherTask
 
 
 def in_images(half_life: float) -> Student:
-    return Student(ema_decay=None, ema_half_life_images=half_life)
+    return Student(ema_half_life_images=half_life)
 
 
 class Drift(nn.Module):
@@ -67,29 +74,72 @@ def test_the_average_of_a_short_run_is_of_its_last_tenth():
     assert lag(1, 1000, Student(ema_decay=0.9999)) == pytest.approx(100, rel=0.02)
 
 
+BOTH = "both say how long the average remembers; set one of them to null"
+
+
 @pytest.mark.parametrize(("model", "prefix"), [(Distill, "student."), (Train, "")])
 def test_exactly_one_of_the_two_is_given(model, prefix, tmp_path):
     file = tmp_path / "x.yaml"
     file.write_text("output_dir: out\n" + ("method: {name: sid}\n" if model is Distill else ""))
-    one, other = f"{prefix}ema_half_life_images=5.0e+5", f"{prefix}ema_decay=null"
-    with pytest.raises(ConfigError, match=r"both say how long the average remembers; set one of them to null"):
-        load_config(model, file, [one])
+    one, other = f"{prefix}ema_half_life_images=5.0e+5", f"{prefix}ema_decay=0.9"
+    for words in ([one, other], [other, one]):
+        with pytest.raises(ConfigError, match=BOTH):
+            load_config(model, file, words)
     with pytest.raises(ConfigError, match=r"neither ema_decay nor ema_half_life_images"):
-        load_config(model, file, [other])
-    resolved = load_config(model, file, [one, other])
+        load_config(model, file, [f"{prefix}ema_half_life_images=null"])
+    resolved = load_config(model, file, [one, f"{prefix}ema_decay=null"])
     file.write_text(resolved.text_yaml)
     assert load_config(model, file).config == resolved.config  # as a resumed run reads it
 
 
-def test_a_teacher_is_averaged_by_images(tmp_path):
-    from diffdistill.data import ImageSet
-    from diffdistill.training.device import Device
-    from diffdistill.training.tasks.teacher import TeacherTask
+def averages_of(words, text, tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text(f"output_dir: out\n{text}")
+    student = load_config(Distill, file, words).config.student
+    return student.ema_decay, student.ema_half_life_images
 
+
+def test_one_of_them_replaces_the_other_of_what_lies_below(tmp_path):
+    """So a decay a step of configs and command lines before there was a half-life means what it meant."""
+    old = "base: fashion_mnist/quickstart\n"
+    assert averages_of([], old, tmp_path) == (None, 1468.0)
+    assert averages_of([], old + "student: {ema_decay: 0.97}\n", tmp_path) == (0.97, None)
+    assert averages_of(["student.ema_decay=0.97"], old, tmp_path) == (0.97, None)
+    assert averages_of(["student.ema_decay=0.97"], "method: {name: sid}\n", tmp_path) == (0.97, None)
+    mixed = old + "student: {ema_decay: 0.97}\n"
+    assert averages_of(["student.ema_half_life_images=500"], mixed, tmp_path) == (None, 500.0)
+    with pytest.raises(ConfigError, match=BOTH):
+        averages_of([], old + "student: {ema_decay: 0.97, ema_half_life_images: 500}\n", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "decay"),
+    [
+        ("fashion_mnist/best", 0.99), ("fashion_mnist/ddo", 0.98), ("fashion_mnist/quickstart", 0.985),
+        ("cifar10/cpu_teacher", 0.999), ("emoji/four_step_stage2", 0.995),
+    ],
+)  # fmt: skip
+def test_recipes_with_published_figures_keep_the_decay_they_were_measured_with(recipe, decay):
+    model = Train if recipe.endswith(("ddo", "teacher")) else Distill
+    config = load_config(model, recipe).config
+    average = config.student if model is Distill else config
+    assert average.ema_decay is None
+    assert 1 - average.ema_decay_for(config.train_batch_size) == pytest.approx(1 - decay, rel=5e-4)
+
+
+@pytest.mark.parametrize(("parts", "count"), [(None, 1), (16, 1), (None, 2)], ids=["whole", "16 x 2", "2 processes"])
+def test_a_step_is_of_all_its_images_in_parts_and_over_processes_too(parts, count, monkeypatch):
+    monkeypatch.setattr(processes, "size", lambda: count)
+    student = {"steps": 1, "ema_half_life_images": 64.0}
+    whole = {"parallel": {"strategy": "ddp"}}
+    config = settings("sid", "unused", train_batch_size=32, micro_batch_size=parts, student=student, **whole)
+    assert DistillTask(config, smallest(), data(), Device("no")).ema.decay == 0.5 ** (32 / 64)
+
+
+def test_a_teacher_is_averaged_by_images(tmp_path):
     settings = {
         "output_dir": str(tmp_path),
         "train_batch_size": 4,
-        "ema_decay": None,
         "ema_half_life_images": 8.0,
         "network": {"block_out_channels": (8, 16), "attention_head_dim": 8, "norm_num_groups": 4},
     }

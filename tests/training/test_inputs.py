@@ -4,11 +4,14 @@ from hashlib import sha256
 from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
+from diffdistill.config.schema import Train
 from diffdistill.data.source import Pair
 from diffdistill.methods.base import Reward
 from diffdistill.methods.diff_instruct_pp import DiffInstructPP
-from diffdistill.training.inputs import model_digest, pairs_digest, reward_digests
+from diffdistill.training.inputs import model_digest, pairs_digest, reward_digests, start_digest
+from diffdistill.training.store import CheckpointStore
 
 PAIR = Pair(("a", b"wanted"), ("b", b"other"), "a text")
 
@@ -61,3 +64,26 @@ def test_every_reward_that_lies_here_has_a_digest(tmp_path):
     after = reward_digests(SimpleNamespace(method=method))
     assert [name for name in before if before[name] != after[name]] == [f"reward classifier:{folder}"]
     assert reward_digests(SimpleNamespace(method=DiffInstructPP.model_construct(reward=None))) == {}
+
+
+def test_the_reward_that_a_model_is_retrained_by_has_one_too(tmp_path):
+    file = tmp_path / "mine.py"
+    found = []
+    for text in ("def mine(images): ...\n", "def mine(images): return images\n"):
+        file.write_text(text)
+        objective = {"name": "raft", "reward": f"{file}:mine"}
+        found.append(reward_digests(Train(output_dir="x", initialize_from="tiny", objective=objective)))
+    assert found[0] != found[1]
+    assert found[1] == {f"reward {file}:mine": sha256(file.read_bytes()).hexdigest()}
+    assert reward_digests(Train(output_dir="x")) == {}
+
+
+def test_a_first_stage_is_told_by_its_last_checkpoint(tmp_path):
+    store, found = CheckpointStore(tmp_path / "checkpoints", keep=5), []
+    for step in (1, 2):
+        store.save(step, {"student": nn.Linear(1, 1)}, {})
+        found.append(start_digest(str(tmp_path)))
+    store.save(2, {"student": nn.Linear(1, 1)}, {}, replace=True)
+    found.append(start_digest(str(tmp_path)))
+    assert len({one["initialize_from"] for one in found}) == 3
+    assert start_digest(None) == start_digest(str(tmp_path / "nothing")) == {}

@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 from counting import Doing, count, saved
 from runs import lines
 
+from diffdistill import imports
 from diffdistill.errors import Interrupted, Preempted
 from diffdistill.training import store as store_module
 from diffdistill.training.signals import Stopped, StopRequest, stop_requests, stoppable, stops
@@ -141,19 +143,76 @@ def test_nohup_stays(monkeypatch):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_signal_while_libraries_are_loaded_is_obeyed(tmp_path):
-    words = [sys.executable, "-m", "diffdistill", "train", "fashion_mnist/teacher", f"output_dir={tmp_path / 'run'}"]
-    # The moment at which torch begins to be imported, seen from within.
-    code = (
-        "import os, signal, sys, runpy\n"
+HALF_MADE = """import os, signal, time
+try:
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(0.1)
+except BaseException:  # as the C code of torch does, which then fails in words of its own
+    raise AttributeError("partially initialized module")
+def train(resolved):
+    time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize(("name", "error"), [("SIGTERM", Preempted), ("SIGINT", Interrupted)])
+def test_a_signal_in_the_middle_of_an_import_is_obeyed_at_its_end(tmp_path, monkeypatch, name, error):
+    (tmp_path / "half_made.py").write_text(HALF_MADE.format(name=name))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "half_made", raising=False)
+    began = time.monotonic()
+    with pytest.raises(error, match="before a step was trained"), stop_requests():
+        import_module("half_made").train(None)
+    assert time.monotonic() - began < 5
+    assert callable(sys.modules["half_made"].train)  # it is whole
+    assert imports._until == {}
+
+
+def test_a_signal_waits_for_an_import_a_while_and_no_longer(tmp_path, monkeypatch):
+    """As for that of a script that does its work while it is imported."""
+    monkeypatch.setattr(imports, "MOST", 0.2)
+    (tmp_path / "working.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(30)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    began = time.monotonic()
+    with pytest.raises(Preempted), stop_requests():
+        import_module("working")
+    assert 0.2 <= time.monotonic() - began < 5
+
+
+TRAIN = ("train", "fashion_mnist/teacher", "output_dir=run", "data.path=builtin:emoji")
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "code", "told"),
+    [
+        (TRAIN, "SIGTERM", 75, "stopped before a step was trained"),
+        (("verify",), "SIGTERM", 130, "ended by SIGTERM"),
+        (("verify",), "SIGINT", 130, "interrupted"),
+    ],
+)
+def test_a_signal_while_libraries_are_loaded_is_obeyed(tmp_path, words, name, code, told):
+    # A library in the place of the verb's own modules, which take seconds.
+    library = HALF_MADE.format(name=name) + "run = train\n"
+    script = (
+        "import sys, runpy\n"
+        "from importlib.util import spec_from_loader\n"
         "class Finder:\n"
         "    def find_spec(self, name, *more):\n"
-        "        if name == 'torch': os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "        if name in ('diffdistill.training.run', 'diffdistill.parts.verification.command'):\n"
+        "            return spec_from_loader(name, self)\n"
+        "    def create_module(self, spec): pass\n"
+        "    def exec_module(self, module):\n"
+        f"        exec({library!r}, vars(module))\n"
         "sys.meta_path.insert(0, Finder())\n"
-        f"sys.argv = {words[2:]!r}\n"
-        "runpy.run_module('diffdistill', run_name='__main__', alter_sys=False)\n"
+        f"sys.argv = ['diffdistill', *{words!r}]\n"
+        "try: runpy.run_module('diffdistill', run_name='__main__', alter_sys=False)\n"
+        "finally: assert 'torch' not in sys.modules\n"  # what is asked to end imports nothing for it
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 75, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
 """Imports only point down: no file imports from a floor above its own, and no import leads back to where it began."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "diffdistill"
 
 GROUND = [
-    "borrowed", "explain", "failures", "files", "launcher", "locks", "machine", "devices", "processes", "sharding",
-    "outputs", "assets", "registry", "loading", "precision", "showing", "pipelines.folder",
+    "borrowed", "explain", "failures", "files", "imports", "launcher", "locks", "machine", "devices", "processes",
+    "sharding", "outputs", "assets", "registry", "loading", "precision", "showing", "pipelines.folder",
 ]  # fmt: skip
 # Low to high. A module stands on the floor of the longest of these names that it begins with.
 FLOORS = [
@@ -45,17 +46,23 @@ def name_of(file: Path) -> str:
 MODULES = {name_of(file): file for file in PACKAGE.rglob("*.py")}
 
 
-def imports_of(file: Path) -> set[str]:
-    """Modules of the package that a file imports, wherever in it; not those for type checkers alone."""
+@cache
+def names_in(file: Path) -> tuple[tuple[str, ...], frozenset[str]]:
+    """What a file imports, wherever in it and for whatever: whole modules; and for the run, modules of the package."""
     tree = ast.parse(file.read_text("utf-8"))
+    nodes = list(ast.walk(tree))
     unseen = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
-    found = set()
-    for node in ast.walk(tree):
+    found, names = set(), []
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
         if id(node) in unseen:
             continue
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "diffdistill":
@@ -65,9 +72,15 @@ def imports_of(file: Path) -> set[str]:
                 found.add(inner if inner in MODULES else home)
         elif isinstance(node, ast.Import):
             found |= {a.name.removeprefix("diffdistill.") for a in node.names if a.name.startswith("diffdistill.")}
-    return found & MODULES.keys()
+    return tuple(names), frozenset(found & MODULES.keys())
 
 
+def imports_of(file: Path) -> frozenset[str]:
+    """Modules of the package that a file imports, wherever in it; not those for type checkers alone."""
+    return names_in(file)[1]
+
+
+@cache
 def floor_of(module: str) -> int:
     places = [(len(name), floor) for floor, names in enumerate(FLOORS) for name in names if covers(name, module)]
     return max(places)[1]
@@ -140,7 +153,5 @@ def test_mathematics_needs_no_schema(module):
             seen.add(one)
             waiting += imports_of(MODULES[one]) - {""}
     for one in seen:
-        tree = ast.parse(MODULES[one].read_text("utf-8"))
-        names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-        names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        names, _ = names_in(MODULES[one])
         assert not {name for name in names if name.split(".")[0] == "pydantic"}, f"{module} -> {one}"

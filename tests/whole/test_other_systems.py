@@ -56,11 +56,11 @@ for words in open(sys.argv[1], encoding="utf-8").read().splitlines():
 """
 
 COMMANDS = """\
-train fashion_mnist/teacher data.path=data.npz output_dir=out/run train_batch_size=4 log_every=1 sample_every=1 \
+train fashion_mnist/teacher data.path=data.npz output_dir=out/run train_batch_size=4 log_every=1 sample_every=2 \
 evaluation.features=pixels evaluation.num_images=12 evaluation.metrics=[fid] evaluation.steps=1 \
 network.block_out_channels=[8,16] network.norm_num_groups=4 network.attention_head_dim=8 max_train_steps=2 \
-checkpoint_every=1 num_threads=1
-train fashion_mnist/teacher data.path=data.npz output_dir=out/run train_batch_size=4 log_every=1 sample_every=1 \
+checkpoint_every=1 num_threads=1 evaluation.at_end=false
+train fashion_mnist/teacher data.path=data.npz output_dir=out/run train_batch_size=4 log_every=1 sample_every=2 \
 evaluation.features=pixels evaluation.num_images=12 evaluation.metrics=[fid] evaluation.steps=1 \
 network.block_out_channels=[8,16] network.norm_num_groups=4 network.attention_head_dim=8 max_train_steps=3 \
 checkpoint_every=1 num_threads=1 resume_from_checkpoint=latest

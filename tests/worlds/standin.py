@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
@@ -210,6 +211,9 @@ def _answer(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raw_kwargs["device"] = torch.device("cpu")
     out = func(*raw_args, **raw_kwargs)
     if name[-1] == "_" and name[-2] != "_" and args and isinstance(args[0], torch.Tensor):
+        if torch.Tag.inplace_view in func.tags and isinstance(args[0], StandIn):
+            with no_dispatch():
+                func(*args, **kwargs)  # `unsqueeze_`: the tensor that is known by name has another shape too
         return args[0]  # in place
     if isinstance(kwargs.get("out"), StandIn):
         return kwargs["out"]

@@ -7,6 +7,7 @@ from diffdistill.cli.sampling_flags import add_sampling
 from diffdistill.data.formats import allowed
 from diffdistill.evaluation.backends import BACKENDS
 from diffdistill.evaluation.metrics import metrics
+from diffdistill.evaluation.metrics.two_halves import drawn_in_vain
 from diffdistill.rewards.kinds import allowed_rewards
 
 
@@ -76,11 +77,6 @@ def add_flags(parser: Parser) -> None:
     }
 
 
-# Flags of what is drawn, which a metric that compares denoisers alone never looks at; models of texts want prompts.
-DRAWING = (
-    "steps", "class_labels", "negative_prompt", "guidance_scale", "sampler", "epsilon_scaling", "time_shift_sampler",
-    "calibration", "signal_leak",
-)  # fmt: skip
 # Flags that say how images are compared with others.
 COMPARING = ("features", "fid_mode", "neighbours", "plot")
 
@@ -113,12 +109,9 @@ def _not_used(args: argparse.Namespace) -> str | None:
         return f"{halves[0]} compares the model with one of other images: give --other-half MODEL, or leave it out"
     if args.other_half is not None and not halves and None not in asked:
         return "--other-half is of the metric two_halves, which is not asked for: add it to --metrics, or leave it out"
-    drawn = [name for name in DRAWING if getattr(args, name) is not None]
-    if halves and len(halves) == len(asked) and not args.rewards and drawn:
-        return (
-            f"--{drawn[0].replace('_', '-')} is of images that are drawn, and {halves[0]} draws none: leave it out, "
-            f"or add another metric"
-        )
+    alone = halves and len(halves) == len(asked) and not args.rewards
+    if alone and (why := drawn_in_vain(halves[0], args, args.model or ())) is not None:
+        return why
     if args.split != "train" and args.reference is None:
         return "--split is of --reference, which is not given: leave it out"
     if args.calibration is not None and (args.epsilon_scaling, args.time_shift_sampler) == (None, None):

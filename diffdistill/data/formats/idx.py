@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 ENDINGS = ("", ".gz", ".xz")
+KEPT = 2**26  # bytes of unpacked files that are kept: Fashion-MNIST is 55 MB
+_kept: "dict[tuple[Path, int, int, int], np.ndarray]" = {}
 PREFIXES = {"train": "train", "test": "t10k", "validation": "validation"}
 
 
@@ -34,7 +36,29 @@ def is_idx(path: Path) -> bool:
 
 
 def read_array(path: Path) -> "np.ndarray":
-    """The uint8 array of an IDX file; DataError if it is damaged or of another type."""
+    """The uint8 array of an IDX file; DataError if it is damaged or of another type.
+
+    A run looks at its data before anything heavy is imported, and reads them later: a packed file is unpacked once,
+    where it is no larger than `KEPT`.
+    """
+    try:
+        about = path.stat()
+    except OSError:
+        return _array_in(path)
+    key = (path, about.st_ino, about.st_size, about.st_mtime_ns)
+    if path.suffix not in OPENERS:
+        return _array_in(path)
+    if key not in _kept:
+        array = _array_in(path)
+        if array.nbytes > KEPT:
+            return array
+        _kept[key] = array  # read-only, for it is a view of bytes
+        while sum(one.nbytes for one in _kept.values()) > KEPT:
+            del _kept[next(iter(_kept))]
+    return _kept[key]
+
+
+def _array_in(path: Path) -> "np.ndarray":
     import numpy as np
 
     try:

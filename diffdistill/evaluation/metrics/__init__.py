@@ -179,6 +179,8 @@ def metric(name: str) -> Metric:
     if name in (known := metrics()):
         return known[name]
     row = METRICS.get(name)
+    if known.get(row.name, row) is not row:
+        raise ConfigError(f"'{name}' calls its metric '{row.name}', as another is called; give it a name of its own")
     _GIVEN[row.name] = row
     return row
 

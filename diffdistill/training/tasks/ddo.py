@@ -13,6 +13,7 @@ from diffdistill.alignment.ddo import ddo_loss
 from diffdistill.config.schema import Train
 from diffdistill.data import ImageSet
 from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
 from diffdistill.losses import denoising_loss, native_weight
 from diffdistill.matching.micro_batches import Metrics, rows_of
 from diffdistill.objectives.ddo import DDO
@@ -24,6 +25,21 @@ from diffdistill.training.tasks.reference_images import ReferenceImages
 from diffdistill.training.tasks.teacher import TeacherTask
 
 ORDER_STREAM = 5  # of the negatives, apart from the order of the data
+
+
+def check_classes(data: ImageSet, start: Denoiser | None) -> None:
+    """ConfigError for data that lack classes of the model: nothing holds these, and each round is chosen by figures of
+    all classes.
+    """
+    if start is None or start.num_classes is None or data.labels is None:
+        return
+    missing = sorted(set(range(start.num_classes)) - set(data.labels.unique().tolist()))
+    if missing:
+        listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+        raise ConfigError(
+            f"'{data.name}' has no image of {len(missing)} of the {start.num_classes} classes of initialize_from "
+            f"(class {listed}), and objective.name=ddo chooses its models by figures of all of them; give data of all"
+        )
 
 
 class DDOTask(TeacherTask):
@@ -38,6 +54,7 @@ class DDOTask(TeacherTask):
     def __init__(self, config: Train, data: ImageSet, device: Device, start: Denoiser | None = None):
         assert isinstance(config.objective, DDO)
         self.objective = config.objective
+        check_classes(data, start)
         self.round = RoundNumber()
         super().__init__(config, data, device, start)
         self.parts |= {"reference": self.reference, ROUND: self.round}
