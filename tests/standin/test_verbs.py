@@ -10,7 +10,7 @@ from tiny_commands import NETWORK, TINY, png_folder
 def trained(there, tmp_path, ask):
     """A folder of images and the teacher that `train` made of it, in bf16 as its config says."""
     images, _ = png_folder(tmp_path / "images")
-    quick = [*TINY, "sample_every=0", "evaluation.at_end=false"]
+    quick = [*TINY, "evaluation.at_end=false"]
     places = [f"data.path={images}", f"output_dir={tmp_path / 'run'}"]
     assert ask("train", "fashion_mnist/teacher", *quick, *NETWORK, *places, "--quiet")[0] == 0
     about = json.loads((tmp_path / "run" / "environment.json").read_text())

@@ -16,7 +16,7 @@ from diffdistill.errors import ConfigError, DataError
 from diffdistill.evaluation.subjects import Subject
 from diffdistill.training.batches import by_name, described_classes
 
-RUN = [*TINY, "max_train_steps=1", "sample_every=0", "evaluation.at_end=false"]
+RUN = [*TINY, "max_train_steps=1", "evaluation.at_end=false"]
 
 
 @pytest.fixture(autouse=True)

@@ -74,8 +74,11 @@ def run(trained, tmp_path):
 def test_train_distil_sample_evaluate_on_foreign_data(tmp_path, make):
     data, channels = make(tmp_path / "data")
     teacher, student = tmp_path / "t", tmp_path / "s"
-    assert main(["train", "fashion_mnist/teacher", f"data.path={data}", f"output_dir={teacher}", *TINY, *NETWORK]) == 0
-    words = [f"data.path={data}", f"teacher={teacher / 'model'}", f"output_dir={student}", *TINY]
+    grids = "sample_every=2"
+    words = [f"data.path={data}", f"output_dir={teacher}", *TINY, *NETWORK, *([grids] if make is png_folder else [])]
+    assert main(["train", "fashion_mnist/teacher", *words]) == 0
+    assert (teacher / "samples" / "step-000002.png").is_file() == (make is png_folder)
+    words = [f"data.path={data}", f"teacher={teacher / 'model'}", f"output_dir={student}", *TINY, grids]
     assert main(["distill", "fashion_mnist/dmd2", *words]) == 0
     assert main(["sample", str(student / "student"), "--num-images", "7", "--out", str(tmp_path / "images")]) == 0
     names = sorted(path.name for path in (tmp_path / "images").iterdir())

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 TINY = [
-    "max_train_steps=2", "train_batch_size=4", "log_every=1", "sample_every=2", "evaluation.features=pixels",
+    "max_train_steps=2", "train_batch_size=4", "log_every=1", "sample_every=0", "evaluation.features=pixels",
     "evaluation.num_images=12", "evaluation.metrics=[fid]", "num_threads=1",
 ]  # fmt: skip
 NETWORK = ["network.block_out_channels=[8,16]", "network.norm_num_groups=4", "network.attention_head_dim=8"]
