@@ -110,7 +110,7 @@ def rows_of(seed: int, options: Namespace, data: ImageSet) -> dict[str, Row]:
 
 
 def main() -> None:
-    options = arguments(__doc__, steps=600, psi_steps=500, images=500)
+    options = arguments(__doc__, steps=400, psi_steps=300, images=300)
     data = lit(pictures())
     compared(options, lambda seed: rows_of(seed, options, data))
 
