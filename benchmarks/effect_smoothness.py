@@ -11,7 +11,7 @@ mean step; the teacher's is of DPM-Solver++ with 10 evaluations.
 from argparse import Namespace
 from collections.abc import Sequence
 
-from small_worlds import Judge, Row, arguments, begun, compared, distilling, matched, pictures
+from small_worlds import Judge, Row, arguments, asked, begun, compared, distilling, matched, pictures
 from torch import Tensor
 
 from diffdistill.data import ImageSet
@@ -25,8 +25,7 @@ FIGURES = {"istd": "ISTD", "istd_relative": "of the step", "mean_step": "mean st
 
 
 def judged(model: Denoiser, judge: Judge) -> Row:
-    said = {} if model.role == "student" else {"sampler": "dpm_solver", "steps": 10}
-    plan = plan_sampling(model, **said)
+    plan = plan_sampling(model, asked(model))
 
     def draw(noise: Tensor, places: Sequence[int]) -> Tensor:
         return sample_batch(model, plan, 0, places, 64, start=noise).clamp(-1, 1)

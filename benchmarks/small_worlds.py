@@ -26,6 +26,7 @@ from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.evaluator import Evaluator
 from diffdistill.matching.micro_batches import Metrics
+from diffdistill.request import SamplingRequest
 from diffdistill.sampling.generate import generate
 from diffdistill.training.device import Device
 from diffdistill.training.randomness import seed_step
@@ -104,6 +105,11 @@ def trained(task: Any, first: int = 0, steps: int | None = None, seen: Seen = No
     return model.eval()
 
 
+def asked(model: Denoiser, steps: int = 10) -> SamplingRequest:
+    """DPM-Solver++ with so many evaluations, or a student's own step."""
+    return SamplingRequest() if model.role == "student" else SamplingRequest(sampler="dpm_solver", steps=steps)
+
+
 class Judge:
     """FID and recall on pixels of `images` pictures of one seed, by DPM-Solver++ with 10 evaluations; a student's own
     in one step.
@@ -114,8 +120,7 @@ class Judge:
         self.evaluator = Evaluator(data, "pixels", metrics, floor=False, resamples=0)
 
     def drawn(self, model: Denoiser, seed: int = 1000, steps: int = 10) -> Tensor:
-        said = {} if model.role == "student" else {"sampler": "dpm_solver", "steps": steps}
-        batches = generate(model, num_images=self.images, seed=seed, **said)
+        batches = generate(model, num_images=self.images, seed=seed, request=asked(model, steps))
         return torch.cat([images for images, _ in batches])
 
     def of(self, images: Tensor) -> Row:
