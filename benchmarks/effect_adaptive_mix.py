@@ -49,7 +49,7 @@ def rows_of(seed: int, options: Namespace, data: ImageSet, judge: Judge) -> dict
 
 
 def main() -> None:
-    options = arguments(__doc__, teacher_steps=500, start=150, steps=100, images=1000)
+    options = arguments(__doc__, teacher_steps=400, start=100, steps=80, images=1000)
     data = pictures()
     judge = Judge(data, options.images, ("fid", "prdc"))
     compared(options, lambda seed: rows_of(seed, options, data, judge))

@@ -42,7 +42,7 @@ def rows_of(seed: int, options: Namespace, data: ImageSet, held_out: Tensor) -> 
 
 
 def main() -> None:
-    options = arguments(__doc__, steps=500, held_out=300)
+    options = arguments(__doc__, steps=400, held_out=300)
     data = pictures()
     test = load_images("builtin:fashion_mnist", split="test", image_size=8, limit=options.held_out)
     held_out = to_model_range(test.images)
