@@ -5,9 +5,8 @@
 
 The world, the pairs (all right) and the figures of effect_robust_preferences.py; the loss is Diffusion-DPO's with
 `method.divergence`, log ratios by `log_ratio_scale`: beta, which it is by default, and a tenth of it. Judged after a
-sixteenth, a quarter and all of `--steps`. A mode is one of the eight Gaussians: `modes` is how many hold at least a
-tenth of their share in the data, and `shares` exp(entropy) of how the points near the circle are shared among them, 8
-where evenly.
+quarter and all of `--steps`. A mode is one of the eight Gaussians: `modes` is how many hold at least a tenth of their
+share in the data, and `shares` exp(entropy) of how the points near the circle are shared among them, 8 where evenly.
 """
 
 import copy
@@ -36,7 +35,7 @@ ARMS = {
 def aligned(
     start: PlaneNetwork, pairs: Pairs, arm: str, seed: int, options: Namespace
 ) -> Iterator[tuple[int, PlaneNetwork]]:
-    """The model after a sixteenth of the steps, a quarter and all."""
+    """The model after a quarter of the steps, and after all."""
     torch.manual_seed(seed)
     network = copy.deepcopy(start).requires_grad_()
     optimizer = torch.optim.Adam(network.parameters(), 3e-4)
@@ -50,7 +49,7 @@ def aligned(
         optimizer.zero_grad()
         out.loss.backward()
         optimizer.step()
-        if step in (options.steps // 16, options.steps // 4, options.steps):
+        if step in (options.steps // 4, options.steps):
             yield step, network
 
 
