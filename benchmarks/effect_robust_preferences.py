@@ -16,7 +16,7 @@ from argparse import Namespace
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from small_worlds import RADIUS, PlaneNetwork, Row, arguments, compared, ring
-from torch import Tensor
+from torch import Generator, Tensor
 
 from diffdistill.alignment import NoisedPairs, diffusion_dpo_loss, noise_pairs, robust_mean
 
@@ -81,23 +81,36 @@ def aligned(start: PlaneNetwork, pairs: Pairs, arm: str, wrong: float, seed: int
 
 
 @torch.no_grad()
-def judged(network: PlaneNetwork, start: PlaneNetwork, held_out: Pairs, options: Namespace) -> Row:
-    generator, margin = torch.Generator().manual_seed(1), torch.zeros(len(held_out[0]))
-    for _ in range(options.draws):
-        noised = noise_pairs(SCHEDULER, *held_out, generator=generator)
+def ranked_right(network: PlaneNetwork, start: PlaneNetwork, pairs: Pairs, draws: int, generator: Generator) -> float:
+    """The part of pairs whose implicit reward, over so many noises, has the right sign."""
+    margin = torch.zeros(len(pairs[0]))
+    for _ in range(draws):
+        noised = noise_pairs(SCHEDULER, *pairs, generator=generator)
         margin += diffusion_dpo_loss(*errors(network, noised), *errors(start, noised)).margin
+    return float((margin > 0).float().mean())
+
+
+@torch.no_grad()
+def sampled(network: PlaneNetwork, generator: Generator) -> Tensor:
+    """2,000 points `(2000, 2)` of a model, by DDIM with 50 steps."""
     sampler = DDIMScheduler(clip_sample=False)
     sampler.set_timesteps(50)
     x = torch.randn(2000, 1, 1, 2, generator=generator)
     for t in sampler.timesteps:
         x = sampler.step(network(x, LEVELS[t].reshape(1))[0], t, x).prev_sample
-    distance = x.flatten(1).norm(dim=1)
-    near = (distance - 1).abs() < 0.4
-    return {
-        "accuracy": float((margin > 0).float().mean()),
-        "right": float(x[..., 0].mean()),
-        "near the circle": float(near.float().mean()),
-    }
+    return x.flatten(1)
+
+
+def near(x: Tensor) -> Tensor:
+    """Which points are within 0.4 of the circle."""
+    return (x.norm(dim=1) - 1).abs() < 0.4
+
+
+def judged(network: PlaneNetwork, start: PlaneNetwork, held_out: Pairs, options: Namespace) -> Row:
+    generator = torch.Generator().manual_seed(1)
+    accuracy = ranked_right(network, start, held_out, options.draws, generator)
+    x = sampled(network, generator)
+    return {"accuracy": accuracy, "right": float(x[:, 0].mean()), "near the circle": float(near(x).float().mean())}
 
 
 def rows_of(seed: int, options: Namespace) -> dict[str, Row]:

@@ -6,6 +6,7 @@
 The tasks and losses are the package's own; the loop is that of `diffdistill train` without its files.
 """
 
+import copy
 import json
 import math
 import statistics
@@ -20,13 +21,17 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from diffdistill.config.schema import Train
+from diffdistill.config.schema import Distill, Train
 from diffdistill.data import ImageSet, load_images
 from diffdistill.denoiser import Denoiser
 from diffdistill.evaluation.evaluator import Evaluator
+from diffdistill.matching.micro_batches import Metrics
+from diffdistill.request import SamplingRequest
 from diffdistill.sampling.generate import generate
 from diffdistill.training.device import Device
 from diffdistill.training.randomness import seed_step
+from diffdistill.training.tasks.distill import DistillTask
+from diffdistill.training.tasks.teacher import TeacherTask
 
 UNET = {
     "block_out_channels": (16, 32),
@@ -36,6 +41,7 @@ UNET = {
     "norm_num_groups": 8,
 }
 Row = dict[str, float]
+Seen = Callable[[int, Metrics], None] | None
 
 
 def device() -> Device:
@@ -57,24 +63,64 @@ def settings(seed: int, steps: int, **more: Any) -> Train:
     return Train.model_validate(given | more)
 
 
-def trained(task: Any, first: int = 0, steps: int | None = None) -> Denoiser:
-    """The average after so many updates of a task (None: all of its settings), from the `first` on."""
+def distilling(seed: int, steps: int, method: dict[str, Any], start: int | None = None) -> Distill:
+    """Of a run of `distill` on pictures to one step; start: of these steps, how many are regression on 2,048 pairs."""
+    rate = {"betas": (0.0, 0.99), "warmup_steps": 10}
+    law = {"law": "lognormal", "mean": -0.4, "std": 1.2}
+    regression = None if start is None else {"steps": start, "pairs": 2048, "solver_steps": 10}
+    student = {"optimizer": rate | {"learning_rate": 5e-4, "schedule": "linear"}, "ema_decay": 0.98}
+    return Distill.model_validate({
+        "output_dir": "none", "teacher": "small", "seed": seed, "max_train_steps": steps, "train_batch_size": 32,
+        "method": method, "level": law, "student": student | {"regression": regression},
+        "critic": {"level": law, "updates_per_step": 2, "optimizer": rate | {"learning_rate": 1e-3}},
+    })  # fmt: skip
+
+
+def begun(seed: int, teacher_steps: int, start: int, data: ImageSet) -> tuple[Denoiser, Denoiser]:
+    """A teacher of pictures and its one-step student by regression alone, with which all methods begin."""
+    teacher = trained(TeacherTask(settings(seed, teacher_steps), data, device()))
+    config = distilling(seed, start, {"name": "diff_instruct"}, start)
+    return teacher, trained(DistillTask(config, copy.deepcopy(teacher), data, device()))
+
+
+def matched(config: Distill, teacher: Denoiser, student: Denoiser, data: ImageSet, seen: Seen = None) -> Denoiser:
+    """The student that a method makes of one that is begun."""
+    task = DistillTask(config, copy.deepcopy(teacher), data, device())
+    for model in (task.student, task.ema.module):
+        model.load_state_dict(student.state_dict())
+    return trained(task, seen=seen)
+
+
+def trained(task: Any, first: int = 0, steps: int | None = None, seen: Seen = None) -> Denoiser:
+    """The average after so many updates of a task (None: all of its settings), from the `first` on.
+
+    seen: is shown the figures of each.
+    """
     for step in range(first, first + (steps or task.config.max_train_steps)):
         seed_step(task.config.seed, step)
-        task.update(step)
+        figures = task.update(step)
+        if seen is not None:
+            seen(step, figures)
     model: Denoiser = task.averaged()
     return model.eval()
 
 
+def asked(model: Denoiser, steps: int = 10) -> SamplingRequest:
+    """DPM-Solver++ with so many evaluations, or a student's own step."""
+    return SamplingRequest() if model.role == "student" else SamplingRequest(sampler="dpm_solver", steps=steps)
+
+
 class Judge:
-    """FID and recall on pixels of `images` pictures of one seed, by DPM-Solver++ with 10 evaluations."""
+    """FID and recall on pixels of `images` pictures of one seed, by DPM-Solver++ with 10 evaluations; a student's own
+    in one step.
+    """
 
     def __init__(self, data: ImageSet, images: int, metrics: Sequence[str] = ("fid",)):
         self.images = images
         self.evaluator = Evaluator(data, "pixels", metrics, floor=False, resamples=0)
 
-    def drawn(self, model: Denoiser, seed: int = 1000) -> Tensor:
-        batches = generate(model, num_images=self.images, seed=seed, sampler="dpm_solver", steps=10)
+    def drawn(self, model: Denoiser, seed: int = 1000, steps: int = 10) -> Tensor:
+        batches = generate(model, num_images=self.images, seed=seed, request=asked(model, steps))
         return torch.cat([images for images, _ in batches])
 
     def of(self, images: Tensor) -> Row:
