@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffdistill.assets import is_builtin, resolve_builtin
-from diffdistill.config.schema import Distill
+from diffdistill.assets import example, is_builtin, resolve_builtin
+from diffdistill.config.schema import Distill, Train
 from diffdistill.data import ImageSet
 from diffdistill.data.pairs import Pair
-from diffdistill.files import sha256
+from diffdistill.files import expanded, sha256
 from diffdistill.methods.base import Rewarded
+from diffdistill.objectives.raft import RAFT
 from diffdistill.pipelines.folder import locate
 from diffdistill.registry import is_plugin
 from diffdistill.training.resume import FILES
@@ -41,18 +42,24 @@ def data_digests(data: Any) -> dict[str, str]:
     return files if data.fingerprint in files.values() else {"data": data.fingerprint, **files}
 
 
-def reward_digests(config: Distill) -> dict[str, str | None]:
+def reward_digests(config: Distill | Train) -> dict[str, str | None]:
     """Of each reward by name: the SHA-256 of the folder or file it is read from; None for one of the Hub."""
-    method: Any = config.method
+    return {f"reward {name}": _reward_digest(name) for name in _rewards(config) if name is not None}
+
+
+def _rewards(config: Any) -> list[str | None]:
+    if isinstance(objective := getattr(config, "objective", None), RAFT):
+        return [objective.reward]
+    method = getattr(config, "method", None)
     if not isinstance(method, Rewarded) or method.reward is None:
-        return {}
-    names = [method.reward.name] if method.reward.sum is None else list(method.reward.sum)
-    return {f"reward {name}": _reward_digest(name) for name in names if name is not None}
+        return []
+    return [method.reward.name] if method.reward.sum is None else list(method.reward.sum)
 
 
 def _reward_digest(name: str) -> str | None:
     if is_plugin(name):
-        file = Path(name.rpartition(":")[0])
+        place = name.rpartition(":")[0]
+        file = example(place) or expanded(place)
         return sha256(file) if file.is_file() else None
     for place in (name, name.partition(":")[2]):
         folder = resolve_builtin(place) if is_builtin(place) else Path(place).expanduser()

@@ -102,7 +102,8 @@ def train(resolved: Resolved[Train]) -> Result:
         training=config.objective.training, **origin, **descent(start),
     )  # fmt: skip
     record |= classes_of_run(data)
-    inputs = {**data_digests(data), **{name: model_digest(model) for name, model in origin.items()}}
+    models = {name: model_digest(model) for name, model in origin.items()}
+    inputs = {**data_digests(data), **models, **reward_digests(config)}
     task.keep(Path(config.output_dir), inputs)
     return execute(task, resolved, lambda: ImageMonitor(config, data), publisher, record, inputs)
 

@@ -8,6 +8,7 @@ import pytest
 from diffdistill.data.source import Pair
 from diffdistill.methods.base import Reward
 from diffdistill.methods.diff_instruct_pp import DiffInstructPP
+from diffdistill.objectives.raft import RAFT
 from diffdistill.training.inputs import model_digest, pairs_digest, reward_digests
 
 PAIR = Pair(("a", b"wanted"), ("b", b"other"), "a text")
@@ -44,7 +45,7 @@ def test_pairs_are_told_by_all_that_is_trained_on(other):
     assert pairs_digest([PAIR, other]) != pairs_digest([other, PAIR])
 
 
-def test_every_reward_that_lies_here_has_a_digest(tmp_path):
+def test_every_reward_that_lies_here_has_a_digest(tmp_path, monkeypatch):
     file, folder = tmp_path / "mine.py", tmp_path / "classifier"
     folder.mkdir()
     file.write_text("class Mine: ...\n")
@@ -61,3 +62,8 @@ def test_every_reward_that_lies_here_has_a_digest(tmp_path):
     after = reward_digests(SimpleNamespace(method=method))
     assert [name for name in before if before[name] != after[name]] == [f"reward classifier:{folder}"]
     assert reward_digests(SimpleNamespace(method=DiffInstructPP.model_construct(reward=None))) == {}
+    raft = SimpleNamespace(objective=RAFT(reward=f"{file}:Mine"))
+    assert reward_digests(raft) == {f"reward {file}:Mine": before[f"reward {file}:Mine"]}
+    own = "examples/fashion_mnist/symmetry.py:symmetry"  # the package's, from any folder
+    monkeypatch.chdir(tmp_path)
+    assert reward_digests(SimpleNamespace(objective=RAFT(reward=own)))[f"reward {own}"] is not None
