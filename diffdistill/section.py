@@ -16,6 +16,7 @@ from diffdistill.registry import is_plugin
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]  # above is a typing error, and overflows what counts with it
+Curvature = Annotated[float, Field(ge=0.1, le=1000)]  # of levels: powers of it, and of one over it, are numbers
 Plain = TypeVar("Plain")
 
 

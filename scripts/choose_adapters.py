@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    candidates, figures = (tuple(text.split(",")) for text in (args.candidates, args.figures))
+    candidates, figures = (tuple(name.strip() for name in text.split(",")) for text in (args.candidates, args.figures))
     search = Search(args.recipe, tuple(args.overrides), candidates, figures, args.out)
     try:
         found = search_adapters(search, args.trials, args.seed)

@@ -38,7 +38,8 @@ def softmax_choice(scores: Tensor, u: Tensor, scale: float = 1.0) -> Tensor:
     tensor([0, 1])
     """
     exact = finest(scores.device)
-    below = (scale * scores.to(exact)).softmax(1).cumsum(1)
+    gaps = scores.to(exact) - scores.to(exact).amax(1, keepdim=True)  # first: scale times a score may have no number
+    below = (scale * gaps).softmax(1).cumsum(1)
     return (below[:, :-1] <= u.to(exact)[:, None]).sum(1)
 
 

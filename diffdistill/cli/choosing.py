@@ -7,6 +7,7 @@ database in its folder. A choice is a run in a folder of its own name: what is f
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from diffdistill.cli.sweep import child
 from diffdistill.errors import ConfigError, DiskError, Interrupted, Preempted
 from diffdistill.evaluation.figures import figure_of, numbers_of
 from diffdistill.files import read_json
-from diffdistill.training.lock import locked
+from diffdistill.training.lock import AT_WORK, locked
 from diffdistill.training.signals import stop_requests
 
 DATABASE, NAME, FAILED = "optuna.db", "adapters", "failed"
@@ -76,12 +77,15 @@ class Search:
         self.directions()
 
     def scores(self, chosen: Sequence[str]) -> list[float] | None:
-        """The figures of a finished run; None where it is not finished, and where one could not be measured."""
-        file = self.folder(chosen) / "evaluation.json"
-        if not file.is_file():
+        """The figures of a finished run; None where it is not finished, or its file damaged, and where one could not
+        be measured.
+        """
+        try:
+            numbers = numbers_of(read_json(self.folder(chosen) / "evaluation.json")["student"])
+            found = [float(numbers[name]) for name in self.figures]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        numbers = numbers_of(read_json(file)["student"])
-        return [numbers[name] for name in self.figures] if numbers.keys() >= set(self.figures) else None
+        return found if all(map(math.isfinite, found)) else None
 
 
 Train = Callable[[Search, Sequence[str]], list[float] | None]
@@ -103,9 +107,14 @@ def search_adapters(search: Search, trials: int, seed: int = 0) -> list[tuple[tu
         def train(search: Search, chosen: Sequence[str]) -> list[float] | None:
             if search.scores(chosen) is None:
                 print(f"run {search.folder(chosen).name}", flush=True)
-                code, _ = child(search.command(chosen), stop)
+                code, told = child(search.command(chosen), stop)
                 if code in STOPS:
                     raise STOPS[code](stop.sentence)
+                if code == ConfigError.exit_code and AT_WORK in told:  # of a search that was killed
+                    raise ConfigError(
+                        f"a run in '{search.folder(chosen)}' is still at work, see above; wait until it has ended, "
+                        f"and give the same command again"
+                    )
                 if code == DiskError.exit_code:  # no fault of the choice
                     raise DiskError(f"no room for a run, see above; make some, and go on in '{search.out}'")
             return search.scores(chosen)

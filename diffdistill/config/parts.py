@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from diffdistill.section import Count, Fraction, Positive, Section
+from diffdistill.section import Count, Curvature, Fraction, Positive, Section
 
 
 class Average(Section):
@@ -58,7 +58,7 @@ class Level(Section):
     sigma_max: Positive | None = Field(
         None, description="karras, uniform and loguniform: highest level; null: the network's own"
     )
-    rho: Positive = Field(7.0, description="karras: curvature")
+    rho: Curvature = Field(7.0, description="karras: curvature")
     u_min: Fraction = Field(0.0, description="karras and timestep: part of the range, 0 is the lowest level")
     u_max: Fraction = Field(1.0, description="karras and timestep: part of the range, 1 is the highest level")
     shift: Positive = Field(3.0, description="shifted: resolution shift of a flow time, t' = s t / (1 + (s - 1) t)")

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from diffdistill.consistency.objective import Denoise, Noise, noised, spread_of
+from diffdistill.consistency.objective import Denoise, Noise, check_levels, noised, spread_of
 from diffdistill.consistency.settings import Continuous
 from diffdistill.denoiser import Denoiser
 from diffdistill.files import reason_of
@@ -111,6 +111,7 @@ class ContinuousConsistency:
     ):
         self.settings, self.total, self.flow, self.exact = settings, total, flow, exact
         self.bounds = sigma_min, sigma_max
+        check_levels(settings.mean, settings.std, sigma_min, sigma_max)
         self.law = LevelLaw(Level("lognormal", mean=settings.mean, std=settings.std))
         self.mean_loss = LevelMean(bins=16, decay=0.98)
         self.derivative = settings.derivative

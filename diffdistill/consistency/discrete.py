@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from diffdistill.consistency.objective import Denoise, Noise, noised
+from diffdistill.consistency.objective import Denoise, Noise, check_levels, noised
 from diffdistill.consistency.settings import Discrete
 from diffdistill.denoiser import Denoiser
 from diffdistill.errors import ConfigError
@@ -124,6 +124,8 @@ class DiscreteConsistency:
         self.bounds = sigma_min, sigma_max
         if total:  # a phase of none, beside the matching of a run that is all start, is never asked
             intervals_at(0, total, *settings.intervals)
+        if settings.grid == "karras":
+            check_levels(settings.mean, settings.std, sigma_min, sigma_max)
 
     def levels(self, step: int) -> Tensor:
         """The levels at a step, ascending, float64 `(N + 1,)`."""

@@ -1,12 +1,16 @@
 """What the discrete and the continuous form share: noise for a batch, then each image's loss."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from diffdistill.denoiser import Denoiser
+from diffdistill.errors import ConfigError
 from diffdistill.process import EDM, per_sample
+
+LEAST = 0.01  # of a law's mass; what lies beyond the levels is never drawn, or is moved to their ends
 
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """`(x_t, sigma, cond) -> x0` of the teacher, guided or not: dx/dsigma = (x - x0) / sigma (2206.00364, eq. 3)."""
@@ -49,6 +53,23 @@ class Objective(Protocol):
 def noised(x0: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:
     """x_t = x0 + sigma eps."""
     return x0 + per_sample(sigma, x0) * eps
+
+
+def check_levels(mean: float, std: float, low: float, high: float) -> None:
+    """ConfigError where the lognormal law of levels has next to nothing of its mass on [low, high].
+
+    >>> check_levels(50.0, 2.0, 0.002, 80.0)
+    Traceback (most recent call last):
+    diffdistill.errors.ConfigError: the law of levels, mean 50 and std 2 of ln sigma, has 0.0 % of its mass ...
+    """
+    bottom, top = math.log(low) if low else -math.inf, math.log(high)
+    mass = 0.5 * (math.erf((top - mean) / (math.sqrt(2) * std)) - math.erf((bottom - mean) / (math.sqrt(2) * std)))
+    if mass < LEAST:
+        raise ConfigError(
+            f"the law of levels, mean {mean:g} and std {std:g} of ln sigma, has {100 * mass:.1f} % of its mass "
+            f"where the network has levels, {low:g} to {high:g}; give a mean between {bottom:.1f} and {top:.1f}, or a "
+            f"wider law"
+        )
 
 
 def spread_of(model: Denoiser) -> float:

@@ -7,6 +7,7 @@ from diffdistill.errors import ConfigError
 
 Derivative = Literal["central", "forward"]
 HUBER = 0.00054  # c / sqrt(C H W), 2310.14189, section 3.3
+MOST = 10**6  # intervals: of more, neighbouring levels come to be one number in float32
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class Discrete:
 
     def __post_init__(self) -> None:
         first, last = self.intervals
-        if not 1 <= first <= last:
+        if not 1 <= first <= last <= MOST:
             raise ConfigError(
                 f"intervals is {first}, {last}; give the number between levels at the start, 1 or more, and at the "
-                f"end, as many or more"
+                f"end, as many or more, up to {MOST}"
             )
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from diffdistill.consistency.settings import HUBER, Derivative, Discrete
 from diffdistill.errors import ConfigError
 from diffdistill.optimizers import Muon, Optimizer
-from diffdistill.section import Count, Fraction, Positive, Section
+from diffdistill.section import Count, Curvature, Fraction, Positive, Section
 
 
 class ByLevels(Section):
@@ -22,7 +22,7 @@ class ByLevels(Section):
         description="levels: karras, those of EDM, by a lognormal law; time, even in the network's own time and drawn "
         "alike (2310.04378), which text-to-image teachers want",
     )
-    rho: Positive = Field(7.0, description="curvature of the levels (2206.00364, eq. 5)")
+    rho: Curvature = Field(7.0, description="curvature of the levels (2206.00364, eq. 5)")
     mean: float = Field(-1.1, description="law of the levels: mean of ln sigma")
     std: Positive = Field(2.0, description="law of the levels: standard deviation of ln sigma")
     huber: Annotated[float, Field(ge=0)] = Field(HUBER, description="c of the pseudo-Huber distance, over sqrt(C H W)")
@@ -51,7 +51,7 @@ class ByDerivative(Section):
         description="of the network: central, a difference of two passes; forward: forward-mode, exact, where the "
         "network allows it",
     )
-    difference: Positive = Field(
+    difference: Annotated[float, Field(ge=1e-3, le=1)] = Field(
         0.1, description="central: step in ln sigma, above the period of the fastest sine of the network's time"
     )
 

@@ -55,6 +55,12 @@ class RAFT(Objective):
                 f"objective.images is {self.images} and train_batch_size {config.train_batch_size}; keep at least as "
                 f"many samples as a batch has"
             )
+        real = round(self.real_part * config.train_batch_size)
+        if real == config.train_batch_size or (self.real_part > 0 and real == 0):
+            raise ValueError(
+                f"objective.real_part is {self.real_part:g}, which of train_batch_size={config.train_batch_size} is "
+                f"{real} real images; set one that leaves room for samples, 0 for none, or raise train_batch_size"
+            )
 
 
 OBJECTIVE = RAFT

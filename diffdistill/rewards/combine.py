@@ -45,9 +45,11 @@ class CallableReward:
         try:
             scores = torch.as_tensor(given, device=images.device)
         except (TypeError, ValueError, RuntimeError):
+            scores = None
+        if scores is None or scores.is_complex():
             raise DataError(
                 f"the reward {self.name} returned {given!r:.60} for {len(images)} images; give one number an image"
-            ) from None
+            )
         if scores.shape != (len(images),):
             raise DataError(
                 f"the reward {self.name} returned {tuple(scores.shape)} for {len(images)} images; one number an image "
@@ -58,6 +60,35 @@ class CallableReward:
     def to(self, device: str | torch.device) -> "CallableReward":
         if isinstance(self.function, torch.nn.Module):
             self.function.to(device)
+        return self
+
+
+class CheckedReward(CallableReward):
+    """A `Reward` of the user's own class, which may return anything: it is checked as a function's answer is.
+
+    reward: what is asked; its name, version, and what it reads are this one's.
+
+    >>> class Mean:
+    ...     name, differentiable, needs_prompt = "mean", True, False
+    ...
+    ...     def __call__(self, images, prompts=None):
+    ...         return images.mean()
+    ...
+    ...     def to(self, device):
+    ...         return self
+    >>> CheckedReward(Mean())(torch.ones(2, 3, 8, 8))
+    Traceback (most recent call last):
+    diffdistill.errors.DataError: the reward mean returned () for 2 images; one number an image is a tensor of ...
+    """
+
+    def __init__(self, reward: Reward):
+        asks = {"differentiable": reward.differentiable, "needs_prompt": reward.needs_prompt}
+        super().__init__(reward, reward.name, **asks)
+        self.reward = reward
+        self.version: str | None = getattr(reward, "version", None)
+
+    def to(self, device: str | torch.device) -> "CheckedReward":
+        self.function = self.reward = self.reward.to(device)
         return self
 
 

@@ -6,7 +6,7 @@ from diffdistill.assets import is_builtin, resolve_builtin
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.files import expanded
 from diffdistill.registry import load
-from diffdistill.rewards.combine import CallableReward
+from diffdistill.rewards.combine import CallableReward, CheckedReward
 from diffdistill.rewards.kinds import REWARDS, RewardKind, allowed_rewards, is_code, unknown_reward
 from diffdistill.rewards.protocol import Reward
 
@@ -33,10 +33,10 @@ def load_reward(name: str, *, batch_size: int = 16) -> Reward:
     kinds = REWARDS.rows()
     kind, _, where = name.partition(":")
     if kind in kinds:
-        return kinds[kind].load(where or None, batch_size)
+        return _checked(kinds[kind].load(where or None, batch_size))
     folder = resolve_builtin(name) if is_builtin(name) else expanded(name)
     if folder.is_dir():
-        return _kind_of(folder, name).load(str(folder), batch_size)
+        return _checked(_kind_of(folder, name).load(str(folder), batch_size))
     if is_code(name):
         return _of_user(name, batch_size)
     raise unknown_reward(name)
@@ -57,9 +57,14 @@ def _kind_of(folder: Path, name: str) -> RewardKind:
 def _of_user(name: str, batch_size: int) -> Reward:
     value = load(name)
     if isinstance(value, RewardKind):
-        return value.load(None, batch_size)
+        return _checked(value.load(None, batch_size))
     if isinstance(value, Reward) and not isinstance(value, type):
-        return value
+        return _checked(value)
     if not callable(value):
         raise ConfigError(f"'{name}' is no reward; give a function of (images, prompts), or a Reward")
     return CallableReward(value, name.rpartition(":")[2])
+
+
+def _checked(reward: Reward) -> Reward:
+    """The package's own as they are; of a class of the user's what it returns is looked at."""
+    return reward if type(reward).__module__.startswith("diffdistill.") else CheckedReward(reward)

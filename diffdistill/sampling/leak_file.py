@@ -25,6 +25,7 @@ AUTO = "auto"
 KIND = "diffdistill signal leak"
 VERSION = 1
 LAW = ("mean", "root", "rest_mean", "rest_std")
+MOST = 1e6  # of pixels, latents and their waves: far beyond any
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +67,21 @@ def _written(values: Tensor) -> dict[str, Any]:
 def _read(entry: dict[str, Any]) -> Tensor:
     array = np.frombuffer(base64.b64decode(entry["float32"], validate=True), "<f4").reshape(entry["shape"])
     values = torch.from_numpy(array.astype(np.float64))
-    if not bool(values.isfinite().all()):
-        raise ValueError("it holds what is no number")
+    if not bool((values.abs() < MOST).all()):
+        raise ValueError(f"it holds what is no number, or one of {MOST:g} or more")
     return values
+
+
+def _check(law: SignalLeak) -> None:
+    """ValueError unless a law can be drawn from."""
+    channels, height, width = law.shape
+    waves, rest = divmod(len(law.mean), channels) if channels else (0, 0)
+    if rest or not 1 <= waves <= height * width or law.mean.ndim != 1:
+        raise ValueError(f"its mean has the shape {tuple(law.mean.shape)}, which is no number of waves a channel")
+    if law.root.shape != (len(law.mean),) * 2 or law.rest_std.shape != law.shape:
+        raise ValueError("its parts are of different sizes")
+    if bool((law.rest_std < 0).any()):
+        raise ValueError("it holds a deviation below 0")
 
 
 def read_leak(path: Path) -> LeakFile:
@@ -80,9 +93,7 @@ def read_leak(path: Path) -> LeakFile:
         if not is_whole(content):
             raise ValueError(f"it was changed, its {SEAL} is another")
         law = SignalLeak(**{name: _read(content["law"][name]) for name in LAW})
-        channels, *_ = law.shape
-        if law.root.shape != (len(law.mean),) * 2 or len(law.mean) % channels or law.rest_std.shape != law.shape:
-            raise ValueError("its parts are of different sizes")
+        _check(law)
         about = {name: content[name] for name in ("model", "weights_sha256", "data")}
         return LeakFile(law, **about, runs=tuple(content["runs"]), source=str(path))
     except FileNotFoundError:

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffdistill.assets import is_builtin, resolve_builtin
+from diffdistill.assets import example, is_builtin, resolve_builtin
 from diffdistill.config.schema import Distill, Train
 from diffdistill.data import ImageSet
 from diffdistill.data.pairs import Pair
-from diffdistill.files import sha256
+from diffdistill.files import expanded, sha256
 from diffdistill.methods.base import Rewarded
 from diffdistill.objectives.raft import RAFT
 from diffdistill.pipelines.folder import locate
@@ -56,22 +56,22 @@ def start_digest(path: str | None) -> dict[str, str]:
 
 def reward_digests(config: Distill | Train) -> dict[str, str | None]:
     """Of each reward by name: the SHA-256 of the folder or file it is read from; None for one of the Hub."""
-    return {f"reward {name}": _reward_digest(name) for name in _rewards(config)}
+    return {f"reward {name}": _reward_digest(name) for name in _rewards(config) if name is not None}
 
 
-def _rewards(config: Distill | Train) -> list[str]:
-    if isinstance(config, Train):
-        return [config.objective.reward] if isinstance(config.objective, RAFT) else []
-    method: Any = config.method
+def _rewards(config: Any) -> list[str | None]:
+    if isinstance(objective := getattr(config, "objective", None), RAFT):
+        return [objective.reward]
+    method = getattr(config, "method", None)
     if not isinstance(method, Rewarded) or method.reward is None:
         return []
-    names = [method.reward.name] if method.reward.sum is None else list(method.reward.sum)
-    return [name for name in names if name is not None]
+    return [method.reward.name] if method.reward.sum is None else list(method.reward.sum)
 
 
 def _reward_digest(name: str) -> str | None:
     if is_plugin(name):
-        file = Path(name.rpartition(":")[0])
+        place = name.rpartition(":")[0]
+        file = example(place) or expanded(place)
         return sha256(file) if file.is_file() else None
     for place in (name, name.partition(":")[2]):
         folder = resolve_builtin(place) if is_builtin(place) else Path(place).expanduser()

@@ -18,6 +18,7 @@ from diffdistill.files import LEFTOVER, beside, discard
 from diffdistill.locks import try_lock
 
 LOCK, OWNER = ".lock", ".lock-owner"
+AT_WORK = "another process is at work in"
 
 
 @contextlib.contextmanager
@@ -31,7 +32,7 @@ def locked(run: Path) -> Iterator[None]:
             f"cannot lock '{run}' ({error.strerror}); choose another folder, or change its rights"
         ) from error
     if descriptor is None:
-        raise ConfigError(f"another process is at work in '{run}'; wait until it has ended, or give another folder")
+        raise ConfigError(f"{AT_WORK} '{run}'; wait until it has ended, or give another folder")
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ from diffdistill.training.randomness import seed_step
 from diffdistill.training.resume import Inputs, resume, settings_of
 from diffdistill.training.sharded.plan import Plan
 from diffdistill.training.signals import Stopped, StopRequest, led, stop_requests
-from diffdistill.training.store import READ, CheckpointStore, serve
+from diffdistill.training.store import KEPT, READ, CheckpointStore, serve
 
 GO_ON = "continue with resume_from_checkpoint=latest"
 
@@ -136,6 +136,7 @@ class TrainingRun(Generic[Model]):
             "settings": settings_of(self.config),
             "inputs": self.inputs,
             "went_back": self.went_back,
+            KEPT: self.kept_step,
         }
         with self.stop.held():
             self.log.sync()

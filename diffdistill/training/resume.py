@@ -50,6 +50,9 @@ PLACES = {"data.path", "teacher", "model"}
 # Settings of data that say where things are meanwhile, and change no image.
 FREE_OF_DATA = {"keep", "workers", "disk_cache_gb", "prompt_cache_gb", "prompt_device_gb", "prompt_disk_gb"}
 
+# Settings of evaluations that say when, and what else, is measured, and where that lies: no figure changes by them.
+FREE_OF_EVALUATION = {"every", "at_end", "stop", "metrics", "batch_size", "rewards", "judges", "reference", "prompts"}
+
 # What a set is known by where not all of its images were decoded; else by their pixels, whatever files hold them.
 FILES = "data files"
 
@@ -61,6 +64,8 @@ def settings_of(config: Run) -> dict[str, Any]:
     """The settings that make a run what it is, as JSON has them."""
     settings: dict[str, Any] = json.loads(config.model_dump_json(exclude=FREE))
     settings["data"] = {key: value for key, value in settings["data"].items() if key not in FREE_OF_DATA}
+    if config.compares:  # figures of another protocol cannot tell which model is the best
+        settings["evaluation"] = config.evaluation.model_dump(mode="json", exclude=FREE_OF_EVALUATION)
     return settings
 
 

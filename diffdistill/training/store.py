@@ -9,6 +9,7 @@ checkpoint.
 import json
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from diffdistill.training.lock import locked, remove_leftovers
 from diffdistill.training.sharded import checkpoint as sharded
 
 MANIFEST, STATE = "MANIFEST.json", "state.json"
+KEPT = "kept_step"  # in the state: the step that the run may go back to
 PARTS = "parts"  # in the state of a checkpoint that is cut: the names of what it holds
 LOOK, WRITE, READ = "look at the parts", "write the parts", "read the parts"
 
@@ -292,6 +294,15 @@ def read_state(folder: Path) -> dict[str, Any]:
     )
 
 
+def spared(store: CheckpointStore) -> int | None:
+    """The step that the run may go back to, the best so far where evaluations decide; None where there is none."""
+    with suppress(CheckpointError):
+        folder, _ = store.find("latest")
+        kept = None if folder is None else read_state(folder).get(KEPT)
+        return kept if isinstance(kept, int) else None
+    return None
+
+
 def command(args: Any) -> int:
     """`diffdistill checkpoint ls|verify|prune RUN`."""
     store = CheckpointStore(Path(args.run) / "checkpoints", keep=1)
@@ -301,7 +312,7 @@ def command(args: Any) -> int:
     if args.action == "prune":
         with locked(Path(args.run)):
             remove_leftovers(store.folder)
-            for folder in store.prune(args.keep or 1):
+            for folder in store.prune(args.keep or 1, spared(store)):
                 print(f"removed {folder.name}")
         return 0
     broken = False

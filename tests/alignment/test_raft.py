@@ -56,3 +56,8 @@ def test_a_row_chooses_by_its_probabilities_alone():
     ties = torch.tensor([[2.0, 2.0, 1.0]])
     assert best_of(ties).item() == chosen(ties, "best", torch.tensor([0.99])).item() == 0
     assert chosen(ties, "softmax", torch.tensor([0.99])).item() == 2
+
+
+def test_the_largest_scale_keeps_the_best():
+    scores = torch.tensor([[1e3, 2e3, 3e3], [2.0, 1.0, 2.0]])
+    assert softmax_choice(scores, torch.tensor([0.5, 0.9]), 1e307).tolist() == [2, 2]

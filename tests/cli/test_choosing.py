@@ -7,6 +7,7 @@ import pytest
 
 from diffdistill.cli.choosing import Search, front, search_adapters, study_of
 from diffdistill.errors import ConfigError, DiskError
+from diffdistill.training.lock import AT_WORK
 
 WORDS = (
     "student.lora.rank=4", "critic.lora.rank=4", "student.regression.muon=null", "evaluation.metrics=[fid,neighbours]",
@@ -33,6 +34,9 @@ def test_a_choice_is_a_run_of_its_own_folder_that_is_resumed(tmp_path):
     del metrics["neighbours"]  # could not be measured: of this run nothing is known
     (tmp_path / "to_q" / "evaluation.json").write_text(json.dumps(result))
     assert one.scores(("to_q",)) is None
+    for damaged in ("", "[]", '{"student": {"metrics": {"fid": {"value": NaN}, "neighbours": {"value": 0.4}}}}'):
+        (tmp_path / "to_q" / "evaluation.json").write_text(damaged)
+        assert one.scores(("to_q",)) is None
 
 
 @pytest.mark.parametrize(
@@ -51,11 +55,15 @@ def test_what_could_come_to_nothing_is_refused_before_the_first_run(changed, sai
         search(**changed).check()
 
 
-def test_a_full_disk_ends_the_search_and_no_trials_are_none(tmp_path, monkeypatch):
+def test_a_full_disk_or_a_run_still_at_work_ends_the_search_and_no_trials_are_none(tmp_path, monkeypatch):
     monkeypatch.setattr("diffdistill.cli.choosing.child", lambda *_: (DiskError.exit_code, ""))
     monkeypatch.setattr("diffdistill.cli.choosing.study_of", lambda *_: None)
     monkeypatch.setattr("diffdistill.cli.choosing.front", lambda _study, one, _trials, train: train(one, ("to_q",)))
     with pytest.raises(DiskError, match="make some, and go on in"):
+        search_adapters(search(tmp_path), 3)
+    said = f"{AT_WORK} 'x'; wait"
+    monkeypatch.setattr("diffdistill.cli.choosing.child", lambda *_: (ConfigError.exit_code, said))
+    with pytest.raises(ConfigError, match="to_q' is still at work, see above; wait until it has ended"):
         search_adapters(search(tmp_path), 3)
     with pytest.raises(ConfigError, match="a search of 0 trials finds nothing"):
         search_adapters(search(tmp_path), 0)

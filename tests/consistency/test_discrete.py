@@ -7,6 +7,7 @@ import pytest
 import torch
 from linear import SPREAD, Linear, nodes, noise_at, teacher_of
 
+from diffdistill.consistency.continuous import ContinuousConsistency
 from diffdistill.consistency.discrete import (
     DiscreteConsistency,
     chances,
@@ -15,7 +16,7 @@ from diffdistill.consistency.discrete import (
     pseudo_huber,
     solver_step,
 )
-from diffdistill.consistency.settings import HUBER, Discrete
+from diffdistill.consistency.settings import HUBER, Continuous, Discrete
 from diffdistill.errors import ConfigError
 from diffdistill.process import EDM, VP, Flow, karras_levels
 
@@ -36,6 +37,16 @@ def test_a_curriculum_longer_than_the_run_is_refused():
         DiscreteConsistency(Discrete(), EDM(), 0.002, TOP, total=7)
     with pytest.raises(ConfigError, match="intervals is 20, 10"):
         Discrete(intervals=(20, 10))
+
+
+@pytest.mark.parametrize("mean", [50.0, -50.0])
+def test_a_law_that_misses_the_levels_is_refused(mean):
+    """Its chances are 0 / 0, of which the top interval came; the continuous form drew the end of its levels alone."""
+    with pytest.raises(ConfigError, match=r"has 0.0 % of its mass where .* 0.002 to 80; give a mean between -6.2 and"):
+        DiscreteConsistency(Discrete(mean=mean), EDM(), 0.002, TOP, total=100)
+    with pytest.raises(ConfigError, match="the law of levels"):
+        ContinuousConsistency(Continuous(mean=mean), 0.002, TOP, total=100)
+    DiscreteConsistency(Discrete(mean=mean, grid="time"), EDM(), 0.002, TOP, total=100)  # which has no such law
 
 
 def test_levels_have_the_chances_of_the_discretised_law():

@@ -106,6 +106,9 @@ def test_coupled_noise_is_nearer_to_its_image_within_its_class(tmp_path):
         (["class_dropout=0.2"], "'class_dropout' is not used by a consistency model"),
         (["objective.solver=euler"], "'objective.solver' is not used without a teacher"),
         (["teacher=x"], "unknown key 'teacher'"),
+        (["objective.intervals=[2,10000000]"], "as many or more, up to 1000000"),
+        (["objective.rho=0.001"], "'objective.rho' is 0.001; it must be"),  # 80^1000
+        (["objective={name: scm, difference: 1.0e-9}"], "'objective.difference' is 1.0e-09; it must be"),
     ],
 )
 def test_settings_that_it_does_not_have_are_refused(words, sentence):

@@ -124,3 +124,32 @@ def test_a_weighted_sum_is_the_sum_and_its_gradient():
     assert total.name == "2 one + -0.5 two"
     assert total.differentiable
     assert not WeightedReward({"one": (1.0, one), "pil": (1.0, CallableReward(brightness, pil=True))}).differentiable
+
+
+OWN = """
+class Mine:
+    name, differentiable, needs_prompt, version = "mine", True, False, "3"
+    def __init__(self, answer):
+        self.answer = answer
+    def __call__(self, images, prompts=None):
+        return self.answer(images)
+    def to(self, device):
+        return self
+
+scalar, column, short = Mine(lambda x: x.mean()), Mine(lambda x: x.mean((1, 2))), Mine(lambda x: x.mean((1, 2, 3))[:1])
+good = Mine(lambda x: x.mean((1, 2, 3)).tolist())
+"""
+
+
+def test_what_a_reward_of_ones_own_class_returns_is_looked_at(tmp_path, consent):
+    """One score for all would be a weaker gradient, and rows of scores other images than the best, without a word."""
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    images = torch.ones(3, 1, 4, 4)
+    for name, shape in (("scalar", r"\(\)"), ("column", r"\(3, 4\)"), ("short", r"\(1,\)")):
+        with pytest.raises(DataError, match=rf"the reward mine returned {shape} for 3 images"):
+            load_reward(f"{file}:{name}")(images)
+    good = load_reward(f"{file}:good").to("cpu")
+    assert (good(images).tolist(), good.version) == ([1.0] * 3, "3")
+    with pytest.raises(DataError, match="give one number an image"):
+        CallableReward(lambda x, _: x.mean((1, 2, 3)) + 1j)(images)

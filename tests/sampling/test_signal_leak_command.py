@@ -18,7 +18,7 @@ from diffdistill.process import VP
 from diffdistill.sampling.generate import generate, sample_batch
 from diffdistill.sampling.leak_file import LeakFile, leak_for, read_leak
 from diffdistill.sampling.plan import plan_sampling
-from diffdistill.sampling.signal_leak import fit_leak, spread_kept
+from diffdistill.sampling.signal_leak import SignalLeak, fit_leak, spread_kept
 
 STABLE_DIFFUSION = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
 
@@ -127,6 +127,19 @@ def test_what_is_no_leak_is_told(place, fitted, tmp_path, capsys):
     for name, why in (("changed", "it was changed, its own_sha256 is another"), ("other", "KeyError|kind")):
         with pytest.raises(CheckpointError, match=f"is not a signal leak that can be read .*({why})"):
             read_leak(tmp_path / f"{name}.json")
+    zeros = torch.zeros
+    laws = {
+        "which is no number of waves": (zeros(0), zeros(0, 0), zeros(1, 8, 8), zeros(1, 8, 8)),
+        "of waves": (zeros(100), zeros(100, 100), zeros(1, 8, 8), zeros(1, 8, 8)),  # of 64 there are
+        "number": (zeros(3, 1), zeros(3, 3), zeros(1, 8, 8), zeros(1, 8, 8)),
+        "0,": (zeros(0), zeros(0, 0), zeros(0, 8, 8), zeros(0, 8, 8)),
+        "or one of 1e.06": (zeros(3) + 1e30, zeros(3, 3), zeros(1, 8, 8), zeros(1, 8, 8)),
+        "below 0": (zeros(3), zeros(3, 3), zeros(1, 8, 8), zeros(1, 8, 8) - 1),
+    }
+    for why, law in laws.items():
+        LeakFile(SignalLeak(*law), "it", "0" * 64, {}).save(tmp_path / "law.json")
+        with pytest.raises(CheckpointError, match=rf"is not a signal leak that can be read \(.*{why}"):
+            read_leak(tmp_path / "law.json")
     assert calibrate(place, "teacher", tmp_path / "other.json") == 2
     assert "exists and holds something else" in capsys.readouterr().err
     assert calibrate(place, "teacher", tmp_path / "new.json", "--metric", "kid") == 2

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from runs import Watcher, go, lines, run, settings, task
 from diffdistill.config.align import PairEvaluation
 from diffdistill.config.parts import EarlyStop
 from diffdistill.config.schema import Evaluation
-from diffdistill.errors import CheckpointError
+from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.reporting import health
 from diffdistill.reporting.rundata import read_run
 from diffdistill.training.early_stop import EarlyStopObserver
-from diffdistill.training.store import CheckpointStore, tensors_of
+from diffdistill.training.resume import check_same_run, settings_of
+from diffdistill.training.store import CheckpointStore, command, tensors_of
 
 STOP = {"metric": "fid", "margin": 0.5}
 
@@ -131,6 +133,23 @@ def test_the_last_good_checkpoint_is_never_pruned(tmp_path):
     watched(tmp_path / "run", 3.0, 2.0, 2.1, 2.6, 2.7, 2.8, 2.9, **more)
     store = CheckpointStore(tmp_path / "run" / "checkpoints", 1)
     assert [folder.name for folder in store.folders()] == ["step-000002", "step-000006"]
+    assert command(SimpleNamespace(run=tmp_path / "run", action="prune", keep=1)) == 0
+    assert [folder.name for folder in store.folders()] == ["step-000002", "step-000006"]
+
+
+def test_a_run_goes_on_by_the_protocol_of_its_evaluations(tmp_path):
+    """FIDs of other numbers of images, or of other features, cannot tell which model is the best."""
+
+    def asked(**more):
+        return settings("sid", tmp_path, evaluation={"every": 1, "stop": STOP, "num_images": 12} | more)
+
+    state = {"step": 1, "settings": settings_of(asked())}
+    check_same_run(tmp_path, state, asked(every=2, stop=STOP | {"patience": 3}, metrics=["fid", "kid"]), {})
+    for name, other in (("num_images", 24), ("features", "pixels"), ("seed", 3)):
+        with pytest.raises(ConfigError, match=f"was made with other evaluation.{name}; resume with"):
+            check_same_run(tmp_path, state, asked(**{name: other}), {})
+    alone = settings("sid", tmp_path, evaluation={"every": 1, "num_images": 12})
+    check_same_run(tmp_path, {"step": 1, "settings": settings_of(alone)}, asked(num_images=24), {})
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3])

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from diffdistill.config.schema import Train
 from diffdistill.data.source import Pair
 from diffdistill.methods.base import Reward
 from diffdistill.methods.diff_instruct_pp import DiffInstructPP
+from diffdistill.objectives.raft import RAFT
 from diffdistill.training.inputs import model_digest, pairs_digest, reward_digests, start_digest
 from diffdistill.training.store import CheckpointStore
 
@@ -47,7 +47,7 @@ def test_pairs_are_told_by_all_that_is_trained_on(other):
     assert pairs_digest([PAIR, other]) != pairs_digest([other, PAIR])
 
 
-def test_every_reward_that_lies_here_has_a_digest(tmp_path):
+def test_every_reward_that_lies_here_has_a_digest(tmp_path, monkeypatch):
     file, folder = tmp_path / "mine.py", tmp_path / "classifier"
     folder.mkdir()
     file.write_text("class Mine: ...\n")
@@ -64,18 +64,11 @@ def test_every_reward_that_lies_here_has_a_digest(tmp_path):
     after = reward_digests(SimpleNamespace(method=method))
     assert [name for name in before if before[name] != after[name]] == [f"reward classifier:{folder}"]
     assert reward_digests(SimpleNamespace(method=DiffInstructPP.model_construct(reward=None))) == {}
-
-
-def test_the_reward_that_a_model_is_retrained_by_has_one_too(tmp_path):
-    file = tmp_path / "mine.py"
-    found = []
-    for text in ("def mine(images): ...\n", "def mine(images): return images\n"):
-        file.write_text(text)
-        objective = {"name": "raft", "reward": f"{file}:mine"}
-        found.append(reward_digests(Train(output_dir="x", initialize_from="tiny", objective=objective)))
-    assert found[0] != found[1]
-    assert found[1] == {f"reward {file}:mine": sha256(file.read_bytes()).hexdigest()}
-    assert reward_digests(Train(output_dir="x")) == {}
+    raft = SimpleNamespace(objective=RAFT(reward=f"{file}:Mine"))
+    assert reward_digests(raft) == {f"reward {file}:Mine": before[f"reward {file}:Mine"]}
+    own = "examples/fashion_mnist/symmetry.py:symmetry"  # the package's, from any folder
+    monkeypatch.chdir(tmp_path)
+    assert reward_digests(SimpleNamespace(objective=RAFT(reward=own)))[f"reward {own}"] is not None
 
 
 def test_a_first_stage_is_told_by_its_last_checkpoint(tmp_path):

@@ -1,5 +1,7 @@
 """A model that goes on with its own best samples: what is kept, beside what, and what a resumed run reads."""
 
+import shutil
+
 import pytest
 import torch
 from PIL import ImageStat
@@ -69,6 +71,22 @@ def test_of_each_condition_the_best_sample_is_kept_and_a_resumed_run_reads_it(tm
     assert again.curated.scores == first.curated.scores
 
 
+def test_a_batch_of_another_name_is_made_again(tmp_path):
+    kept = task(tmp_path).curated.images().images
+    first, second = (tmp_path / "curated" / f"00000{k}.safetensors" for k in (0, 1))
+    shutil.copyfile(first, second)
+    assert torch.equal(task(tmp_path).curated.images().images, kept)
+
+
+def test_one_process_judges_for_all(tmp_path, monkeypatch):
+    """A judge that says another thing each time would give each process images of its own."""
+    said = [[0.0, 0.0, 1.0]] * 8
+    monkeypatch.setattr(curated.processes, "lead", lambda act: act() and said)
+    made = task(tmp_path)
+    assert made.curated.images().labels is not None
+    assert made.curated.scores == {"reward": pytest.approx(1 / 3), "reward_kept": 1.0}
+
+
 def test_a_batch_is_real_images_and_kept_samples_and_moves_the_model(tmp_path):
     made = task(tmp_path, max_train_steps=3)
     images, labels = made.drawn(0, slice(0, 8))
@@ -100,6 +118,8 @@ def test_a_choice_by_softmax_keeps_others_than_the_best(tmp_path):
         ({"objective": {"candidates": 1}}, "objective.candidates is 1, and the best of one sample is any; give 2"),
         ({"objective": {"images": 4}}, "objective.images is 4 and train_batch_size 8; keep at least as"),
         ({"initialize_from": None}, "objective.name=raft makes a model that is there better; set initialize_from"),
+        ({"objective": {"real_part": 0.95}}, "objective.real_part is 0.95, which of train_batch_size=8 is 8 real"),
+        ({"objective": {"real_part": 0.05}}, "objective.real_part is 0.05, which of train_batch_size=8 is 0 real"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path, more, said):

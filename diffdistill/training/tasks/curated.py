@@ -99,12 +99,18 @@ class CuratedImages:
             drawn = sample_batch(self.model, plan, mix(self.seed, i) % 2**32, indices, self.batch)
             samples.append(processes.gather(to_uint8(drawn), self.batch))
         images = torch.stack(samples, 1)  # (B, K, C, H, W)
-        scores = torch.stack([self._scored(images[:, i], labels) for i in range(images.shape[1])], 1).cpu()
+        scores = torch.tensor(processes.lead(lambda: self._told(images, labels)))  # judged twice it may differ
         u = torch.rand(self.batch, generator=torch.Generator().manual_seed(mix(self.seed, k, 1) % 2**63))
         best = chosen(scores, self.settings.choice, u, self.settings.scale)
         rows = torch.arange(self.batch)
         found = {"images": images.cpu()[rows, best], "reward": scores.mean(1), "reward_kept": scores[rows, best]}
         return found if labels is None else {**found, "labels": labels[: self.batch]}
+
+    def _told(self, images: Tensor, labels: Tensor | None) -> list[list[float]]:
+        """The scores `(B, K)` of images `(B, K, C, H, W)`."""
+        scores = torch.stack([self._scored(images[:, i], labels) for i in range(images.shape[1])], 1)
+        told: list[list[float]] = scores.tolist()
+        return told
 
     @torch.no_grad()
     def _scored(self, images: Tensor, labels: Tensor | None) -> Tensor:

@@ -47,7 +47,7 @@ class KeptPairs:
             with safe_open(self._file(k), framework="pt") as opened:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
                 said = opened.metadata() or {}
-            if said == self._said(tensors):
+            if said == self._said(k, tensors):
                 return tensors
         return None
 
@@ -62,15 +62,15 @@ class KeptPairs:
                 remove_leftovers(self.folder)  # of a process that was killed as it wrote
                 self._cleared = True
             with replacing(self._file(k)) as partial:
-                save_file(on_disk, partial, self._said(on_disk))
+                save_file(on_disk, partial, self._said(k, on_disk))
         except (OSError, SafetensorError) as error:
             self._writes = False
             say(f"what was made is not kept in '{self.folder}' ({reason_of(error)}): a resumed run makes it again")
 
-    def _said(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-        """What the file says of itself: safetensors carries no checksum."""
+    def _said(self, k: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """What the file says of itself: safetensors carries no checksum, and a copy may have another's name."""
         numbers = {name: _sha256(value) for name, value in tensors.items()}
-        return {"made_from": self.what, **numbers}
+        return {"made_from": self.what, "batch": str(k), **numbers}
 
 
 def read_or_made(kept: KeptPairs | None, k: int, make: Callable[[int], dict[str, Tensor]]) -> dict[str, Tensor]:
