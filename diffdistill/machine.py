@@ -22,6 +22,7 @@ TAKES_COPIES = {"cuda"}
 # (same page); from memory that is pinned it never does.
 PINS, STAGED = {"cuda"}, 1 << 16
 CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt's names for them (glibc, malloc.h)
 STOPPING = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU", "SIGBREAK")
 
 
@@ -82,6 +83,22 @@ def peak_memory() -> int:
     except ImportError:  # Windows
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep what is freed for what comes next; whether it does so: glibc, where nobody chose else.
+
+    By itself it hands the top of its memory back at the end of every training step and fetches it again, page by page,
+    in the next. The most that a process holds stays the same.
+    """
+    chosen = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys()
+    if chosen or platform.libc_ver()[0] != "glibc":
+        return False
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    # Of a larger block the pages are handed back whatever is asked for; to set either ends their growth by themselves.
+    return all([library.mallopt(MMAP_THRESHOLD, 32 << 20), library.mallopt(TRIM_THRESHOLD, (1 << 31) - 1)])
 
 
 def cores() -> int:

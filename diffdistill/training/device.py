@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffdistill.devices import default_device, fast_bf16
 from diffdistill.errors import ConfigError
-from diffdistill.machine import cores, send
+from diffdistill.machine import cores, keep_freed_memory, send
 
 
 class Device:
@@ -23,6 +23,8 @@ class Device:
                 raise ConfigError(f"num_threads is {num_threads} and there are {cores()} cores; use at most {most}")
             torch.set_num_threads(num_threads)
         self.name = default_device()
+        if self.name.type == "cpu":
+            keep_freed_memory()
         if mixed_precision == "auto":
             mixed_precision = "bf16" if fast_bf16(self.name.type) else "no"
         if mixed_precision == "fp16" and self.name.type == "cpu":

@@ -1,6 +1,7 @@
 """What a machine says of itself, and what a container leaves of it."""
 
 import os
+import platform
 import signal
 import sys
 
@@ -77,3 +78,30 @@ def test_what_is_large_is_pinned_on_its_way_to_a_device_that_takes_copies(monkey
         assert machine.send(tensor, "meta").device.type == "meta"
         machine.send(tensor, tensor.device)
     assert pinned == [1 + (1 << 14)]  # 64 KiB go at once, and what is there already needs nothing
+
+
+FREED = """
+import resource, sys
+from diffdistill.machine import keep_freed_memory
+
+def held():
+    blocks = [b"1" * (4 << 20) for _ in range(30)]
+    del blocks
+
+kept = keep_freed_memory() if sys.argv[1] == "keep" else False
+held(), held()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+held()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_freed_memory_is_kept_for_the_next_step(python):
+    """120 MB of blocks, freed and asked for again: 30,000 pages of 4 kB, unless they were kept."""
+    own, kept = (python("-c", FREED, how).out.split() for how in ("as it is", "keep"))
+    assert (own[0], kept[0]) == ("False", "True")
+    assert int(own[1]) > 10_000
+    assert int(kept[1]) < 1_000
+    chosen = python("-c", FREED, "keep", MALLOC_TRIM_THRESHOLD_="1000000").out.split()
+    assert chosen[0] == "False" and int(chosen[1]) > 10_000
