@@ -104,4 +104,5 @@ def test_freed_memory_is_kept_for_the_next_step(python):
     assert int(own[1]) > 10_000
     assert int(kept[1]) < 1_000
     chosen = python("-c", FREED, "keep", MALLOC_TRIM_THRESHOLD_="1000000").out.split()
-    assert chosen[0] == "False" and int(chosen[1]) > 10_000
+    assert chosen[0] == "False"
+    assert int(chosen[1]) > 10_000
