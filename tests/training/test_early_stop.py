@@ -152,20 +152,30 @@ def test_a_run_goes_on_by_the_protocol_of_its_evaluations(tmp_path):
     check_same_run(tmp_path, {"step": 1, "settings": settings_of(alone)}, asked(num_images=24), {})
 
 
+FALLING = 3.0, 2.0, 2.1, 2.2, 2.6, 2.0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that its figures end, and its parts."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    made, _, _ = watched(folder, *FALLING, checkpoint_every=1, keep_checkpoints=10)
+    return folder, tensors(made)
+
+
 @pytest.mark.parametrize("cut", [0, 1, 2, 3])
-def test_a_resumed_run_ends_where_one_never_stopped_does(tmp_path, cut):
-    values = 3.0, 2.0, 2.1, 2.2, 2.6, 2.0
-    whole, _, _ = watched(tmp_path / "whole", *values, checkpoint_every=1, keep_checkpoints=10)
-    watched(tmp_path / "cut", *values, checkpoint_every=1, keep_checkpoints=10)
+def test_a_resumed_run_ends_where_one_never_stopped_does(whole, tmp_path, cut):
+    shutil.copytree(whole[0], tmp_path / "cut")
     for folder in CheckpointStore(tmp_path / "cut" / "checkpoints", 10).folders():
         if int(folder.name[5:]) > cut:
             folder.rename(tmp_path / f"gone-{folder.name}")
     after = 0 if cut == 0 else cut + 1  # from the start, its evaluation is made again
     resumed, _, _ = watched(
-        tmp_path / "cut", *values, checkpoint_every=1, keep_checkpoints=10, resume_from_checkpoint="latest", done=after
-    )
-    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
-    assert same(tensors(whole), tensors(resumed))
+        tmp_path / "cut", *FALLING, checkpoint_every=1, keep_checkpoints=10, resume_from_checkpoint="latest",
+        done=after,
+    )  # fmt: skip
+    assert lines(whole[0]) == lines(tmp_path / "cut")
+    assert same(whole[1], tensors(resumed))
 
 
 def test_a_good_checkpoint_that_was_removed_is_missed_in_a_sentence(tmp_path):

@@ -3,6 +3,7 @@ absent.
 """
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -22,14 +23,28 @@ from diffdistill.training.store import MANIFEST, CheckpointStore, problem_of
 from diffdistill.training.tasks.distill import DistillTask
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run of SiD: its folder, and what its parts are at the end."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, run("sid", folder)
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The folder of a whole run, to do with as one likes, and what its parts are."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    return tmp_path / "run", finished[1]
+
+
 @pytest.mark.parametrize(
     ("kind", "steps"),
     [("train", range(1, STEPS)), ("uni_instruct", range(1, STEPS)), ("dmd2", [3]), ("f_distill", [4]), ("sid", [5])],
 )
 def test_a_run_resumed_at_any_step_is_bit_equal_to_one_never_stopped(tmp_path, kind, steps):
-    whole = run(kind, tmp_path / "whole")
+    whole = run(kind, tmp_path / "whole", checkpoint_every=1)
     assert all(torch.isfinite(value).all() for value in whole.values())
-    run(kind, tmp_path / "parts", checkpoint_every=1)
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     for step in reversed(steps):
         without(tmp_path / "parts", step)
         resumed = run(kind, tmp_path / "parts", resume_from_checkpoint="latest", checkpoint_every=1)
@@ -41,8 +56,8 @@ def test_a_run_resumed_at_any_step_is_bit_equal_to_one_never_stopped(tmp_path, k
 @pytest.mark.parametrize("student_steps", [1, 2])
 def test_a_run_that_starts_by_regression_resumes_in_both_phases(tmp_path, student_steps):
     student = {"steps": student_steps, "regression": {"steps": 3, "pairs": 8, "solver_steps": 2, "muon": {}}}
-    whole = run("sid", tmp_path / "whole", student=student)
-    run("sid", tmp_path / "parts", student=student, checkpoint_every=1)
+    whole = run("sid", tmp_path / "whole", student=student, checkpoint_every=1)
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     for step in (4, 3, 2, 1):  # 2: the pairs of step 0 are made again, those of a first epoch are not yet
         without(tmp_path / "parts", step)
         resumed = run("sid", tmp_path / "parts", student=student, resume_from_checkpoint="latest", checkpoint_every=1)
@@ -61,8 +76,8 @@ def test_seeds_differ_by_step_and_by_run():
     assert all(0 <= value < 2**63 for value in values)
 
 
-def test_resume_falls_back_to_the_newest_whole_checkpoint(tmp_path, capsys):
-    whole = run("sid", tmp_path / "run")
+def test_resume_falls_back_to_the_newest_whole_checkpoint(copied, tmp_path, capsys):
+    _, whole = copied
     without(tmp_path / "run", 4)
     newest = tmp_path / "run" / "checkpoints" / "step-000004" / "student.safetensors"
     damaged = bytearray(newest.read_bytes())
@@ -73,22 +88,19 @@ def test_resume_falls_back_to_the_newest_whole_checkpoint(tmp_path, capsys):
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
-def test_when_no_checkpoint_is_whole_nothing_starts_over(tmp_path):
-    run("sid", tmp_path / "run")
+def test_when_no_checkpoint_is_whole_nothing_starts_over(copied, tmp_path):
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
         (folder / MANIFEST).unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint .* is whole"):
         run("sid", tmp_path / "run", resume_from_checkpoint="latest")
 
 
-def test_a_checkpoint_that_is_not_there_is_a_sentence(tmp_path):
-    run("sid", tmp_path / "run")
+def test_a_checkpoint_that_is_not_there_is_a_sentence(copied, tmp_path):
     with pytest.raises(CheckpointError, match="there are step-000002, step-000004, step-000006"):
         run("sid", tmp_path / "run", resume_from_checkpoint=3)
 
 
-def test_a_checkpoint_of_another_method_is_refused(tmp_path):
-    run("sid", tmp_path / "run")
+def test_a_checkpoint_of_another_method_is_refused(copied, tmp_path):
     with pytest.raises(CheckpointError, match=r"has no discriminator.safetensors: it is of another method"):
         run("dmd2", tmp_path / "run", resume_from_checkpoint="latest")
 
@@ -96,8 +108,8 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("number", "error", "code"), [(signal.SIGTERM, Preempted, 75), (signal.SIGINT, Interrupted, 130)]
 )
-def test_a_signal_saves_at_the_step_boundary(tmp_path, monkeypatch, number, error, code):
-    whole = run("sid", tmp_path / "whole")
+def test_a_signal_saves_at_the_step_boundary(finished, tmp_path, monkeypatch, number, error, code):
+    _, whole = finished
     update = DistillTask.update
 
     def interrupted(self, step):
