@@ -70,7 +70,7 @@ def rows_of(seed: int, options: Namespace, data: ImageSet, judge: Judge) -> dict
 
 
 def main() -> None:
-    options = arguments(__doc__, steps=300, images=300)
+    options = arguments(__doc__, steps=250, images=200)
     data = pictures()
     judge = Judge(data, options.images)
     compared(options, lambda seed: rows_of(seed, options, data, judge), first="gaussian")
