@@ -12,6 +12,7 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("peft")
 
 from diffusers import DiffusionPipeline
+from export_world import student
 from tiny_text import pair_folder, pair_parquet, pair_rows, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 
 from diffdistill.cli import main
@@ -253,6 +254,14 @@ def broken(world, tmp_path, name):
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))
     return folder
+
+
+def test_a_student_is_refused(tmp_path, world, capsys):
+    """It is no denoiser at the levels that pairs are noised to."""
+    folder = student(world / "sd", tmp_path / "student")
+    assert align(world, tmp_path / "run", model=folder) == 2
+    assert "is a student, which is trained at its own levels alone" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_pipeline_without_adapter_is_refused_with_those_there_are(tmp_path, world, capsys):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffdistill.errors import CheckpointError, ConfigError
 from diffdistill.loading import load_whole
-from diffdistill.pipelines.folder import locate, read_json
+from diffdistill.pipelines.folder import locate, read_json, read_metadata
 from diffdistill.pipelines.network import held_in
 from diffdistill.pipelines.scheduler_values import read_scheduler
 from diffdistill.pipelines.text.kept import Condition
@@ -304,8 +304,8 @@ def class_of(folder: Path, part: str, entry: list[Any]) -> Any:
 def load_pipeline(model: str, precision: Precision | None = None) -> Adapter:
     """Read a pipeline folder or Hub id that `align` was tested with; precision: as of `load_adapter`.
 
-    Raises ConfigError for other classes, CheckpointError for a folder that is missing or damaged, and what
-    `load_adapter` raises.
+    Raises ConfigError for other classes and for students, CheckpointError for a folder that is missing or damaged,
+    and what `load_adapter` raises.
 
     >>> emoji = load_pipeline("builtin:emoji_teacher")
     >>> type(emoji.pipeline).__name__, emoji.image_size
@@ -321,5 +321,10 @@ def load_pipeline(model: str, precision: Precision | None = None) -> Adapter:
         raise ConfigError(
             f"'{model}' is a {name}, and align has adapters for {', '.join(aligned)}; give one of these, or name a "
             f"file with an AdapterFor(..., align=True) of your own in {PLUGINS}"
+        )
+    if read_metadata(folder).get("role") == "student":
+        raise ConfigError(
+            f"'{model}' is a student, which is trained at its own levels alone, and align trains a denoiser at all "
+            f"levels; align the diffusion model it was made from, and distil that"
         )
     return load_adapter(folder, name, model, precision=precision)
