@@ -53,8 +53,8 @@ class Rounds(Observer):
     a round's last step is that of the next round's beginning, once that is made.
     """
 
-    def __init__(self, settings: Any, evaluate: Callable[[Any], dict[str, Any]]):
-        self.metric, self.length, self.evaluate = settings.metric, settings.round_steps, evaluate
+    def __init__(self, settings: Any, measure: Callable[[TrainingRun[Any]], dict[str, Any]]):
+        self.metric, self.length, self.measure = settings.metric, settings.round_steps, measure
 
     def start(self, run: TrainingRun[Any]) -> None:
         self.judge(run)
@@ -62,7 +62,7 @@ class Rounds(Observer):
             run.store.find(run.kept_step)  # said now, not at the end of a round
 
     def after(self, run: TrainingRun[Any]) -> None:
-        if run.evaluated == run.step:
+        if run.evaluated == run.step or run.step % self.length == 0:  # a round ends, though it could not be measured
             self.judge(run)
 
     def judge(self, run: TrainingRun[Any]) -> None:
@@ -110,5 +110,4 @@ class Rounds(Observer):
                 run.record({STOPPED_FOR: best})
             tqdm.write(f"step {run.step}: the run ends, with the model of step {best}")
             run.go_back(best)
-        with run.stop.window():
-            run.evaluation = self.evaluate(run.task.averaged())
+        run.evaluation = self.measure(run)

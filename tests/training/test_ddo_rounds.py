@@ -43,7 +43,9 @@ class Figures(Watcher):
     def evaluate(self, model):
         torch.randn(3)  # a real one draws, too
         self.seen.append(weights(model))
-        return {"metrics": {"fid": {"value": self.values[len(self.seen) - 1]}}}
+        if (value := self.values[len(self.seen) - 1]) is None:
+            raise DataError("the reference is gone")
+        return {"metrics": {"fid": {"value": value}}}
 
 
 def weights(model):
@@ -79,6 +81,17 @@ def test_a_round_without_a_better_model_ends_the_run(tmp_path):
     run = go(task, made, tmp_path, Figures(5.0, 6.0, 5.0, 0.0))
     assert (run.step, run.went_back) == (ROUND, 0)
     assert torch.equal(weights(task.averaged()), weights(tiny_teacher(seed=1)))
+
+
+def test_a_round_whose_end_is_not_measured_ends_all_the_same(tmp_path):
+    """Its best evaluation is what the next begins with, and what is published, though that is not measured again."""
+    made, task = ddo(tmp_path, max_train_steps=2 * ROUND)
+    figures = Figures(5.0, 3.0, None, 4.0, None, None)
+    run = go(task, made, tmp_path, figures)
+    assert (run.step, run.went_back, run.kept_step, run.evaluation) == (2 * ROUND, 1, 1, {})
+    assert torch.equal(weights(task.averaged()), figures.seen[1])
+    losses = [line["ddo/loss"] for line in lines(tmp_path) if "ddo/loss" in line]
+    assert losses[ROUND] == pytest.approx(3 * math.log(2), rel=1e-6)  # the reference itself begins the round
 
 
 class Table(Watcher):
