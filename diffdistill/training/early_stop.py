@@ -19,18 +19,15 @@ class EarlyStopObserver(Observer):
 
     It is read from the log of the run, so that a resumed run decides as one never stopped.
 
-    measure: the figures of a run as it is, {} where there can be none. scores: those that rewards or judges give;
-    raises ConfigError for another of their kind.
+    scores: the figures that rewards or judges give; raises ConfigError for another of their kind.
     """
 
-    def __init__(
-        self, settings: EarlyStop, measure: Callable[[TrainingRun[Any]], dict[str, Any]], scores: Collection[str]
-    ):
+    def __init__(self, settings: EarlyStop, evaluate: Callable[[Any], dict[str, Any]], scores: Collection[str]):
         if "/" in settings.metric and settings.metric not in scores:
             raise ConfigError(
                 f"evaluation.stop.metric is '{settings.metric}', and what scores is {', '.join(scores)}; watch one"
             )
-        self.settings, self.measure = settings, measure
+        self.settings, self.evaluate = settings, evaluate
 
     def start(self, run: TrainingRun[Any]) -> None:
         self.judge(run)
@@ -49,7 +46,8 @@ class EarlyStopObserver(Observer):
                 run.record({STOPPED_FOR: run.kept_step})
             tqdm.write(f"step {run.step}: evaluation.stop ends the run, with the model of step {run.kept_step}")
             run.go_back(run.kept_step)
-        run.evaluation = self.measure(run)
+        with run.stop.window():
+            run.evaluation = self.evaluate(run.task.averaged())
 
     def verdict(self, log: Path) -> tuple[int | None, bool]:
         """`(good, fallen)` by the evaluations in the log.

@@ -54,7 +54,7 @@ class Monitor(Protocol[Model_contra]):
 def usual_observers(config: Run, monitor: Monitor[Any]) -> list[Observer]:
     """Those of every run; raises ConfigError where early stop watches a score that is not measured."""
     stop, measuring = config.evaluation.stop, EvaluationObserver(monitor)
-    ends: list[Observer] = [] if stop is None else [EarlyStopObserver(stop, measuring.measured, monitor.scores)]
+    ends: list[Observer] = [] if stop is None else [EarlyStopObserver(stop, monitor.evaluate, monitor.scores)]
     objective = getattr(config, "objective", None)
     if objective is not None and objective.in_rounds:
         ends.append(Rounds(objective, measuring.measured))
