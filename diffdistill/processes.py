@@ -60,9 +60,8 @@ def _distributed() -> Any:
 
 def _joined() -> bool:
     """Whether there is a group; one that nobody has imported torch for is none, and asking imports nothing."""
-    if "torch.distributed" not in sys.modules:
-        return False
-    return _distributed().is_available() and bool(_distributed().is_initialized())
+    there = "torch.distributed" in sys.modules and _distributed().is_available()
+    return there and bool(_distributed().is_initialized())
 
 
 def size() -> int:
