@@ -14,6 +14,7 @@ from diffdistill.process import per_sample, prediction_of
 if TYPE_CHECKING:
     from diffdistill.config.align import LossSpace
 
+KINDS = ("epsilon", "sample", "v_prediction")  # of networks that are told a training step
 ModelFunction = Callable[[Tensor, Tensor, Any], Tensor]
 
 
@@ -131,7 +132,7 @@ def noise_pairs(
 def times(scheduler: Any, u: Tensor, shift: float | None) -> tuple[Tensor, Tensor, Tensor, str]:
     """`(t, alpha, sigma, kind)` at u; t in the units of the network, alpha and sigma float64."""
     steps = scheduler.config.num_train_timesteps
-    if hasattr(scheduler, "alphas_cumprod"):
+    if getattr(scheduler.config, "prediction_type", None) in KINDS and hasattr(scheduler, "alphas_cumprod"):
         t = (u * steps).long().clamp(max=steps - 1)
         abar = send(scheduler.alphas_cumprod.to(finest(u.device)), u.device)[t]
         return t, abar.sqrt(), (1 - abar).sqrt(), scheduler.config.prediction_type

@@ -109,7 +109,7 @@ class PairLora(Lora):
 class Align(Run):
     """`diffdistill align`: preference alignment of a text-to-image pipeline from pairs."""
 
-    model: str = Field(description="folder or Hub id of a Stable Diffusion pipeline: 1, 2, XL or 3")
+    model: str = Field(description="folder or Hub id of a text-to-image pipeline")
     train_batch_size: Count = Field(16, description="pairs a step")
     micro_batch_size: Count | None = Field(None, description="pairs in one call of the network; null: all of a step's")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")

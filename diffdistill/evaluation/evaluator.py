@@ -359,6 +359,9 @@ def _known(names: Sequence[str], rewards: Sequence[Reward]) -> tuple[Metric, ...
     if not names and not rewards:
         raise ConfigError(f"no metric is asked for: choose of {', '.join(metrics())}")
     rows = tuple(metric(name) for name in names)
+    for row in rows:
+        if any(other.name == row.name and other is not row for other in rows):
+            raise ConfigError(f"two metrics of different files are called '{row.name}'; give each a name of its own")
     if of_models := [row.name for row in rows if row.probe is not None]:
         raise ConfigError(f"metric '{of_models[0]}' is of a model, not of images: evaluate(model=...) measures it")
     return rows

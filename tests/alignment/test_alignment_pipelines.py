@@ -25,8 +25,12 @@ def pictures():
     return [picture(("tall", png(60, (40, 20))), 16), picture(("wide", png(200, (16, 24))), 16)]
 
 
+ELSEWHERE = {"Flux", "PixArt", "ReadOff"}  # test_alignment_classes.py
+
+
 def test_every_adapter_is_tested(models):
-    assert {type(model) for model in models.values()} == {row.adapter for row in ADAPTERS.rows().values() if row.align}
+    rows = {row.adapter.__name__ for row in ADAPTERS.rows().values()}
+    assert {type(model).__name__ for model in models.values()} == rows - ELSEWHERE
     assert {model.image_size for model in models.values()} == {16}
 
 

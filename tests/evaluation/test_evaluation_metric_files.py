@@ -232,3 +232,7 @@ def test_a_metric_named_in_the_call_is_not_called_like_another():
     assert metric("fid").label == "FID"
     Path("own.py").write_text(FILE)
     assert metric("own.py:METRIC") is metric("own.py:METRIC")  # named twice it is the same
+    Path("other.py").write_text(FILE)
+    with pytest.raises(ConfigError, match="two metrics of different files are called 'grey_value'"):
+        Evaluator(metrics=["own.py:METRIC", "other.py:METRIC"])
+    assert metric("other.py:METRIC").name == "grey_value"  # in a call of its own

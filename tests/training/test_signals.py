@@ -195,7 +195,8 @@ def test_a_signal_while_libraries_are_loaded_is_obeyed(tmp_path, words, name, co
     # A library in the place of the verb's own modules, which take seconds.
     library = HALF_MADE.format(name=name) + "run = train\n"
     script = (
-        "import sys, runpy\n"
+        "import signal, sys, runpy\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells let what they start behind ignore it
         "from importlib.util import spec_from_loader\n"
         "class Finder:\n"
         "    def find_spec(self, name, *more):\n"

@@ -266,7 +266,7 @@ def test_the_pipeline_of_the_page(snippets, monkeypatch):
         return (x_t + timestep, cond)
 
     assert row.adapter.predict(mine, network, torch.ones(2), torch.ones(2), {"a": 1}).tolist() == [2, 2]
-    assert not row.align
+    assert row.align
 
 
 def test_the_features_of_the_page(snippets):

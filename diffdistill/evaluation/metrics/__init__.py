@@ -166,7 +166,7 @@ def metrics() -> dict[str, Metric]:
 
 
 def metric(name: str) -> Metric:
-    """The metric of that name, or of `FILE.py:NAME`, which is known by its own name from then on.
+    """The metric of that name, or of `FILE.py:NAME`, which is known by its own name from then on, until a later one.
 
     Raises ConfigError where there is none, with the names there are.
 
@@ -179,7 +179,7 @@ def metric(name: str) -> Metric:
     if name in (known := metrics()):
         return known[name]
     row = METRICS.get(name)
-    if known.get(row.name, row) is not row:
+    if METRICS.rows().get(row.name, row) is not row:
         raise ConfigError(f"'{name}' calls its metric '{row.name}', as another is called; give it a name of its own")
     _GIVEN[row.name] = row
     return row

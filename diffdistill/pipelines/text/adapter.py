@@ -177,7 +177,7 @@ class TransformerAdapter(Adapter):
 
 @dataclass(frozen=True)
 class AdapterFor:
-    """A pipeline class of diffusers, its adapter, and whether `align` was tested with it.
+    """A pipeline class of diffusers, its adapter, and whether `align` may train it.
 
     >>> from diffdistill.pipelines.text.adapter import TransformerAdapter
     >>> class Mine(TransformerAdapter):
@@ -186,12 +186,12 @@ class AdapterFor:
     ...         return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
     >>> ADAPTER = AdapterFor("MyPipeline", Mine)
     >>> ADAPTER.adapter.part, ADAPTER.align
-    ('transformer', False)
+    ('transformer', True)
     """
 
     name: str
     adapter: type[Adapter]
-    align: bool = False
+    align: bool = True
 
 
 # The name under which the adapter of every class stands that has none of its own.
@@ -302,25 +302,25 @@ def class_of(folder: Path, part: str, entry: list[Any]) -> Any:
 
 
 def load_pipeline(model: str, precision: Precision | None = None) -> Adapter:
-    """Read a pipeline folder or Hub id that `align` was tested with; precision: as of `load_adapter`.
+    """Read a pipeline folder or Hub id that `align` can train; precision: as of `load_adapter`.
 
-    Raises ConfigError for other classes and for students, CheckpointError for a folder that is missing or damaged,
-    and what `load_adapter` raises.
+    Raises ConfigError for a class whose adapter is not for it and for students, CheckpointError for a folder that is
+    missing or damaged, and what `load_adapter` raises.
 
     >>> emoji = load_pipeline("builtin:emoji_teacher")
     >>> type(emoji.pipeline).__name__, emoji.image_size
     ('StableDiffusionPipeline', 32)
     >>> load_pipeline("builtin:fashion_mnist_teacher")
     Traceback (most recent call last):
-    diffdistill.errors.ConfigError: 'builtin:fashion_mnist_teacher' is a ConsistencyModelPipeline, and align has ...
+    diffdistill.errors.ConfigError: 'builtin:fashion_mnist_teacher' is a ConsistencyModelPipeline, and there are ...
     """
     folder = locate(model)
     name = str(read_json(folder / "model_index.json").get("_class_name"))
-    aligned = [row.name for row in ADAPTERS.rows().values() if row.align]
-    if name not in aligned:
+    rows = ADAPTERS.rows()
+    if not rows.get(name, rows[ANY_OTHER]).align:
         raise ConfigError(
-            f"'{model}' is a {name}, and align has adapters for {', '.join(aligned)}; give one of these, or name a "
-            f"file with an AdapterFor(..., align=True) of your own in {PLUGINS}"
+            f"'{model}' is a {name}, and its adapter is not for align; give another model, or name a file with an "
+            f"AdapterFor of your own in {PLUGINS}"
         )
     if read_metadata(folder).get("role") == "student":
         raise ConfigError(

@@ -1,5 +1,6 @@
 """A pipeline in an aligning run: margins of held-out pairs at fixed noise, grids of their captions, judges."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.alignment import bernoulli_link, noise_pairs
+from diffdistill.alignment import bernoulli_link
 from diffdistill.alignment.mapo import accuracy
 from diffdistill.data.pairs import PairSet
 from diffdistill.data.prompts import spread
@@ -54,16 +55,19 @@ class PairMonitor:
     def draw(self, prompts: Sequence[str], numbers: Sequence[int]) -> Tensor:
         """Images `(B, 3, H, W)` in [0, 1] of the network as it is; of number i from the seed and i alone."""
         settings, pipeline = self.settings, self.task.model.pipeline
+        # PixArt's draws at the nearest of the sizes it was trained at, and resizes.
+        sized = "use_resolution_binning" in inspect.signature(pipeline.__call__).parameters
         self.task.model.wake()
         with self.task.device.autocast():
             images = pipeline(
-                list(prompts),
+                prompt=list(prompts),
                 height=self.task.size,
                 width=self.task.size,
                 num_inference_steps=settings.sampling_steps,
                 guidance_scale=settings.guidance_scale,
                 generator=[torch.Generator().manual_seed(image_seed(settings.seed, i)) for i in numbers],
                 output_type="pt",
+                **({"use_resolution_binning": False} if sized else {}),
             ).images
         return images.float().cpu()
 
@@ -136,7 +140,7 @@ class PairMonitor:
                     ]
                 )
                 u = torch.full((len(pairs),), (level + 0.5) / settings.levels)
-                noised = noise_pairs(task.model.scheduler, *latents, noise=noise, u=u)
+                noised = task.noised(torch.cat(latents), noise=noise, u=u)
                 pair_losses = noised.losses(task.predict(task.network, noised, cond), task.config.method.loss_space)
                 losses.append(torch.stack(pair_losses).cpu())
         return self._means(losses)

@@ -27,7 +27,6 @@ from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.kept import Condition
 from diffdistill.pipelines.text.lora import AdaptedNetwork, SharedWeights
 from diffdistill.pipelines.text.moments import Moments, moments_of
-from diffdistill.pipelines.text.texts import rows_of
 from diffdistill.training.attention import Networks
 from diffdistill.training.device import Device
 from diffdistill.training.flat import Parts
@@ -53,7 +52,7 @@ class AlignTask:
 
     def __init__(self, config: Align, model: Adapter, pairs: PairSet, device: Device):
         self.config, self.model, self.pairs, self.device = config, model, pairs, device
-        self.size = config.data.image_size or model.image_size
+        self.size = model.image_size = config.data.image_size or model.image_size
         self.moments: Moments | None = None
         # Without dropout, in training as in use: two networks are compared, or one with what it was.
         self.network = model.network.eval()
@@ -124,12 +123,11 @@ class AlignTask:
         blank = blank_like(moments.chunk(2, dim=1)[0], 2 * count)
         latents = self.model.latents(moments, rows_of_pairs(torch.randn_like(blank), mine))
         u, noise = torch.rand(count, device=latents.device), torch.randn_like(blank[:count])
-        noised = noise_pairs(self.model.scheduler, *latents.chunk(2), u=u[mine], noise=noise[mine])
-        cond = self.model.conditions([pair.text for pair in pairs] * 2, pictures)
+        noised = self.noised(latents, u=u[mine], noise=noise[mine])
         ties = torch.tensor([pair.tie for pair in pairs])
         self.updater.begin(step)
         metrics: Metrics = {}
-        batch = [(noised.part(rows), part_of(cond, rows)) for rows in parts]
+        batch = [(noised.part(rows), self.conditions(pairs, pictures, rows)) for rows in parts]
         known, robust = self._ahead(batch, ties, parts)
         for some, rows, before in zip(batch, parts, known, strict=True):
             errors = self.errors(*some, before)
@@ -188,9 +186,22 @@ class AlignTask:
         with self._as_reference() as reference:
             return noised.losses(self.predict(reference, noised, cond), self.config.method.loss_space)
 
+    def conditions(self, pairs: Sequence[Pair], pictures: Sequence[Picture], rows: slice) -> Condition:
+        """Of some of the pairs, wanted images first."""
+        half = len(pictures) // 2
+        mine = [*pictures[:half][rows], *pictures[half:][rows]]
+        return self.model.conditions([pair.text for pair in pairs[rows]] * 2, mine)
+
+    def noised(self, latents: Tensor, **drawn: Any) -> NoisedPairs:
+        """Both images of pairs, wanted ones first, as `noise_pairs` noises them at the shift of their size."""
+        scheduler = self.model.scheduler
+        shift = None if hasattr(scheduler, "alphas_cumprod") else self.model.shift()
+        return noise_pairs(scheduler, *latents.chunk(2), shift=shift, **drawn)
+
     def predict(self, network: Any, noised: NoisedPairs, cond: Condition) -> Tensor:
+        """As many channels as the images have: networks with learned variance append it as further ones."""
         with self.device.autocast():
-            return self.model.predict(network, noised.x_t, noised.t, cond)
+            return self.model.predict(network, noised.x_t, noised.t, cond)[:, : noised.x_t.shape[1]]
 
     @torch.no_grad()
     def example(self) -> Tensor:
@@ -198,9 +209,9 @@ class AlignTask:
         pair = self.pairs.pairs[0]
         pictures = pictures_of([pair], self.size)
         latents = self.model.latents(self.model.moments(pictures))
-        noised = noise_pairs(self.model.scheduler, *latents.chunk(2), generator=torch.Generator().manual_seed(0))
+        noised = self.noised(latents, generator=torch.Generator().manual_seed(0))
         cond = self.model.conditions([pair.text] * 2, pictures)
-        return self.model.predict(self.network, noised.x_t, noised.t, cond)
+        return self.predict(self.network, noised, cond)
 
     def networks(self) -> Networks:
         return {"network": (self.network, self.example)}
@@ -221,7 +232,3 @@ def pictures_of(pairs: Sequence[Pair], size: int, flips: Tensor | None = None) -
     if flips is None:
         return pictures
     return [one.mirrored() if flip else one for one, flip in zip(pictures, flips.tolist() * 2, strict=True)]
-
-
-def part_of(cond: Condition, rows: slice) -> Condition:
-    return rows_of(cond, lambda values: rows_of_pairs(values, rows))

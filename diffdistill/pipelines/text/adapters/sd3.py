@@ -19,4 +19,4 @@ class StableDiffusion3(TransformerAdapter):
         return network(hidden_states=x_t, timestep=t, **cond, return_dict=False)[0]
 
 
-ADAPTER = AdapterFor("StableDiffusion3Pipeline", StableDiffusion3, align=True)
+ADAPTER = AdapterFor("StableDiffusion3Pipeline", StableDiffusion3)

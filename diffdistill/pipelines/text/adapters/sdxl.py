@@ -36,4 +36,4 @@ class StableDiffusionXL(Adapter):
         }
 
 
-ADAPTER = AdapterFor("StableDiffusionXLPipeline", StableDiffusionXL, align=True)
+ADAPTER = AdapterFor("StableDiffusionXLPipeline", StableDiffusionXL)

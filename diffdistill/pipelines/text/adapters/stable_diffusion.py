@@ -2,4 +2,4 @@
 
 from diffdistill.pipelines.text.adapter import Adapter, AdapterFor
 
-ADAPTER = AdapterFor("StableDiffusionPipeline", Adapter, align=True)
+ADAPTER = AdapterFor("StableDiffusionPipeline", Adapter)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffdistill.data import to_model_range
 from diffdistill.errors import ConfigError
 from diffdistill.pipelines.text.adapter import Adapter
 from diffdistill.pipelines.text.calls.check import check
@@ -19,11 +20,12 @@ from diffdistill.pipelines.text.calls.reading import Reading, map_of, read
 from diffdistill.pipelines.text.calls.stage import SHORT, Stage
 from diffdistill.pipelines.text.calls.watch import Wish, quiet
 from diffdistill.pipelines.text.kept import Condition, Kept, Prompt
-from diffdistill.pipelines.text.latents import cast_frozen
-from diffdistill.pipelines.text.texts import Size
+from diffdistill.pipelines.text.latents import Pixels, cast_frozen
+from diffdistill.pipelines.text.texts import Cutting, Size
 from diffdistill.precision import OWN, Precision, dtype_of
 
 PARTS = ("transformer", "unet")
+NO_VARIANCE = -30.0  # as a logarithm
 
 
 class ReadOff(Adapter):
@@ -248,6 +250,18 @@ class ReadOff(Adapter):
             found = self.pipeline.vae.encode(image.unsqueeze(2) if video else image)
             rows.append(back((found.latent if hasattr(found, "latent") else found.latent_dist.mode()).float()))
         return torch.cat(rows)
+
+    def moments(self, pictures: Sequence[Pixels]) -> Tensor:
+        """The mean latents of `encode`, without a variance: what it is in the pipeline's own units is not read."""
+        mean = torch.cat([self.encode(to_model_range(picture.pixels[None])) for picture in pictures])
+        return torch.cat([mean, torch.full_like(mean, NO_VARIANCE)], 1)
+
+    def latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The mean, whatever the noise."""
+        return moments.chunk(2, 1)[0]
+
+    def conditions(self, prompts: Sequence[str], pictures: Sequence[Cutting]) -> Condition:
+        return self.joined(prompts)
 
     def decode(self, latents: Tensor) -> Tensor:
         self.wake("vae")
