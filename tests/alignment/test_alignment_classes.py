@@ -1,6 +1,8 @@
 """Pipelines beyond Stable Diffusion's: what `align` makes of a pair is what their denoiser says, and it runs."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ pytest.importorskip("peft")
 
 import tiny_unadapted
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from tiny_text import flux, pair_parquet, pixart
 
 from diffdistill.alignment.pairs import times
@@ -66,6 +69,21 @@ def test_the_error_of_a_pair_is_that_of_the_models_denoiser(world, kind):
         x0 = model(noised.x_t / per_sample(alpha, noised.x_t), sigma / alpha, cond)
     want = (x0 - latents).square().flatten(1).mean(1)
     torch.testing.assert_close(torch.cat([errors.win, errors.lose]), want, rtol=2e-3, atol=1e-4)
+
+
+def test_flux_is_noised_at_the_shift_of_its_size(world):
+    """Which its scheduler's own, 3 here, is not: diffusers' pipeline computes it of the number of tokens."""
+    model = load_pipeline(str(made(world, "flux")))
+    model.image_size = 16
+    task = SimpleNamespace(model=model)
+    noised = AlignTask.noised(task, torch.zeros(2, *model.latent_shape), u=torch.tensor([0.5]))
+    config = model.scheduler.config
+    mu = calculate_shift(
+        16, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
+    )  # fmt: skip
+    factor = math.exp(mu)
+    assert abs(factor - config.shift) > 0.5
+    assert noised.sigma.tolist() == pytest.approx([factor / (1 + factor)] * 2)
 
 
 @pytest.mark.parametrize("kind", MAKERS)

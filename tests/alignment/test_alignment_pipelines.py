@@ -1,5 +1,7 @@
 """What the adapters hand to the network is what the stock pipelines do."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from tiny_text import png, stable_diffusion, stable_diffusion_3, stable_diffusio
 from diffdistill.data import to_model_range
 from diffdistill.data.pairs import picture
 from diffdistill.pipelines.text.adapter import ADAPTERS, load_pipeline
+from diffdistill.training.tasks.align import AlignTask
 
 MAKERS = {"sd": stable_diffusion, "sdxl": stable_diffusion_xl, "sd3": stable_diffusion_3}
 
@@ -57,6 +60,19 @@ def test_sdxl_is_told_of_each_image_and_not_of_the_pair(models, pictures):
     cond = models["sdxl"].conditions(["a", "a"], pictures)
     assert cond["added_cond_kwargs"]["time_ids"].tolist() == [[40, 20, 8, 0, 16, 16], [16, 24, 0, 4, 16, 16]]
     assert cond["added_cond_kwargs"]["time_ids"].dtype == torch.float32
+
+
+def test_a_part_of_the_pairs_has_its_own_texts_and_sizes(models, pictures):
+    tall, wide = pictures
+    pairs = [SimpleNamespace(text=text) for text in ("a", "b", "c")]
+    whole = [tall, wide, tall, wide, wide, tall]
+    task = SimpleNamespace(model=models["sdxl"])
+    part = AlignTask.conditions(task, pairs, whole, slice(1, 3))
+    expected = models["sdxl"].conditions(["b", "c", "b", "c"], [wide, tall, wide, tall])
+    assert torch.equal(part["encoder_hidden_states"], expected["encoder_hidden_states"])
+    assert torch.equal(part["added_cond_kwargs"]["time_ids"], expected["added_cond_kwargs"]["time_ids"])
+    other = AlignTask.conditions(task, pairs, whole, slice(0, 2))
+    assert not torch.equal(part["added_cond_kwargs"]["time_ids"], other["added_cond_kwargs"]["time_ids"])
 
 
 def test_a_prompt_is_encoded_once(models, pictures, monkeypatch):
