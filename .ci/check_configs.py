@@ -155,10 +155,11 @@ def runs_here(verb: str, config: Any) -> bool:
     return all(map(find_spec, ["transformers", "peft"] if verb == "align" else ["transformers"] if draws else []))
 
 
-def image_set(folder: Path, shape: tuple[int, int, int], classes: int) -> str:
-    """Random images, of labels spread over all classes."""
-    images = np.random.default_rng(0).integers(0, 256, (80, *shape), dtype=np.uint8)
-    np.savez(folder / "images.npz", images=images, labels=np.arange(80) * (classes - 1) // 79)
+def image_set(folder: Path, shape: tuple[int, int, int], classes: int, whole: bool) -> str:
+    """Random images, of labels spread over all classes; whole: at least one of each."""
+    count = max(80, classes) if whole else 80
+    images = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=images, labels=np.arange(count) * (classes - 1) // (count - 1))
     return f"data.path={folder / 'images.npz'}"
 
 
@@ -197,7 +198,7 @@ def overrides_of(verb: str, config: Any, teacher: Teacher, folder: Path) -> list
     if teacher.make is not None:
         words.append(f"{START[verb]}={teacher.make(folder / 'teacher')}")
     if teacher.images is not None and not config.data.path.startswith("builtin:"):
-        words.append(image_set(folder, *teacher.images))
+        words.append(image_set(folder, *teacher.images, whole=verb == "train" and config.objective.name == "ddo"))
     elif teacher.make is not None and verb == "align":
         words += [f"data.path={tiny_pipelines().pair_folder(folder / 'pairs')}", "data.image_size=null"]
     elif teacher.make is not None:
